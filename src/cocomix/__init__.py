@@ -1,0 +1,20 @@
+"""CoCoMix: pretrain language models that think in continuous concepts."""
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cocomix.errors import InputError
+from cocomix.models.causal_lm import CoCoMixForCausalLM, CoCoMixOutput
+from cocomix.models.configuration import CoCoMixConfig
+from cocomix.models.reference_checkpoint import load_reference_checkpoint
+
+__version__ = "0.1.0"
+__all__ = [
+    "CoCoMixConfig",
+    "CoCoMixForCausalLM",
+    "CoCoMixOutput",
+    "InputError",
+    "load_reference_checkpoint",
+]
+
+AutoConfig.register(CoCoMixConfig.model_type, CoCoMixConfig)
+AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM)

@@ -1,0 +1,202 @@
+"""The command line: commands to functions, and a person's mistakes to one line each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cocomix import __version__
+from cocomix.console import say, show
+from cocomix.errors import InputError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+class RecipeCommand(NamedTuple):
+    """A command that runs a recipe up to one of its stages."""
+
+    summary: str
+    until: str
+
+
+RECIPE_COMMANDS = {
+    "run": RecipeCommand("run a whole recipe: from text to compared models", "report"),
+    "data": RecipeCommand("run a recipe up to the corpus: text, tokenizer, packed blocks", "corpus"),
+    "teacher": RecipeCommand("run a recipe up to the teacher", "teacher"),
+    "sae": RecipeCommand("run a recipe up to the sparse autoencoder", "sae"),
+    "label": RecipeCommand("run a recipe up to the concept labels", "labels"),
+    "train": RecipeCommand("run a recipe up to the students, without the report", "students"),
+}
+QUICKSTART = "quickstart"
+COMPARE = "compare"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0; 2 for a mistake in the input, one line each on stderr; 130 when interrupted.
+    """
+    _quiet_libraries()
+    try:
+        return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except InputError as error:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"cocomix: {line}\n")
+        return USER_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("\ncocomix: interrupted; the same command goes on from here\n")
+        return INTERRUPTED
+
+
+def _quiet_libraries() -> None:
+    """Our own progress bars and lines say it all; the libraries' are kept for errors."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(sae_lens|transformer_lens|torch|jsonargparse)\b.*")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cocomix",
+        description="Pretrain language models that think in continuous concepts.",
+        epilog="Every recipe key is also an option: --training.max_tokens 1000000. COMMAND --help lists them.",
+    )
+    parser.add_argument("--version", action="version", version=f"cocomix {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, summary: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=summary, add_help=name == COMPARE)
+        command.add_argument("--json", action="store_true", help="print the results as JSON")
+        return command
+
+    add(QUICKSTART, "run the quickstart recipe: a small comparison from text that every machine has")
+    for name, (summary, _) in RECIPE_COMMANDS.items():
+        command = add(name, summary)
+        command.add_argument("recipe", metavar="RECIPE", help="recipe file (YAML)")
+        if name == "train":
+            command.add_argument("--only", metavar="NAME", help="train just this student")
+    command = add(COMPARE, "compare finished runs on the same corpus")
+    command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a trained model")
+    command.add_argument("--output", metavar="FOLDER", type=Path, help="write the report there")
+    return parser
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else ""
+    if command in (QUICKSTART, *RECIPE_COMMANDS) and {"-h", "--help"} & set(arguments):
+        return _recipe_help(command)
+    options, overrides = _parser().parse_known_args(arguments)
+    if options.command == COMPARE:
+        return _compare(options, overrides)
+
+    from cocomix.recipe import load_recipe
+
+    path = quickstart_recipe() if command == QUICKSTART else options.recipe
+    recipe = load_recipe(path, overrides)
+    until = "report" if command == QUICKSTART else RECIPE_COMMANDS[command].until
+
+    from cocomix import workflow
+
+    if until == "report":
+        _show_results(workflow.run_recipe(recipe), Path(recipe.output), str(path), options.json)
+        return 0
+    pipeline = workflow.run_until(recipe, until, getattr(options, "only", None))
+    records = {stage.name: stage.record().summary for stage in pipeline.stages() if stage.is_done()}
+    if options.json:
+        show(json.dumps(records, indent=2))
+    else:
+        say(f"Done: {pipeline.folder}")
+    return 0
+
+
+def quickstart_recipe() -> Path:
+    """The quickstart recipe: of the checkout, or of the installed package."""
+    checkout = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+    return checkout if checkout.is_file() else Path(str(resources.files("cocomix") / "recipes" / "quickstart.yaml"))
+
+
+def _recipe_help(command: str) -> int:
+    from jsonargparse import ArgumentParser
+
+    from cocomix.recipe import add_recipe_arguments
+
+    summary = RECIPE_COMMANDS[command].summary if command != QUICKSTART else "run the quickstart recipe"
+    recipe = "" if command == QUICKSTART else " RECIPE"
+    only = " [--only NAME]" if command == "train" else ""
+    parser = ArgumentParser(
+        prog=f"cocomix {command}",
+        usage=f"cocomix {command}{recipe}{only} [--json] [--KEY VALUE ...]",
+        description=f"{summary}. Every key of the recipe can be overridden by an option:",
+    )
+    add_recipe_arguments(parser)
+    parser.print_help()
+    return 0
+
+
+def _compare(options: argparse.Namespace, unknown: list[str]) -> int:
+    if unknown:
+        raise InputError(f"unknown option {unknown[0]}; see cocomix compare --help")
+
+    from cocomix import workflow
+
+    results = workflow.compare(options.runs, options.output)
+    if options.json:
+        show(json.dumps(results, indent=2))
+    else:
+        _show_tables(results)
+        if options.output:
+            show(f"\nReport: {options.output / 'report.html'}")
+    return 0
+
+
+def _show_tables(results: dict[str, Any]) -> None:
+    from cocomix.evaluation.report import comparison_sentences, concepts_table, students_table
+
+    show("\n" + students_table(results["students"]))
+    if concepts := concepts_table(results["students"]):
+        show("\n" + concepts)
+    for sentence in comparison_sentences(results):
+        show("\n" + sentence.replace("`", ""))
+
+
+def _show_results(results: dict[str, Any], folder: Path, recipe: str, as_json: bool) -> None:
+    if as_json:
+        show(json.dumps(results, indent=2))
+        return
+
+    from cocomix.evaluation.report import caveats
+    from cocomix.workflow import program
+
+    _show_tables(results)
+    show("\n" + caveats(results)[0])
+    show(f"\nReport:  {folder / 'report' / 'report.html'}\nFigures: {folder / 'report' / 'results.json'}")
+    show("Models:  " + "  ".join(str(folder / "students" / name) for name in results["students"]))
+    mixed = next((name for name, run in results["students"].items() if run["method"] == "cocomix"), None)
+    if mixed is None:
+        return
+    call, model = program(), folder / "students" / mixed
+    show(
+        "\nThree things to try next:\n"
+        f"  {call} run {recipe} --students.{mixed}.mixer.mixing add --output {folder}-add\n"
+        f"  {call} run {recipe} --corpus.source PATH/TO/YOUR/TEXT --output {folder}-mine\n"
+        f"  {call} compare {model} {folder}-add/students/{mixed} --output {folder}-mixings"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Which concepts a frozen teacher used at each token: tap, encode, attribute, label."""

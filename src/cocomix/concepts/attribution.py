@@ -1,0 +1,126 @@
+"""Which of a token's active latents are its concepts (DESIGN section 2, "Concept extraction").
+
+B sequences, T tokens, d teacher width, k active latents per token, A labels per token.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cocomix.concepts.sae import Latents, SparseAutoencoder
+from cocomix.concepts.teacher import check_teacher_layer, freeze, tapped_residual
+from cocomix.errors import InputError
+from cocomix.models.backbones import decoder_blocks
+from cocomix.models.losses import IGNORE
+
+SELECTIONS = ("attribution", "attribution_abs", "attribution_negative", "activation")
+GATHER_BUFFER_BYTES = 128 * 2**20
+"""The gathered decoder directions, (chunk, k, d), stay below this size."""
+
+
+class ConceptLabels(NamedTuple):
+    """The concepts of each token, the most influential first."""
+
+    ids: Tensor
+    """(B, T, A) latent ids, int64; −100 in a slot for which no active latent is left."""
+    scores: Tensor
+    """(B, T, A) the criterion by which they were chosen; 0 where there is no label. Attributions are
+    in nats of the mean loss over the batch's predicted tokens."""
+
+
+def attribution_scores(latents: Latents, gradient: Tensor, W_dec: Tensor) -> Tensor:
+    """s_i = a_i · ⟨g, W_dec[i]⟩ of the k active latents of each token, (..., k).
+
+    The linear estimate of what latent i added to the loss: gradient (..., d) against its direction
+    in W_dec (d_sae, d). Only k rows are gathered per token, never all d_sae.
+    """
+    indices, g = latents.indices.flatten(0, -2), gradient.flatten(0, -2)
+    chunk = max(1, GATHER_BUFFER_BYTES // (indices.shape[-1] * W_dec.shape[-1] * W_dec.element_size()))
+    along = [
+        torch.einsum("nkd,nd->nk", W_dec[ids], part)
+        for ids, part in zip(indices.split(chunk), g.split(chunk), strict=True)
+    ]
+    return latents.values * torch.cat(along).view(latents.values.shape)
+
+
+def select_labels(
+    latents: Latents, attribution: Tensor, has_target: Tensor, labels_per_token: int, selection: str
+) -> ConceptLabels:
+    """The A active latents with the largest criterion.
+
+    Args:
+        latents: (B, T, k); a latent is active where its value is above 0.
+        attribution: (B, T, k) scores s.
+        has_target: (B, T) bool; other tokens have no gradient and get no label.
+        labels_per_token: A.
+        selection: `attribution` (largest s: concepts whose increase raises the loss, as published),
+            `attribution_negative` (smallest s), `attribution_abs` (largest |s|), `activation` (largest a).
+    """
+    criterion = {
+        "attribution": attribution,
+        "attribution_negative": -attribution,
+        "attribution_abs": attribution.abs(),
+        "activation": latents.values,
+    }[selection]
+    eligible = (latents.values > 0) & has_target.unsqueeze(-1)
+    kept = criterion.masked_fill(~eligible, -torch.inf).topk(min(labels_per_token, criterion.shape[-1]), dim=-1)
+    found = kept.values > -torch.inf
+    ids = latents.indices.gather(-1, kept.indices).masked_fill(~found, IGNORE)
+    scores = kept.values.masked_fill(~found, 0.0)
+    missing = (0, labels_per_token - ids.shape[-1])
+    return ConceptLabels(ids=F.pad(ids, missing, value=IGNORE), scores=F.pad(scores, missing))
+
+
+class ConceptExtractor:
+    """Labels text with the concepts that a teacher used (arXiv 2502.08524, section 2).
+
+    Args:
+        teacher: any Hugging Face causal language model. It is frozen here.
+        sae: sparse autoencoder over its residual stream.
+        teacher_layer: 0-based block after which the SAE reads.
+        labels_per_token: A ≥ 1.
+        selection: one of `SELECTIONS`.
+
+    Raises:
+        InputError: the layer does not exist, the SAE's width is not the teacher's, a bad setting.
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        sae: SparseAutoencoder,
+        teacher_layer: int,
+        labels_per_token: int = 4,
+        selection: str = "attribution",
+    ) -> None:
+        check_teacher_layer(teacher_layer, len(decoder_blocks(teacher)))
+        width = teacher.config.get_text_config().hidden_size
+        if sae.d_in != width:
+            raise InputError(
+                f"the SAE reads activations of width {sae.d_in}, the teacher's are {width} wide; use an SAE of this teacher"
+            )
+        if selection not in SELECTIONS:
+            raise InputError(f"selection is {selection!r}; expected one of {', '.join(SELECTIONS)}")
+        if labels_per_token < 1:
+            raise InputError(f"labels_per_token is {labels_per_token}; expected 1 or more")
+        self.teacher = freeze(teacher)
+        self.sae = sae.to(teacher.device)
+        self.teacher_layer = teacher_layer
+        self.labels_per_token = labels_per_token
+        self.selection = selection
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ConceptLabels:
+        """Labels of input_ids (B, T); padding, where attention_mask (B, T) is 0, gets none."""
+        tapped = tapped_residual(self.teacher, input_ids, self.teacher_layer, attention_mask)
+        latents = self.sae.encode(tapped.residual)
+        # Chosen on the gradient of the summed loss, so that labels do not depend on what shares the batch.
+        scores = attribution_scores(latents, tapped.gradient.to(self.sae.W_dec.dtype), self.sae.W_dec)
+        labels = select_labels(latents, scores, tapped.has_target, self.labels_per_token, self.selection)
+        if self.selection == "activation":
+            return labels
+        return labels._replace(scores=labels.scores / tapped.has_target.sum().clamp(min=1))

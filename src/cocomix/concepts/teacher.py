@@ -1,0 +1,135 @@
+"""Tap a frozen teacher: its residual stream after one block, and the gradient of its loss there.
+
+B sequences, T tokens, d teacher width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cocomix import fingerprint
+from cocomix.errors import InputError
+from cocomix.models.backbones import decoder_blocks
+from cocomix.models.losses import IGNORE
+
+
+class TappedResidual(NamedTuple):
+    """The residual stream at the tap, and what the teacher's loss says about it."""
+
+    residual: Tensor
+    """x, (B, T, d): the value that leaves the tapped block."""
+    gradient: Tensor
+    """∂(sum of next-token losses)/∂x, (B, T, d), in nats."""
+    has_target: Tensor
+    """(B, T) bool: tokens whose next token is known; elsewhere the gradient is 0."""
+
+
+class _Tapped(Exception):  # noqa: N818 (control flow, not an error)
+    """Leaves the forward pass at the tap, once all that is wanted of it is there."""
+
+
+def check_teacher_layer(teacher_layer: int, num_blocks: int) -> None:
+    """Raises InputError unless a teacher of `num_blocks` blocks has a block `teacher_layer`."""
+    if not 0 <= teacher_layer < num_blocks:
+        raise InputError(
+            f"teacher_layer is {teacher_layer}; a teacher of {num_blocks} blocks takes 0 to {num_blocks - 1}"
+        )
+
+
+def freeze(teacher: PreTrainedModel) -> PreTrainedModel:
+    """The same model in evaluation mode, none of its weights asking for a gradient."""
+    return teacher.eval().requires_grad_(False)
+
+
+def teacher_fingerprint(teacher: PreTrainedModel) -> str:
+    """Fingerprint of the teacher's weights."""
+    return fingerprint.of_tensors(teacher.state_dict().items())
+
+
+@contextmanager
+def _tap(teacher: PreTrainedModel, layer: int, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, the value that leaves block `layer` is replaced by act(value)."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> object:
+        if isinstance(output, tuple):
+            return (act(output[0]), *output[1:])
+        return act(output)
+
+    handle = decoder_blocks(teacher)[layer].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def residual_stream(
+    teacher: PreTrainedModel, input_ids: Tensor, layer: int, attention_mask: Tensor | None = None
+) -> Tensor:
+    """x (B, T, d) after block `layer`. The blocks above it do not run."""
+    tapped: list[Tensor] = []
+
+    def take(x: Tensor) -> Tensor:
+        tapped.append(x)
+        raise _Tapped
+
+    with _tap(teacher, layer, take):
+        try:
+            teacher.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        except _Tapped:
+            return tapped[0]
+    raise AssertionError("the tapped block did not run")
+
+
+def next_token_targets(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """(B, T) the token that follows each token, IGNORE where there is none or where either is padding."""
+    targets = torch.full_like(input_ids, IGNORE, dtype=torch.long)
+    targets[:, :-1] = input_ids[:, 1:]
+    if attention_mask is not None:
+        followed = attention_mask[:, 1:].bool() & attention_mask[:, :-1].bool()
+        targets[:, :-1][~followed] = IGNORE
+    return targets
+
+
+def _sum_of_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def tapped_residual(
+    teacher: PreTrainedModel, input_ids: Tensor, layer: int, attention_mask: Tensor | None = None
+) -> TappedResidual:
+    """One forward pass, and a backward pass that ends at the tap (DESIGN section 2, extraction 1).
+
+    The blocks below the tap build no graph and no weight gets a gradient: the graph starts at x.
+    The teacher must be frozen (`freeze`).
+    """
+    tapped: list[Tensor] = []
+
+    def start_graph(x: Tensor) -> Tensor:
+        tapped.append(x.detach().requires_grad_())
+        return tapped[0]
+
+    targets = next_token_targets(input_ids, attention_mask)
+    with torch.enable_grad(), _tap(teacher, layer, start_graph):
+        logits = teacher(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        (gradient,) = torch.autograd.grad(_sum_of_losses(logits, targets), tapped[0])
+    return TappedResidual(tapped[0].detach(), gradient, targets != IGNORE)
+
+
+@torch.no_grad()
+def loss_with_residual(
+    teacher: PreTrainedModel, input_ids: Tensor, layer: int, replace: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Sum of the teacher's next-token losses (nats) when the residual after `layer` is replace(x)."""
+    with _tap(teacher, layer, replace):
+        logits = teacher(input_ids=input_ids, use_cache=False).logits
+    return _sum_of_losses(logits, next_token_targets(input_ids))

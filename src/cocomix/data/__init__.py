@@ -1,0 +1,1 @@
+"""Text to documents (`sources`, `corpus`), to tokens (`tokenizer`), to blocks (`packing`)."""

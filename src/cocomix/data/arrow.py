@@ -1,0 +1,42 @@
+"""Dataset folders written batch by batch: bounded memory, and nothing in the Hugging Face cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+
+@contextmanager
+def dataset_writer(folder: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchStreamWriter]:
+    """A writer of record batches, which become a folder for `datasets.load_from_disk` when the block ends.
+
+    The batches are first streamed into one Arrow file beside `folder`; if the block raises, that
+    file stays and `folder` is not made.
+    """
+    from datasets import Dataset
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    stream = folder.with_name(folder.name + ".arrow")
+    with pa.OSFile(str(stream), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        yield writer
+    with _quiet():
+        Dataset.from_file(str(stream)).save_to_disk(str(folder))
+    stream.unlink()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of `datasets`: copying is brief beside the work that made the batches."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

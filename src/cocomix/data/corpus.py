@@ -1,0 +1,256 @@
+"""Where the text comes from: documents, each once, split into train and validation by their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from cocomix.data.arrow import dataset_writer
+from cocomix.data.sources import (
+    HUB_PREFIX,
+    Document,
+    is_record_file,
+    read_documents,
+    read_file,
+    source_files,
+)
+from cocomix.errors import InputError
+
+# 64-bit offsets, since the texts of one batch can exceed 2 GiB.
+_SCHEMA = pa.schema({"text": pa.large_string(), "source": pa.string()})
+_BATCH_BYTES = 8 << 20  # text held in memory before it is written
+_EXAMPLES = 5  # names of unreadable files to keep
+
+
+@dataclass
+class CorpusConfig:
+    """The recipe's section `corpus`.
+
+    Attributes:
+        source: `python-stdlib` (the modules of Python's standard library, without their tests); a
+            file or folder of text (.txt, .md, .py: one document each) or of records (.jsonl,
+            .jsonl.gz, .jsonl.zst, .parquet); a folder with nanoGPT's train.bin and val.bin; or
+            `hf:NAME` or `hf:NAME:SPLIT`, a Hugging Face dataset, streamed (split `train` unless given).
+        validation_source: a second source, in the same forms, all of whose documents are the
+            validation set. Without it, validation is a share of `source`.
+        text_field: the field that holds the text, where documents are records.
+        validation_fraction: share of the documents that go to validation, between 0 and 1. Unused
+            with a `validation_source`.
+        max_documents: stop after this many documents of `source`, empty ones and duplicates not counted.
+    """
+
+    source: str = "python-stdlib"
+    validation_source: str | None = None
+    text_field: str = "text"
+    validation_fraction: float = 0.05
+    max_documents: int | None = None
+
+
+@dataclass(frozen=True)
+class CorpusSummary:
+    """What was read and what became of it.
+
+    Attributes:
+        train_documents, validation_documents: number of documents on either side.
+        train_bytes, validation_bytes: their text in UTF-8 bytes.
+        duplicates_dropped: documents whose text had been seen before, those of `source` that are
+            also in `validation_source` included.
+        empty_dropped: documents without text, or of blanks only.
+        unreadable_files: files that are not UTF-8 text, and records with half of a surrogate pair.
+        unreadable_examples: names of the first few of them.
+        fingerprint: SHA-256 over the documents' digests, in order, of train and validation.
+    """
+
+    train_documents: int
+    validation_documents: int
+    train_bytes: int
+    validation_bytes: int
+    duplicates_dropped: int
+    empty_dropped: int
+    unreadable_files: int
+    unreadable_examples: list[str]
+    fingerprint: str
+
+
+def is_token_folder(source: str) -> bool:
+    """Whether `source` holds tokens rather than text: a folder with nanoGPT's train.bin and val.bin."""
+    return all(Path(source, name).is_file() for name in ("train.bin", "val.bin"))
+
+
+def check_corpus(config: CorpusConfig) -> None:
+    """Raise `InputError` for what can be seen to be wrong without reading the corpus.
+
+    Looks at numbers, paths and the first record of a jsonl or parquet source. Hugging Face
+    datasets are not contacted.
+    """
+    if not 0 < config.validation_fraction < 1:
+        raise InputError(
+            f"validation_fraction is {config.validation_fraction}: give a share between 0 and 1, such as 0.05"
+        )
+    if config.max_documents is not None and config.max_documents < 1:
+        raise InputError(f"max_documents is {config.max_documents}: give at least 1, or leave it out for all")
+    if is_token_folder(config.source):
+        if config.validation_source is not None:
+            raise InputError(
+                f"corpus source {config.source!r} has its own validation tokens in val.bin: "
+                "leave validation_source out"
+            )
+        return
+    _check_source(config.source, config.text_field)
+    if config.validation_source is not None:
+        _check_source(config.validation_source, config.text_field)
+
+
+def _check_source(source: str, text_field: str) -> None:
+    if source.startswith(HUB_PREFIX):
+        if not source.removeprefix(HUB_PREFIX).partition(":")[0]:
+            raise InputError(f"corpus source {source!r} names no dataset: give {HUB_PREFIX}NAME")
+        return
+    record_file = next(filter(is_record_file, source_files(source)), None)
+    if record_file is not None:
+        next(read_file(record_file, text_field), None)
+
+
+def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
+    """Write the corpus as two dataset folders, `folder/train` and `folder/validation`.
+
+    Columns: `text` (large string) and `source` (string: the record's own field of that name, else
+    the file's relative name). A document is the same document wherever its text is the same: it is
+    kept once, and never on both sides. Which side it falls on depends on its text alone. The
+    documents stream through; what grows with their number is a 16-byte digest of each.
+
+    Raises `InputError` as `check_corpus` does, for what only reading shows, and if a side ends empty.
+    """
+    check_corpus(config)
+    sieve = _Sieve()
+    with (
+        dataset_writer(folder / "train", _SCHEMA) as train_writer,
+        dataset_writer(folder / "validation", _SCHEMA) as validation_writer,
+    ):
+        train, validation = _Side(train_writer), _Side(validation_writer)
+        if config.validation_source is not None:
+            for document in sieve.distinct(config.validation_source, config.text_field):
+                validation.add(document)
+        for document in islice(sieve.distinct(config.source, config.text_field), config.max_documents):
+            held_out = config.validation_source is None and document.is_held_out(config.validation_fraction)
+            (validation if held_out else train).add(document)
+        _require_both_sides(config, train.documents, validation.documents)
+        train.flush()
+        validation.flush()
+    return CorpusSummary(
+        train_documents=train.documents,
+        validation_documents=validation.documents,
+        train_bytes=train.bytes,
+        validation_bytes=validation.bytes,
+        duplicates_dropped=sieve.duplicates,
+        empty_dropped=sieve.empty,
+        unreadable_files=sieve.unreadable,
+        unreadable_examples=sieve.unreadable_examples,
+        fingerprint=hashlib.sha256(train.digests.digest() + validation.digests.digest()).hexdigest(),
+    )
+
+
+def _require_both_sides(config: CorpusConfig, train: int, validation: int) -> None:
+    if train and validation:
+        return
+    if config.validation_source is not None:
+        raise InputError(
+            f"every document of corpus source {config.source!r} is also in validation_source "
+            f"{config.validation_source!r}: nothing is left to train on, give another validation_source"
+        )
+    side, change = ("validation", "raise") if train else ("train", "lower")
+    raise InputError(
+        f"no document fell to {side}: corpus source {config.source!r} gave {train + validation} in all, "
+        f"split with validation_fraction {config.validation_fraction}; {change} validation_fraction, raise "
+        "max_documents if it is set, or give more documents (they are split whole, never in parts)"
+    )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A document that passed the sieve."""
+
+    text: bytes  # UTF-8
+    source: str
+    digest: bytes  # SHA-256 of the text
+
+    def is_held_out(self, fraction: float) -> bool:
+        return int.from_bytes(self.digest[:8], "big") / 2**64 < fraction
+
+
+@dataclass
+class _Sieve:
+    """Lets each text through once, over all sources, and counts what it holds back."""
+
+    duplicates: int = 0
+    empty: int = 0
+    unreadable: int = 0
+    unreadable_examples: list[str] = field(default_factory=list)
+    _seen: set[bytes] = field(default_factory=set)
+
+    def distinct(self, source: str, text_field: str) -> Iterator[_Kept]:
+        """The documents of `source` not seen before; `InputError` if the source holds no text at all."""
+        any_text, last_unreadable = False, None
+        for document in tqdm(
+            read_documents(source, text_field), desc=f"Reading {source}", unit=" documents", disable=None
+        ):
+            text = _utf8(document)
+            if text is None:
+                self.unreadable += 1
+                last_unreadable = document.source
+                if len(self.unreadable_examples) < _EXAMPLES:
+                    self.unreadable_examples.append(document.source)
+            elif text.isspace() or not text:
+                self.empty += 1
+            else:
+                any_text = True
+                digest = hashlib.sha256(text).digest()
+                if digest[:16] in self._seen:
+                    self.duplicates += 1
+                else:
+                    self._seen.add(digest[:16])
+                    yield _Kept(text, document.source, digest)
+        if not any_text:
+            why = f"binary or not UTF-8, such as {last_unreadable}" if last_unreadable else "empty"
+            raise InputError(f"corpus source {source!r} has no document with text ({why}): give UTF-8 text")
+
+
+def _utf8(document: Document) -> bytes | None:
+    try:
+        return None if document.text is None else document.text.encode("utf-8")
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which is no text
+        return None
+
+
+class _Side:
+    """One side of the split: counts its documents and writes them in batches of bounded size."""
+
+    def __init__(self, writer: pa.RecordBatchStreamWriter) -> None:
+        self.documents = 0
+        self.bytes = 0
+        self.digests = hashlib.sha256()  # over the documents' digests, in order
+        self._writer = writer
+        self._pending: list[_Kept] = []
+        self._pending_bytes = 0
+
+    def add(self, document: _Kept) -> None:
+        self.documents += 1
+        self.bytes += len(document.text)
+        self.digests.update(document.digest)
+        self._pending.append(document)
+        self._pending_bytes += len(document.text)
+        if self._pending_bytes >= _BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        texts = pa.array([document.text for document in self._pending], pa.large_binary())
+        # A file's name need not be UTF-8.
+        sources = [document.source.encode("utf-8", "replace").decode() for document in self._pending]
+        self._writer.write_batch(pa.record_batch([texts.cast(pa.large_string()), sources], schema=_SCHEMA))
+        self._pending, self._pending_bytes = [], 0

@@ -1,0 +1,252 @@
+"""Documents, or nanoGPT's token files, to blocks of equal length; B is the block size in tokens.
+
+A packed corpus is a folder with the dataset folders `train` and `validation`, whose column
+`input_ids` holds B token ids a row, and `corpus.json`, written last, with its `PackedInfo`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from cocomix.data.arrow import dataset_writer
+from cocomix.data.tokenizer import encode_documents, tokenizer_fingerprint, vocabulary_size
+from cocomix.errors import InputError
+from cocomix.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+INFO_FILE = "corpus.json"
+
+_BATCH_DOCUMENTS = 256
+_BATCH_CHARACTERS = 4 << 20  # an encoded token takes about 100 bytes until it is packed
+_FILE_TOKENS = 1 << 20  # tokens of a .bin file read at once
+
+
+@dataclass(frozen=True)
+class PackedInfo:
+    """What a packed corpus holds.
+
+    Attributes:
+        block_size: tokens per block.
+        vocab_size: token ids are below it.
+        train_blocks, validation_blocks: number of blocks on either side.
+        train_tokens, validation_tokens: tokens before cutting into blocks, end-of-text included.
+        train_dropped_tokens, validation_dropped_tokens: those of the remainder, too few for a block.
+        bytes_per_token: UTF-8 bytes of the validation text per validation token, end-of-text
+            included; turns nats per token into bits per byte.
+        tokenizer_fingerprint: of the tokenizer that made the tokens.
+        fingerprint: SHA-256 over block size and token ids of train and validation blocks.
+    """
+
+    block_size: int
+    vocab_size: int
+    train_blocks: int
+    validation_blocks: int
+    train_tokens: int
+    validation_tokens: int
+    train_dropped_tokens: int
+    validation_dropped_tokens: int
+    bytes_per_token: float
+    tokenizer_fingerprint: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class PackedCorpus:
+    """A packed corpus, memory-mapped; both datasets have the one column `input_ids`, B unsigned integers."""
+
+    train: Dataset
+    validation: Dataset
+    info: PackedInfo
+
+
+def pack_documents(
+    documents: Path, tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path
+) -> PackedInfo:
+    """Encode what `write_documents` wrote to `documents` and pack it into `folder`.
+
+    The tokens of all documents, each followed by end-of-text, are cut into blocks; the remainder is
+    dropped. Raises `InputError` if a side has less than one block.
+    """
+    from datasets import load_from_disk
+
+    train, validation = (load_from_disk(str(documents / side))["text"] for side in ("train", "validation"))
+    return _pack(
+        train=_encode(tokenizer, tqdm(train, desc="Packing train", unit=" documents", disable=None)),
+        validation=_encode(tokenizer, validation),
+        validation_bytes=sum(len(text.encode()) for text in validation),
+        tokenizer=tokenizer,
+        block_size=block_size,
+        folder=folder,
+    )
+
+
+def pack_token_files(
+    source: Path, tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path
+) -> PackedInfo:
+    """Pack nanoGPT's `train.bin` and `val.bin` (16-bit little-endian token ids) from `source` into `folder`.
+
+    Raises `InputError` if a file is not of that form, holds an id outside the tokenizer's
+    vocabulary, or has less than one block.
+    """
+    vocab_size = vocabulary_size(tokenizer)
+    train, validation = (_token_file(source / name, vocab_size) for name in ("train.bin", "val.bin"))
+    return _pack(
+        train=tqdm(_chunks(train), desc="Packing train", unit=" chunks", disable=None),
+        validation=_chunks(validation),
+        validation_bytes=_text_bytes(tokenizer, validation),
+        tokenizer=tokenizer,
+        block_size=block_size,
+        folder=folder,
+    )
+
+
+def load_packed(folder: Path) -> PackedCorpus:
+    """Open a packed corpus; `InputError` if `folder` is not a whole one."""
+    from datasets import load_from_disk
+
+    try:
+        info = PackedInfo(**read_json(folder / INFO_FILE))
+        train, validation = (load_from_disk(str(folder / side)) for side in ("train", "validation"))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{str(folder)!r} is not a packed corpus ({' '.join(str(error).split())}): "
+            f"give a folder with train, validation and {INFO_FILE}"
+        ) from error
+    if (len(train), len(validation)) != (info.train_blocks, info.validation_blocks):
+        raise InputError(
+            f"packed corpus {str(folder)!r} holds {len(train)} train and {len(validation)} validation blocks "
+            f"where its {INFO_FILE} says {info.train_blocks} and {info.validation_blocks}: make it anew"
+        )
+    return PackedCorpus(train, validation, info)
+
+
+def _pack(
+    *,
+    train: Iterable[np.ndarray],
+    validation: Iterable[np.ndarray],
+    validation_bytes: int,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    folder: Path,
+) -> PackedInfo:
+    """Cut two streams of token arrays into blocks; `validation_bytes` is the text behind the second."""
+    if block_size < 2:
+        raise InputError(f"block_size is {block_size}: give at least 2, for a token and the next one")
+    vocab_size = vocabulary_size(tokenizer)
+    train_side = _write_blocks(train, block_size, vocab_size, folder / "train")
+    validation_side = _write_blocks(validation, block_size, vocab_size, folder / "validation")
+    content = hashlib.sha256(f"{block_size} ".encode() + train_side.digest + validation_side.digest)
+    info = PackedInfo(
+        block_size=block_size,
+        vocab_size=vocab_size,
+        train_blocks=train_side.tokens // block_size,
+        validation_blocks=validation_side.tokens // block_size,
+        train_tokens=train_side.tokens,
+        validation_tokens=validation_side.tokens,
+        train_dropped_tokens=train_side.tokens % block_size,
+        validation_dropped_tokens=validation_side.tokens % block_size,
+        bytes_per_token=validation_bytes / validation_side.tokens,
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        fingerprint=content.hexdigest(),
+    )
+    write_json(folder / INFO_FILE, asdict(info))
+    return info
+
+
+@dataclass(frozen=True)
+class _Written:
+    tokens: int  # before cutting
+    digest: bytes  # SHA-256 of the token ids of the blocks
+
+
+def _write_blocks(stream: Iterable[np.ndarray], block_size: int, vocab_size: int, folder: Path) -> _Written:
+    """Write the tokens of `stream`, end to end, as blocks into the dataset folder `folder`."""
+    dtype = np.min_scalar_type(vocab_size - 1)
+    # The length is part of the type: no reader has to wonder whether the rows are of one shape.
+    schema = pa.schema({"input_ids": pa.list_(pa.from_numpy_dtype(dtype), block_size)})
+    tokens, digest, rest = 0, hashlib.sha256(), np.empty(0, dtype)
+    with dataset_writer(folder, schema) as writer:
+        for piece in stream:
+            tokens += len(piece)
+            joined = np.concatenate([rest, piece.astype(dtype, copy=False)])
+            whole = len(joined) - len(joined) % block_size
+            blocks, rest = joined[:whole], joined[whole:]
+            if whole:
+                digest.update(blocks.astype(dtype.newbyteorder("<"), copy=False).data)
+                column = pa.FixedSizeListArray.from_arrays(pa.array(blocks), block_size)
+                writer.write_batch(pa.record_batch([column], schema=schema))
+        if tokens < block_size:
+            raise InputError(
+                f"the {folder.name} side has {tokens} tokens, which is less than one block of {block_size}: "
+                "give more text on that side, or lower block_size"
+            )
+    return _Written(tokens, digest.digest())
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[np.ndarray]:
+    """The tokens of `texts`, end-of-text after each, in arrays of many documents."""
+    for batch in _batches(texts):
+        encoded = encode_documents(tokenizer, batch)
+        with_ends = chain.from_iterable(chain(tokens, (tokenizer.eos_token_id,)) for tokens in encoded)
+        yield np.fromiter(with_ends, np.int64)
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """`texts` in lists that are bounded in number and in length."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _token_file(path: Path, vocab_size: int) -> np.ndarray:
+    """The token ids in `path`, memory-mapped, all of them known to be below `vocab_size`."""
+    if not path.is_file():
+        raise InputError(f"there is no token file {str(path)!r}: a token folder holds train.bin and val.bin")
+    size = path.stat().st_size
+    if size == 0 or size % 2:
+        raise InputError(
+            f"token file {str(path)!r} has {size} bytes: expected 16-bit token ids, so an even number above 0"
+        )
+    tokens = np.memmap(path, dtype="<u2", mode="r")
+    largest = max(int(chunk.max()) for chunk in _chunks(tokens))
+    if largest >= vocab_size:
+        raise InputError(
+            f"token file {str(path)!r} holds token id {largest}, but the tokenizer's ids are below "
+            f"{vocab_size}: give the tokenizer that made the file"
+        )
+    return tokens
+
+
+def _chunks(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(tokens), _FILE_TOKENS):
+        yield np.asarray(tokens[start : start + _FILE_TOKENS])
+
+
+def _text_bytes(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> int:
+    """UTF-8 bytes of the text behind `tokens`, without what stands for end-of-text."""
+    ends = np.flatnonzero(tokens == tokenizer.eos_token_id).tolist()
+    total, start = 0, 0
+    for end in [*ends, len(tokens)]:
+        text = tokenizer.decode(tokens[start:end].tolist(), clean_up_tokenization_spaces=False)
+        total += len(text.encode())
+        start = end + 1
+    return total

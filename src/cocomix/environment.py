@@ -1,0 +1,65 @@
+"""Where a figure was measured: code, versions, hardware, date."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "sae-lens")
+
+
+def commit() -> str | None:
+    """Commit of the checkout that this code runs from, with `+` for uncommitted changes; None outside one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def hardware() -> str:
+    """Processors and accelerators in words."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join([f"{cores} CPU cores ({_processor()})", *gpus])
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter, as far as they are installed."""
+    found = {"python": platform.python_version(), "cocomix": importlib.metadata.version("cocomix")}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe() -> dict[str, object]:
+    """All of it, for a result's file."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "hardware": hardware(),
+        "versions": versions(),
+    }

@@ -1,0 +1,1 @@
+"""What trained models are worth: losses, concept predictions, cost, and the comparison of runs."""

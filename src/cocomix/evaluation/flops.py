@@ -1,0 +1,61 @@
+"""Floating-point operations, counted from a model's shapes: two per multiply-add of its matrix products.
+
+Normalisation, activation functions, top-k and the optimiser are left out, as is usual; attention counts
+the whole square of scores, which is what dense kernels are measured by.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from cocomix.models.backbones import decoder_blocks
+from cocomix.models.causal_lm import CoCoMixForCausalLM
+
+BACKWARD = 2
+"""A backward pass costs two forward passes: gradients of inputs and of weights."""
+
+
+def linear_flops(module: nn.Module) -> int:
+    """FLOPs of one position through every matrix product of a module."""
+    return 2 * sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear | Conv1D))
+
+
+def attention_flops(model: PreTrainedModel, blocks: int, positions: int) -> int:
+    """FLOPs of one position for attention scores and weighted values in `blocks` blocks over `positions`."""
+    config = model.config.get_text_config()
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return blocks * 2 * 2 * positions * head * config.num_attention_heads
+
+
+def forward_flops_per_token(model: PreTrainedModel, block_size: int) -> int:
+    """FLOPs of a forward pass, per token, in blocks of `block_size` tokens."""
+    if not isinstance(model, CoCoMixForCausalLM):
+        blocks = decoder_blocks(model)
+        head = linear_flops(model.get_output_embeddings())
+        return linear_flops(blocks) + attention_flops(model, len(blocks), block_size) + head
+    config = model.config
+    slots = config.slots_per_token
+    above = config.num_hidden_layers - config.insert_layer
+    lower = linear_flops(decoder_blocks(model.lower)) if config.insert_layer else 0
+    lower += attention_flops(model, config.insert_layer, block_size)
+    upper = linear_flops(decoder_blocks(model.upper)) + attention_flops(model, above, slots * block_size)
+    compress = 0 if config.mixing == "none" else 2 * config.num_active_concepts * config.hidden_size
+    return lower + slots * upper + linear_flops(model.mixer) + compress + linear_flops(model.lm_head)
+
+
+def training_flops_per_token(model: PreTrainedModel, block_size: int) -> int:
+    """FLOPs of a training step, per token."""
+    return (1 + BACKWARD) * forward_flops_per_token(model, block_size)
+
+
+def labelling_flops_per_token(
+    teacher: PreTrainedModel, teacher_layer: int, d_sae: int, labels: int, block_size: int
+) -> int:
+    """FLOPs of labelling, per token: the teacher forward, the gradient of activations back to the tap, the SAE's encoder."""
+    blocks = decoder_blocks(teacher)
+    above = linear_flops(blocks[teacher_layer + 1 :]) + linear_flops(teacher.get_output_embeddings())
+    above += 2 * attention_flops(teacher, len(blocks) - teacher_layer - 1, block_size)
+    width = teacher.config.get_text_config().hidden_size
+    return forward_flops_per_token(teacher, block_size) + above + 2 * d_sae * width + 2 * labels * width

@@ -1,0 +1,269 @@
+"""The report of a comparison: `results.json`, `report.md`, `report.html` and the curves as PNG."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from cocomix import files
+from cocomix.console import table
+
+CURVES = "curves.png"
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+  :root {{ color-scheme: light dark; }}
+  body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+  table {{ border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums; }}
+  th, td {{ padding: .35rem .75rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap; }}
+  th:first-child, td:first-child {{ text-align: left; }}
+  img {{ max-width: 100%; background: white; }}
+  code {{ font-size: .9em; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def write_report(results: dict[str, Any], folder: Path) -> None:
+    """Write a comparison to `folder`, whole or not at all.
+
+    Args:
+        results: as of `compare_runs`, with `name`, and with `corpus`, `teacher`, `sae`, `labels` and
+            `environment` where there are such.
+        folder: where to.
+    """
+    with files.whole_folder(folder) as unfinished:
+        plot_curves(results["students"], unfinished / CURVES)
+        text = markdown(results)
+        (unfinished / "report.md").write_text(text, encoding="utf-8")
+        (unfinished / "report.html").write_text(to_html(text, results["name"], unfinished), encoding="utf-8")
+        files.write_json(unfinished / "results.json", results)
+
+
+def plot_curves(students: dict[str, Any], path: Path) -> None:
+    """Validation loss of each student by training tokens and by its training FLOPs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    by_tokens, by_flops = figure.subplots(1, 2, sharey=True)
+    for name, student in students.items():
+        losses = [point["loss"] for point in student["curve"]]
+        tokens = [point["tokens"] for point in student["curve"]]
+        by_tokens.plot([t / 1e6 for t in tokens], losses, marker=".", label=name)
+        by_flops.plot([t * student["training_flops_per_token"] for t in tokens], losses, marker=".", label=name)
+    by_tokens.set(xlabel="training tokens, millions", ylabel="validation loss, nats per token")
+    by_flops.set(xlabel="training FLOPs of the student")
+    for axes in (by_tokens, by_flops):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path)
+
+
+def students_table(students: dict[str, Any]) -> str:
+    """One row per student: size, cost and losses."""
+    header = ["student", "stored", "activated", "tokens", "FLOPs", "time", "tokens/s", "loss", "perplexity", "bits/byte"]
+    rows = [
+        [
+            name,
+            f"{student['stored_parameters'] / 1e6:.2f}M",
+            f"{student['activated_parameters'] / 1e6:.2f}M",
+            f"{student['tokens'] / 1e6:.2f}M",
+            f"{student['training_flops']:.2e}",
+            duration(student["timing"]["seconds"]),
+            f"{student['timing']['tokens_per_second']:,.0f}",
+            f"{student['metrics']['loss']:.4f}",
+            f"{student['metrics']['perplexity']:.2f}",
+            f"{student['metrics']['bits_per_byte']:.4f}",
+        ]
+        for name, student in students.items()
+    ]
+    return table(header, rows)
+
+
+def concepts_table(students: dict[str, Any]) -> str | None:
+    """How well each cocomix student predicts its labels, or None if there is none."""
+    rows = [
+        [name, f"{m['concept_loss']:.3f}", f"{m['concept_precision']:.1%}", f"{m['concept_recall']:.1%}"]
+        for name, m in ((name, student["metrics"]) for name, student in students.items())
+        if "concept_loss" in m
+    ]
+    return table(["student", "concept loss", "precision", "recall"], rows) if rows else None
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def comparison_sentences(results: dict[str, Any]) -> list[str]:
+    """What was measured of each student against the baseline, in words, and no more than that."""
+    sentences = []
+    for comparison in results["comparisons"]:
+        run, baseline = comparison["run"], comparison["baseline"]
+        difference = comparison["loss_difference"]
+        word = "lower" if difference < 0 else "higher"
+        sentence = (
+            f"After {results['students'][run]['tokens']:,} tokens `{run}` ends with a validation loss "
+            f"{abs(difference):.4f} nats {word} than `{baseline}`"
+        )
+        tokens = comparison["tokens_to_baseline_loss"]
+        if tokens is None:
+            sentence += f"; the final loss of `{baseline}` was not reached."
+        else:
+            sentence += (
+                f"; it reaches the final loss of `{baseline}` after {tokens:,.0f} tokens "
+                f"({_relative(comparison['tokens_ratio'])} tokens) and {comparison['flops_to_baseline_loss']:.2e} "
+                f"FLOPs of its own training ({_relative(comparison['flops_ratio'])} FLOPs)."
+            )
+        sentences.append(sentence)
+    return sentences
+
+
+def _relative(ratio: float) -> str:
+    return f"{1 - ratio:.1%} fewer" if ratio <= 1 else f"{ratio - 1:.1%} more"
+
+
+def caveats(results: dict[str, Any]) -> list[str]:
+    """What a difference in these results means, and what it leaves out."""
+    students = results["students"].values()
+    seeds = {student["seed"] for student in students}
+    largest = max(student["tokens"] for student in students)
+    lines = [
+        f"One seed ({', '.join(map(str, sorted(seeds)))}) per student: how much these figures vary from seed to seed "
+        "was not measured, so a small difference may be chance.",
+        f"Trained on {largest:,} tokens, which is small: nothing here says how larger models or longer runs compare.",
+    ]
+    cost = preparation_flops(results)
+    if cost is not None:
+        parts = ", ".join(f"{name} {value:.2e}" for name, value in cost.items())
+        lines.append(
+            f"FLOPs of a student are those of its own training. What the concepts cost before it ({parts} FLOPs) "
+            "is spent once, and is not counted in the comparison."
+        )
+    return lines
+
+
+def preparation_flops(results: dict[str, Any]) -> dict[str, float] | None:
+    """FLOPs of training the teacher and of labelling the corpus, as far as they were spent in this run."""
+    labels, packed = results.get("labels"), results.get("corpus", {}).get("packed")
+    if not labels or not packed or "flops_per_token" not in labels:
+        return None
+    cost = {}
+    teacher = results.get("teacher", {})
+    if "training_flops_per_token" in teacher:
+        cost["teacher"] = float(teacher["training_flops_per_token"] * teacher["tokens"])
+    blocks = packed["train_blocks"] + packed["validation_blocks"]
+    cost["labels"] = float(labels["flops_per_token"] * blocks * packed["block_size"])
+    return cost
+
+
+def _provenance(results: dict[str, Any]) -> list[str]:
+    """Where the concepts came from: corpus, teacher, SAE, labels."""
+    lines = []
+    if corpus := results.get("corpus"):
+        packed, documents = corpus["packed"], corpus["documents"]
+        counted = ""
+        if documents:
+            counted = (
+                f", {documents['train_documents']:,} training and {documents['validation_documents']:,} validation "
+                f"documents, {documents['duplicates_dropped']:,} duplicates dropped"
+            )
+        lines.append(
+            f"Corpus `{corpus['source']}`{counted}: {packed['train_tokens']:,} training and "
+            f"{packed['validation_tokens']:,} validation tokens in blocks of {packed['block_size']}, "
+            f"vocabulary {packed['vocab_size']:,}, {packed['bytes_per_token']:.2f} bytes per token."
+        )
+    if teacher := results.get("teacher"):
+        size = f", {teacher['stored_parameters'] / 1e6:.2f}M parameters" if "stored_parameters" in teacher else ""
+        trained = f", trained on {teacher['tokens']:,} tokens" if "tokens" in teacher else f" (`{teacher['source']}`)"
+        lines.append(f"Teacher{size}{trained}: validation loss {teacher['metrics']['loss']:.4f}.")
+    if sae := results.get("sae"):
+        quality = sae["quality"]
+        lines.append(
+            f"SAE, {sae['d_sae']:,} latents of which {sae['k']} per token: fraction of variance unexplained "
+            f"{quality['fraction_variance_unexplained']:.3f}, dead latents {quality['dead_share']:.1%}, teacher's loss "
+            f"{quality['teacher_loss']:.4f} → {quality['spliced_loss']:.4f} with the reconstruction spliced in "
+            f"({quality['zero_loss']:.4f} with zeros; {quality['loss_recovered']:.1%} recovered)."
+        )
+    if labels := results.get("labels"):
+        lines.append(
+            f"Labels by `{labels['selection']}`, {labels['labels_per_token']} per token: {labels['labelled_share']:.1%} "
+            f"of the training tokens have at least one, {labels['full_share']:.1%} have all."
+        )
+    return lines
+
+
+def _settings(results: dict[str, Any]) -> list[str]:
+    """The students' mixing beside the published values, where it differs from them."""
+    lines = []
+    for name, student in results.get("recipe", {}).get("students", {}).items():
+        mixer = student["mixer"]
+        if mixer is None:
+            continue
+        lines.append(
+            f"`{name}` mixes by `{mixer['mixing']}`, slot `{mixer['concept_slot']}`, concept loss weight "
+            f"{mixer['concept_loss_weight']}; the published settings are `interleave`, slot `concept`, weight 0.1."
+        )
+    return lines
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    parts = [f"# {results['name']}", students_table(results["students"])]
+    sentences = comparison_sentences(results)
+    if sentences:
+        parts.append("\n\n".join(sentences))
+    parts.append(f"![Validation loss by tokens and by FLOPs]({CURVES})")
+    concepts = concepts_table(results["students"])
+    if concepts:
+        parts += [
+            "## Concepts",
+            concepts,
+            "Over validation tokens that have labels. Precision: share of the predicted concepts (the model's own "
+            "top K) that are labels; with fewer labels than predictions it cannot reach 100%. Recall: share of the "
+            "labels that are predicted.",
+        ]
+    parts += ["## What this means", _bullets(caveats(results))]
+    provenance = _provenance(results) + _settings(results)
+    if provenance:
+        parts += ["## How it was made", _bullets(provenance)]
+    if environment := results.get("environment"):
+        versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+        parts.append(
+            f"Measured on {environment['date']} with {environment['hardware']}; cocomix commit "
+            f"{environment['commit'] or 'unknown'}; {versions}; command `{environment['command']}`."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def to_html(text: str, title: str, folder: Path) -> str:
+    """The Markdown report as one page, pictures inside it."""
+    from markdown_it import MarkdownIt
+
+    body = MarkdownIt("commonmark").enable("table").render(text)
+
+    def embed(match: re.Match[str]) -> str:
+        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{data}"'
+
+    return _PAGE.format(title=html.escape(title), body=re.sub(r'src="([^"]+\.png)"', embed, body))

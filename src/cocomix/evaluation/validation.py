@@ -1,0 +1,99 @@
+"""Losses and concept predictions of a model on validation blocks.
+
+B blocks, T tokens, C concepts, K concepts that the model mixes, A labels per token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from cocomix.models.configuration import CoCoMixConfig
+from cocomix.models.losses import IGNORE, concept_loss, token_loss
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """The context in which a model of that precision runs: `fp32` or `bf16` (matrix products in bfloat16)."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def batches(blocks: Dataset, columns: list[str], batch_size: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """Blocks in order, as int64 tensors on `device`."""
+    rows = blocks.select_columns(columns).with_format("numpy")
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        yield {name: torch.from_numpy(part[name].astype("int64")).to(device) for name in columns}
+
+
+def concept_hits(concept_logits: Tensor, concept_ids: Tensor, k: int) -> Tensor:
+    """Labels that are among their token's k largest concept logits; 0-dimensional count.
+
+    Args:
+        concept_logits: (B, T, C).
+        concept_ids: (B, T, A), −100 for none.
+        k: predictions per token.
+    """
+    predicted = concept_logits.topk(k, dim=-1).indices  # (B, T, K)
+    found = predicted.unsqueeze(-1) == concept_ids.unsqueeze(-2)  # (B, T, K, A)
+    return found.sum()
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: PreTrainedModel, blocks: Dataset, batch_size: int, precision: str = "fp32", progress: bool = True
+) -> dict[str, float]:
+    """Mean losses over all blocks; the model must be in evaluation mode.
+
+    Returns:
+        `loss`: nats per predicted token. For a CoCoMix model on labelled blocks also `concept_loss` (nats
+        per labelled token), `concept_precision` (share of the K predicted concepts that are labels) and
+        `concept_recall` (share of labels that are predicted), over labelled tokens.
+    """
+    assert not model.training, "evaluation in training mode"
+    with_concepts = isinstance(model.config, CoCoMixConfig) and "concept_ids" in blocks.column_names
+    columns = ["input_ids", "concept_ids"] if with_concepts else ["input_ids"]
+    sums: dict[str, float] = dict.fromkeys(("nll", "tokens", "concept_nll", "labelled", "hits", "labels"), 0.0)
+    rounds = math.ceil(len(blocks) / batch_size)
+    for batch in tqdm(
+        batches(blocks, columns, batch_size, model.device),
+        total=rounds,
+        desc="validation",
+        unit="batch",
+        leave=False,
+        disable=not progress,
+        delay=1.0,
+    ):
+        ids = batch["input_ids"]
+        with autocast(model.device, precision):
+            extra = {"output_concepts": True} if with_concepts else {}
+            output = model(input_ids=ids, use_cache=False, **extra)
+        sums["nll"] += token_loss(output.logits, ids, 1).item()
+        sums["tokens"] += ids[:, 1:].numel()
+        if with_concepts:
+            concept_ids = batch["concept_ids"]
+            sums["concept_nll"] += concept_loss(output.concept_logits, concept_ids, 1).item()
+            sums["labelled"] += (concept_ids != IGNORE).any(-1).sum().item()
+            sums["labels"] += (concept_ids != IGNORE).sum().item()
+            sums["hits"] += concept_hits(
+                output.concept_logits, concept_ids, model.config.num_active_concepts
+            ).item()
+    metrics = {"loss": sums["nll"] / sums["tokens"]}
+    if with_concepts and sums["labelled"]:
+        metrics |= {
+            "concept_loss": sums["concept_nll"] / sums["labelled"],
+            "concept_precision": sums["hits"] / (sums["labelled"] * model.config.num_active_concepts),
+            "concept_recall": sums["hits"] / sums["labels"],
+        }
+    return metrics
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """Nats per token as bits per byte of text, so that tokenizers compare."""
+    return loss / math.log(2) / bytes_per_token

@@ -1,0 +1,55 @@
+"""Files and folders that are whole or absent, whenever the process is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def partial(path: Path) -> Path:
+    """Where the unfinished form of `path` lies, beside it so that a rename is atomic."""
+    return path.with_name(path.name + ".partial")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
+    temporary = partial(path)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in the file at `path`."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def finish(folder: Path) -> None:
+    """Give the finished folder `partial(folder)` its final name, replacing an older one."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial(folder), folder)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A fresh folder to write into, which becomes `folder` only if the block ends without an error.
+
+    What an earlier, interrupted attempt left is thrown away. Work that goes on from such
+    left-overs uses `partial` and `finish` itself.
+    """
+    unfinished = partial(folder)
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    finish(folder)

@@ -1,0 +1,115 @@
+"""Take any Hugging Face decoder apart: its blocks, its final norm, its two halves.
+
+Nothing here knows a model by name. A decoder qualifies by its form: one list of `num_hidden_layers`
+blocks, one final norm, a token embedding, and either rotary positions or a learned position table.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+class Stacks(NamedTuple):
+    """The two halves of a decoder, each an ordinary Hugging Face decoder."""
+
+    lower: PreTrainedModel
+    """Token and position embedding and the first blocks; its final norm is the identity."""
+    upper: PreTrainedModel
+    """The other blocks and the final norm; fed with `inputs_embeds`, without embeddings of its own."""
+
+
+class NoPositions(nn.Module):
+    """Stands where a learned position table was: adds nothing, at any position."""
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        return torch.zeros((), device=position_ids.device)
+
+
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of a decoder's blocks, of the model itself or of its base model.
+
+    Raises:
+        ValueError: there is not exactly one list of `num_hidden_layers` modules.
+    """
+    decoder = model.base_model
+    depth = decoder.config.num_hidden_layers
+    lists = [child for child in decoder.children() if isinstance(child, nn.ModuleList) and len(child) == depth]
+    if len(lists) != 1:
+        raise ValueError(
+            f"{type(decoder).__name__} has {len(lists)} lists of {depth} blocks; a decoder with exactly one is needed"
+        )
+    return lists[0]
+
+
+def final_norm_name(decoder: PreTrainedModel) -> str:
+    """The attribute that holds the norm after the last block.
+
+    Raises:
+        ValueError: there is not exactly one norm beside the blocks.
+    """
+    names = [name for name, child in decoder.named_children() if "norm" in type(child).__name__.lower()]
+    if len(names) != 1:
+        raise ValueError(
+            f"{type(decoder).__name__} has {len(names)} norms beside its blocks; exactly one final norm is needed"
+        )
+    return names[0]
+
+
+def _refuse_sliding_windows(config: PretrainedConfig) -> None:
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ValueError(
+            f"the backbone {config.model_type!r} has blocks of type {', '.join(sorted(kinds))}; "
+            "only full attention can be split around the mixer, set layer_types or use_sliding_window accordingly"
+        )
+
+
+def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
+    """Cut `decoder` in two after its first `insert_layer` blocks. The decoder itself becomes `lower`.
+
+    Weights are moved, not copied, so the two halves hold exactly what the decoder held.
+
+    Raises:
+        ValueError: the decoder is not of a form that can be cut (`decoder_blocks`, `final_norm_name`,
+            sliding-window blocks).
+    """
+    config = decoder.config
+    _refuse_sliding_windows(config)
+    blocks, norm = decoder_blocks(decoder), final_norm_name(decoder)
+
+    with torch.device("meta"):
+        upper = type(decoder)._from_config(_with_depth(config, 1), attn_implementation=config._attn_implementation)
+    upper_blocks = decoder_blocks(upper)
+    del upper_blocks[:]
+    upper_blocks.extend(list(blocks)[insert_layer:])
+    upper.set_input_embeddings(None)
+    setattr(upper, norm, getattr(decoder, norm))
+    if hasattr(upper, "rotary_emb"):
+        upper.rotary_emb = copy.deepcopy(decoder.rotary_emb)
+    for name, child in upper.named_children():
+        if isinstance(child, nn.Embedding):
+            setattr(upper, name, NoPositions())
+    upper.config.num_hidden_layers = config.num_hidden_layers - insert_layer
+    decoder.config.num_hidden_layers = insert_layer
+    for module in upper_blocks.modules():  # blocks count from 0 in their own stack, as its cache does
+        if hasattr(module, "layer_idx"):
+            module.layer_idx -= insert_layer
+        if hasattr(module, "config"):
+            module.config = upper.config
+
+    del blocks[insert_layer:]
+    setattr(decoder, norm, nn.Identity())
+    return Stacks(lower=decoder, upper=upper)
+
+
+def _with_depth(config: PretrainedConfig, depth: int) -> PretrainedConfig:
+    cut = copy.deepcopy(config)
+    if getattr(cut, "layer_types", None):
+        cut.layer_types = cut.layer_types[:depth]
+    cut.num_hidden_layers = depth
+    return cut

@@ -1,0 +1,238 @@
+"""CoCoMix: a decoder that predicts concepts in mid-depth and goes on from its own prediction.
+
+    tokens ─► lower blocks ─► mixer (predict C concepts, keep K, compress) ─► upper blocks ─► next token
+
+Two ordinary Hugging Face decoders with the mixer between them: whatever the backbone brings (attention
+kernels, gradient checkpointing, sharding) works here. One cache serves both halves; its upper layers
+hold two entries per token when the concepts are interleaved.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .backbones import split_decoder
+from .configuration import CoCoMixConfig
+from .losses import concept_loss, token_loss
+from .mixer import ConceptMixer
+
+
+@dataclass
+class CoCoMixOutput(ModelOutput):
+    """What `CoCoMixForCausalLM` returns. B sequences, T tokens, V vocabulary, C concepts."""
+
+    loss: Tensor | None = None
+    """token_loss + concept_loss_weight · concept_loss, of those that were asked for."""
+    logits: Tensor | None = None
+    """(B, T, V) next-token logits, or fewer positions with `logits_to_keep`."""
+    past_key_values: Cache | None = None
+    """Cache of both halves: T entries in the layers below the mixer, 2T above it if interleaved."""
+    token_loss: Tensor | None = None
+    """Mean next-token cross-entropy, nats; needs `labels`."""
+    concept_loss: Tensor | None = None
+    """Concept cross-entropy, nats, not weighted; needs `concept_ids`."""
+    concept_logits: Tensor | None = None
+    """(B, T, C) predicted concepts, with `output_concepts=True`."""
+
+
+class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
+    """A causal language model with continuous concept mixing (arXiv 2502.08524)."""
+
+    config_class = CoCoMixConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False  # generation keeps to dynamic caches: the two halves differ in length
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__(config)
+        backbone = copy.deepcopy(config.backbone_config)  # the stacks change theirs
+        decoder = AutoModel.from_config(backbone, attn_implementation=backbone._attn_implementation)
+        self.lower, self.upper = split_decoder(decoder, config.insert_layer)
+        self.mixer = ConceptMixer(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        embedding = self.lower.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ConceptMixer):
+            module.reset_parameters(std=getattr(self.config.backbone_config, "initializer_range", 0.02))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding, at the bottom of the lower stack."""
+        return self.lower.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.lower.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The token head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the token head."""
+        self.lm_head = new_embeddings
+
+    def num_activated_parameters(self) -> int:
+        """Weights that one token uses: all but the C − K compress rows that it does not read (PAPER 2c)."""
+        unused = 0
+        if self.config.mixing != "none":
+            unused = (self.config.num_concepts - self.config.num_active_concepts) * self.config.hidden_size
+        return self.num_parameters() - unused
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        concept_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_concepts: bool = False,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        num_labelled_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CoCoMixOutput:
+        """Next-token and concept prediction, with their losses where targets are given.
+
+        Args:
+            input_ids: (B, T) token ids; or `inputs_embeds`, (B, T, D).
+            attention_mask: (B, past + T), 0 at padding, on either side.
+            position_ids: (B, T); by default counted over the tokens that the mask keeps.
+            past_key_values: a dynamic cache; extended in place.
+            labels: (B, T) token ids (they are shifted here), −100 for no target.
+            concept_ids: (B, T, A) concept labels, −100 for none.
+            use_cache: return a cache; by default outside training.
+            output_concepts: also return the concept logits, (B, T, C).
+            logits_to_keep: as in Transformers: the last so many positions, or their indices; 0 for all.
+            num_items_in_batch: number of token targets of the whole batch of which this is a part.
+            num_labelled_in_batch: number of labelled tokens of that batch.
+
+        Raises:
+            ValueError: a mask that is not 2-dimensional, or a cache of fixed size.
+        """
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; expected (batch, past + tokens)"
+            )
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if use_cache is None:
+            use_cache = not self.training and getattr(self.config.backbone_config, "use_cache", True)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config.backbone_config)
+        lower_cache, upper_cache = self._cache_views(past_key_values)
+        if position_ids is None:
+            position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+
+        h = self.lower(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=lower_cache,
+            use_cache=use_cache,
+        ).last_hidden_state
+        mixed = self.mixer(h)
+        h = self.upper(
+            inputs_embeds=mixed.hidden_states,
+            attention_mask=self._slot_mask(attention_mask, mixed.hidden_states, past_key_values),
+            position_ids=self._slot_positions(position_ids),
+            past_key_values=upper_cache,
+            use_cache=use_cache,
+        ).last_hidden_state
+        slots = self.config.slots_per_token
+        h = h[:, slots - 1 :: slots]  # the token is predicted from its last slot
+
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(h[:, kept])
+        of_tokens = token_loss(logits, labels, num_items_in_batch) if labels is not None else None
+        of_concepts = (
+            concept_loss(mixed.concept_logits, concept_ids, num_labelled_in_batch)
+            if concept_ids is not None
+            else None
+        )
+        return CoCoMixOutput(
+            loss=self._total(of_tokens, of_concepts),
+            token_loss=of_tokens,
+            concept_loss=of_concepts,
+            logits=logits,
+            concept_logits=mixed.concept_logits if output_concepts else None,
+            past_key_values=past_key_values if use_cache else None,
+        )
+
+    def _total(self, of_tokens: Tensor | None, of_concepts: Tensor | None) -> Tensor | None:
+        if of_concepts is None:
+            return of_tokens
+        weighted = self.config.concept_loss_weight * of_concepts
+        return weighted if of_tokens is None else of_tokens + weighted
+
+    def _cache_views(self, cache: Cache | None) -> tuple[Cache | None, Cache | None]:
+        """The layers of one cache as two caches, one per stack; the layers are shared, not copied."""
+        if cache is None:
+            return None, None
+        depth = self.config.num_hidden_layers
+        if cache.layer_class_to_replicate is not None:  # a cache that makes its layers as they are first used
+            cache.layers.extend(cache.layer_class_to_replicate() for _ in range(depth - len(cache.layers)))
+        if len(cache.layers) != depth or any(layer.is_compileable for layer in cache.layers):
+            raise ValueError(
+                f"past_key_values is a {type(cache).__name__} of {len(cache.layers)} layers; "
+                f"expected a dynamic cache of {depth}"
+            )
+        split = self.config.insert_layer
+        return Cache(layers=cache.layers[:split]), Cache(layers=cache.layers[split:])
+
+    def _past_tokens(self, cache: Cache | None) -> int:
+        """Tokens that the cache holds. Its first layer belongs to the upper stack if there is no lower one."""
+        if cache is None:
+            return 0
+        return cache.get_seq_length() // (self.config.slots_per_token if self.config.insert_layer == 0 else 1)
+
+    def _positions(self, inputs_embeds: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        """(B, T) or (1, T) positions of the given tokens, not counting padding."""
+        length = inputs_embeds.shape[1]
+        if mask is not None:
+            return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        past = self._past_tokens(cache)
+        return torch.arange(past, past + length, device=inputs_embeds.device).unsqueeze(0)
+
+    def _slot_positions(self, position_ids: Tensor) -> Tensor:
+        """(B, slots·T) positions in the upper stack."""
+        slots = self.config.slots_per_token
+        if slots == 1:
+            return position_ids
+        if self.config.slot_positions == "repeat":
+            return position_ids.repeat_interleave(slots, dim=-1)
+        return torch.stack([slots * position_ids + slot for slot in range(slots)], dim=-1).flatten(-2)
+
+    def _slot_mask(self, mask: Tensor | None, slots_in: Tensor, cache: Cache | None) -> Tensor | None:
+        """(B, slots·(past + T)) mask of the upper stack."""
+        slots = self.config.slots_per_token
+        if mask is not None:
+            return mask.repeat_interleave(slots, dim=-1)
+        if slots == 1 or self.config.slot_positions != "repeat":
+            return None
+        # Without a mask Transformers would read repeated positions as the seams of packed sequences.
+        length = slots * self._past_tokens(cache) + slots_in.shape[1]
+        return slots_in.new_ones((slots_in.shape[0], length), dtype=torch.long)
+
+
+CoCoMixConfig.register_for_auto_class()
+CoCoMixForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,0 +1,122 @@
+"""What a CoCoMix model is made of, as saved in its `config.json`.
+
+Like every file of this package it needs only torch and transformers, so that a saved model carries it
+along and loads with `trust_remote_code=True` where `cocomix` is not installed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+MIXINGS = ("interleave", "add", "none")
+CONCEPT_SLOTS = ("concept", "residual")
+SLOT_POSITIONS = ("interleaved", "repeat")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+class CoCoMixConfig(PretrainedConfig):
+    """Configuration of `CoCoMixForCausalLM`; the defaults are the published settings.
+
+    Args:
+        backbone_config: configuration of the decoder that is split around the mixer, as a
+            Transformers config or as its dictionary (with `model_type`).
+        insert_layer: number of backbone blocks that run before the mixer, 0 ≤ insert_layer < blocks.
+        num_concepts: C, concepts (SAE latents) that the model predicts.
+        num_active_concepts: K, predicted concepts that are mixed per token, 1 ≤ K ≤ C.
+        mixing: `interleave` puts the continuous vector after each token (twice the positions above),
+            `add` adds it to the token's hidden state, `none` only predicts concepts.
+        concept_slot: what an interleaved slot holds: `concept`, the continuous vector c as
+            published, or `residual`, c + h − mean(h).
+        slot_positions: rotary positions of the two slots of token t: `interleaved` (2t, 2t+1) or
+            `repeat` (t, t). Backbones with learned positions do not use it.
+        concept_loss_weight: λ, weight of the concept loss beside the token loss.
+
+    Raises:
+        ValueError: a value is out of its range, or the backbone has none of the needed fields.
+    """
+
+    model_type = "cocomix"
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (Transformers' own class attribute)
+
+    def __init__(
+        self,
+        backbone_config: PretrainedConfig | dict[str, Any] | None = None,
+        insert_layer: int = 3,
+        num_concepts: int = 32768,
+        num_active_concepts: int = 32,
+        mixing: str = "interleave",
+        concept_slot: str = "concept",
+        slot_positions: str = "interleaved",
+        concept_loss_weight: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        if backbone_config is None:
+            backbone_config = {"model_type": "gpt2"}
+        if isinstance(backbone_config, dict):
+            backbone_config = AutoConfig.for_model(**backbone_config)
+        self.backbone_config = backbone_config
+        self.insert_layer = insert_layer
+        self.num_concepts = num_concepts
+        self.num_active_concepts = num_active_concepts
+        self.mixing = mixing
+        self.concept_slot = concept_slot
+        self.slot_positions = slot_positions
+        self.concept_loss_weight = concept_loss_weight
+        self._check()
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            kwargs.setdefault(name, getattr(backbone_config, name, None))
+        kwargs["tie_word_embeddings"] = bool(backbone_config.tie_word_embeddings)
+        super().__init__(**kwargs)
+
+    def _check(self) -> None:
+        _one_of("mixing", self.mixing, MIXINGS)
+        _one_of("concept_slot", self.concept_slot, CONCEPT_SLOTS)
+        _one_of("slot_positions", self.slot_positions, SLOT_POSITIONS)
+        blocks = self.backbone_config.num_hidden_layers
+        if not 0 <= self.insert_layer < blocks:
+            raise ValueError(
+                f"insert_layer is {self.insert_layer}; a backbone of {blocks} blocks takes 0 to {blocks - 1} "
+                "(the number of blocks before the mixer)"
+            )
+        if not 1 <= self.num_active_concepts <= self.num_concepts:
+            raise ValueError(
+                f"num_active_concepts is {self.num_active_concepts}; with num_concepts {self.num_concepts} "
+                f"it must be 1 to {self.num_concepts}"
+            )
+        if not self.concept_loss_weight >= 0:
+            raise ValueError(f"concept_loss_weight is {self.concept_loss_weight}; it must be 0 or more")
+
+    @property
+    def slots_per_token(self) -> int:
+        """Positions that one token takes in the upper blocks: 2 when interleaved, else 1."""
+        return 2 if self.mixing == "interleave" else 1
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
+        """The backbone's configuration, which knows widths, depth and vocabulary."""
+        return self.backbone_config
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the token vocabulary."""
+        return self.backbone_config.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """D, width of the residual stream."""
+        return self.backbone_config.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Blocks below and above the mixer together."""
+        return self.backbone_config.num_hidden_layers
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Context length in tokens."""
+        return self.backbone_config.max_position_embeddings

@@ -1,0 +1,95 @@
+"""Load weights that the published CoCoMix code saved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import GPT2Config
+
+from .causal_lm import CoCoMixForCausalLM
+from .configuration import CoCoMixConfig
+
+_MIXER = {
+    "transformer.pre_bias": "mixer.pre_bias",
+    "transformer.concept_predictor.weight": "mixer.predict.weight",
+    "transformer.concept_predictor.bias": "mixer.predict.bias",
+    "transformer.compress_layer.bias": "mixer.compress_bias",
+}
+
+
+def load_reference_checkpoint(
+    source: Mapping[str, Tensor] | str | Path,
+    *,
+    num_attention_heads: int,
+    insert_layer: int,
+    num_active_concepts: int,
+) -> CoCoMixForCausalLM:
+    """A `CoCoMixForCausalLM` with weights in the published code's names.
+
+    Sizes are read from the weights; what they do not show is asked for. Dropout is 0, since the
+    published settings ask for that.
+
+    Args:
+        source: a state dict, or the path of a `.safetensors` or a torch file that holds one.
+        num_attention_heads: heads of each block.
+        insert_layer: blocks before the mixer (the published `insert_layer_index`).
+        num_active_concepts: K, concepts that are mixed per token.
+
+    Raises:
+        ValueError: the weights are not those of a published CoCoMix model.
+    """
+    state = source if isinstance(source, Mapping) else _read(Path(source))
+    missing = [name for name in (*_MIXER, "transformer.compress_layer.weight") if name not in state]
+    if missing:
+        raise ValueError(f"not a published CoCoMix checkpoint: it has no {', '.join(missing)}")
+    vocab_size, width = state["transformer.wte.weight"].shape
+    blocks = {int(match[1]) for name in state if (match := re.match(r"transformer\.h\.(\d+)\.", name))}
+    config = CoCoMixConfig(
+        backbone_config=GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=state["transformer.wpe.weight"].shape[0],
+            n_embd=width,
+            n_layer=len(blocks),
+            n_head=num_attention_heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+        ),
+        insert_layer=insert_layer,
+        num_concepts=state["transformer.concept_predictor.weight"].shape[0],
+        num_active_concepts=num_active_concepts,
+    )
+    model = CoCoMixForCausalLM(config).to(state["transformer.wte.weight"].dtype)
+    model.load_state_dict({_renamed(name, insert_layer): _laid_out(name, value) for name, value in state.items()})
+    return model.eval()
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _renamed(name: str, insert_layer: int) -> str:
+    if name in _MIXER:
+        return _MIXER[name]
+    if name == "transformer.compress_layer.weight":
+        return "mixer.compress_weight"
+    if match := re.match(r"transformer\.h\.(\d+)\.(.*)", name):
+        block, rest = int(match[1]), match[2]
+        return f"lower.h.{block}.{rest}" if block < insert_layer else f"upper.h.{block - insert_layer}.{rest}"
+    if name.startswith("transformer.ln_f."):
+        return name.replace("transformer", "upper", 1)
+    return name.replace("transformer", "lower", 1)
+
+
+def _laid_out(name: str, value: Tensor) -> Tensor:
+    """The published compress matrix is (D, C); ours has one row per concept, so that rows can be gathered."""
+    return value.T.contiguous() if name == "transformer.compress_layer.weight" else value

@@ -1,0 +1,40 @@
+"""What a training method has to say."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+Batch = dict[str, Tensor]
+"""Columns of some blocks: `input_ids` (B, T) int64, and what the objective asks for beside it."""
+Counts = dict[str, Tensor]
+"""Number of targets of each kind (0-dimensional), in one batch or summed over several."""
+
+
+class Losses(NamedTuple):
+    """Losses of one micro-batch, each a sum over its targets divided by the targets of the whole batch.
+
+    So the micro-batches of a batch, on any number of processes, add up to the batch's mean losses.
+    """
+
+    total: Tensor
+    """What is minimised; 0-dimensional."""
+    parts: dict[str, Tensor]
+    """The terms of it, unweighted and without graph, for the log."""
+
+
+class Objective(Protocol):
+    """A training method, as a loss of a model on a batch."""
+
+    columns: tuple[str, ...]
+    """Dataset columns that it reads."""
+
+    def count(self, batch: Batch) -> Counts:
+        """Targets in `batch`, by kind."""
+        ...
+
+    def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
+        """Losses of `batch`, normalised by `counts` of the whole batch of which it is a part."""
+        ...

@@ -1,0 +1,36 @@
+"""Continuous concept mixing: the next token and the teacher's concepts (arXiv 2502.08524, eq. for the total loss)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from cocomix.models.losses import IGNORE
+from cocomix.objectives.base import Batch, Counts, Losses
+from cocomix.objectives.ntp import count_tokens
+
+
+@dataclass(frozen=True)
+class ConceptMixing:
+    """L_token + λ · L_concept of a `CoCoMixForCausalLM`; λ is the model's `concept_loss_weight`."""
+
+    columns: tuple[str, ...] = ("input_ids", "concept_ids")
+
+    def count(self, batch: Batch) -> Counts:
+        """Predicted tokens, and tokens with at least one concept label."""
+        labelled = (batch["concept_ids"] != IGNORE).any(-1).sum()
+        return {"token": count_tokens(batch), "concept": labelled.clamp(min=1)}
+
+    def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
+        """Both losses."""
+        output = model(
+            input_ids=batch["input_ids"],
+            labels=batch["input_ids"],
+            concept_ids=batch["concept_ids"],
+            num_items_in_batch=counts["token"],
+            num_labelled_in_batch=counts["concept"],
+            use_cache=False,
+        )
+        parts = {"token_loss": output.token_loss.detach(), "concept_loss": output.concept_loss.detach()}
+        return Losses(output.loss, parts)

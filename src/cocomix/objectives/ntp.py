@@ -1,0 +1,33 @@
+"""Next-token prediction: the baseline, and how teachers are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from cocomix.models.losses import token_loss
+from cocomix.objectives.base import Batch, Counts, Losses
+
+
+def count_tokens(batch: Batch) -> torch.Tensor:
+    """Tokens of `batch` that are predicted: all but the first of each block."""
+    return torch.tensor(batch["input_ids"][:, 1:].numel(), device=batch["input_ids"].device)
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Mean next-token cross-entropy of any causal language model."""
+
+    columns: tuple[str, ...] = ("input_ids",)
+
+    def count(self, batch: Batch) -> Counts:
+        """Predicted tokens."""
+        return {"token": count_tokens(batch)}
+
+    def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
+        """Token loss."""
+        ids = batch["input_ids"]
+        loss = token_loss(model(input_ids=ids, use_cache=False).logits, ids, counts["token"])
+        return Losses(loss, {"token_loss": loss.detach()})

@@ -1,0 +1,138 @@
+"""Everything about a recipe that can be wrong, found before anything expensive starts, all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+
+from cocomix.concepts.labelling import load_labels
+from cocomix.concepts.sae import load_sae
+from cocomix.concepts.sae_training import require_saelens
+from cocomix.concepts.teacher import check_teacher_layer
+from cocomix.data.corpus import check_corpus
+from cocomix.data.tokenizer import load_tokenizer, same_tokenizer, vocabulary_size
+from cocomix.errors import InputError
+from cocomix.models.building import backbone_config
+from cocomix.pipeline import Pipeline
+from cocomix.recipe import Recipe
+from cocomix.students import student_config
+
+
+def check(pipeline: Pipeline) -> None:
+    """Raise one InputError with a line for each thing that cannot work.
+
+    Settings first, then what is in the output folder, then what the recipe points at; sizes are tried on
+    models without memory.
+    """
+    recipe = pipeline.recipe
+    _raise(recipe.problems())
+    _raise([line for stage in pipeline.stages() for line in stage.problems()])
+    problems: list[str] = []
+
+    def attempt(check: Callable[[], None]) -> None:
+        try:
+            check()
+        except InputError as error:
+            problems.append(str(error))
+
+    if not pipeline.corpus_stage.is_done():
+        attempt(lambda: check_corpus(recipe.corpus))
+        if recipe.tokenizer.source is not None:
+            attempt(lambda: _check_tokenizer(recipe.tokenizer.source))
+    if recipe.needs_labels() and not pipeline.labels_stage.is_done():
+        if recipe.labels.source is not None:
+            attempt(lambda: _check_labels_source(pipeline))
+        else:
+            attempt(lambda: _check_teacher_and_sae(recipe))
+    for name in recipe.students:
+        attempt(lambda name=name: _check_student(recipe, name))
+    _raise(list(dict.fromkeys(problems)))
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def _check_tokenizer(source: str | None) -> None:
+    assert source is not None
+    load_tokenizer(source)
+
+
+def _check_labels_source(pipeline: Pipeline) -> None:
+    if pipeline.corpus_stage.is_done():
+        pipeline.labels()
+    else:
+        load_labels(Path(str(pipeline.recipe.labels.source)))
+
+
+def _teacher_config(source: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(source).get_text_config()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"teacher.source is {source!r}, which does not load: {' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def _check_teacher_and_sae(recipe: Recipe) -> None:
+    teacher = recipe.teacher
+    if teacher.source is None:
+        config = backbone_config(
+            teacher.backbone, vocab_size=recipe.tokenizer.vocab_size, block_size=recipe.block_size, eos_token_id=0
+        )
+    else:
+        config = _teacher_config(teacher.source)
+        _check_same_tokenizer(recipe, teacher.source, config)
+    try:
+        check_teacher_layer(recipe.sae.teacher_layer, config.num_hidden_layers)
+    except InputError as error:
+        raise InputError(f"sae.{error}") from None
+    if recipe.sae.source is None:
+        require_saelens()
+    else:
+        width = load_sae(recipe.sae.source).d_in
+        if width != config.hidden_size:
+            raise InputError(
+                f"the SAE {recipe.sae.source} reads activations of width {width}, the teacher's are "
+                f"{config.hidden_size} wide; use an SAE that was trained on this teacher"
+            )
+
+
+def _check_same_tokenizer(recipe: Recipe, teacher: str, config: PretrainedConfig) -> None:
+    if recipe.tokenizer.source is None:
+        raise InputError(
+            f"the teacher {teacher} has a tokenizer of its own, but the recipe trains another one; "
+            f"set tokenizer.source to the teacher's, e.g. {teacher}"
+        )
+    ours = load_tokenizer(recipe.tokenizer.source)
+    try:
+        theirs = AutoTokenizer.from_pretrained(teacher)
+    except (OSError, ValueError):  # saved without one: only its size can be compared
+        if config.vocab_size < vocabulary_size(ours):
+            raise InputError(
+                f"the tokenizer {recipe.tokenizer.source} has {vocabulary_size(ours)} tokens, the teacher {teacher} knows "
+                f"{config.vocab_size}; use the teacher's tokenizer"
+            ) from None
+        return
+    if not same_tokenizer(ours, theirs):
+        raise InputError(
+            f"the tokenizer {recipe.tokenizer.source} is not that of the teacher {teacher}; "
+            f"set tokenizer.source to the teacher's, e.g. {teacher}"
+        )
+
+
+def _num_concepts(recipe: Recipe) -> int:
+    if not recipe.needs_labels():
+        return 0
+    if recipe.labels.source is not None:
+        return load_labels(Path(recipe.labels.source)).info.num_concepts
+    return load_sae(recipe.sae.source).d_sae if recipe.sae.source else recipe.sae.d_sae
+
+
+def _check_student(recipe: Recipe, name: str) -> None:
+    source = recipe.tokenizer.source
+    vocab_size = vocabulary_size(load_tokenizer(source)) if source else recipe.tokenizer.vocab_size
+    student_config(recipe, name, vocab_size=vocab_size, eos_token_id=0, num_concepts=_num_concepts(recipe))

@@ -1,0 +1,221 @@
+"""The recipe: everything that decides a run, typed, read from YAML, checked as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from cocomix.concepts.labelling import LabelsConfig
+from cocomix.concepts.sae_training import SAEConfig
+from cocomix.data.corpus import CorpusConfig
+from cocomix.data.tokenizer import TokenizerConfig
+from cocomix.errors import InputError
+from cocomix.models.building import BackboneConfig
+from cocomix.suggest import did_you_mean
+from cocomix.training.pretrain import TrainingConfig
+
+METHODS = ("ntp", "cocomix")
+
+
+@dataclass
+class TeacherConfig:
+    """The model whose concepts are the labels.
+
+    Args:
+        source: a Hugging Face causal language model, folder or id, instead of training one.
+        backbone: sizes of the trained teacher.
+        training: how it is trained.
+    """
+
+    source: str | None = None
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass
+class MixerConfig:
+    """How a cocomix student predicts and mixes concepts; the defaults are the published settings.
+
+    Args:
+        insert_layer: blocks before the mixer.
+        num_active_concepts: K, predicted concepts that are mixed per token.
+        mixing: interleave, add or none.
+        concept_slot: what an interleaved slot holds, concept or residual.
+        slot_positions: rotary positions of the two slots of a token, interleaved or repeat.
+        concept_loss_weight: λ.
+    """
+
+    insert_layer: int = 3
+    num_active_concepts: int = 32
+    mixing: str = "interleave"
+    concept_slot: str = "concept"
+    slot_positions: str = "interleaved"
+    concept_loss_weight: float = 0.1
+
+
+@dataclass
+class StudentConfig:
+    """One model to train and compare.
+
+    Args:
+        method: ntp or cocomix.
+        backbone: its sizes, if not the recipe's.
+        match: name of the student whose activated parameters it is widened to.
+        mixer: of a cocomix student.
+    """
+
+    method: str
+    backbone: BackboneConfig | None = None
+    match: str | None = None
+    mixer: MixerConfig | None = None
+
+
+@dataclass
+class Recipe:
+    """A run from text to compared models.
+
+    Args:
+        name: what the run is called in its report.
+        output: folder of everything that it makes.
+        seed: of every random choice.
+        block_size: context length in tokens.
+        corpus: where the text comes from.
+        tokenizer: trained on the corpus, or an existing one.
+        teacher: whose concepts are learnt.
+        sae: what finds the concepts in the teacher.
+        labels: how the corpus is labelled with them.
+        backbone: sizes of the students.
+        training: how every student is trained.
+        students: the models, by name.
+    """
+
+    name: str
+    output: str
+    seed: int = 0
+    block_size: int = 256
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    students: dict[str, StudentConfig] = field(default_factory=dict)
+
+    def needs_labels(self) -> bool:
+        """Whether any student learns concepts."""
+        return any(student.method == "cocomix" for student in self.students.values())
+
+    def trains_teacher(self) -> bool:
+        """Whether a teacher is trained from scratch."""
+        return self.needs_labels() and self.labels.source is None and self.teacher.source is None
+
+    def problems(self) -> list[str]:
+        """What cannot work about these settings as they stand, a line each; nothing is opened."""
+        found = [f"training.{line}" for line in self.training.problems(self.block_size)]
+        if self.trains_teacher():
+            found += [f"teacher.training.{line}" for line in self.teacher.training.problems(self.block_size)]
+        if self.needs_labels():
+            found += self.labels.problems()
+            if self.labels.source is None and self.sae.source is None:
+                found += self.sae.problems()
+        if not self.students:
+            found.append("students is empty; name at least one, e.g. students: {ntp: {method: ntp}}")
+        for name, student in self.students.items():
+            found += [f"students.{name}: {line}" for line in self._student_problems(name, student)]
+        return found
+
+    def _student_problems(self, name: str, student: StudentConfig) -> list[str]:
+        found = []
+        if not name.replace("-", "").replace("_", "").isalnum():
+            found.append("a name is made of letters, digits, - and _, because it becomes a folder")
+        if student.method not in METHODS:
+            hint = did_you_mean(student.method, METHODS)
+            found.append(f"method is {student.method!r}; expected one of {', '.join(METHODS)}{hint}")
+        if student.mixer is not None and student.method != "cocomix":
+            found.append(f"mixer has no effect on the method {student.method!r}; leave it out")
+        if student.match is not None:
+            if student.match == name or student.match not in self.students:
+                others = ", ".join(other for other in self.students if other != name)
+                found.append(f"match is {student.match!r}; expected another student ({others})")
+            elif self.students[student.match].match is not None:
+                found.append(f"match is {student.match!r}, which is matched to another itself; match that one")
+            if student.method == "cocomix":
+                found.append("match works on ntp students only; match them to this one instead")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested dictionaries of plain values."""
+        return dataclasses.asdict(self)
+
+
+def add_recipe_arguments(parser: ArgumentParser) -> None:
+    """Give a parser every recipe key as a dotted option, and `--recipe FILE` to read them from."""
+    parser.add_argument("--recipe", action="config", help="recipe file (YAML)")
+    parser.add_class_arguments(Recipe, as_positional=False)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file; `overrides` are command line options such as `--training.max_tokens=1000000`.
+
+    Raises:
+        InputError: no such file, not YAML, unknown keys, values of a wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no recipe at {path}; give the path of a YAML file, e.g. recipes/quickstart.yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no recipe: expected keys such as name, output, corpus, students")
+    unknown = _unknown_keys(content, Recipe, f"{path}: ")
+    for option in overrides:
+        if option.startswith("--"):
+            nested: Any = None
+            for key in reversed(option[2:].partition("=")[0].split(".")):
+                nested = {key: nested}
+            unknown += _unknown_keys(nested, Recipe, "command line: ")
+        elif not overrides[max(0, overrides.index(option) - 1)].startswith("--"):
+            unknown.append(f"command line: unexpected {option!r}; recipe keys are given as --key value")
+    if unknown:
+        raise InputError("\n".join(unknown))
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    add_recipe_arguments(parser)
+    try:
+        namespace = parser.parse_args([f"--recipe={path}", *overrides])
+        recipe = Recipe(**{k: v for k, v in vars(parser.instantiate(namespace)).items() if k != "recipe"})
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+    return recipe
+
+
+def _unknown_keys(value: Any, kind: Any, where: str, prefix: str = "") -> list[str]:
+    """A line for each key of `value` that the dataclass `kind` does not have."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kind = next((arg for arg in typing.get_args(kind) if arg is not types.NoneType), kind)
+    if not isinstance(value, dict):
+        return []
+    if typing.get_origin(kind) is dict:
+        inner = typing.get_args(kind)[1]
+        return [line for key, item in value.items() for line in _unknown_keys(item, inner, where, f"{prefix}{key}.")]
+    if not dataclasses.is_dataclass(kind):
+        return []
+    hints = typing.get_type_hints(kind)
+    lines = []
+    for key, item in value.items():
+        if key not in hints:
+            lines.append(f"{where}unknown recipe key {prefix}{key}{did_you_mean(str(key), hints)}")
+        else:
+            lines += _unknown_keys(item, hints[key], where, f"{prefix}{key}.")
+    return lines

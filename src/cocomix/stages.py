@@ -1,0 +1,123 @@
+"""A stage: a folder made from settings and from other stages, finished or absent.
+
+Each finished folder holds `stage.json`: the settings it was made with, the fingerprints of the stages it
+was made from, its own fingerprint, and figures for the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cocomix import files
+from cocomix.errors import InputError
+
+RECORD_FILE = "stage.json"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What making a stage leaves to be recorded.
+
+    Attributes:
+        fingerprint: of the stage's contents.
+        summary: figures for the report.
+    """
+
+    fingerprint: str
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The `stage.json` of a finished stage."""
+
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    fingerprint: str
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a recipe.
+
+    Attributes:
+        name: what it makes, also the name that messages use.
+        folder: where it makes it.
+        settings: the part of the recipe that decides the result.
+        needs: stages whose contents it reads.
+        make: writes everything into `files.partial(folder)`.
+    """
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    needs: tuple[Stage, ...]
+    make: Callable[[], Made]
+
+    def is_done(self) -> bool:
+        """Whether the folder is finished."""
+        return (self.folder / RECORD_FILE).is_file()
+
+    def record(self) -> Record:
+        """The record of the finished folder."""
+        return Record(**files.read_json(self.folder / RECORD_FILE))
+
+    def problems(self) -> list[str]:
+        """Why a folder that is already there cannot be this stage's result, a line each."""
+        if not self.is_done():
+            if self.folder.exists():
+                return [f"{self.folder} exists and was not made by cocomix; choose another output folder"]
+            return []
+        record = self.record()
+        changed = _changes(record.settings, self.settings)
+        if changed:
+            return [
+                f"{self.folder} was made by a different recipe: {'; '.join(changed)}; "
+                "choose another output folder, or delete this one to make it anew"
+            ]
+        return [
+            f"{self.folder} was made from another {needed.name} than the one in {needed.folder}; "
+            f"delete {self.folder} to make it anew"
+            for needed in self.needs
+            if needed.is_done() and needed.record().fingerprint != record.inputs[needed.name]
+        ]
+
+    def run(self) -> None:
+        """Make the folder, unless it is finished."""
+        if self.is_done():
+            return
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        made = self.make()
+        record = Record(
+            self.settings,
+            {needed.name: needed.record().fingerprint for needed in self.needs},
+            made.fingerprint,
+            made.summary,
+        )
+        unfinished = files.partial(self.folder)
+        unfinished.mkdir(exist_ok=True)
+        files.write_json(unfinished / RECORD_FILE, asdict(record))
+        files.finish(self.folder)
+
+
+def _changes(made_with: Any, wanted: Any, key: str = "") -> list[str]:
+    """`key is A there, B here` for each setting that differs."""
+    if isinstance(made_with, dict) and isinstance(wanted, dict):
+        return [
+            line
+            for name in dict.fromkeys((*made_with, *wanted))
+            for line in _changes(made_with.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if made_with == wanted else [f"{key} is {made_with!r} there, {wanted!r} here"]
+
+
+def require_unchanged(stage: Stage, fingerprint: str, source: str) -> None:
+    """Raise InputError if what `source` now holds is not what the finished `stage` recorded."""
+    if stage.is_done() and stage.record().fingerprint != fingerprint:
+        raise InputError(
+            f"{source} has changed since {stage.folder} was made; use the old one again, or another output folder"
+        )

@@ -1,0 +1,85 @@
+"""What a run shows and what it remembers of its own time."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+
+class TokenProgress(TrainerCallback):
+    """One progress bar that counts tokens and shows the last losses."""
+
+    def __init__(self, description: str, tokens_per_step: int) -> None:
+        self.description = description
+        self.tokens_per_step = tokens_per_step
+        self.bar: tqdm | None = None
+        self.shown: dict[str, str] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar = tqdm(
+            total=state.max_steps * self.tokens_per_step,
+            initial=state.global_step * self.tokens_per_step,
+            desc=self.description,
+            unit="tok",
+            unit_scale=True,
+            dynamic_ncols=True,
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.bar is not None
+        self.bar.update(state.global_step * self.tokens_per_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for key, label in (("token_loss", "loss"), ("concept_loss", "concepts"), ("eval_loss", "validation")):
+            if logs and key in logs:
+                self.shown[label] = f"{logs[key]:.3f}"
+        if self.bar is not None:
+            self.bar.set_postfix(self.shown, refresh=False)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.bar is not None
+        self.bar.close()
+
+
+class TrainingTime(TrainerCallback, ExportableState):
+    """Seconds spent in training steps, evaluation left out; saved with checkpoints, so a resumed run adds on."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.seconds = state.stateful_callbacks[type(self).__name__]["attributes"]["seconds"]
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"seconds": self.seconds}}

@@ -1,0 +1,109 @@
+"""What the commands do: run a recipe up to a stage, or compare runs."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from cocomix import environment, files, preflight
+from cocomix.console import say
+from cocomix.errors import InputError
+from cocomix.evaluation.compare import compare_runs
+from cocomix.evaluation.report import write_report
+from cocomix.pipeline import Pipeline
+from cocomix.recipe import Recipe
+from cocomix.stages import Stage
+from cocomix.suggest import did_you_mean
+
+RESULTS_FILE = "results.json"
+
+
+def command_line() -> str:
+    """The command as the person typed it, the program by its name."""
+    return shlex.join([program(), *sys.argv[1:]])
+
+
+def program() -> str:
+    """How the person calls this program: a path inside the working directory, or just its name."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "cocomix" and not called.is_absolute() else "cocomix"
+
+
+def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
+    """Check a recipe, then make its stages up to `until`: corpus, teacher, sae, labels or students.
+
+    Args:
+        recipe: what to run.
+        until: the last stage.
+        only: of the students, just this one.
+
+    Raises:
+        InputError: with a line for each thing that cannot work; nothing was made then.
+    """
+    pipeline = Pipeline(recipe)
+    preflight.check(pipeline)
+    stages = pipeline.stages()
+    if until != "students":
+        names = [stage.name for stage in stages]
+        if until not in names:
+            raise InputError(f"this recipe has no stage {until!r}: none of its students needs one")
+        stages = stages[: names.index(until) + 1]
+    if only is not None:
+        if only not in recipe.students:
+            raise InputError(
+                f"--only is {only!r}; the recipe's students are {', '.join(recipe.students)}"
+                + did_you_mean(only, recipe.students)
+            )
+        others = [stage for name, stage in pipeline.student_stages.items() if name != only]
+        stages = [stage for stage in stages if stage not in others]
+    if all(stage.is_done() for stage in stages):
+        say(f"Nothing to do: everything is in {pipeline.folder} already.")
+    else:
+        pipeline.run(stages)
+    return pipeline
+
+
+def run_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Run a whole recipe and write its report, if it is not there; returns the results."""
+    pipeline = run_until(recipe, "students")
+    folder = pipeline.folder / "report"
+    inputs = {stage.name: stage.record().fingerprint for stage in pipeline.stages()}
+    if (folder / RESULTS_FILE).is_file():
+        results = files.read_json(folder / RESULTS_FILE)
+        if results["inputs"] == inputs:
+            return results
+    results = {
+        "name": recipe.name,
+        **compare_runs([stage.folder for stage in pipeline.student_stages.values()]),
+        **{stage.name: stage.record().summary for stage in _preparation(pipeline)},
+        "recipe": recipe.to_dict(),
+        "inputs": inputs,
+        "environment": {"command": command_line(), **environment.describe()},
+    }
+    write_report(results, folder)
+    return results
+
+
+def _preparation(pipeline: Pipeline) -> list[Stage]:
+    students = list(pipeline.student_stages.values())
+    return [stage for stage in pipeline.stages() if stage not in students]
+
+
+def compare(folders: list[Path], output: Path | None) -> dict[str, Any]:
+    """Compare finished runs; with `output`, write a report there.
+
+    Raises:
+        InputError: the runs cannot be compared, or `output` exists and is not a report.
+    """
+    if output is not None and output.exists() and not (output / RESULTS_FILE).is_file():
+        raise InputError(f"{output} exists and is not a report; choose another --output")
+    results = {
+        "name": " and ".join(folder.name for folder in folders),
+        **compare_runs(folders),
+        "environment": {"command": command_line(), **environment.describe()},
+    }
+    if output is not None:
+        write_report(results, output)
+    return results

@@ -1,0 +1,66 @@
+"""A saved model carries its code along: it loads where cocomix is not installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ELSEWHERE = """
+import sys
+sys.modules["cocomix"] = None  # any import of it now fails
+
+import copy
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+torch.set_num_threads(1)
+out, *folders = sys.argv[1:]
+results = {}
+for folder in folders:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float64).eval()
+    model = copy.deepcopy(model)  # out of the mapped file, whose alignment changes how products round
+    assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+    ids = torch.arange(1, 13).view(2, 6)
+    with torch.no_grad():
+        results[f"{folder}:logits"] = model(ids).logits
+    mask = torch.ones_like(ids)
+    results[f"{folder}:text"] = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+try:
+    import cocomix
+except ImportError:
+    save_file(results, out)
+"""
+
+
+@pytest.fixture(params=[("gpt2", "interleave"), ("llama", "add")], ids=lambda param: "-".join(param))
+def model(request, random_model):
+    kind, mixing = request.param
+    return random_model(kind, mixing=mixing)
+
+
+def test_a_saved_model_runs_where_cocomix_cannot_be_imported(model, tmp_path):
+    folder, out = tmp_path / "saved", tmp_path / "out.safetensors"
+    model.save_pretrained(folder)
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(out), str(folder)],
+        cwd=tmp_path,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    results = load_file(out)
+    ids = torch.arange(1, 13).view(2, 6)
+    with torch.no_grad():
+        assert torch.equal(results[f"{folder}:logits"], model(ids).logits)
+    mask = torch.ones_like(ids)
+    text = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    assert text.shape == (2, 12)
+    assert torch.equal(results[f"{folder}:text"], text)

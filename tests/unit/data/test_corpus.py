@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from datasets import Value, load_from_disk
+
+from cocomix.data.corpus import (
+    CorpusConfig,
+    CorpusSummary,
+    check_corpus,
+    is_token_folder,
+    write_documents,
+)
+from cocomix.data.sources import read_documents, source_files
+from cocomix.errors import InputError
+
+FORMATS = ["", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"]
+Write = Callable[..., str]
+
+
+def read(folder: Path, side: str) -> list[str]:
+    return list(load_from_disk(str(folder / side))["text"])
+
+
+def assert_input_error(action: Callable[[], object], *words: str) -> None:
+    """`action` must raise one line that names all of `words`."""
+    with pytest.raises(InputError) as caught:
+        action()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, f"{word!r} is missing in: {message}"
+
+
+def in_validation(text: str, fraction: float) -> bool:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < fraction
+
+
+def test_documents_are_split_by_the_hash_of_their_text(
+    texts: list[str], write: Write, tmp_path: Path
+) -> None:
+    summary = write_documents(CorpusConfig(write(texts), validation_fraction=0.2), tmp_path / "out")
+    train, validation = read(tmp_path / "out", "train"), read(tmp_path / "out", "validation")
+    assert validation == [text for text in texts if in_validation(text, 0.2)]
+    assert train == [text for text in texts if not in_validation(text, 0.2)]
+    assert 30 <= len(validation) <= 90
+    assert (summary.train_documents, summary.validation_documents) == (len(train), len(validation))
+    assert summary.train_bytes == sum(len(text.encode()) for text in train)
+    assert summary.validation_bytes == sum(len(text.encode()) for text in validation)
+
+
+@pytest.mark.parametrize("ending", FORMATS[1:])
+def test_every_format_gives_the_same_corpus(
+    ending: str, texts: list[str], write: Write, tmp_path: Path
+) -> None:
+    expected = write_documents(CorpusConfig(write(texts, ending="")), tmp_path / "folder")
+    assert write_documents(CorpusConfig(write(texts, ending=ending)), tmp_path / "file") == expected
+    for side in ("train", "validation"):
+        assert read(tmp_path / "file", side) == read(tmp_path / "folder", side)
+
+
+def test_a_hugging_face_dataset_gives_the_same_corpus_and_leaves_the_cache_alone(
+    texts: list[str], write: Write, tmp_path: Path
+) -> None:
+    expected = write_documents(CorpusConfig(write(texts, "plain")), tmp_path / "plain")
+    (tmp_path / "hub").mkdir()
+    write(texts, "hub/train", ".parquet")
+    write(texts[:50], "hub/test", ".parquet")
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    before = set(cache.rglob("*"))
+    source = f"hf:{tmp_path / 'hub'}"
+    assert write_documents(CorpusConfig(source), tmp_path / "a") == expected
+    assert write_documents(CorpusConfig(source + ":train"), tmp_path / "b") == expected
+    assert [document.text for document in read_documents(source + ":test", "text")] == texts[:50]
+    assert set(cache.rglob("*")) == before
+    assert_input_error(lambda: write_documents(CorpusConfig(source + ":dev"), tmp_path / "c"), "dev", "SPLIT")
+    assert_input_error(
+        lambda: write_documents(CorpusConfig(source, text_field="body"), tmp_path / "c"),
+        "record 1", "'body'", "'text'",
+    )  # fmt: skip
+
+
+def test_a_hugging_face_source_is_not_contacted_by_the_check() -> None:
+    check_corpus(CorpusConfig("hf:nobody/nothing:train"))
+    assert_input_error(lambda: check_corpus(CorpusConfig("hf:")), "names no dataset", "hf:NAME")
+    assert_input_error(lambda: check_corpus(CorpusConfig("hf::train")), "names no dataset")
+
+
+def test_the_fingerprint_depends_on_content_and_order_only(
+    texts: list[str], write: Write, tmp_path: Path
+) -> None:
+    def fingerprint(name: str, texts: list[str], fraction: float = 0.1) -> str:
+        config = CorpusConfig(write(texts, name), validation_fraction=fraction)
+        return write_documents(config, tmp_path / (name + "-out")).fingerprint
+
+    base = fingerprint("a", texts)
+    assert fingerprint("b", texts) == base
+    assert fingerprint("c", texts[::-1]) != base
+    assert fingerprint("d", [*texts[:-1], texts[-1] + "."]) != base
+    assert fingerprint("e", texts, fraction=0.3) != base
+
+
+def test_the_side_of_a_document_does_not_depend_on_order(
+    texts: list[str], write: Write, tmp_path: Path
+) -> None:
+    write_documents(CorpusConfig(write(texts, "a")), tmp_path / "forward")
+    write_documents(CorpusConfig(write(texts[::-1], "b")), tmp_path / "backward")
+    for side in ("train", "validation"):
+        assert read(tmp_path / "backward", side) == read(tmp_path / "forward", side)[::-1]
+
+
+def test_duplicates_and_empty_documents_are_dropped_and_counted(
+    texts: list[str], write: Write, tmp_path: Path
+) -> None:
+    clean = write_documents(CorpusConfig(write(texts, "clean")), tmp_path / "clean")
+    noisy = write_documents(
+        CorpusConfig(write(["", *texts[:9], texts[3], " \n\t", *texts[9:], texts[3]], "noisy")),
+        tmp_path / "noisy",
+    )
+    assert (noisy.duplicates_dropped, noisy.empty_dropped) == (2, 2)
+    assert (clean.duplicates_dropped, clean.empty_dropped) == (0, 0)
+    assert noisy.fingerprint == clean.fingerprint
+
+
+def test_documents_in_both_sources_are_validation_only(
+    texts: list[str], write: Write, tmp_path: Path
+) -> None:
+    config = CorpusConfig(write(texts, "train"), validation_source=write(texts[:7] + texts[5:7], "held-out"))
+    summary = write_documents(config, tmp_path / "out")
+    assert read(tmp_path / "out", "validation") == texts[:7]
+    assert read(tmp_path / "out", "train") == texts[7:]
+    assert summary.duplicates_dropped == 2 + 7
+
+
+def test_max_documents_counts_what_is_kept_of_source(texts: list[str], write: Write, tmp_path: Path) -> None:
+    source = write(["", texts[0], *texts], "source")
+    summary = write_documents(
+        CorpusConfig(source, max_documents=100, validation_fraction=0.3), tmp_path / "a"
+    )
+    assert summary.train_documents + summary.validation_documents == 100
+    kept = read(tmp_path / "a", "train") + read(tmp_path / "a", "validation")
+    assert sorted(kept) == sorted(texts[:100])
+    summary = write_documents(
+        CorpusConfig(source, validation_source=write(texts[:9], "held-out"), max_documents=1), tmp_path / "b"
+    )
+    assert (summary.train_documents, summary.validation_documents) == (1, 9)
+
+
+def test_the_source_column_is_the_records_own_or_the_file_name(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.md").write_text("# A")
+    (folder / "deep" / "b.PY").write_text("b = 1")
+    records = [
+        {"text": "own", "source": "wiki"},
+        {"text": "number", "source": 3, "x": []},
+        {"text": "none", "x": 1},
+    ]
+    (folder / "c.jsonl").write_text("\n\n".join(map(json.dumps, records)))
+    pq.write_table(pa.table({"text": ["p", "q"], "source": ["web", None]}), folder / "d.parquet")
+    documents = list(read_documents(str(folder), "text"))
+    assert documents == [
+        ("# A", "a.md"),
+        ("own", "wiki"), ("number", "c.jsonl"), ("none", "c.jsonl"),
+        ("p", "web"), ("q", "d.parquet"),
+        ("b = 1", "deep/b.PY"),
+    ]  # fmt: skip
+    write_documents(CorpusConfig(str(folder), validation_fraction=0.5), tmp_path / "out")
+    dataset = load_from_disk(str(tmp_path / "out" / "train"))
+    assert dataset.features == {"text": Value("large_string"), "source": Value("string")}
+    assert set(zip(dataset["text"], dataset["source"], strict=True)) < set(documents)
+
+
+def test_text_arrives_unchanged(tmp_path: Path) -> None:
+    text = "\ttabs \r\n trailing  \n\n\u2028 e\u0301 🙂\x0b\n"
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())  # the byte-order mark is no text
+    (tmp_path / "b.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps({"text": text + "\0"}).encode() + b"\r\n")
+    assert [document.text for document in read_documents(str(tmp_path), "text")] == [text, text + "\0"]
+
+
+def test_another_text_field(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "jsonl", "text": 1}\n')
+    pq.write_table(pa.table({"body": ["parquet"], "text": [1]}), tmp_path / "b.parquet")
+    assert [document.text for document in read_documents(str(tmp_path), "body")] == ["jsonl", "parquet"]
+
+
+def test_hidden_files_and_other_types_are_left_out(tmp_path: Path) -> None:
+    for name in ("b.txt", ".hidden.txt", ".git/c.txt", "d.png", "sub/a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert [file.name for file in source_files(str(tmp_path))] == ["b.txt", "sub/a.txt"]
+
+
+def test_a_single_text_file_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One\n\nTwo")
+    assert list(read_documents(str(tmp_path / "a.txt"), "text")) == [("One\n\nTwo", "a.txt")]
+
+
+def test_the_standard_library_without_its_tests() -> None:
+    names = [file.name for file in source_files("python-stdlib")]
+    assert {"json/decoder.py", "os.py"} < set(names)
+    assert names == sorted(names)
+    excluded = {"test", "tests", "site-packages", "dist-packages", "__pycache__"}
+    assert not [name for name in names if excluded & set(name.split("/")) or not name.endswith(".py")]
+    check_corpus(CorpusConfig())
+
+
+def test_unreadable_files_are_skipped_counted_and_named(
+    texts: list[str], write: Write, tmp_path: Path
+) -> None:
+    source = Path(write(texts, ending=""))
+    clean = write_documents(CorpusConfig(str(source)), tmp_path / "clean")
+    (source / "nul.txt").write_bytes(b"text \0 text")
+    for number in range(7):
+        (source / f"latin{number}.txt").write_bytes(f"caf\xe9 {number}".encode("latin-1"))
+    (source / "half.jsonl").write_text('{"text": "half a pair: \\ud800"}\n')
+    summary = write_documents(CorpusConfig(str(source)), tmp_path / "out")
+    assert summary.unreadable_files == 9
+    assert summary.unreadable_examples == ["half.jsonl", *(f"latin{number}.txt" for number in range(4))]
+    assert summary.fingerprint == clean.fingerprint
+
+
+def test_a_corpus_without_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\0\1\2")
+    write = partial(write_documents, CorpusConfig(str(tmp_path)), tmp_path / "out")
+    assert_input_error(write, "binary", "a.txt", "UTF-8")
+    (tmp_path / "a.txt").write_bytes(b"")
+    assert_input_error(write, str(tmp_path), "empty")
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "a.jsonl").write_text("\n\n")
+    assert_input_error(write, "empty")
+
+
+def test_the_numbers_are_checked(tmp_path: Path) -> None:
+    for fraction in (0.0, 1.0, -0.1, 5.0, float("nan")):
+        check = partial(check_corpus, CorpusConfig(validation_fraction=fraction))
+        assert_input_error(check, "validation_fraction", "between 0 and 1")
+    assert_input_error(
+        lambda: check_corpus(CorpusConfig(max_documents=0)), "max_documents is 0", "at least 1"
+    )
+
+
+def test_missing_and_unknown_sources_are_refused(tmp_path: Path) -> None:
+    missing = str(tmp_path / "nowhere")
+    assert_input_error(
+        lambda: check_corpus(CorpusConfig(missing)), missing, "does not exist", "python-stdlib", "hf:"
+    )
+    (tmp_path / "a.pdf").write_text("x")
+    for source in (str(tmp_path), str(tmp_path / "a.pdf")):
+        check = partial(check_corpus, CorpusConfig(source))
+        assert_input_error(check, source, "no file of a known type", ".txt", ".jsonl.zst", ".parquet")
+    assert_input_error(
+        lambda: check_corpus(CorpusConfig(validation_source=missing)), missing, "does not exist"
+    )
+
+
+@pytest.mark.parametrize("ending", FORMATS[1:])
+def test_a_missing_text_field_is_named_before_the_corpus_is_read(
+    ending: str, texts: list[str], write: Write, tmp_path: Path
+) -> None:
+    config = CorpusConfig(write(texts, ending=ending), text_field="content")
+    assert_input_error(lambda: check_corpus(config), f"corpus{ending}", "'content'", "'text'", "text_field")
+
+
+def test_records_of_the_wrong_form_are_named_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    config = CorpusConfig(str(path))
+
+    def assert_refused(second_line: bytes, *words: str) -> None:
+        path.write_bytes(b'{"text": "fine"}\n' + second_line + b"\n")
+        check_corpus(config)  # looks at the first line only
+        assert_input_error(lambda: write_documents(config, tmp_path / "out"), "a.jsonl, line 2", *words)
+
+    assert_refused(b'{"text": 7}', "'text'", "7", "not a string")
+    assert_refused(b'{"text": null}', "None", "not a string")
+    assert_refused(b'{"body": "x", "id": 1}', "no field 'text'", "'body', 'id'")
+    assert_refused(b"{}", "no field 'text'", "it has no field")
+    assert_refused(b'{"text": "cut', "not JSON")
+    assert_refused(b'{"text": "caf\xe9"}', "not JSON", "utf-8")
+    assert_refused(b'["text"]', "list", "not an object")
+
+
+def test_parquet_of_the_wrong_form_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x", None]}), path)
+    assert_input_error(
+        lambda: write_documents(CorpusConfig(str(path)), tmp_path / "out"),
+        "a.parquet, row 2",
+        "None",
+        "not a string",
+    )
+    path.write_bytes(b"not parquet at all")
+    assert_input_error(lambda: check_corpus(CorpusConfig(str(path))), "a.parquet", "not a parquet file")
+
+
+@pytest.mark.parametrize(("ending", "compress"), [(".gz", gzip.compress), (".zst", zstandard.compress)])
+def test_compressed_files_cut_short_are_refused(
+    ending: str, compress: Callable[[bytes], bytes], texts: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / f"a.jsonl{ending}"
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    path.write_bytes(compress(lines)[:-9])
+    write = partial(write_documents, CorpusConfig(str(path)), tmp_path / "out")
+    assert_input_error(write, path.name, "cut short")
+    path.write_bytes(b"not compressed")
+    assert_input_error(write, path.name, "damaged")
+    # Two compressed parts one after the other are one file.
+    path.write_bytes(compress(lines[:5000]) + compress(lines[5000:]))
+    assert [document.text for document in read_documents(str(path), "text")] == texts
+
+
+def test_an_empty_side_says_what_to_change(texts: list[str], write: Write, tmp_path: Path) -> None:
+    def error(config: CorpusConfig, *words: str) -> None:
+        assert_input_error(lambda: write_documents(config, tmp_path / "out"), *words)
+
+    source = write(texts[:3])
+    error(
+        CorpusConfig(source, validation_fraction=1e-9),
+        "to validation",
+        "3 in all",
+        "raise validation_fraction",
+    )
+    error(CorpusConfig(source, validation_fraction=1 - 1e-9), "to train", "lower validation_fraction")
+    error(CorpusConfig(source, validation_source=source), "also in validation_source", "nothing is left")
+    error(CorpusConfig(source, validation_source=write([""], "void")), "void", "no document with text")
+
+
+def test_token_folders_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "train.bin").write_bytes(b"\0\0")
+    assert not is_token_folder(str(tmp_path))
+    (tmp_path / "val.bin").write_bytes(b"\0\0")
+    assert is_token_folder(str(tmp_path))
+    assert not is_token_folder("python-stdlib")
+    check_corpus(CorpusConfig(str(tmp_path)))
+    config = CorpusConfig(str(tmp_path), validation_source="python-stdlib")
+    assert_input_error(lambda: check_corpus(config), "val.bin", "leave validation_source out")
+
+
+def test_many_batches_keep_every_document(
+    texts: list[str], write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected: CorpusSummary = write_documents(CorpusConfig(write(texts)), tmp_path / "one")
+    monkeypatch.setattr("cocomix.data.corpus._BATCH_BYTES", 500)
+    assert write_documents(CorpusConfig(write(texts)), tmp_path / "many") == expected
+    assert read(tmp_path / "many", "train") == read(tmp_path / "one", "train")
+
+
+def test_reading_is_lazy(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "first"}\nbroken\n')
+    assert next(read_documents(str(tmp_path), "text")).text == "first"
