@@ -2,6 +2,8 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels
+from cocomix.concepts.sae import Latents, SparseAutoencoder, load_sae
 from cocomix.errors import InputError
 from cocomix.models.causal_lm import CoCoMixForCausalLM, CoCoMixOutput
 from cocomix.models.configuration import CoCoMixConfig
@@ -12,8 +14,13 @@ __all__ = [
     "CoCoMixConfig",
     "CoCoMixForCausalLM",
     "CoCoMixOutput",
+    "ConceptExtractor",
+    "ConceptLabels",
     "InputError",
+    "Latents",
+    "SparseAutoencoder",
     "load_reference_checkpoint",
+    "load_sae",
 ]
 
 AutoConfig.register(CoCoMixConfig.model_type, CoCoMixConfig)

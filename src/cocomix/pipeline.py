@@ -97,16 +97,19 @@ class Pipeline:
         """The labelled corpus; InputError if it was made from something else than the recipe's."""
         folder = Path(self.recipe.labels.source or self.labels_stage.folder)
         labelled = load_labels(folder)
-        expected: dict[str, object] = {
-            "corpus": self.corpus().info.fingerprint,
-            "teacher_layer": self.recipe.sae.teacher_layer,
-            "labels_per_token": self.recipe.labels.labels_per_token,
-            "selection": self.recipe.labels.selection,
+        made_here = {
+            stage.name: stage.record().fingerprint
+            for stage in (self.corpus_stage, self.teacher_stage, self.sae_stage)
+            if stage.is_done()
         }
-        for name, stage in (("teacher", self.teacher_stage), ("sae", self.sae_stage)):
-            if stage.is_done():
-                expected[name] = stage.record().fingerprint
-        check_labels(labelled.info, folder, **expected)
+        check_labels(
+            labelled.info,
+            folder,
+            **made_here,
+            teacher_layer=self.recipe.sae.teacher_layer,
+            labels_per_token=self.recipe.labels.labels_per_token,
+            selection=self.recipe.labels.selection,
+        )
         return labelled
 
     # Making them.
@@ -276,5 +279,12 @@ class Pipeline:
 
 def _figures(run: Run) -> dict[str, Any]:
     """What the report needs of a run that is not one of the compared ones."""
-    keys = ("stored_parameters", "activated_parameters", "tokens", "training_flops_per_token", "metrics", "timing")
+    keys = (
+        "stored_parameters",
+        "activated_parameters",
+        "tokens",
+        "training_flops_per_token",
+        "metrics",
+        "timing",
+    )
     return {key: getattr(run, key) for key in keys}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from cocomix.concepts.labelling import load_labels
 from cocomix.concepts.sae import load_sae
@@ -19,6 +20,8 @@ from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
 from cocomix.students import student_config
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
 
 def check(pipeline: Pipeline) -> None:
     """Raise one InputError with a line for each thing that cannot work.
@@ -31,7 +34,7 @@ def check(pipeline: Pipeline) -> None:
     _raise([line for stage in pipeline.stages() for line in stage.problems()])
     problems: list[str] = []
 
-    def attempt(check: Callable[[], None]) -> None:
+    def attempt(check: Callable[[], object]) -> None:
         try:
             check()
         except InputError as error:
@@ -43,11 +46,11 @@ def check(pipeline: Pipeline) -> None:
             attempt(lambda: _check_tokenizer(recipe.tokenizer.source))
     if recipe.needs_labels() and not pipeline.labels_stage.is_done():
         if recipe.labels.source is not None:
-            attempt(lambda: _check_labels_source(pipeline))
+            attempt(pipeline.labels)
         else:
             attempt(lambda: _check_teacher_and_sae(recipe))
     for name in recipe.students:
-        attempt(lambda name=name: _check_student(recipe, name))
+        attempt(partial(_check_student, recipe, name))
     _raise(list(dict.fromkeys(problems)))
 
 
@@ -59,13 +62,6 @@ def _raise(problems: list[str]) -> None:
 def _check_tokenizer(source: str | None) -> None:
     assert source is not None
     load_tokenizer(source)
-
-
-def _check_labels_source(pipeline: Pipeline) -> None:
-    if pipeline.corpus_stage.is_done():
-        pipeline.labels()
-    else:
-        load_labels(Path(str(pipeline.recipe.labels.source)))
 
 
 def _teacher_config(source: str) -> PretrainedConfig:
@@ -81,7 +77,10 @@ def _check_teacher_and_sae(recipe: Recipe) -> None:
     teacher = recipe.teacher
     if teacher.source is None:
         config = backbone_config(
-            teacher.backbone, vocab_size=recipe.tokenizer.vocab_size, block_size=recipe.block_size, eos_token_id=0
+            teacher.backbone,
+            vocab_size=recipe.tokenizer.vocab_size,
+            block_size=recipe.block_size,
+            eos_token_id=0,
         )
     else:
         config = _teacher_config(teacher.source)
@@ -108,16 +107,14 @@ def _check_same_tokenizer(recipe: Recipe, teacher: str, config: PretrainedConfig
             f"set tokenizer.source to the teacher's, e.g. {teacher}"
         )
     ours = load_tokenizer(recipe.tokenizer.source)
-    try:
-        theirs = AutoTokenizer.from_pretrained(teacher)
-    except (OSError, ValueError):  # saved without one: only its size can be compared
+    if Path(teacher).is_dir() and not any((Path(teacher) / name).exists() for name in TOKENIZER_FILES):
         if config.vocab_size < vocabulary_size(ours):
             raise InputError(
-                f"the tokenizer {recipe.tokenizer.source} has {vocabulary_size(ours)} tokens, the teacher {teacher} knows "
-                f"{config.vocab_size}; use the teacher's tokenizer"
-            ) from None
-        return
-    if not same_tokenizer(ours, theirs):
+                f"the tokenizer {recipe.tokenizer.source} has {vocabulary_size(ours)} tokens, "
+                f"the teacher {teacher} knows {config.vocab_size}; use the teacher's tokenizer"
+            )
+        return  # saved without a tokenizer: only its size can be compared
+    if not same_tokenizer(ours, load_tokenizer(teacher)):
         raise InputError(
             f"the tokenizer {recipe.tokenizer.source} is not that of the teacher {teacher}; "
             f"set tokenizer.source to the teacher's, e.g. {teacher}"

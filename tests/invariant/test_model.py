@@ -217,9 +217,7 @@ def test_a_saved_configuration_loads_unchanged(model, tmp_path):
         assert getattr(loaded, name) == getattr(model.config, name), name
     assert type(loaded.backbone_config) is type(model.config.backbone_config)
     backbone, expected = loaded.backbone_config.to_dict(), model.config.backbone_config.to_dict()
-    assert {k: v for k, v in backbone.items() if k != "dtype"} == {
-        k: v for k, v in expected.items() if k != "dtype"
-    }
+    assert {k: v for k, v in backbone.items() if k != "dtype"} == {k: v for k, v in expected.items() if k != "dtype"}
 
 
 def test_a_saved_model_keeps_its_whole_depth(model, tmp_path):
@@ -244,9 +242,7 @@ def test_a_model_saved_in_bfloat16_loads_as_such(random_model, ids, tmp_path):
 
 
 def without_gradient(model: Model) -> set[str]:
-    return {
-        name for name, weight in model.named_parameters() if weight.grad is None or weight.grad.abs().max() == 0
-    }
+    return {name for name, weight in model.named_parameters() if weight.grad is None or weight.grad.abs().max() == 0}
 
 
 def test_token_and_concept_loss_reach_every_parameter(model, ids, concept_ids):

@@ -14,7 +14,11 @@ from cocomix.concepts.sae import Latents, load_sae
 D_IN, D_SAE, K = 24, 90, 12
 SETTINGS = [
     pytest.param(
-        {"normalize_activations": norm, "apply_b_dec_to_input": b_dec, "rescale_acts_by_decoder_norm": rescale},
+        {
+            "normalize_activations": norm,
+            "apply_b_dec_to_input": b_dec,
+            "rescale_acts_by_decoder_norm": rescale,
+        },
         id=f"{norm}-{'with' if b_dec else 'without'}_b_dec-{'rescaled' if rescale else 'as_is'}",
     )
     for norm, b_dec, rescale in product(("none", "layer_norm"), (True, False), (True, False))

@@ -102,7 +102,8 @@ class ConceptExtractor:
         width = teacher.config.get_text_config().hidden_size
         if sae.d_in != width:
             raise InputError(
-                f"the SAE reads activations of width {sae.d_in}, the teacher's are {width} wide; use an SAE of this teacher"
+                f"the SAE reads activations of width {sae.d_in}, the teacher's are {width} wide; "
+                "use an SAE of this teacher"
             )
         if selection not in SELECTIONS:
             raise InputError(f"selection is {selection!r}; expected one of {', '.join(SELECTIONS)}")

@@ -109,9 +109,7 @@ def load_labels(folder: Path) -> LabelledCorpus:
     if not (folder / LABELS_FILE).is_file():
         raise InputError(f"no labelled corpus at {folder}: expected train/, validation/ and {LABELS_FILE}")
     info = LabelsInfo(**files.read_json(folder / LABELS_FILE))
-    return LabelledCorpus(
-        load_from_disk(str(folder / "train")), load_from_disk(str(folder / "validation")), info
-    )
+    return LabelledCorpus(load_from_disk(str(folder / "train")), load_from_disk(str(folder / "validation")), info)
 
 
 def label_corpus(
@@ -142,9 +140,7 @@ def label_corpus(
     for name, blocks in (("train", train), ("validation", validation)):
         side = unfinished / name
         shards = math.ceil(len(blocks) / config.blocks_per_shard)
-        with tqdm(
-            total=blocks.num_rows, desc=f"labels, {name}", unit="block", dynamic_ncols=True
-        ) as progress:
+        with tqdm(total=blocks.num_rows, desc=f"labels, {name}", unit="block", dynamic_ncols=True) as progress:
             for index in range(shards):
                 start = index * config.blocks_per_shard
                 part = blocks.select(range(start, min(start + config.blocks_per_shard, len(blocks))))

@@ -136,8 +136,11 @@ def load_sae(source: str | Path) -> SparseAutoencoder:
 
 
 def _from_saelens(folder: Path) -> SparseAutoencoder:
-    config: dict[str, Any] = json.loads((folder / "cfg.json").read_text())
-    architecture, norm = config.get("architecture"), config.get("normalize_activations", "none")
+    try:
+        config: dict[str, Any] = json.loads((folder / "cfg.json").read_text())
+        architecture, norm = config.get("architecture"), config.get("normalize_activations", "none")
+    except Exception as error:
+        raise _unreadable(folder, "a SAELens folder", error) from None
     if architecture != "topk":
         raise InputError(f"the SAE in {folder} is of architecture {architecture!r}; expected 'topk'")
     if norm not in ("none", "layer_norm"):
@@ -145,8 +148,12 @@ def _from_saelens(folder: Path) -> SparseAutoencoder:
             f"the SAE in {folder} normalises its input by {norm!r}; expected 'none' or 'layer_norm' "
             "(fold other normalisations into the weights first)"
         )
-    weights = load_file(folder / "sae_weights.safetensors")
-    W_enc, b_enc, W_dec = weights["W_enc"], weights["b_enc"], weights["W_dec"]
+    try:
+        weights = load_file(folder / "sae_weights.safetensors")
+        W_enc, b_enc, W_dec, b_dec = (weights[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
+        k = int(config["k"])
+    except Exception as error:
+        raise _unreadable(folder, "a SAELens folder", error) from None
     if config.get("rescale_acts_by_decoder_norm", False):
         norms = W_dec.norm(dim=-1)
         W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
@@ -154,8 +161,8 @@ def _from_saelens(folder: Path) -> SparseAutoencoder:
         W_enc=W_enc,
         b_enc=b_enc,
         W_dec=W_dec,
-        b_dec=weights["b_dec"],
-        k=config["k"],
+        b_dec=b_dec,
+        k=k,
         layer_norm=norm == "layer_norm",
         subtract_b_dec=config.get("apply_b_dec_to_input", True),
     )
@@ -164,13 +171,18 @@ def _from_saelens(folder: Path) -> SparseAutoencoder:
 def _from_openai(path: Path) -> SparseAutoencoder:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        activation, k = state.get("activation"), state.get("activation_state_dict", {}).get("k")
+        activation = state.get("activation")
         W_enc, W_dec = state["encoder.weight"].T, state["decoder.weight"].T
         b_enc, b_dec = state["latent_bias"], state["pre_bias"]
-    except Exception as error:  # whatever a file that is something else makes torch.load raise
-        raise InputError(
-            f"{path} is not an SAE in OpenAI's format ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
-        ) from None
+        k = int(state["activation_state_dict"]["k"]) if activation == "TopK" else 0
+    except Exception as error:
+        raise _unreadable(path, "an SAE in OpenAI's format", error) from None
     if activation != "TopK":
         raise InputError(f"the SAE in {path} has the activation {activation!r}; expected 'TopK'")
-    return SparseAutoencoder(W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, k=int(k), layer_norm=True)
+    return SparseAutoencoder(W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, k=k, layer_norm=True)
+
+
+def _unreadable(path: Path, expected: str, error: Exception) -> InputError:
+    """For whatever a reader raises when a file is cut off, or is something else."""
+    reason = " ".join(f"{type(error).__name__} {error}".split())
+    return InputError(f"{path} is not {expected}: {reason[:160]}")

@@ -6,7 +6,7 @@ N tokens, d teacher width.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +52,7 @@ class SAEConfig:
         if not 1 <= self.k <= self.d_sae:
             found.append(f"sae.k is {self.k}; with sae.d_sae {self.d_sae} it must be 1 to {self.d_sae}")
         if self.training_tokens < self.tokens_per_step:
-            found.append(
-                f"sae.training_tokens is {self.training_tokens}, less than one step of {self.tokens_per_step}"
-            )
+            found.append(f"sae.training_tokens is {self.training_tokens}, less than one step of {self.tokens_per_step}")
         if self.buffer_tokens < self.tokens_per_step:
             found.append(f"sae.buffer_tokens is {self.buffer_tokens}, less than one step of {self.tokens_per_step}")
         return found
@@ -140,6 +138,7 @@ def train_sae(
             total_training_samples=steps * config.tokens_per_step,
             train_batch_size_samples=config.tokens_per_step,
             lr=config.learning_rate,
+            lr_end=config.learning_rate / 10,
             lr_warm_up_steps=min(100, steps // 20),
             lr_decay_steps=steps // 5,
             device=str(teacher.device),
@@ -164,7 +163,11 @@ def sae_quality(
     total, squares = torch.zeros(sae.d_in, dtype=torch.float64), 0.0
     fired = torch.zeros(sae.d_sae, dtype=torch.bool)
     losses = {"teacher_loss": 0.0, "spliced_loss": 0.0, "zero_loss": 0.0}
-    replacements = {"teacher_loss": lambda x: x, "spliced_loss": sae.reconstruct, "zero_loss": torch.zeros_like}
+    replacements: dict[str, Callable[[Tensor], Tensor]] = {
+        "teacher_loss": lambda x: x,
+        "spliced_loss": sae.reconstruct,
+        "zero_loss": torch.zeros_like,
+    }
     for start in tqdm(range(0, len(rows), blocks_per_batch), desc="SAE quality", unit="batch", leave=False):
         ids = torch.from_numpy(rows[start : start + blocks_per_batch]["input_ids"].astype(np.int64))
         ids = ids.to(teacher.device)
@@ -190,5 +193,3 @@ def sae_quality(
         tokens=tokens,
         **means,
     )
-
-

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from cocomix import fingerprint
 from cocomix.errors import InputError
-from cocomix.models.backbones import decoder_blocks
+from cocomix.models.backbones import decoder_blocks, positions_of
 from cocomix.models.losses import IGNORE
 
 
@@ -31,7 +31,7 @@ class TappedResidual(NamedTuple):
     """(B, T) bool: tokens whose next token is known; elsewhere the gradient is 0."""
 
 
-class _Tapped(Exception):  # noqa: N818 (control flow, not an error)
+class _Tapped(Exception):
     """Leaves the forward pass at the tap, once all that is wanted of it is there."""
 
 
@@ -69,6 +69,14 @@ def _tap(teacher: PreTrainedModel, layer: int, act: Callable[[Tensor], Tensor]) 
         handle.remove()
 
 
+def _inputs(input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor | bool]:
+    """Arguments of a forward pass; padding is neither attended to nor counted in positions."""
+    inputs: dict[str, Tensor | bool] = {"input_ids": input_ids, "use_cache": False}
+    if attention_mask is not None:
+        inputs |= {"attention_mask": attention_mask, "position_ids": positions_of(attention_mask)}
+    return inputs
+
+
 @torch.no_grad()
 def residual_stream(
     teacher: PreTrainedModel, input_ids: Tensor, layer: int, attention_mask: Tensor | None = None
@@ -82,7 +90,7 @@ def residual_stream(
 
     with _tap(teacher, layer, take):
         try:
-            teacher.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            teacher.base_model(**_inputs(input_ids, attention_mask))
         except _Tapped:
             return tapped[0]
     raise AssertionError("the tapped block did not run")
@@ -120,7 +128,7 @@ def tapped_residual(
 
     targets = next_token_targets(input_ids, attention_mask)
     with torch.enable_grad(), _tap(teacher, layer, start_graph):
-        logits = teacher(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        logits = teacher(**_inputs(input_ids, attention_mask)).logits
         (gradient,) = torch.autograd.grad(_sum_of_losses(logits, targets), tapped[0])
     return TappedResidual(tapped[0].detach(), gradient, targets != IGNORE)
 
@@ -131,5 +139,5 @@ def loss_with_residual(
 ) -> Tensor:
     """Sum of the teacher's next-token losses (nats) when the residual after `layer` is replace(x)."""
     with _tap(teacher, layer, replace):
-        logits = teacher(input_ids=input_ids, use_cache=False).logits
+        logits = teacher(**_inputs(input_ids, None)).logits
     return _sum_of_losses(logits, next_token_targets(input_ids))

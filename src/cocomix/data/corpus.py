@@ -98,8 +98,7 @@ def check_corpus(config: CorpusConfig) -> None:
     if is_token_folder(config.source):
         if config.validation_source is not None:
             raise InputError(
-                f"corpus source {config.source!r} has its own validation tokens in val.bin: "
-                "leave validation_source out"
+                f"corpus source {config.source!r} has its own validation tokens in val.bin: leave validation_source out"
             )
         return
     _check_source(config.source, config.text_field)

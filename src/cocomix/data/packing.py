@@ -71,9 +71,7 @@ class PackedCorpus:
     info: PackedInfo
 
 
-def pack_documents(
-    documents: Path, tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path
-) -> PackedInfo:
+def pack_documents(documents: Path, tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path) -> PackedInfo:
     """Encode what `write_documents` wrote to `documents` and pack it into `folder`.
 
     The tokens of all documents, each followed by end-of-text, are cut into blocks; the remainder is
@@ -92,9 +90,7 @@ def pack_documents(
     )
 
 
-def pack_token_files(
-    source: Path, tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path
-) -> PackedInfo:
+def pack_token_files(source: Path, tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path) -> PackedInfo:
     """Pack nanoGPT's `train.bin` and `val.bin` (16-bit little-endian token ids) from `source` into `folder`.
 
     Raises `InputError` if a file is not of that form, holds an id outside the tokenizer's

@@ -62,9 +62,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(
-        tqdm(texts, desc="Training the tokenizer", unit=" documents", disable=None), trainer
-    )
+    bpe.train_from_iterator(tqdm(texts, desc="Training the tokenizer", unit=" documents", disable=None), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token=END_OF_TEXT,

@@ -53,7 +53,7 @@ def training_flops_per_token(model: PreTrainedModel, block_size: int) -> int:
 def labelling_flops_per_token(
     teacher: PreTrainedModel, teacher_layer: int, d_sae: int, labels: int, block_size: int
 ) -> int:
-    """FLOPs of labelling, per token: the teacher forward, the gradient of activations back to the tap, the SAE's encoder."""
+    """FLOPs of labelling, per token: teacher forward, gradient of activations back to the tap, SAE encoder."""
     blocks = decoder_blocks(teacher)
     above = linear_flops(blocks[teacher_layer + 1 :]) + linear_flops(teacher.get_output_embeddings())
     above += 2 * attention_flops(teacher, len(blocks) - teacher_layer - 1, block_size)

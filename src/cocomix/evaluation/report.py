@@ -73,7 +73,18 @@ def plot_curves(students: dict[str, Any], path: Path) -> None:
 
 def students_table(students: dict[str, Any]) -> str:
     """One row per student: size, cost and losses."""
-    header = ["student", "stored", "activated", "tokens", "FLOPs", "time", "tokens/s", "loss", "perplexity", "bits/byte"]
+    header = [
+        "student",
+        "stored",
+        "activated",
+        "tokens",
+        "FLOPs",
+        "time",
+        "tokens/s",
+        "loss",
+        "perplexity",
+        "bits/byte",
+    ]
     rows = [
         [
             name,
@@ -203,8 +214,9 @@ def _provenance(results: dict[str, Any]) -> list[str]:
         )
     if labels := results.get("labels"):
         lines.append(
-            f"Labels by `{labels['selection']}`, {labels['labels_per_token']} per token: {labels['labelled_share']:.1%} "
-            f"of the training tokens have at least one, {labels['full_share']:.1%} have all."
+            f"Labels by `{labels['selection']}`, {labels['labels_per_token']} per token: "
+            f"{labels['labelled_share']:.1%} of the training tokens have at least one, "
+            f"{labels['full_share']:.1%} have all."
         )
     return lines
 

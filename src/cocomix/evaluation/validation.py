@@ -81,9 +81,7 @@ def evaluate_model(
             sums["concept_nll"] += concept_loss(output.concept_logits, concept_ids, 1).item()
             sums["labelled"] += (concept_ids != IGNORE).any(-1).sum().item()
             sums["labels"] += (concept_ids != IGNORE).sum().item()
-            sums["hits"] += concept_hits(
-                output.concept_logits, concept_ids, model.config.num_active_concepts
-            ).item()
+            sums["hits"] += concept_hits(output.concept_logits, concept_ids, model.config.num_active_concepts).item()
     metrics = {"loss": sums["nll"] / sums["tokens"]}
     if with_concepts and sums["labelled"]:
         metrics |= {

@@ -60,12 +60,19 @@ def final_norm_name(decoder: PreTrainedModel) -> str:
     return names[0]
 
 
+def positions_of(attention_mask: Tensor) -> Tensor:
+    """(B, T) positions of tokens in a padded batch: those that the mask keeps are counted, padding gets 0."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
 def _refuse_sliding_windows(config: PretrainedConfig) -> None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if kinds != {"full_attention"} or window is not None:
         raise ValueError(
-            f"the backbone {config.model_type!r} has blocks of type {', '.join(sorted(kinds))}; "
-            "only full attention can be split around the mixer, set layer_types or use_sliding_window accordingly"
+            f"the backbone {config.model_type!r} has sliding-window or other special attention "
+            f"(layer_types {sorted(kinds)}, sliding_window {window}); only full attention can be split around the "
+            "mixer: set sliding_window to null and layer_types to full_attention"
         )
 
 
@@ -83,7 +90,9 @@ def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
     blocks, norm = decoder_blocks(decoder), final_norm_name(decoder)
 
     with torch.device("meta"):
-        upper = type(decoder)._from_config(_with_depth(config, 1), attn_implementation=config._attn_implementation)
+        upper = type(decoder)._from_config(
+            _with_blocks(config, slice(1)), attn_implementation=config._attn_implementation
+        )
     upper_blocks = decoder_blocks(upper)
     del upper_blocks[:]
     upper_blocks.extend(list(blocks)[insert_layer:])
@@ -94,22 +103,29 @@ def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
     for name, child in upper.named_children():
         if isinstance(child, nn.Embedding):
             setattr(upper, name, NoPositions())
-    upper.config.num_hidden_layers = config.num_hidden_layers - insert_layer
-    decoder.config.num_hidden_layers = insert_layer
+    upper.config = _with_blocks(config, slice(insert_layer, None))
     for module in upper_blocks.modules():  # blocks count from 0 in their own stack, as its cache does
-        if hasattr(module, "layer_idx"):
-            module.layer_idx -= insert_layer
+        if isinstance(layer := getattr(module, "layer_idx", None), int):
+            module.layer_idx = layer - insert_layer  # type: ignore[assignment]  # torch types attributes as modules
         if hasattr(module, "config"):
             module.config = upper.config
 
     del blocks[insert_layer:]
     setattr(decoder, norm, nn.Identity())
+    _describe_blocks(config, slice(insert_layer))
     return Stacks(lower=decoder, upper=upper)
 
 
-def _with_depth(config: PretrainedConfig, depth: int) -> PretrainedConfig:
+def _with_blocks(config: PretrainedConfig, blocks: slice) -> PretrainedConfig:
+    """A copy of `config` that describes only these of its blocks."""
     cut = copy.deepcopy(config)
-    if getattr(cut, "layer_types", None):
-        cut.layer_types = cut.layer_types[:depth]
-    cut.num_hidden_layers = depth
+    _describe_blocks(cut, blocks)
     return cut
+
+
+def _describe_blocks(config: PretrainedConfig, blocks: slice) -> None:
+    """Make `config` describe only these of its blocks."""
+    kept = range(config.num_hidden_layers)[blocks]
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in kept]
+    config.num_hidden_layers = len(kept)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbones import split_decoder
+from .backbones import positions_of, split_decoder
 from .configuration import CoCoMixConfig
 from .losses import concept_loss, token_loss
 from .mixer import ConceptMixer
@@ -83,7 +83,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         """The token head."""
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the token head."""
         self.lm_head = new_embeddings
 
@@ -130,9 +130,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: a mask that is not 2-dimensional, or a cache of fixed size.
         """
         if attention_mask is not None and attention_mask.dim() != 2:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; expected (batch, past + tokens)"
-            )
+            raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected (batch, past + tokens)")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if use_cache is None:
@@ -165,9 +163,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         logits = self.lm_head(h[:, kept])
         of_tokens = token_loss(logits, labels, num_items_in_batch) if labels is not None else None
         of_concepts = (
-            concept_loss(mixed.concept_logits, concept_ids, num_labelled_in_batch)
-            if concept_ids is not None
-            else None
+            concept_loss(mixed.concept_logits, concept_ids, num_labelled_in_batch) if concept_ids is not None else None
         )
         return CoCoMixOutput(
             loss=self._total(of_tokens, of_concepts),
@@ -209,7 +205,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         """(B, T) or (1, T) positions of the given tokens, not counting padding."""
         length = inputs_embeds.shape[1]
         if mask is not None:
-            return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+            return positions_of(mask)[:, -length:]
         past = self._past_tokens(cache)
         return torch.arange(past, past + length, device=inputs_embeds.device).unsqueeze(0)
 

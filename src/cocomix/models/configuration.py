@@ -58,9 +58,9 @@ class CoCoMixConfig(PretrainedConfig):
     ) -> None:
         if backbone_config is None:
             backbone_config = {"model_type": "gpt2"}
-        if isinstance(backbone_config, dict):
-            backbone_config = AutoConfig.for_model(**backbone_config)
-        self.backbone_config = backbone_config
+        self.backbone_config: PretrainedConfig = (
+            AutoConfig.for_model(**backbone_config) if isinstance(backbone_config, dict) else backbone_config
+        )
         self.insert_layer = insert_layer
         self.num_concepts = num_concepts
         self.num_active_concepts = num_active_concepts
@@ -70,8 +70,8 @@ class CoCoMixConfig(PretrainedConfig):
         self.concept_loss_weight = concept_loss_weight
         self._check()
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            kwargs.setdefault(name, getattr(backbone_config, name, None))
-        kwargs["tie_word_embeddings"] = bool(backbone_config.tie_word_embeddings)
+            kwargs.setdefault(name, getattr(self.backbone_config, name, None))
+        kwargs["tie_word_embeddings"] = bool(self.backbone_config.tie_word_embeddings)
         super().__init__(**kwargs)
 
     def _check(self) -> None:

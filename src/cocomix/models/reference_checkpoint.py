@@ -18,8 +18,10 @@ _MIXER = {
     "transformer.pre_bias": "mixer.pre_bias",
     "transformer.concept_predictor.weight": "mixer.predict.weight",
     "transformer.concept_predictor.bias": "mixer.predict.bias",
+    "transformer.compress_layer.weight": "mixer.compress_weight",
     "transformer.compress_layer.bias": "mixer.compress_bias",
 }
+_EMBEDDINGS = ("transformer.wte.weight", "transformer.wpe.weight")
 
 
 def load_reference_checkpoint(
@@ -44,7 +46,7 @@ def load_reference_checkpoint(
         ValueError: the weights are not those of a published CoCoMix model.
     """
     state = source if isinstance(source, Mapping) else _read(Path(source))
-    missing = [name for name in (*_MIXER, "transformer.compress_layer.weight") if name not in state]
+    missing = [name for name in (*_MIXER, *_EMBEDDINGS) if name not in state]
     if missing:
         raise ValueError(f"not a published CoCoMix checkpoint: it has no {', '.join(missing)}")
     vocab_size, width = state["transformer.wte.weight"].shape
@@ -67,7 +69,11 @@ def load_reference_checkpoint(
         num_active_concepts=num_active_concepts,
     )
     model = CoCoMixForCausalLM(config).to(state["transformer.wte.weight"].dtype)
-    model.load_state_dict({_renamed(name, insert_layer): _laid_out(name, value) for name, value in state.items()})
+    renamed = {_renamed(name, insert_layer): _laid_out(name, value) for name, value in state.items()}
+    try:
+        model.load_state_dict(renamed)
+    except RuntimeError as error:
+        raise ValueError(f"not a published CoCoMix checkpoint: {' '.join(str(error).split())}") from None
     return model.eval()
 
 
@@ -80,8 +86,6 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 def _renamed(name: str, insert_layer: int) -> str:
     if name in _MIXER:
         return _MIXER[name]
-    if name == "transformer.compress_layer.weight":
-        return "mixer.compress_weight"
     if match := re.match(r"transformer\.h\.(\d+)\.(.*)", name):
         block, rest = int(match[1]), match[2]
         return f"lower.h.{block}.{rest}" if block < insert_layer else f"upper.h.{block - insert_layer}.{rest}"

@@ -28,8 +28,10 @@ class Losses(NamedTuple):
 class Objective(Protocol):
     """A training method, as a loss of a model on a batch."""
 
-    columns: tuple[str, ...]
-    """Dataset columns that it reads."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Dataset columns that it reads."""
+        ...
 
     def count(self, batch: Batch) -> Counts:
         """Targets in `batch`, by kind."""

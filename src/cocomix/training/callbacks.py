@@ -31,9 +31,7 @@ class TokenProgress(TrainerCallback):
             dynamic_ncols=True,
         )
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.bar is not None
         self.bar.update(state.global_step * self.tokens_per_step - self.bar.n)
 
@@ -75,9 +73,7 @@ class TrainingTime(TrainerCallback, ExportableState):
     ) -> None:
         self._began = time.perf_counter()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.seconds += time.perf_counter() - self._began
 
     def state(self) -> dict[str, Any]:

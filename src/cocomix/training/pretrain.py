@@ -163,8 +163,8 @@ def pretrain(
     block_size = len(train[0]["input_ids"])
     if len(train) * block_size < config.tokens_per_step:
         raise InputError(
-            f"the training corpus has {len(train) * block_size} tokens, less than one step of {config.tokens_per_step}; "
-            "use more text or lower tokens_per_step"
+            f"the training corpus has {len(train) * block_size} tokens, less than one step "
+            f"of {config.tokens_per_step}; use more text or lower tokens_per_step"
         )
     timer = TrainingTime()
     trainer = ObjectiveTrainer(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 
 from cocomix.objectives import Counts, Objective
 
@@ -53,9 +53,7 @@ class ObjectiveTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         columns = train_dataset.select_columns(list(objective.columns)).with_format("numpy")
-        super().__init__(
-            model, args, train_dataset=columns, eval_dataset=eval_dataset, data_collator=collate, **kwargs
-        )
+        super().__init__(model, args, train_dataset=columns, eval_dataset=eval_dataset, data_collator=collate, **kwargs)
         self.objective = objective
         self.evaluate_model = evaluate
         self.loss_is_scaled_for_ga = True  # the counts below span all accumulated micro-batches
@@ -101,7 +99,7 @@ class ObjectiveTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         model.train(was_training)
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

@@ -48,10 +48,7 @@ def texts() -> list[str]:
     """300 distinct documents of a few sentences, with line ends and letters of several scripts."""
     rng = random.Random(0)
     words = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "naïve", "Ωmega", "北京", "🙂"]
-    return [
-        f"Document {number}.\r\n" + " ".join(rng.choices(words, k=rng.randint(5, 60)))
-        for number in range(300)
-    ]
+    return [f"Document {number}.\r\n" + " ".join(rng.choices(words, k=rng.randint(5, 60))) for number in range(300)]
 
 
 @pytest.fixture

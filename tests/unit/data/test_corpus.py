@@ -46,9 +46,7 @@ def in_validation(text: str, fraction: float) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < fraction
 
 
-def test_documents_are_split_by_the_hash_of_their_text(
-    texts: list[str], write: Write, tmp_path: Path
-) -> None:
+def test_documents_are_split_by_the_hash_of_their_text(texts: list[str], write: Write, tmp_path: Path) -> None:
     summary = write_documents(CorpusConfig(write(texts), validation_fraction=0.2), tmp_path / "out")
     train, validation = read(tmp_path / "out", "train"), read(tmp_path / "out", "validation")
     assert validation == [text for text in texts if in_validation(text, 0.2)]
@@ -60,9 +58,7 @@ def test_documents_are_split_by_the_hash_of_their_text(
 
 
 @pytest.mark.parametrize("ending", FORMATS[1:])
-def test_every_format_gives_the_same_corpus(
-    ending: str, texts: list[str], write: Write, tmp_path: Path
-) -> None:
+def test_every_format_gives_the_same_corpus(ending: str, texts: list[str], write: Write, tmp_path: Path) -> None:
     expected = write_documents(CorpusConfig(write(texts, ending="")), tmp_path / "folder")
     assert write_documents(CorpusConfig(write(texts, ending=ending)), tmp_path / "file") == expected
     for side in ("train", "validation"):
@@ -96,9 +92,7 @@ def test_a_hugging_face_source_is_not_contacted_by_the_check() -> None:
     assert_input_error(lambda: check_corpus(CorpusConfig("hf::train")), "names no dataset")
 
 
-def test_the_fingerprint_depends_on_content_and_order_only(
-    texts: list[str], write: Write, tmp_path: Path
-) -> None:
+def test_the_fingerprint_depends_on_content_and_order_only(texts: list[str], write: Write, tmp_path: Path) -> None:
     def fingerprint(name: str, texts: list[str], fraction: float = 0.1) -> str:
         config = CorpusConfig(write(texts, name), validation_fraction=fraction)
         return write_documents(config, tmp_path / (name + "-out")).fingerprint
@@ -110,18 +104,14 @@ def test_the_fingerprint_depends_on_content_and_order_only(
     assert fingerprint("e", texts, fraction=0.3) != base
 
 
-def test_the_side_of_a_document_does_not_depend_on_order(
-    texts: list[str], write: Write, tmp_path: Path
-) -> None:
+def test_the_side_of_a_document_does_not_depend_on_order(texts: list[str], write: Write, tmp_path: Path) -> None:
     write_documents(CorpusConfig(write(texts, "a")), tmp_path / "forward")
     write_documents(CorpusConfig(write(texts[::-1], "b")), tmp_path / "backward")
     for side in ("train", "validation"):
         assert read(tmp_path / "backward", side) == read(tmp_path / "forward", side)[::-1]
 
 
-def test_duplicates_and_empty_documents_are_dropped_and_counted(
-    texts: list[str], write: Write, tmp_path: Path
-) -> None:
+def test_duplicates_and_empty_documents_are_dropped_and_counted(texts: list[str], write: Write, tmp_path: Path) -> None:
     clean = write_documents(CorpusConfig(write(texts, "clean")), tmp_path / "clean")
     noisy = write_documents(
         CorpusConfig(write(["", *texts[:9], texts[3], " \n\t", *texts[9:], texts[3]], "noisy")),
@@ -132,9 +122,7 @@ def test_duplicates_and_empty_documents_are_dropped_and_counted(
     assert noisy.fingerprint == clean.fingerprint
 
 
-def test_documents_in_both_sources_are_validation_only(
-    texts: list[str], write: Write, tmp_path: Path
-) -> None:
+def test_documents_in_both_sources_are_validation_only(texts: list[str], write: Write, tmp_path: Path) -> None:
     config = CorpusConfig(write(texts, "train"), validation_source=write(texts[:7] + texts[5:7], "held-out"))
     summary = write_documents(config, tmp_path / "out")
     assert read(tmp_path / "out", "validation") == texts[:7]
@@ -144,9 +132,7 @@ def test_documents_in_both_sources_are_validation_only(
 
 def test_max_documents_counts_what_is_kept_of_source(texts: list[str], write: Write, tmp_path: Path) -> None:
     source = write(["", texts[0], *texts], "source")
-    summary = write_documents(
-        CorpusConfig(source, max_documents=100, validation_fraction=0.3), tmp_path / "a"
-    )
+    summary = write_documents(CorpusConfig(source, max_documents=100, validation_fraction=0.3), tmp_path / "a")
     assert summary.train_documents + summary.validation_documents == 100
     kept = read(tmp_path / "a", "train") + read(tmp_path / "a", "validation")
     assert sorted(kept) == sorted(texts[:100])
@@ -215,9 +201,7 @@ def test_the_standard_library_without_its_tests() -> None:
     check_corpus(CorpusConfig())
 
 
-def test_unreadable_files_are_skipped_counted_and_named(
-    texts: list[str], write: Write, tmp_path: Path
-) -> None:
+def test_unreadable_files_are_skipped_counted_and_named(texts: list[str], write: Write, tmp_path: Path) -> None:
     source = Path(write(texts, ending=""))
     clean = write_documents(CorpusConfig(str(source)), tmp_path / "clean")
     (source / "nul.txt").write_bytes(b"text \0 text")
@@ -245,23 +229,17 @@ def test_the_numbers_are_checked(tmp_path: Path) -> None:
     for fraction in (0.0, 1.0, -0.1, 5.0, float("nan")):
         check = partial(check_corpus, CorpusConfig(validation_fraction=fraction))
         assert_input_error(check, "validation_fraction", "between 0 and 1")
-    assert_input_error(
-        lambda: check_corpus(CorpusConfig(max_documents=0)), "max_documents is 0", "at least 1"
-    )
+    assert_input_error(lambda: check_corpus(CorpusConfig(max_documents=0)), "max_documents is 0", "at least 1")
 
 
 def test_missing_and_unknown_sources_are_refused(tmp_path: Path) -> None:
     missing = str(tmp_path / "nowhere")
-    assert_input_error(
-        lambda: check_corpus(CorpusConfig(missing)), missing, "does not exist", "python-stdlib", "hf:"
-    )
+    assert_input_error(lambda: check_corpus(CorpusConfig(missing)), missing, "does not exist", "python-stdlib", "hf:")
     (tmp_path / "a.pdf").write_text("x")
     for source in (str(tmp_path), str(tmp_path / "a.pdf")):
         check = partial(check_corpus, CorpusConfig(source))
         assert_input_error(check, source, "no file of a known type", ".txt", ".jsonl.zst", ".parquet")
-    assert_input_error(
-        lambda: check_corpus(CorpusConfig(validation_source=missing)), missing, "does not exist"
-    )
+    assert_input_error(lambda: check_corpus(CorpusConfig(validation_source=missing)), missing, "does not exist")
 
 
 @pytest.mark.parametrize("ending", FORMATS[1:])

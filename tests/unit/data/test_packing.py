@@ -32,11 +32,7 @@ def texts_of(documents: Path, side: str) -> list[str]:
 
 def tokens_of(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[int]:
     """All documents end to end, written the plain way."""
-    return [
-        *chain.from_iterable(
-            [*tokens, tokenizer.eos_token_id] for tokens in encode_documents(tokenizer, texts)
-        )
-    ]
+    return [*chain.from_iterable([*tokens, tokenizer.eos_token_id] for tokens in encode_documents(tokenizer, texts))]
 
 
 def blocks(dataset: Dataset) -> np.ndarray:
@@ -88,9 +84,7 @@ def test_the_size_of_batches_changes_nothing(
     expected = pack_documents(documents, tokenizer, 128, tmp_path / "a")
     monkeypatch.setattr(f"cocomix.data.packing.{name}", limit)
     assert pack_documents(documents, tokenizer, 128, tmp_path / "b") == expected
-    assert np.array_equal(
-        blocks(load_packed(tmp_path / "b").train), blocks(load_packed(tmp_path / "a").train)
-    )
+    assert np.array_equal(blocks(load_packed(tmp_path / "b").train), blocks(load_packed(tmp_path / "a").train))
 
 
 @pytest.mark.parametrize(
@@ -139,9 +133,7 @@ def test_token_files_equal_packed_documents(
         assert np.array_equal(blocks(packed.validation), blocks(wanted.validation))
 
 
-def test_bytes_per_token_of_a_file_without_end_of_text(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_bytes_per_token_of_a_file_without_end_of_text(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (tokens,) = encode_documents(tokenizer, ["Naïve 🙂 rain fell"])
     source = write_token_files(tmp_path / "bin", tokens, tokens)
     info = pack_token_files(source, tokenizer, 2, tmp_path / "packed")
@@ -167,9 +159,7 @@ def test_too_little_text_for_one_block_is_refused(
 ) -> None:
     tokens = len(tokens_of(tokenizer, texts_of(documents, "validation")))
     assert pack_documents(documents, tokenizer, tokens, tmp_path / "just").validation_blocks == 1
-    with pytest.raises(
-        InputError, match=rf"validation.* {tokens} tokens.*block of {tokens + 1}:.*lower block_size"
-    ):
+    with pytest.raises(InputError, match=rf"validation.* {tokens} tokens.*block of {tokens + 1}:.*lower block_size"):
         pack_documents(documents, tokenizer, tokens + 1, tmp_path / "packed")
     with pytest.raises(InputError, match=r"train side.*block of 1000000:"):
         pack_documents(documents, tokenizer, 1_000_000, tmp_path / "packed")
@@ -179,9 +169,7 @@ def test_too_little_text_for_one_block_is_refused(
         pack_documents(documents, tokenizer, 1, tmp_path / "packed")
 
 
-def test_token_files_of_the_wrong_form_are_refused(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_token_files_of_the_wrong_form_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     source = write_token_files(tmp_path / "bin", [1, 2, 3, 4], [1, 2, 320, 319])
 
     def assert_refused(*words: str) -> None:

@@ -179,9 +179,7 @@ def test_what_is_no_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_without_end_of_text_is_refused(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_a_tokenizer_without_end_of_text_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"no end-of-text token.*eos_token"):
         load_tokenizer(str(tmp_path))

@@ -1,0 +1,41 @@
+# Everything runs in a virtual environment of the checkout's own, .venv. `make quickstart` is the place to begin.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-slow lint format clean
+
+quickstart: .venv/quickstart.installed
+	$(BIN)/cocomix quickstart
+
+test: .venv/dev.installed
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
+
+test-slow: .venv/dev.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/dev.installed
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+format: .venv/dev.installed
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+clean:
+	rm -rf .venv runs
+
+# torch comes first and alone: the constraints name a build that serves without a GPU, see constraints.txt.
+.venv/torch.installed: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	touch $@
+
+.venv/quickstart.installed: .venv/torch.installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[sae]'
+	touch $@
+
+.venv/dev.installed: .venv/quickstart.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

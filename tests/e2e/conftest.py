@@ -1,0 +1,41 @@
+"""Tiny runs: one finished run that tests look at, and new ones that they spoil."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiny_run import Runner, tiny_recipe, write_text
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("corpus") / "text")
+
+
+@pytest.fixture(scope="session")
+def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """The tiny recipe, run once to its end for all tests that look at the result."""
+    folder = tmp_path_factory.mktemp("finished")
+    runner = Runner(folder)
+    runner.write(tiny_recipe(text, folder / "out"))
+    assert runner("run") == 0
+    return runner
+
+
+@pytest.fixture
+def recipe(text: Path, tmp_path: Path) -> Callable[..., Runner]:
+    """A runner of the tiny recipe in a folder of its own, changed as the test asks for."""
+
+    def make(**changes: Any) -> Runner:
+        content = tiny_recipe(text, tmp_path / "out")
+        for key, value in changes.items():
+            content[key] = {**content[key], **value} if isinstance(value, dict) and key in content else value
+        runner = Runner(tmp_path)
+        runner.write(content)
+        return runner
+
+    return make

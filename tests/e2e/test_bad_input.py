@@ -1,0 +1,297 @@
+"""Every mistake gets one clear line and exit code 2 before anything expensive, and damages nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from cocomix.cli import main
+from tiny_run import Runner, tiny_recipe
+
+Recipe = Callable[..., Runner]
+
+
+def refused(runner: Runner, capsys: pytest.CaptureFixture[str], *words: str, command: str = "run", **_: Any) -> None:
+    """The command ends with 2 and one line that has all these words, and makes nothing."""
+    before = {p for p in runner.folder.rglob("*")}
+    capsys.readouterr()
+    assert runner(command) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.strip().splitlines()
+    assert line.startswith("cocomix: ")
+    for word in words:
+        assert word in line, line
+    assert {p for p in runner.folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"corpus": {"source": "nowhere"}}, ["nowhere"]),
+        ({"sae": {"teacher_layer": 3}}, ["teacher_layer is 3", "0 to 2"]),
+        ({"sae": {"teacher_layer": -1}}, ["teacher_layer is -1"]),
+        ({"sae": {"k": 65}}, ["sae.k is 65", "64"]),
+        ({"sae": {"source": "nowhere"}}, ["no SAE at 'nowhere'"]),
+        ({"labels": {"selection": "best"}}, ["selection is 'best'", "attribution"]),
+        ({"labels": {"source": "nowhere"}}, ["no labelled corpus at nowhere"]),
+        ({"labels": {"labels_per_token": 0}}, ["labels_per_token is 0"]),
+        ({"tokenizer": {"source": "nowhere"}}, ["nowhere", "tokenizer"]),
+        ({"teacher": {"source": "nowhere"}}, ["nowhere"]),
+        ({"backbone": {"model_type": "gpt3"}}, ["gpt3", "did you mean"]),
+        ({"backbone": {"hidden_size": 17}}, ["17"]),
+        ({"backbone": {"options": {"n_iner": 4}}}, ["n_iner", "n_inner"]),
+        ({"training": {"tokens_per_step": 500}}, ["training.tokens_per_step is 500", "multiple", "256"]),
+        ({"training": {"precision": "fp8"}}, ["precision is 'fp8'", "bf16"]),
+        ({"training": {"max_tokens": 5}}, ["max_tokens is 5"]),
+        ({"students": {"ntp": {"method": "nptt"}}}, ["nptt"]),
+        ({"students": {"ntp": {"method": "ntp", "match": "other"}}}, ["match is 'other'"]),
+        ({"students": {"ntp": {"method": "ntp", "mixer": {"insert_layer": 1}}}}, ["mixer has no effect"]),
+    ],
+    ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
+)
+def test_settings(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: list[str]
+) -> None:
+    refused(recipe(**changes), capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "words"),
+    [
+        ({"insert_layer": 3}, ["insert_layer is 3", "0 to 2"]),
+        ({"insert_layer": -1}, ["insert_layer is -1"]),
+        ({"num_active_concepts": 65}, ["num_active_concepts is 65", "num_concepts 64"]),
+        ({"mixing": "interleaved"}, ["mixing is 'interleaved'", "interleave, add, none"]),
+        ({"concept_slot": "both"}, ["concept_slot is 'both'"]),
+        ({"concept_loss_weight": -0.1}, ["concept_loss_weight is -0.1"]),
+    ],
+)
+def test_mixer(recipe: Recipe, capsys: pytest.CaptureFixture[str], mixer: dict[str, Any], words: list[str]) -> None:
+    good = {"insert_layer": 1, "num_active_concepts": 8}
+    refused(recipe(students={"cocomix": {"method": "cocomix", "mixer": {**good, **mixer}}}), capsys, *words)
+
+
+def test_unknown_keys_are_named_all_at_once_with_suggestions(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner = recipe(corpus={"sorce": "x"}, blocksize=3)
+    assert runner("run", "--sae.kk", "3") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 3
+    assert "corpus.sorce" in lines[0] or "corpus.sorce" in lines[1]
+    assert any("unknown recipe key blocksize; did you mean 'block_size'?" in line for line in lines)
+    assert any("command line: unknown recipe key sae.kk; did you mean 'k'?" in line for line in lines)
+
+
+def test_values_of_a_wrong_type(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(recipe(block_size="many"), capsys, "block_size", "many")
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- b\n", "a: [", "\x00"])
+def test_files_that_are_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    runner = Runner(tmp_path)
+    runner.recipe.write_text(content)
+    refused(runner, capsys, "recipe.yaml")
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(Runner(tmp_path), capsys, "no recipe at", "YAML")
+
+
+def test_an_empty_corpus(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(recipe(corpus={"source": str(tmp_path / "empty")}), capsys, "empty", "txt")
+
+
+def made_nothing(runner: Runner, capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    """Found only while the corpus is read: exit code 2, one line, and no stage is there."""
+    capsys.readouterr()
+    assert runner("run") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cocomix: ")]
+    assert len(lines) == 1
+    for word in words:
+        assert word in lines[0], lines[0]
+    assert not (runner.folder / "out" / "corpus").exists()
+
+
+def test_a_binary_corpus(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "binary").mkdir()
+    (tmp_path / "binary" / "a.txt").write_bytes(bytes(range(256)) * 10)
+    made_nothing(recipe(corpus={"source": str(tmp_path / "binary")}), capsys, "binary")
+
+
+def test_a_missing_text_field(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = "\n".join(json.dumps({"body": f"text {i}", "id": i}) for i in range(20))
+    (tmp_path / "a.jsonl").write_text(lines)
+    refused(recipe(corpus={"source": str(tmp_path / "a.jsonl")}), capsys, "text", "body")
+
+
+def test_a_corpus_too_small_for_one_block(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "small").mkdir()
+    for index in range(20):
+        (tmp_path / "small" / f"{index}.txt").write_text(f"word {index}")
+    changes = {"source": str(tmp_path / "small"), "validation_fraction": 0.5}
+    made_nothing(
+        recipe(
+            corpus=changes,
+            block_size=1024,
+            training={"tokens_per_step": 8192, "max_tokens": 8192},
+            teacher={"training": {"tokens_per_step": 8192, "blocks_per_batch": 8}},
+        ),
+        capsys,
+        "1024",
+        "block",
+    )
+
+
+def test_an_sae_of_another_width(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {
+        "pre_bias": torch.zeros(24),
+        "latent_bias": torch.zeros(64),
+        "encoder.weight": torch.randn(64, 24),
+        "decoder.weight": torch.randn(24, 64),
+        "activation": "TopK",
+        "activation_state_dict": {"k": 8},
+    }
+    torch.save(state, tmp_path / "sae.pt")
+    refused(recipe(sae={"source": str(tmp_path / "sae.pt")}), capsys, "width 24", "32 wide")
+
+
+def test_a_tokenizer_that_is_not_the_teachers(
+    recipe: Recipe, finished: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = str(finished.folder / "out" / "teacher")
+    refused(
+        recipe(teacher={"source": teacher}),
+        capsys,
+        "trains another one",
+        f"tokenizer.source to the teacher's, e.g. {teacher}",
+    )
+    from cocomix.data.tokenizer import train_tokenizer
+
+    train_tokenizer(["other words, other merges"] * 9, 280).save_pretrained(str(tmp_path / "other"))
+    refused(
+        recipe(teacher={"source": teacher}, tokenizer={"source": str(tmp_path / "other")}),
+        capsys,
+        "is not that of the teacher",
+    )
+    bare = tmp_path / "bare"
+    GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=32, n_layer=3, n_head=2)).save_pretrained(bare)
+    refused(
+        recipe(teacher={"source": str(bare)}, tokenizer={"source": str(tmp_path / "other")}),
+        capsys,
+        "the teacher",
+        "knows 100",
+    )
+
+
+def with_own_copy(finished: Runner, text: Path, tmp_path: Path) -> tuple[Runner, dict[str, Any]]:
+    """A copy of the finished run that a test may spoil."""
+    shutil.copytree(finished.folder / "out", tmp_path / "out")
+    return Runner(tmp_path), tiny_recipe(text, tmp_path / "out")
+
+
+def test_an_output_folder_of_a_different_recipe(
+    finished: Runner, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner, content = with_own_copy(finished, text, tmp_path)
+    runner.write({**content, "tokenizer": {"vocab_size": 310}})
+    refused(runner, capsys, "made by a different recipe", "vocab_size is 300 there, 310 here", "another output")
+
+
+def test_an_output_folder_that_is_something_else(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = recipe()
+    (runner.folder / "out" / "corpus").mkdir(parents=True)
+    (runner.folder / "out" / "corpus" / "thesis.tex").write_text("years of work")
+    refused(runner, capsys, "not made by cocomix")
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"), [("corpus", "f00"), ("teacher", "f00"), ("sae", "f00"), ("teacher_layer", 0)]
+)
+def test_labels_of_something_else(
+    finished: Runner, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, wrong: Any
+) -> None:
+    runner, content = with_own_copy(finished, text, tmp_path)
+    runner.write(content)
+    shutil.rmtree(tmp_path / "out" / "students" / "cocomix")
+    shutil.rmtree(tmp_path / "out" / "report")
+    path = tmp_path / "out" / "labels" / "labels.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: wrong}))
+    capsys.readouterr()
+    assert runner("run") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cocomix: ")]
+    assert f"made with {field} {wrong!r}" in line
+    assert not (tmp_path / "out" / "students" / "cocomix").exists()
+
+
+def test_labels_made_elsewhere_serve_and_are_checked(
+    finished: Runner, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = str(finished.folder / "out" / "labels")
+    refused(recipe(labels={"source": labels, "labels_per_token": 3}), capsys, "labels_per_token 2", "3")
+    runner = recipe(labels={"source": labels})
+    assert runner("run", "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+    there = json.loads((finished.folder / "out" / "report" / "results.json").read_text())
+    assert results["students"]["cocomix"]["metrics"] == there["students"]["cocomix"]["metrics"]
+    assert not (runner.folder / "out" / "teacher").exists()
+
+
+def test_a_teacher_that_changed(
+    finished: Runner, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner, content = with_own_copy(finished, text, tmp_path)
+    runner.write(content)
+    record = tmp_path / "out" / "teacher" / "stage.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "fingerprint": "f00"}))
+    capsys.readouterr()
+    assert runner("run") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert all("was made from another teacher than the one in" in line for line in lines)
+    assert len(lines) == 2  # the SAE and the labels
+
+
+def test_comparing_what_cannot_be_compared(
+    finished: Runner, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ntp = finished.folder / "out" / "students" / "ntp"
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "no finished run" in capsys.readouterr().err
+    assert main(["compare", str(ntp), str(ntp)]) == 2
+    assert "same name" in capsys.readouterr().err
+    other = tmp_path / "other"
+    shutil.copytree(ntp, other)
+    run = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps({**run, "name": "other", "corpus": "f00"}))
+    assert main(["compare", str(ntp), str(other)]) == 2
+    assert "another corpus" in capsys.readouterr().err
+    (tmp_path / "taken").mkdir()
+    assert main(["compare", str(ntp), "--output", str(tmp_path / "taken")]) == 2
+    assert "not a report" in capsys.readouterr().err
+
+
+def test_an_unknown_student(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = recipe()
+    assert runner("train", "--only", "cocmix") == 2
+    assert "did you mean 'cocomix'?" in capsys.readouterr().err
+    assert not (runner.folder / "out").exists()
+
+
+def test_recipes_in_the_repository_are_sound() -> None:
+    from cocomix.recipe import load_recipe
+
+    recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        assert load_recipe(path).problems() == []
+        assert yaml.safe_load(path.read_text())["name"]

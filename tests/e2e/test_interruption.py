@@ -1,0 +1,82 @@
+"""SIGKILL in the middle of any stage costs time and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tiny_run import Runner
+
+MIDDLE_OF = {
+    "corpus": "corpus.partial*",
+    "teacher": "teacher.partial/checkpoint-*",
+    "sae": "teacher/stage.json",
+    "labels": "labels.partial/train/data-00000-*",
+    "ntp": "students/ntp.partial/checkpoint-*",
+    "cocomix": "students/cocomix.partial/checkpoint-*",
+}
+"""What has appeared in the output folder when a stage has begun and not ended."""
+
+
+def start(runner: Runner, output: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "cocomix.cli", "run", str(runner.recipe), "--output", str(output)]
+    log = (output.parent / "log").open("ab")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def kill_when(process: subprocess.Popen[bytes], output: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 120
+    while not list(output.glob(pattern)):
+        assert process.poll() is None, f"ended before {pattern} appeared: {(output.parent / 'log').read_text()}"
+        assert time.monotonic() < deadline, f"{pattern} did not appear"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_in_every_stage_ends_with_the_same_metrics(finished: Runner, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for pattern in MIDDLE_OF.values():
+        kill_when(start(finished, output), output, pattern)
+        assert not (output / "report").exists()
+    process = start(finished, output)
+    assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()
+
+    undisturbed = json.loads((finished.folder / "out" / "report" / "results.json").read_text())
+    results = json.loads((output / "report" / "results.json").read_text())
+    assert "done before" in (tmp_path / "log").read_text()
+    for name, student in undisturbed["students"].items():
+        for key in ("metrics", "curve", "tokens", "stored_parameters", "training_flops"):
+            assert results["students"][name][key] == student[key], f"{name}: {key}"
+    for stage in ("corpus", "sae", "labels"):
+        assert results[stage] == undisturbed[stage]
+    assert results["teacher"]["metrics"] == undisturbed["teacher"]["metrics"]
+    assert results["comparisons"] == undisturbed["comparisons"]
+    assert not list(output.rglob("*.partial"))
+
+
+def test_a_cut_off_checkpoint_is_not_resumed_from(recipe, tmp_path: Path) -> None:
+    runner = recipe(students={"ntp": {"method": "ntp"}})
+    output = tmp_path / "out"
+    kill_when(start(runner, output), output, "students/ntp.partial/checkpoint-8/complete")
+    (checkpoint,) = (output / "students" / "ntp.partial").glob("checkpoint-8")
+    (checkpoint / "complete").unlink()
+    (checkpoint / "model.safetensors").write_bytes(b"cut off")
+    assert runner("run") == 0
+    assert (output / "students" / "ntp" / "run.json").is_file()
+
+
+@pytest.fixture(autouse=True)
+def one_thread_like_the_subprocess() -> None:
+    """Sums depend on the number of threads in their last bit; `finished` runs with one as well."""
+    import torch
+
+    assert torch.get_num_threads() == 1

@@ -1,0 +1,152 @@
+"""The whole path on a tiny recipe: what it leaves, and that it does nothing twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import load_from_disk
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import cocomix
+from cocomix.cli import main
+from cocomix.evaluation.validation import evaluate_model
+from tiny_run import Runner
+
+
+@pytest.fixture(scope="module")
+def results(finished: Runner) -> dict[str, Any]:
+    return json.loads((finished.folder / "out" / "report" / "results.json").read_text())
+
+
+def test_results_have_every_figure(results: dict[str, Any]) -> None:
+    for name in ("ntp", "cocomix"):
+        student = results["students"][name]
+        assert student["tokens"] == 8192
+        assert student["training_flops"] == 8192 * student["training_flops_per_token"] > 0
+        assert student["timing"]["seconds"] > 0
+        assert student["metrics"]["perplexity"] == pytest.approx(2.718281828 ** student["metrics"]["loss"])
+        assert 0 < student["metrics"]["bits_per_byte"] < 8
+        assert [point["tokens"] for point in student["curve"]] == [2048, 4096, 6144, 8192]
+        assert student["curve"][-1]["loss"] < student["curve"][0]["loss"]
+    metrics = results["students"]["cocomix"]["metrics"]
+    assert metrics["concept_loss"] > 0
+    assert 0 < metrics["concept_precision"] < 1
+    assert 0 < metrics["concept_recall"] <= 1
+    (comparison,) = results["comparisons"]
+    assert (comparison["run"], comparison["baseline"]) == ("cocomix", "ntp")
+    assert results["sae"]["quality"]["loss_recovered"] <= 1
+    assert results["labels"]["labelled_share"] > 0.9
+
+
+def test_students_match_in_activated_parameters(results: dict[str, Any]) -> None:
+    ntp, mixed = (results["students"][name] for name in ("ntp", "cocomix"))
+    assert ntp["activated_parameters"] == ntp["stored_parameters"]
+    assert ntp["activated_parameters"] == pytest.approx(mixed["activated_parameters"], rel=0.02)
+    unused = (64 - 8) * 16  # compress rows that a token does not read
+    assert mixed["stored_parameters"] - mixed["activated_parameters"] == unused
+
+
+def test_report_is_a_page_with_its_picture_inside(finished: Runner) -> None:
+    report = finished.folder / "out" / "report"
+    page = (report / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert 'src="curves.png"' not in page
+    assert (report / "curves.png").read_bytes().startswith(b"\x89PNG")
+    text = (report / "report.md").read_text()
+    for expected in (
+        "One seed",
+        "fraction of variance unexplained",
+        "dead latents",
+        "spliced in",
+        "published settings",
+    ):
+        assert expected in text
+
+
+def test_a_run_is_a_hugging_face_model(finished: Runner, results: dict[str, Any]) -> None:
+    folder = finished.folder / "out" / "students" / "cocomix"
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert isinstance(model, cocomix.CoCoMixForCausalLM)
+    labelled = load_from_disk(str(finished.folder / "out" / "labels" / "validation"))
+    again = evaluate_model(model, labelled, batch_size=8)
+    assert again["loss"] == pytest.approx(results["students"]["cocomix"]["metrics"]["loss"], rel=1e-6)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer("The river", return_tensors="pt")
+    text = tokenizer.decode(model.generate(**prompt, max_new_tokens=4, do_sample=False)[0])
+    assert text.startswith("The river")
+    assert not list(folder.glob("checkpoint-*"))
+
+
+def test_labels_are_the_corpus_with_one_more_column(finished: Runner) -> None:
+    out = finished.folder / "out"
+    for side in ("train", "validation"):
+        packed = load_from_disk(str(out / "corpus" / side)).with_format("numpy")
+        labelled = load_from_disk(str(out / "labels" / side)).with_format("numpy")
+        assert (packed[:]["input_ids"] == labelled[:]["input_ids"]).all()
+        ids = labelled[:]["concept_ids"]
+        assert ids.shape == (len(packed), 32, 2)
+        assert ids.max() < 64
+        assert (ids[:, -1] == -100).all()
+        assert str(labelled.features["concept_ids"].feature.feature.dtype) == "int16"
+    assert len(list((out / "labels" / "train").glob("data-*.arrow"))) > 1
+
+
+def test_labels_are_what_the_extractor_says(finished: Runner) -> None:
+    out = finished.folder / "out"
+    teacher = AutoModelForCausalLM.from_pretrained(out / "teacher")
+    extractor = cocomix.ConceptExtractor(teacher, cocomix.load_sae(out / "sae"), 1, labels_per_token=2)
+    rows = load_from_disk(str(out / "labels" / "train")).with_format("torch")[100:116]
+    assert torch.equal(extractor(rows["input_ids"]).ids, rows["concept_ids"].long())
+
+
+def test_a_second_run_does_nothing_and_says_so(finished: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (finished.folder / "out").rglob("*")}
+
+    before = times()
+    assert finished("run") == 0
+    captured = capsys.readouterr()
+    assert times() == before
+    assert "Nothing to do" in captured.err
+    assert "Three things to try" in captured.out
+
+
+def test_the_same_recipe_gives_the_same_figures(
+    finished: Runner, text: Path, tmp_path: Path, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finished("run", "--output", str(tmp_path / "again"), "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    for name, student in results["students"].items():
+        assert again["students"][name]["metrics"] == student["metrics"]
+        assert again["students"][name]["curve"] == student["curve"]
+
+
+def test_compare_reads_run_folders(
+    finished: Runner, tmp_path: Path, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [str(finished.folder / "out" / "students" / name) for name in ("cocomix", "ntp")]
+    assert main(["compare", *runs, "--output", str(tmp_path / "report"), "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert compared["comparisons"] == results["comparisons"]
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_stage_commands_stop_at_their_stage(recipe: Any) -> None:
+    runner = recipe()
+    out = runner.folder / "out"
+    assert runner("data") == 0
+    assert [path.name for path in out.iterdir()] == ["corpus"]
+    assert runner("teacher") == 0
+    assert {path.name for path in out.iterdir()} == {"corpus", "teacher"}
+
+
+def test_only_trains_one_student_and_needs_no_labels_for_ntp(recipe: Any) -> None:
+    runner = recipe(students={"ntp": {"method": "ntp"}, "cocomix": {"method": "ntp"}})
+    assert runner("train", "--only", "ntp") == 0
+    out = runner.folder / "out"
+    assert {path.name for path in out.iterdir()} == {"corpus", "students"}
+    assert [path.name for path in (out / "students").iterdir()] == ["ntp"]
