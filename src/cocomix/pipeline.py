@@ -19,13 +19,15 @@ from cocomix.console import say
 from cocomix.data.corpus import is_token_folder, write_documents
 from cocomix.data.packing import PackedCorpus, load_packed, pack_documents, pack_token_files
 from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
+from cocomix.evaluation.concepts import constant_recall
 from cocomix.evaluation.flops import labelling_flops_per_token
 from cocomix.evaluation.validation import evaluate_model
 from cocomix.models.building import backbone_config, build_plain
+from cocomix.models.configuration import CoCoMixConfig
 from cocomix.objectives import NextToken, Objective
 from cocomix.recipe import Recipe
 from cocomix.stages import Made, Stage, require_unchanged
-from cocomix.students import OBJECTIVES, build_student, student_config
+from cocomix.students import OBJECTIVES, build_student, num_concepts, student_config
 from cocomix.training.pretrain import TrainingConfig, pretrain
 from cocomix.training.run import Run, describe_run, save_run
 
@@ -176,6 +178,7 @@ class Pipeline:
             )
         )
         run = self._pretrain(model, NextToken(), corpus, config.training, folder, "teacher", "ntp")
+        save_run(run, files.partial(folder))
         return Made(teacher_fingerprint(model), _figures(run))
 
     def _make_sae(self) -> Made:
@@ -215,13 +218,12 @@ class Pipeline:
     def _make_student(self, name: str) -> Made:
         recipe, student = self.recipe, self.recipe.students[name]
         corpus, tokenizer = self.corpus(), self.tokenizer()
-        num_concepts = self.labels().info.num_concepts if recipe.needs_labels() else 0
         config = student_config(
             recipe,
             name,
             vocab_size=corpus.info.vocab_size,
             eos_token_id=tokenizer.eos_token_id,
-            num_concepts=num_concepts,
+            num_concepts=num_concepts(recipe),
         )
         objective = OBJECTIVES[student.method]
         blocks: PackedCorpus | LabelledCorpus = self.labels() if "concept_ids" in objective.columns else corpus
@@ -236,6 +238,10 @@ class Pipeline:
             student.method,
             blocks,
         )
+        if isinstance(config, CoCoMixConfig):
+            recall = constant_recall(blocks.train, blocks.validation, config.num_concepts, config.num_active_concepts)
+            run.metrics["constant_recall"] = recall
+        save_run(run, files.partial(self.student_stages[name].folder))
         return Made(fingerprint.of_json(run.curve), _figures(run))
 
     def _pretrain(
@@ -249,7 +255,7 @@ class Pipeline:
         method: str,
         blocks: PackedCorpus | LabelledCorpus | None = None,
     ) -> Run:
-        """Train into the unfinished folder and leave `run.json` there."""
+        """Train into the unfinished folder."""
         blocks = blocks or corpus
         result = pretrain(
             model,
@@ -262,7 +268,7 @@ class Pipeline:
             seed=self.recipe.seed,
             tokenizer=self.tokenizer(),
         )
-        run = describe_run(
+        return describe_run(
             model,
             result,
             name=name,
@@ -273,8 +279,6 @@ class Pipeline:
             bytes_per_token=corpus.info.bytes_per_token,
             recipe=self.recipe.to_dict(),
         )
-        save_run(run, files.partial(folder))
-        return run
 
 
 def _figures(run: Run) -> dict[str, Any]:

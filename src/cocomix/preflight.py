@@ -8,7 +8,6 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
-from cocomix.concepts.labelling import load_labels
 from cocomix.concepts.sae import load_sae
 from cocomix.concepts.sae_training import require_saelens
 from cocomix.concepts.teacher import check_teacher_layer
@@ -18,7 +17,7 @@ from cocomix.errors import InputError
 from cocomix.models.building import backbone_config
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
-from cocomix.students import student_config
+from cocomix.students import num_concepts, student_config
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -121,15 +120,7 @@ def _check_same_tokenizer(recipe: Recipe, teacher: str, config: PretrainedConfig
         )
 
 
-def _num_concepts(recipe: Recipe) -> int:
-    if not recipe.needs_labels():
-        return 0
-    if recipe.labels.source is not None:
-        return load_labels(Path(recipe.labels.source)).info.num_concepts
-    return load_sae(recipe.sae.source).d_sae if recipe.sae.source else recipe.sae.d_sae
-
-
 def _check_student(recipe: Recipe, name: str) -> None:
     source = recipe.tokenizer.source
     vocab_size = vocabulary_size(load_tokenizer(source)) if source else recipe.tokenizer.vocab_size
-    student_config(recipe, name, vocab_size=vocab_size, eos_token_id=0, num_concepts=_num_concepts(recipe))
+    student_config(recipe, name, vocab_size=vocab_size, eos_token_id=0, num_concepts=num_concepts(recipe))

@@ -6,6 +6,7 @@ was made from, its own fingerprint, and figures for the report.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from cocomix import files
 from cocomix.errors import InputError
 
 RECORD_FILE = "stage.json"
+CLAIM_FILE = "begun.json"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Record:
     summary: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """One step of a recipe.
 
@@ -57,6 +59,10 @@ class Stage:
     settings: dict[str, Any]
     needs: tuple[Stage, ...]
     make: Callable[[], Made]
+
+    def with_needs(self) -> list[Stage]:
+        """This stage and all that it is made from, those first."""
+        return list(dict.fromkeys([*(before for needed in self.needs for before in needed.with_needs()), self]))
 
     def is_done(self) -> bool:
         """Whether the folder is finished."""
@@ -90,18 +96,24 @@ class Stage:
         """Make the folder, unless it is finished."""
         if self.is_done():
             return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        inputs = {needed.name: needed.record().fingerprint for needed in self.needs}
+        self._claim({"settings": self.settings, "inputs": inputs})
         made = self.make()
-        record = Record(
-            self.settings,
-            {needed.name: needed.record().fingerprint for needed in self.needs},
-            made.fingerprint,
-            made.summary,
-        )
         unfinished = files.partial(self.folder)
-        unfinished.mkdir(exist_ok=True)
+        record = Record(self.settings, inputs, made.fingerprint, made.summary)
         files.write_json(unfinished / RECORD_FILE, asdict(record))
+        (unfinished / CLAIM_FILE).unlink(missing_ok=True)
         files.finish(self.folder)
+
+    def _claim(self, claim: dict[str, Any]) -> None:
+        """Keep what an interrupted attempt left only if it was to make the same from the same."""
+        unfinished = files.partial(self.folder)
+        if unfinished.exists():
+            path = unfinished / CLAIM_FILE
+            if not (path.is_file() and files.read_json(path) == claim):
+                shutil.rmtree(unfinished)
+        unfinished.mkdir(parents=True, exist_ok=True)
+        files.write_json(unfinished / CLAIM_FILE, claim)
 
 
 def _changes(made_with: Any, wanted: Any, key: str = "") -> list[str]:

@@ -56,8 +56,7 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
                 f"--only is {only!r}; the recipe's students are {', '.join(recipe.students)}"
                 + did_you_mean(only, recipe.students)
             )
-        others = [stage for name, stage in pipeline.student_stages.items() if name != only]
-        stages = [stage for stage in stages if stage not in others]
+        stages = pipeline.student_stages[only].with_needs()
     if all(stage.is_done() for stage in stages):
         say(f"Nothing to do: everything is in {pipeline.folder} already.")
     else:

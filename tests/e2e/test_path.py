@@ -35,7 +35,7 @@ def test_results_have_every_figure(results: dict[str, Any]) -> None:
     metrics = results["students"]["cocomix"]["metrics"]
     assert metrics["concept_loss"] > 0
     assert 0 < metrics["concept_precision"] < 1
-    assert 0 < metrics["concept_recall"] <= 1
+    assert 0 < metrics["constant_recall"] < metrics["concept_recall"] <= 1
     (comparison,) = results["comparisons"]
     assert (comparison["run"], comparison["baseline"]) == ("cocomix", "ntp")
     assert results["sae"]["quality"]["loss_recovered"] <= 1

@@ -106,11 +106,17 @@ def students_table(students: dict[str, Any]) -> str:
 def concepts_table(students: dict[str, Any]) -> str | None:
     """How well each cocomix student predicts its labels, or None if there is none."""
     rows = [
-        [name, f"{m['concept_loss']:.3f}", f"{m['concept_precision']:.1%}", f"{m['concept_recall']:.1%}"]
+        [
+            name,
+            f"{m['concept_loss']:.3f}",
+            f"{m['concept_precision']:.1%}",
+            f"{m['concept_recall']:.1%}",
+            f"{m['constant_recall']:.1%}",
+        ]
         for name, m in ((name, student["metrics"]) for name, student in students.items())
         if "concept_loss" in m
     ]
-    return table(["student", "concept loss", "precision", "recall"], rows) if rows else None
+    return table(["student", "concept loss", "precision", "recall", "constant recall"], rows) if rows else None
 
 
 def duration(seconds: float) -> str:
@@ -249,7 +255,7 @@ def markdown(results: dict[str, Any]) -> str:
             concepts,
             "Over validation tokens that have labels. Precision: share of the predicted concepts (the model's own "
             "top K) that are labels; with fewer labels than predictions it cannot reach 100%. Recall: share of the "
-            "labels that are predicted.",
+            "labels that are predicted; constant recall: that of always predicting the K most frequent labels.",
         ]
     parts += ["## What this means", _bullets(caveats(results))]
     provenance = _provenance(results) + _settings(results)

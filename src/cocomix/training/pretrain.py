@@ -45,7 +45,7 @@ class TrainingConfig:
     blocks_per_batch: int = 16
     learning_rate: float = 1e-3
     min_learning_rate_ratio: float = 0.1
-    warmup_ratio: float = 0.02
+    warmup_ratio: float = 0.05
     weight_decay: float = 0.1
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95

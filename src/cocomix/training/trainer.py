@@ -58,13 +58,14 @@ class ObjectiveTrainer(Trainer):
         self.evaluate_model = evaluate
         self.loss_is_scaled_for_ga = True  # the counts below span all accumulated micro-batches
         self._parts: dict[str, Tensor] = {}
-        self._parts_since = self.state.global_step
+        self._steps_in_parts = 0
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Any]:
         """The micro-batches of the next step, and their targets counted over all of them and all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._steps_in_parts += 1
         counted = [self.objective.count(batch) for batch in batches]
         counts = {name: torch.stack([c[name] for c in counted]).sum().to(device) for name in (counted or [{}])[0]}
         return batches, {name: self.accelerator.reduce(count) for name, count in counts.items()}
@@ -85,10 +86,10 @@ class ObjectiveTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does, the parts of the training loss beside their sum."""
-        steps = self.state.global_step - self._parts_since
-        if "loss" in logs and steps > 0:
+        if "loss" in logs:
+            steps = self._steps_in_parts
             logs |= {name: self.accelerator.reduce(part).item() / steps for name, part in self._parts.items()}
-            self._parts, self._parts_since = {}, self.state.global_step
+            self._parts, self._steps_in_parts = {}, 0
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:

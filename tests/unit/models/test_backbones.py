@@ -65,7 +65,7 @@ def test_nothing_stays_on_the_meta_device(kind, decoder):
 
 def test_blocks_with_a_sliding_window_are_refused(decoder):
     qwen = decoder("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    with pytest.raises(ValueError, match="'qwen2' has sliding-window .*sliding_attention.*only full attention"):
+    with pytest.raises(ValueError, match=r"'qwen2' has sliding-window .*sliding_attention.*only full attention"):
         split_decoder(qwen, 1)
 
 

@@ -1,0 +1,78 @@
+"""Reading costs off curves, and saying so in words."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cocomix.console import table
+from cocomix.evaluation.compare import tokens_to_reach
+from cocomix.evaluation.report import comparison_sentences, duration
+from cocomix.evaluation.validation import bits_per_byte, concept_hits
+
+CURVE = [{"tokens": 100, "loss": 4.0}, {"tokens": 200, "loss": 3.0}, {"tokens": 300, "loss": 2.8}]
+
+
+@pytest.mark.parametrize(
+    ("loss", "tokens"),
+    [(3.5, 150), (3.0, 200), (2.9, 250), (2.8, 300), (2.7, None), (5.0, 100)],
+)
+def test_tokens_to_reach_are_read_between_evaluations(loss: float, tokens: float | None) -> None:
+    assert tokens_to_reach(CURVE, loss) == (None if tokens is None else pytest.approx(tokens))
+
+
+def test_the_first_crossing_counts_where_a_curve_rises_again() -> None:
+    curve = [{"tokens": 1, "loss": 4.0}, {"tokens": 2, "loss": 2.0}, {"tokens": 3, "loss": 3.0}]
+    assert tokens_to_reach(curve, 3.0) == pytest.approx(1.5)
+
+
+def results(ratio: float | None) -> dict:
+    comparison = {
+        "run": "a",
+        "baseline": "b",
+        "loss_difference": -0.1 if ratio else 0.1,
+        "tokens_to_baseline_loss": ratio and 1000 * ratio,
+        "tokens_ratio": ratio,
+        "flops_to_baseline_loss": ratio and 2e9,
+        "flops_ratio": ratio and 1.25,
+    }
+    return {"students": {"a": {"tokens": 1000}}, "comparisons": [comparison]}
+
+
+def test_sentences_say_reached_and_not_reached() -> None:
+    (reached,) = comparison_sentences(results(0.75))
+    assert "0.1000 nats lower" in reached
+    assert "25.0% fewer tokens" in reached
+    assert "25.0% more FLOPs" in reached
+    (missed,) = comparison_sentences(results(None))
+    assert "0.1000 nats higher" in missed
+    assert "was not reached" in missed
+
+
+def test_bits_per_byte() -> None:
+    assert bits_per_byte(math.log(2) * 6, 3.0) == pytest.approx(2.0)
+
+
+def test_concept_hits_against_sets() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 30)
+    labels = torch.stack([torch.randperm(30)[:4] for _ in range(10)]).view(2, 5, 4)
+    labels[0, 0] = -100
+    labels[1, 2, 1:] = -100
+    expected = sum(
+        len(set(logits[b, t].topk(6).indices.tolist()) & set(labels[b, t].tolist())) for b in range(2) for t in range(5)
+    )
+    assert concept_hits(logits, labels, 6).item() == expected > 0
+
+
+def test_a_table_lines_up() -> None:
+    lines = table(["name", "loss"], [["ntp", "4.1"], ["cocomix", "10.25"]]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2] == "| ntp     |   4.1 |"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (65, "1 min 5 s"), (3700, "1 h 1 min")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

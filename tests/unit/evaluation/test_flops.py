@@ -1,0 +1,69 @@
+"""FLOPs counted from shapes against torch's own counter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+import cocomix
+from cocomix.evaluation.flops import forward_flops_per_token, labelling_flops_per_token, training_flops_per_token
+from cocomix.models.building import BackboneConfig, backbone_config, build_plain
+
+BLOCK = 64
+
+
+def plain(model_type: str):
+    sizes = BackboneConfig(model_type=model_type, hidden_size=64, num_hidden_layers=4, num_attention_heads=4)
+    return backbone_config(sizes, vocab_size=256, block_size=BLOCK, eos_token_id=0)
+
+
+class FlopSum(TorchDispatchMode):
+    """Torch's FLOP formulas, summed. Its own counter tracks modules, which fails on gradients of a leaf."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        if formula := flop_registry.get(function._overloadpacket):
+            self.total += formula(*arguments, **(keywords or {}), out_val=result)
+        return result
+
+
+def counted(model, ids: torch.Tensor, backward: bool) -> int:
+    with FlopCounterMode(display=False) as counter:
+        logits = model(input_ids=ids, use_cache=False).logits
+        if backward:
+            logits.sum().backward()
+    return counter.get_total_flops() / ids.numel()
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+@pytest.mark.parametrize("mixing", [None, "interleave", "add", "none"])
+def test_forward_and_training_agree_with_the_counter(model_type: str, mixing: str | None) -> None:
+    config = plain(model_type)
+    model = build_plain(config)
+    if mixing is not None:
+        model = cocomix.CoCoMixForCausalLM(
+            cocomix.CoCoMixConfig(config, insert_layer=1, num_concepts=512, num_active_concepts=8, mixing=mixing)
+        )
+    model.set_attn_implementation("eager")  # its matrix products are visible to the counter on any device
+    ids = torch.zeros(2, BLOCK, dtype=torch.long)
+    assert forward_flops_per_token(model, BLOCK) == pytest.approx(counted(model, ids, False), rel=0.03)
+    if mixing != "none":  # the counter sees no backward of an unused concept head
+        assert training_flops_per_token(model, BLOCK) == pytest.approx(counted(model, ids, True), rel=0.03)
+
+
+def test_labelling_agrees_with_the_counter() -> None:
+    teacher = build_plain(plain("gpt2"))
+    teacher.set_attn_implementation("eager")
+    sae = cocomix.SparseAutoencoder(
+        W_enc=torch.randn(64, 512), b_enc=torch.zeros(512), W_dec=torch.randn(512, 64), b_dec=torch.zeros(64), k=8
+    )
+    extractor = cocomix.ConceptExtractor(teacher, sae, teacher_layer=1)
+    ids = torch.randint(0, 256, (2, BLOCK))
+    with FlopSum() as counter:
+        extractor(ids)
+    expected = counter.total / ids.numel()
+    assert labelling_flops_per_token(teacher, 1, 512, 8, BLOCK) == pytest.approx(expected, rel=0.03)
