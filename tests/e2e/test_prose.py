@@ -42,7 +42,7 @@ def test_prose(prose: Path, model_type: str, tmp_path: Path, capsys: pytest.Capt
     assert list(students) == ["ntp", "cocomix", "cocomix-add", "cocomix-published"]
     uniform = math.log(results["corpus"]["packed"]["vocab_size"])
     for name, student in students.items():
-        assert student["tokens"] == 131072
+        assert student["tokens"] == 98304
         assert student["metrics"]["loss"] < uniform - 0.5, name
         first, *_, last = (point["loss"] for point in student["curve"])
         assert last < first, name
