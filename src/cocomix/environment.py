@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+import cocomix
+
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "sae-lens")
 
 
@@ -46,7 +48,7 @@ def hardware() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter, as far as they are installed."""
-    found = {"python": platform.python_version(), "cocomix": importlib.metadata.version("cocomix")}
+    found = {"python": platform.python_version(), "cocomix": cocomix.__version__}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

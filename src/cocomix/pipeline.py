@@ -19,6 +19,7 @@ from cocomix.console import say
 from cocomix.data.corpus import is_token_folder, write_documents
 from cocomix.data.packing import PackedCorpus, load_packed, pack_documents, pack_token_files
 from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
+from cocomix.errors import InputError
 from cocomix.evaluation.concepts import constant_recall
 from cocomix.evaluation.flops import labelling_flops_per_token
 from cocomix.evaluation.validation import evaluate_model
@@ -28,7 +29,7 @@ from cocomix.objectives import NextToken, Objective
 from cocomix.recipe import Recipe
 from cocomix.stages import Made, Stage, require_unchanged
 from cocomix.students import OBJECTIVES, build_student, num_concepts, student_config
-from cocomix.training.pretrain import TrainingConfig, pretrain
+from cocomix.training.pretrain import TrainingConfig, discard_checkpoints, pretrain
 from cocomix.training.run import Run, describe_run, save_run
 
 SAE_EVALUATION_BLOCKS = 128
@@ -43,8 +44,8 @@ class Pipeline:
         self.folder = Path(recipe.output)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.corpus_stage = self._stage("corpus", ("corpus", "tokenizer", "block_size"), (), self._make_corpus)
-        self.teacher_stage = self._stage("teacher", ("teacher",), (self.corpus_stage,), self._make_teacher)
-        self.sae_stage = self._stage("sae", ("sae",), (self.corpus_stage, self.teacher_stage), self._make_sae)
+        self.teacher_stage = self._stage("teacher", ("teacher", "seed"), (self.corpus_stage,), self._make_teacher)
+        self.sae_stage = self._stage("sae", ("sae", "seed"), (self.corpus_stage, self.teacher_stage), self._make_sae)
         needed = (
             (self.corpus_stage, self.teacher_stage, self.sae_stage)
             if recipe.labels.source is None
@@ -104,6 +105,11 @@ class Pipeline:
             for stage in (self.corpus_stage, self.teacher_stage, self.sae_stage)
             if stage.is_done()
         }
+        if self.recipe.labels.source is not None:  # then the stages of what the recipe names were not run
+            if self.recipe.teacher.source is not None:
+                made_here["teacher"] = teacher_fingerprint(self.teacher())
+            if self.recipe.sae.source is not None:
+                made_here["sae"] = self.sae().fingerprint()
         check_labels(
             labelled.info,
             folder,
@@ -118,7 +124,7 @@ class Pipeline:
 
     def _stage(self, name: str, keys: tuple[str, ...], needs: tuple[Stage, ...], make: Any) -> Stage:
         everything = self.recipe.to_dict()
-        settings = {key: everything[key] for key in (*keys, "seed")}
+        settings = {key: everything[key] for key in keys}
         return Stage(name, self.folder / name, settings, needs, make)
 
     def _student_stage(self, name: str) -> Stage:
@@ -153,12 +159,25 @@ class Pipeline:
                 info = pack_token_files(Path(recipe.corpus.source), tokenizer, recipe.block_size, folder)
             else:
                 info = pack_documents(folder / "documents", tokenizer, recipe.block_size, folder)
+        self._check_corpus_size(info.train_blocks * info.block_size)
         summary = {
             "source": recipe.corpus.source,
             "documents": documents and dataclasses.asdict(documents),
             "packed": dataclasses.asdict(info),
         }
         return Made(info.fingerprint, summary)
+
+    def _check_corpus_size(self, tokens: int) -> None:
+        """Raise InputError if a training's step is larger than the corpus."""
+        trainings = {"training": self.recipe.training}
+        if self.recipe.trains_teacher():
+            trainings["teacher.training"] = self.recipe.teacher.training
+        for name, training in trainings.items():
+            if training.tokens_per_step > tokens:
+                raise InputError(
+                    f"the training corpus has {tokens} tokens in whole blocks, less than one step of {name}: "
+                    f"{training.tokens_per_step}; use more text or lower {name}.tokens_per_step"
+                )
 
     def _make_teacher(self) -> Made:
         config, folder = self.recipe.teacher, self.teacher_stage.folder
@@ -179,6 +198,7 @@ class Pipeline:
         )
         run = self._pretrain(model, NextToken(), corpus, config.training, folder, "teacher", "ntp")
         save_run(run, files.partial(folder))
+        discard_checkpoints(files.partial(folder))
         return Made(teacher_fingerprint(model), _figures(run))
 
     def _make_sae(self) -> Made:
@@ -242,6 +262,7 @@ class Pipeline:
             recall = constant_recall(blocks.train, blocks.validation, config.num_concepts, config.num_active_concepts)
             run.metrics["constant_recall"] = recall
         save_run(run, files.partial(self.student_stages[name].folder))
+        discard_checkpoints(files.partial(self.student_stages[name].folder))
         return Made(fingerprint.of_json(run.curve), _figures(run))
 
     def _pretrain(

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PretrainedConfig
 from cocomix.concepts.sae import load_sae
 from cocomix.concepts.sae_training import require_saelens
 from cocomix.concepts.teacher import check_teacher_layer
-from cocomix.data.corpus import check_corpus
+from cocomix.data.corpus import check_corpus, is_token_folder
 from cocomix.data.tokenizer import load_tokenizer, same_tokenizer, vocabulary_size
 from cocomix.errors import InputError
 from cocomix.models.building import backbone_config
@@ -39,7 +39,13 @@ def check(pipeline: Pipeline) -> None:
         except InputError as error:
             problems.append(str(error))
 
+    if pipeline.folder.exists() and not pipeline.folder.is_dir():
+        problems.append(f"output is {recipe.output!r}, which is a file; give a folder")
     if not pipeline.corpus_stage.is_done():
+        if is_token_folder(recipe.corpus.source) and recipe.tokenizer.source is None:
+            problems.append(
+                f"{recipe.corpus.source} holds token files; set tokenizer.source to the tokenizer that made them"
+            )
         attempt(lambda: check_corpus(recipe.corpus))
         if recipe.tokenizer.source is not None:
             attempt(lambda: _check_tokenizer(recipe.tokenizer.source))
@@ -84,6 +90,11 @@ def _check_teacher_and_sae(recipe: Recipe) -> None:
     else:
         config = _teacher_config(teacher.source)
         _check_same_tokenizer(recipe, teacher.source, config)
+        context = getattr(config, "max_position_embeddings", recipe.block_size)
+        if context < recipe.block_size:
+            raise InputError(
+                f"block_size is {recipe.block_size}; the teacher {teacher.source} reads at most {context} tokens"
+            )
     try:
         check_teacher_layer(recipe.sae.teacher_layer, config.num_hidden_layers)
     except InputError as error:

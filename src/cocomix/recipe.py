@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from cocomix.concepts.labelling import LabelsConfig
 from cocomix.concepts.sae_training import SAEConfig
 from cocomix.data.corpus import CorpusConfig
-from cocomix.data.tokenizer import TokenizerConfig
+from cocomix.data.tokenizer import MIN_VOCAB_SIZE, TokenizerConfig
 from cocomix.errors import InputError
 from cocomix.models.building import BackboneConfig
 from cocomix.suggest import did_you_mean
@@ -120,6 +120,8 @@ class Recipe:
 
     def problems(self) -> list[str]:
         """What cannot work about these settings as they stand, a line each; nothing is opened."""
+        if self.block_size < 2:
+            return [f"block_size is {self.block_size}; expected 2 or more, for a token and the next one"]
         found = [f"training.{line}" for line in self.training.problems(self.block_size)]
         if self.trains_teacher():
             found += [f"teacher.training.{line}" for line in self.teacher.training.problems(self.block_size)]
@@ -127,6 +129,11 @@ class Recipe:
             found += self.labels.problems()
             if self.labels.source is None and self.sae.source is None:
                 found += self.sae.problems()
+        if self.tokenizer.source is None and self.tokenizer.vocab_size < MIN_VOCAB_SIZE:
+            found.append(
+                f"tokenizer.vocab_size is {self.tokenizer.vocab_size}; expected {MIN_VOCAB_SIZE} or more, "
+                "for the 256 bytes and end-of-text"
+            )
         if not self.students:
             found.append("students is empty; name at least one, e.g. students: {ntp: {method: ntp}}")
         for name, student in self.students.items():

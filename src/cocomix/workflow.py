@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -11,13 +12,11 @@ from cocomix import environment, files, preflight
 from cocomix.console import say
 from cocomix.errors import InputError
 from cocomix.evaluation.compare import compare_runs
-from cocomix.evaluation.report import write_report
+from cocomix.evaluation.report import RESULTS, check_report_folder, write_report
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
 from cocomix.stages import Stage
 from cocomix.suggest import did_you_mean
-
-RESULTS_FILE = "results.json"
 
 
 def command_line() -> str:
@@ -42,6 +41,8 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
     Raises:
         InputError: with a line for each thing that cannot work; nothing was made then.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("a recipe runs in one process; start cocomix without torchrun")
     pipeline = Pipeline(recipe)
     preflight.check(pipeline)
     stages = pipeline.stages()
@@ -66,11 +67,12 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
 
 def run_recipe(recipe: Recipe) -> dict[str, Any]:
     """Run a whole recipe and write its report, if it is not there; returns the results."""
+    folder = Path(recipe.output) / "report"
+    check_report_folder(folder)
     pipeline = run_until(recipe, "students")
-    folder = pipeline.folder / "report"
     inputs = {stage.name: stage.record().fingerprint for stage in pipeline.stages()}
-    if (folder / RESULTS_FILE).is_file():
-        results = files.read_json(folder / RESULTS_FILE)
+    if (folder / RESULTS).is_file():
+        results = files.read_json(folder / RESULTS)
         if results["inputs"] == inputs:
             return results
     results = {
@@ -96,8 +98,8 @@ def compare(folders: list[Path], output: Path | None) -> dict[str, Any]:
     Raises:
         InputError: the runs cannot be compared, or `output` exists and is not a report.
     """
-    if output is not None and output.exists() and not (output / RESULTS_FILE).is_file():
-        raise InputError(f"{output} exists and is not a report; choose another --output")
+    if output is not None:
+        check_report_folder(output)
     results = {
         "name": " and ".join(folder.name for folder in folders),
         **compare_runs(folders),

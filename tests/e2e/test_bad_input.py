@@ -52,6 +52,15 @@ def refused(runner: Runner, capsys: pytest.CaptureFixture[str], *words: str, com
         ({"training": {"tokens_per_step": 500}}, ["training.tokens_per_step is 500", "multiple", "256"]),
         ({"training": {"precision": "fp8"}}, ["precision is 'fp8'", "bf16"]),
         ({"training": {"max_tokens": 5}}, ["max_tokens is 5"]),
+        ({"training": {"blocks_per_batch": 0}}, ["training.blocks_per_batch is 0"]),
+        ({"training": {"tokens_per_step": 0}}, ["training.tokens_per_step is 0"]),
+        ({"sae": {"tokens_per_step": 0}}, ["sae.tokens_per_step is 0"]),
+        ({"block_size": 0}, ["block_size is 0"]),
+        ({"tokenizer": {"vocab_size": 256}}, ["tokenizer.vocab_size is 256", "257"]),
+        ({"backbone": {"num_attention_heads": 0}}, ["cannot be built"]),
+        ({"backbone": {"model_type": "llama", "hidden_size": 33}}, ["cannot be built", "33"]),
+        ({"backbone": {"options": {"activation_function": "gelu_knew"}}}, ["cannot be built", "gelu_knew"]),
+        ({"backbone": {"model_type": "mistral", "options": {"sliding_window": 8}}}, ["sliding-window"]),
         ({"students": {"ntp": {"method": "nptt"}}}, ["nptt"]),
         ({"students": {"ntp": {"method": "ntp", "match": "other"}}}, ["match is 'other'"]),
         ({"students": {"ntp": {"method": "ntp", "mixer": {"insert_layer": 1}}}}, ["mixer has no effect"]),
@@ -208,6 +217,57 @@ def test_an_output_folder_of_a_different_recipe(
     refused(runner, capsys, "made by a different recipe", "vocab_size is 300 there, 310 here", "another output")
 
 
+def test_a_step_larger_than_the_corpus(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    step = {"tokens_per_step": 2**20, "max_tokens": 2**20}
+    made_nothing(recipe(training=step), capsys, "less than one step of training: 1048576")
+
+
+def test_token_files_without_their_tokenizer(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("train.bin", "val.bin"):
+        (tmp_path / "bin" / name).write_bytes(b"\x01\x00" * 9000)
+    refused(recipe(corpus={"source": str(tmp_path / "bin")}), capsys, "token files", "tokenizer.source")
+
+
+def test_an_output_that_is_a_file(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = recipe()
+    (runner.folder / "out").write_text("a file")
+    refused(runner, capsys, "which is a file")
+
+
+def test_a_teacher_that_reads_less_than_a_block(
+    recipe: Recipe, finished: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = {"source": str(finished.folder / "out" / "teacher")}
+    refused(recipe(block_size=64, teacher=source, tokenizer=source), capsys, "block_size is 64", "at most 32")
+
+
+def test_labels_of_another_sae_than_the_recipe_names(
+    recipe: Recipe, finished: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished.folder / "out" / "sae", tmp_path / "sae")
+    config = json.loads((tmp_path / "sae" / "cfg.json").read_text())
+    (tmp_path / "sae" / "cfg.json").write_text(json.dumps({**config, "k": 7}))
+    labels = {"source": str(finished.folder / "out" / "labels")}
+    refused(recipe(labels=labels, sae={"source": str(tmp_path / "sae")}), capsys, "made with sae")
+
+
+def test_a_report_folder_that_is_something_else(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = recipe()
+    (runner.folder / "out" / "report").mkdir(parents=True)
+    (runner.folder / "out" / "report" / "thesis.tex").write_text("years of work")
+    refused(runner, capsys, "not a report")
+
+
+def test_several_processes_are_refused(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(recipe(), capsys, "one process")
+
+
 def test_an_output_folder_that_is_something_else(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     runner = recipe()
     (runner.folder / "out" / "corpus").mkdir(parents=True)
@@ -268,7 +328,7 @@ def test_comparing_what_cannot_be_compared(
     assert main(["compare", str(tmp_path)]) == 2
     assert "no finished run" in capsys.readouterr().err
     assert main(["compare", str(ntp), str(ntp)]) == 2
-    assert "same name" in capsys.readouterr().err
+    assert "given twice" in capsys.readouterr().err
     other = tmp_path / "other"
     shutil.copytree(ntp, other)
     run = json.loads((other / "run.json").read_text())
@@ -276,6 +336,8 @@ def test_comparing_what_cannot_be_compared(
     assert main(["compare", str(ntp), str(other)]) == 2
     assert "another corpus" in capsys.readouterr().err
     (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "results.json").write_text("{}")
+    (tmp_path / "taken" / "thesis.tex").write_text("years of work")
     assert main(["compare", str(ntp), "--output", str(tmp_path / "taken")]) == 2
     assert "not a report" in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ MIDDLE_OF = {
     "corpus": "corpus.partial*",
     "teacher": "teacher.partial/checkpoint-*",
     "sae": "teacher/stage.json",
-    "labels": "labels.partial/train/data-00000-*",
+    "labels": "labels.partial/train/data-00000-of-?????.arrow",
     "ntp": "students/ntp.partial/checkpoint-*",
     "cocomix": "students/cocomix.partial/checkpoint-*",
 }
@@ -44,9 +44,12 @@ def kill_when(process: subprocess.Popen[bytes], output: Path, pattern: str) -> N
 
 def test_killed_in_every_stage_ends_with_the_same_metrics(finished: Runner, text: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    for pattern in MIDDLE_OF.values():
+    for stage, pattern in MIDDLE_OF.items():
         kill_when(start(finished, output), output, pattern)
         assert not (output / "report").exists()
+        if stage == "labels":
+            shard = next((output / "labels.partial" / "train").glob("data-00000-of-?????.arrow"))
+            first_shard_made = shard.stat().st_mtime_ns
     process = start(finished, output)
     assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()
 
@@ -56,6 +59,8 @@ def test_killed_in_every_stage_ends_with_the_same_metrics(finished: Runner, text
     for name, student in undisturbed["students"].items():
         for key in ("metrics", "curve", "tokens", "stored_parameters", "training_flops"):
             assert results["students"][name][key] == student[key], f"{name}: {key}"
+    (shard,) = (output / "labels" / "train").glob("data-00000-of-?????.arrow")
+    assert shard.stat().st_mtime_ns == first_shard_made  # finished before the kill, so not made again
     for stage in ("corpus", "sae", "labels"):
         assert results[stage] == undisturbed[stage]
     assert results["teacher"]["metrics"] == undisturbed["teacher"]["metrics"]
@@ -72,6 +77,20 @@ def test_a_cut_off_checkpoint_is_not_resumed_from(recipe, tmp_path: Path) -> Non
     (checkpoint / "model.safetensors").write_bytes(b"cut off")
     assert runner("run") == 0
     assert (output / "students" / "ntp" / "run.json").is_file()
+
+
+def test_killed_after_the_last_step_trains_no_further(finished: Runner, recipe, tmp_path: Path) -> None:
+    """The last checkpoint is complete, its results are not recorded yet."""
+    done = {"max_tokens": 7680, "tokens_per_evaluation": 2560}
+    runner = recipe(students={"ntp": {"method": "ntp"}}, training=done)
+    assert runner("run") == 0
+    undisturbed = json.loads((tmp_path / "out" / "report" / "results.json").read_text())["students"]["ntp"]
+    output = tmp_path / "again"
+    kill_when(start(runner, output), output, "students/ntp.partial/checkpoint-15/complete")
+    assert runner("run", "--output", str(output)) == 0
+    again = json.loads((output / "report" / "results.json").read_text())["students"]["ntp"]
+    assert again["curve"] == undisturbed["curve"]
+    assert [point["tokens"] for point in again["curve"]] == [2560, 5120, 7680]
 
 
 @pytest.fixture(autouse=True)

@@ -108,7 +108,10 @@ def load_labels(folder: Path) -> LabelledCorpus:
     """
     if not (folder / LABELS_FILE).is_file():
         raise InputError(f"no labelled corpus at {folder}: expected train/, validation/ and {LABELS_FILE}")
-    info = LabelsInfo(**files.read_json(folder / LABELS_FILE))
+    try:
+        info = LabelsInfo(**files.read_json(folder / LABELS_FILE))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder / LABELS_FILE} does not describe a labelled corpus: {error}") from None
     return LabelledCorpus(load_from_disk(str(folder / "train")), load_from_disk(str(folder / "validation")), info)
 
 
@@ -123,7 +126,8 @@ def label_corpus(
 ) -> LabelsInfo:
     """Label both sides of a packed corpus into `files.partial(folder)`; the caller gives it its final name.
 
-    Shards that an interrupted attempt finished are kept if they were made from the same things.
+    Shards that are already there are kept: an interrupted attempt goes on. That they were made from the same
+    things is the caller's to know, as `stages.Stage` does.
     """
     plan = LabelsInfo(
         corpus=corpus_fingerprint,
@@ -135,10 +139,9 @@ def label_corpus(
         selection=extractor.selection,
     )
     unfinished = files.partial(folder)
-    _keep_shards_of(unfinished, {**asdict(plan), "blocks_per_shard": config.blocks_per_shard})
-    counts = np.zeros(3, dtype=np.int64)
     for name, blocks in (("train", train), ("validation", validation)):
         side = unfinished / name
+        side.mkdir(parents=True, exist_ok=True)
         shards = math.ceil(len(blocks) / config.blocks_per_shard)
         with tqdm(total=blocks.num_rows, desc=f"labels, {name}", unit="block", dynamic_ncols=True) as progress:
             for index in range(shards):
@@ -146,24 +149,10 @@ def label_corpus(
                 part = blocks.select(range(start, min(start + config.blocks_per_shard, len(blocks))))
                 _label_shard(extractor, part, side / _shard_name(index, shards), config.blocks_per_batch, progress)
         _make_dataset_folder(side, shards)
-        if name == "train":
-            counts += _coverage(side)
-    tokens, labelled, full = counts.tolist()
+    tokens, labelled, full = _coverage(unfinished / "train").tolist()
     info = LabelsInfo(**{**asdict(plan), "labelled_share": labelled / tokens, "full_share": full / tokens})
     files.write_json(unfinished / LABELS_FILE, asdict(info))
-    (unfinished / "plan.json").unlink()
     return info
-
-
-def _keep_shards_of(unfinished: Path, plan: dict[str, object]) -> None:
-    """Leave finished shards of the same plan; throw away those of another."""
-    if unfinished.exists() and not (
-        (unfinished / "plan.json").exists() and files.read_json(unfinished / "plan.json") == plan
-    ):
-        shutil.rmtree(unfinished)
-    for side in ("train", "validation"):
-        (unfinished / side).mkdir(parents=True, exist_ok=True)
-    files.write_json(unfinished / "plan.json", plan)
 
 
 def _shard_name(index: int, shards: int) -> str:

@@ -48,7 +48,11 @@ class SAEConfig:
 
     def problems(self) -> list[str]:
         """What cannot work about these settings, a line each."""
-        found = []
+        found = [
+            f"sae.{name} is {getattr(self, name)}; expected 1 or more"
+            for name in ("training_tokens", "tokens_per_step", "buffer_tokens")
+            if getattr(self, name) < 1
+        ]
         if not 1 <= self.k <= self.d_sae:
             found.append(f"sae.k is {self.k}; with sae.d_sae {self.d_sae} it must be 1 to {self.d_sae}")
         if self.training_tokens < self.tokens_per_step:

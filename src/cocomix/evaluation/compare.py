@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
     """Results of several runs on the same corpus, and each against the baseline: the first `ntp` run, or the first.
 
     Raises:
-        InputError: a folder without a run, two runs of one name, or runs that were not evaluated on the same
+        InputError: a folder without a run, one that is given twice, or runs that were not evaluated on the same
             corpus, tokenizer and block size.
     """
     runs = [load_run(folder) for folder in folders]
@@ -83,9 +83,10 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
                 f"{folder} was evaluated on another corpus, tokenizer or block size than {folders[0]}; "
                 "losses of these runs cannot be compared"
             )
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        raise InputError(f"two runs have the same name ({', '.join(names)}); give runs of different names")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError(f"the same run is given twice: {', '.join(map(str, folders))}")
+    if len({run.name for run in runs}) < len(runs):  # of different recipes: their folders tell them apart
+        runs = [replace(run, name=str(folder)) for folder, run in zip(folders, runs, strict=True)]
     baseline = next((run for run in runs if run.method == "ntp"), runs[0])
     return {
         "students": {run.name: _figures(run) for run in runs},

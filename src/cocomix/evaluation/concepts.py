@@ -30,4 +30,4 @@ def constant_recall(train: Dataset, validation: Dataset, num_concepts: int, k: i
 
     frequent = np.argsort(-counts(train.select(range(min(SAMPLE_BLOCKS, len(train))))), kind="stable")[:k]
     labels = counts(validation)
-    return float(labels[frequent].sum() / labels.sum())
+    return float(labels[frequent].sum() / max(1, labels.sum()))

@@ -51,11 +51,11 @@ def training_flops_per_token(model: PreTrainedModel, block_size: int) -> int:
 
 
 def labelling_flops_per_token(
-    teacher: PreTrainedModel, teacher_layer: int, d_sae: int, labels: int, block_size: int
+    teacher: PreTrainedModel, teacher_layer: int, d_sae: int, active: int, block_size: int
 ) -> int:
     """FLOPs of labelling, per token: teacher forward, gradient of activations back to the tap, SAE encoder."""
     blocks = decoder_blocks(teacher)
     above = linear_flops(blocks[teacher_layer + 1 :]) + linear_flops(teacher.get_output_embeddings())
     above += 2 * attention_flops(teacher, len(blocks) - teacher_layer - 1, block_size)
     width = teacher.config.get_text_config().hidden_size
-    return forward_flops_per_token(teacher, block_size) + above + 2 * d_sae * width + 2 * labels * width
+    return forward_flops_per_token(teacher, block_size) + above + 2 * d_sae * width + 2 * active * width

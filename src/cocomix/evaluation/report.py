@@ -10,8 +10,11 @@ from typing import Any
 
 from cocomix import files
 from cocomix.console import table
+from cocomix.errors import InputError
 
 CURVES = "curves.png"
+RESULTS = "results.json"
+FILES = {CURVES, RESULTS, "report.md", "report.html"}
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -21,7 +24,7 @@ _PAGE = """<!doctype html>
 <title>{title}</title>
 <style>
   :root {{ color-scheme: light dark; }}
-  body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+  body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }}
   table {{ border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums; }}
   th, td {{ padding: .35rem .75rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap; }}
   th:first-child, td:first-child {{ text-align: left; }}
@@ -34,6 +37,12 @@ _PAGE = """<!doctype html>
 </body>
 </html>
 """
+
+
+def check_report_folder(folder: Path) -> None:
+    """Raise InputError if `folder` holds anything else than a report, which a new one would replace."""
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= FILES):
+        raise InputError(f"{folder} exists and is not a report; choose another output folder")
 
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
@@ -49,7 +58,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
         text = markdown(results)
         (unfinished / "report.md").write_text(text, encoding="utf-8")
         (unfinished / "report.html").write_text(to_html(text, results["name"], unfinished), encoding="utf-8")
-        files.write_json(unfinished / "results.json", results)
+        files.write_json(unfinished / RESULTS, results)
 
 
 def plot_curves(students: dict[str, Any], path: Path) -> None:
@@ -170,8 +179,8 @@ def caveats(results: dict[str, Any]) -> list[str]:
     if cost is not None:
         parts = ", ".join(f"{name} {value:.2e}" for name, value in cost.items())
         lines.append(
-            f"FLOPs of a student are those of its own training. What the concepts cost before it ({parts} FLOPs) "
-            "is spent once, and is not counted in the comparison."
+            f"FLOPs of a student are those of its own training. What the concepts cost before it ({parts} FLOPs, and "
+            "the training of the SAE) is spent once, and is not counted in the comparison."
         )
     return lines
 
@@ -214,7 +223,8 @@ def _provenance(results: dict[str, Any]) -> list[str]:
         quality = sae["quality"]
         lines.append(
             f"SAE, {sae['d_sae']:,} latents of which {sae['k']} per token: fraction of variance unexplained "
-            f"{quality['fraction_variance_unexplained']:.3f}, dead latents {quality['dead_share']:.1%}, teacher's loss "
+            f"{quality['fraction_variance_unexplained']:.3f}, dead latents {quality['dead_share']:.1%} "
+            f"(never active on {quality['tokens']:,} validation tokens), teacher's loss "
             f"{quality['teacher_loss']:.4f} → {quality['spliced_loss']:.4f} with the reconstruction spliced in "
             f"({quality['zero_loss']:.4f} with zeros; {quality['loss_recovered']:.1%} recovered)."
         )
@@ -228,7 +238,7 @@ def _provenance(results: dict[str, Any]) -> list[str]:
 
 
 def _settings(results: dict[str, Any]) -> list[str]:
-    """The students' mixing beside the published values, where it differs from them."""
+    """The students' mixing beside the published values."""
     lines = []
     for name, student in results.get("recipe", {}).get("students", {}).items():
         mixer = student["mixer"]

@@ -76,6 +76,15 @@ def _refuse_sliding_windows(config: PretrainedConfig) -> None:
         )
 
 
+def _refuse_scaling(config: PretrainedConfig) -> None:
+    for name in ("embedding_multiplier", "logits_scaling", "logit_scale", "final_logit_softcapping"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise ValueError(
+                f"the backbone {config.model_type!r} scales its embeddings or logits ({name} "
+                f"{getattr(config, name)}), which two stacks and a plain token head do not repeat; set it to 1 or null"
+            )
+
+
 def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
     """Cut `decoder` in two after its first `insert_layer` blocks. The decoder itself becomes `lower`.
 
@@ -83,10 +92,11 @@ def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
 
     Raises:
         ValueError: the decoder is not of a form that can be cut (`decoder_blocks`, `final_norm_name`,
-            sliding-window blocks).
+            sliding-window blocks, scaled embeddings or logits).
     """
     config = decoder.config
     _refuse_sliding_windows(config)
+    _refuse_scaling(config)
     blocks, norm = decoder_blocks(decoder), final_norm_name(decoder)
 
     with torch.device("meta"):

@@ -83,8 +83,9 @@ def backbone_config(sizes: BackboneConfig, *, vocab_size: int, block_size: int, 
         config = AutoConfig.for_model(sizes.model_type, **{**settings, **sizes.options})
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"the {sizes.model_type} backbone cannot be built: {str(error).splitlines()[-1]}") from None
+    except Exception as error:  # Transformers refuses sizes and values in many ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"the {sizes.model_type} backbone cannot be built: {reason}") from None
     return config
 
 

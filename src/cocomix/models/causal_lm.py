@@ -88,7 +88,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head = new_embeddings
 
     def num_activated_parameters(self) -> int:
-        """Weights that one token uses: all but the C − K compress rows that it does not read (PAPER 2c)."""
+        """Weights that one token uses: all but the C − K compress rows that it does not read."""
         unused = 0
         if self.config.mixing != "none":
             unused = (self.config.num_concepts - self.config.num_active_concepts) * self.config.hidden_size

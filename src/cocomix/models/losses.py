@@ -31,7 +31,7 @@ def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = 
 
 
 def concept_loss(concept_logits: Tensor, concept_ids: Tensor, num_labelled: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy of the concept prediction, averaged over each token's labels (PAPER eq. for L_concept).
+    """Cross-entropy of the concept prediction, averaged over each token's labels (arXiv 2502.08524, L_concept).
 
     The mean of the A cross-entropies of a token is logsumexp(z) − mean of z at its labels, so one
     normaliser serves all of them.

@@ -20,7 +20,7 @@ class ConceptMixing:
     def count(self, batch: Batch) -> Counts:
         """Predicted tokens, and tokens with at least one concept label."""
         labelled = (batch["concept_ids"] != IGNORE).any(-1).sum()
-        return {"token": count_tokens(batch), "concept": labelled.clamp(min=1)}
+        return {"token": count_tokens(batch), "concept": labelled}
 
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
         """Both losses."""

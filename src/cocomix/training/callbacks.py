@@ -66,6 +66,10 @@ class TrainingTime(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.restore(state)
+
+    def restore(self, state: TrainerState) -> None:
+        """Go on from what a checkpoint kept."""
         self.seconds = state.stateful_callbacks[type(self).__name__]["attributes"]["seconds"]
 
     def on_step_begin(

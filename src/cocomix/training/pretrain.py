@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from safetensors.torch import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from cocomix import files
 from cocomix.errors import InputError
 from cocomix.evaluation.validation import evaluate_model
 from cocomix.objectives import Objective
 from cocomix.training.callbacks import TokenProgress, TrainingTime
-from cocomix.training.trainer import ObjectiveTrainer, last_complete_checkpoint
+from cocomix.training.trainer import ObjectiveTrainer, last_complete_checkpoint, step_of
 
 PRECISIONS = ("fp32", "bf16")
+MEANINGLESS_LOSS = 100.0
+"""Nats per token; a model that diverged is above it, or is not a number."""
 
 
 @dataclass
@@ -27,7 +30,7 @@ class TrainingConfig:
 
     Args:
         max_tokens: training tokens; the corpus is repeated if it has fewer.
-        tokens_per_step: tokens of one optimiser step, over all micro-batches and processes.
+        tokens_per_step: tokens of one optimiser step, over all its micro-batches.
         blocks_per_batch: blocks of one micro-batch on one device.
         learning_rate: peak of the schedule: linear warm-up, then cosine.
         min_learning_rate_ratio: end of the schedule as a share of the peak.
@@ -55,7 +58,13 @@ class TrainingConfig:
 
     def problems(self, block_size: int) -> list[str]:
         """What cannot work about these settings for blocks of `block_size` tokens, a line each."""
-        found = []
+        found = [
+            f"{name} is {getattr(self, name)}; expected 1 or more"
+            for name in ("max_tokens", "tokens_per_step", "blocks_per_batch", "tokens_per_evaluation")
+            if getattr(self, name) < 1
+        ]
+        if found:
+            return found
         batch = self.blocks_per_batch * block_size
         if self.tokens_per_step % batch:
             found.append(
@@ -99,7 +108,7 @@ class TrainingResult:
 def _arguments(config: TrainingConfig, folder: Path, block_size: int, seed: int) -> TrainingArguments:
     every = config.steps_per_evaluation()
     steps = config.steps()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=config.blocks_per_batch,
@@ -117,7 +126,6 @@ def _arguments(config: TrainingConfig, folder: Path, block_size: int, seed: int)
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
-        save_total_limit=1,
         logging_steps=every,
         seed=seed,
         data_seed=seed,
@@ -125,6 +133,9 @@ def _arguments(config: TrainingConfig, folder: Path, block_size: int, seed: int)
         remove_unused_columns=False,
         disable_tqdm=True,
     )
+    assert arguments.device is not None
+    arguments._n_gpu = 1  # of several visible GPUs the Trainer would use all, by DataParallel
+    return arguments
 
 
 def pretrain(
@@ -141,14 +152,14 @@ def pretrain(
 ) -> TrainingResult:
     """Train `model` and leave it, with its tokenizer, in `files.partial(folder)`.
 
-    The caller adds what else belongs to the run and calls `files.finish(folder)`. Checkpoints lie in the
-    same unfinished folder until the training ends; called again after an interruption, training goes
-    on from the last of them and ends with the same weights.
+    The caller adds what else belongs to the run, calls `discard_checkpoints` and gives the folder its final
+    name. Checkpoints lie in the same unfinished folder until then; called again after an interruption,
+    training goes on from the last of them and ends with the same weights.
 
     Args:
         model: freshly initialised.
         objective: what is minimised.
-        train: blocks with the columns that the objective reads.
+        train: blocks with the columns that the objective reads, enough for a step.
         validation: blocks to evaluate on; all of them, every time.
         config: settings.
         folder: final place of the run.
@@ -157,15 +168,12 @@ def pretrain(
         tokenizer: saved beside the model.
 
     Raises:
-        InputError: there are fewer blocks than a step takes.
+        InputError: the training diverged.
     """
     unfinished = files.partial(folder)
     block_size = len(train[0]["input_ids"])
-    if len(train) * block_size < config.tokens_per_step:
-        raise InputError(
-            f"the training corpus has {len(train) * block_size} tokens, less than one step "
-            f"of {config.tokens_per_step}; use more text or lower tokens_per_step"
-        )
+    per_step = config.tokens_per_step // block_size
+    train = train.select(range(len(train) - len(train) % per_step))  # every step is whole, in every epoch
     timer = TrainingTime()
     trainer = ObjectiveTrainer(
         model,
@@ -179,19 +187,32 @@ def pretrain(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     checkpoint = last_complete_checkpoint(unfinished) if unfinished.exists() else None
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint is not None and step_of(checkpoint) == config.steps():  # cut off after its last step
+        load_model(model, str(checkpoint / "model.safetensors"))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        timer.restore(trainer.state)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     curve = _curve(trainer.state.log_history, config.tokens_per_step)
-    if not curve or curve[-1]["tokens"] < config.steps() * config.tokens_per_step:
-        trainer.evaluate()
-        curve = _curve(trainer.state.log_history, config.tokens_per_step)
+    assert curve[-1]["tokens"] == config.steps() * config.tokens_per_step, "the last step was not evaluated"
+    if not curve[-1]["loss"] < MEANINGLESS_LOSS:
+        raise InputError(
+            f"the training of {description} diverged: its validation loss is {curve[-1]['loss']}; "
+            "lower its learning_rate or raise its warmup_ratio"
+        )
     trainer.save_model(str(unfinished))
+    (unfinished / "training_args.bin").unlink()
     if tokenizer is not None:
         tokenizer.save_pretrained(str(unfinished))
-    for leftover in (*unfinished.glob("checkpoint-*"), unfinished / "training_args.bin"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     metrics = {name: value for name, value in curve[-1].items() if name != "tokens"}
     return TrainingResult(metrics, curve, int(curve[-1]["tokens"]), timer.seconds)
+
+
+def discard_checkpoints(unfinished: Path) -> None:
+    """Delete the checkpoints of a training that is over and whose results are recorded."""
+    for checkpoint in unfinished.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
 
 
 def _curve(history: list[dict[str, Any]], tokens_per_step: int) -> list[dict[str, float]]:

@@ -115,4 +115,7 @@ def load_run(folder: Path) -> Run:
     """
     if not (folder / RUN_FILE).is_file():
         raise InputError(f"no finished run in {folder}: it has no {RUN_FILE}; give folders of trained models")
-    return Run(**files.read_json(folder / RUN_FILE))
+    try:
+        return Run(**files.read_json(folder / RUN_FILE))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder / RUN_FILE} does not describe a run: {error}") from None

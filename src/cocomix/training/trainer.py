@@ -67,7 +67,9 @@ class ObjectiveTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._steps_in_parts += 1
         counted = [self.objective.count(batch) for batch in batches]
-        counts = {name: torch.stack([c[name] for c in counted]).sum().to(device) for name in (counted or [{}])[0]}
+        counts = {
+            name: torch.stack([c[name] for c in counted]).sum().clamp(min=1).to(device) for name in (counted or [{}])[0]
+        }
         return batches, {name: self.accelerator.reduce(count) for name, count in counts.items()}
 
     def compute_loss(
@@ -106,7 +108,12 @@ class ObjectiveTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+            folder = Path(self.args.output_dir)
+            newest = folder / f"checkpoint-{self.state.global_step}"
+            (newest / COMPLETE).touch()
+            for older in set(folder.glob("checkpoint-*")) - {newest}:
+                (older / COMPLETE).unlink(missing_ok=True)  # first, so that none is ever complete and half deleted
+                shutil.rmtree(older)
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
@@ -117,4 +124,9 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
             complete.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(complete, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimiser steps done when a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
