@@ -126,8 +126,10 @@ def _dispatch(arguments: list[str]) -> int:
 
 def quickstart_recipe() -> Path:
     """The quickstart recipe: of the checkout, or of the installed package."""
-    checkout = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
-    return checkout if checkout.is_file() else Path(str(resources.files("cocomix") / "recipes" / "quickstart.yaml"))
+    recipe = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+    if not recipe.is_file():
+        recipe = Path(str(resources.files("cocomix") / "recipes" / "quickstart.yaml"))
+    return recipe.relative_to(Path.cwd()) if recipe.is_relative_to(Path.cwd()) else recipe
 
 
 def _recipe_help(command: str) -> int:
