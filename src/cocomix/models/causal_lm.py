@@ -23,6 +23,9 @@ from .configuration import CoCoMixConfig
 from .losses import concept_loss, token_loss
 from .mixer import ConceptMixer
 
+IGNORED_ARGUMENTS = {"cache_position", "output_attentions", "output_hidden_states", "token_type_ids"}
+"""Passed by callers that treat all Hugging Face decoders alike; without effect here."""
+
 
 @dataclass
 class CoCoMixOutput(ModelOutput):
@@ -128,7 +131,10 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: a mask that is not 2-dimensional, or a cache of fixed size.
+            TypeError: an argument that no Hugging Face decoder knows.
         """
+        if unknown := kwargs.keys() - IGNORED_ARGUMENTS:
+            raise TypeError(f"forward() got unknown arguments: {', '.join(sorted(unknown))}")
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected (batch, past + tokens)")
         if inputs_embeds is None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
+import cocomix
 from cocomix.models.losses import concept_loss, token_loss
 
 IDS = torch.arange(6).view(2, 3)
@@ -71,3 +72,15 @@ def test_losses_of_half_precision_logits_are_taken_in_float32(dtype):
 def test_concept_ids_of_any_integer_type_give_the_same_loss():
     logits, concepts = torch.randn(2, 5, 7), torch.randint(7, (2, 5, 2))
     assert torch.equal(concept_loss(logits, concepts.int()), concept_loss(logits, concepts))
+
+
+def test_arguments_that_nobody_knows_are_refused():
+    config = cocomix.CoCoMixConfig(
+        {"model_type": "gpt2", "vocab_size": 11, "n_embd": 8, "n_layer": 2, "n_head": 2},
+        insert_layer=1,
+        num_concepts=6,
+        num_active_concepts=2,
+    )
+    ids = torch.ones(1, 3, dtype=torch.long)
+    with pytest.raises(TypeError, match="unknown arguments: concept_id"):
+        cocomix.CoCoMixForCausalLM(config)(ids, concept_id=ids)
