@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=summary, description=summary, add_help=name == COMPARE)
+        command = commands.add_parser(
+            name, help=summary, description=summary, add_help=name == COMPARE, allow_abbrev=False
+        )
         command.add_argument("--json", action="store_true", help="print the results as JSON")
         return command
 
