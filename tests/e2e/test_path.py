@@ -150,3 +150,38 @@ def test_only_trains_one_student_and_needs_no_labels_for_ntp(recipe: Any) -> Non
     out = runner.folder / "out"
     assert {path.name for path in out.iterdir()} == {"corpus", "students"}
     assert [path.name for path in (out / "students").iterdir()] == ["ntp"]
+
+
+def test_somebody_elses_teacher_and_sae_serve(finished: Runner, recipe: Any) -> None:
+    """Given by their folders, they give the same corpus and the same labels as when they were made here."""
+    there = finished.folder / "out"
+    runner = recipe(
+        tokenizer={"source": str(there / "teacher")},
+        teacher={"source": str(there / "teacher")},
+        sae={"source": str(there / "sae")},
+    )
+    assert runner("run") == 0
+    out = runner.folder / "out"
+    for side in ("train", "validation"):
+        one, other = (load_from_disk(str(folder / "labels" / side)).with_format("numpy")[:] for folder in (there, out))
+        assert (one["concept_ids"] == other["concept_ids"]).all()
+    assert not (out / "teacher" / "model.safetensors").exists()
+    assert str(there / "teacher") in (out / "report" / "report.md").read_text()
+
+
+def test_token_files_of_the_published_code_serve(finished: Runner, recipe: Any, tmp_path: Path) -> None:
+    there = finished.folder / "out"
+    (tmp_path / "bin").mkdir()
+    for side, name in (("train", "train.bin"), ("validation", "val.bin")):
+        blocks = load_from_disk(str(there / "corpus" / side)).with_format("numpy")[:]["input_ids"]
+        blocks.astype("<u2").tofile(tmp_path / "bin" / name)
+    students = {"ntp": {"method": "ntp"}}
+    tokenizer = {"source": str(there / "corpus" / "tokenizer")}
+    runner = recipe(corpus={"source": str(tmp_path / "bin")}, tokenizer=tokenizer, students=students)
+    assert runner("run") == 0
+    info = [json.loads((folder / "corpus" / "corpus.json").read_text()) for folder in (there, runner.folder / "out")]
+    assert info[0]["fingerprint"] == info[1]["fingerprint"]
+    assert 0 < info[1]["bytes_per_token"] < 10
+    results = json.loads((runner.folder / "out" / "report" / "results.json").read_text())
+    assert results["corpus"]["documents"] is None
+    assert results["comparisons"] == []
