@@ -33,7 +33,8 @@ def recipe(text: Path, tmp_path: Path) -> Callable[..., Runner]:
     def make(**changes: Any) -> Runner:
         content = tiny_recipe(text, tmp_path / "out")
         for key, value in changes.items():
-            content[key] = {**content[key], **value} if isinstance(value, dict) and key in content else value
+            merged = isinstance(value, dict) and key in content and key != "students"
+            content[key] = {**content[key], **value} if merged else value
         runner = Runner(tmp_path)
         runner.write(content)
         return runner
