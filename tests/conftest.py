@@ -47,16 +47,27 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    """Folder of the results of the published code; it lies beside the repository."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "golden"
+def shared(name: str) -> Path:
+    """A folder that lies beside the repository; without it the test skips, but fails in CI."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / name
     if not folder.is_dir():
-        reason = f"no golden files at {folder}"
+        reason = f"no {name} beside the repository: {folder}"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Results of the published code."""
+    return shared("golden")
+
+
+@pytest.fixture(scope="session")
+def prose() -> Path:
+    """A small corpus of English prose."""
+    return shared("data/corpus_small")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,6 @@ import pytest
 from cocomix.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def prose() -> Path:
-    """The small prose corpus; it lies beside the repository."""
-    folder = ROOT.parent / "shared" / "data" / "corpus_small"
-    if not folder.is_dir():
-        reason = f"no prose corpus at {folder}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return folder
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
