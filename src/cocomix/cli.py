@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -66,7 +65,6 @@ def _quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(sae_lens|transformer_lens|torch|jsonargparse)\b.*")
 
 

@@ -229,7 +229,7 @@ class Pipeline:
             self.labels_stage.folder,
             config,
             corpus_fingerprint=corpus.info.fingerprint,
-            teacher_fingerprint=teacher_fingerprint(teacher),
+            teacher_fingerprint=self.teacher_stage.record().fingerprint,
         )
         cost = labelling_flops_per_token(teacher, layer, sae.d_sae, sae.k, self.recipe.block_size)
         summary = {**dataclasses.asdict(info), "flops_per_token": cost}
