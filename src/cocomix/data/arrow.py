@@ -22,13 +22,13 @@ def dataset_writer(folder: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchSt
     stream = folder.with_name(folder.name + ".arrow")
     with pa.OSFile(str(stream), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         yield writer
-    with _quiet():
+    with quiet():
         Dataset.from_file(str(stream)).save_to_disk(str(folder))
     stream.unlink()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the progress bars of `datasets`: copying is brief beside the work that made the batches."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

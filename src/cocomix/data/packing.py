@@ -7,6 +7,7 @@ A packed corpus is a folder with the dataset folders `train` and `validation`, w
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -18,6 +19,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from cocomix.data.arrow import dataset_writer
+from cocomix.data.documents import save_document_lengths
 from cocomix.data.tokenizer import encode_documents, tokenizer_fingerprint, vocabulary_size
 from cocomix.errors import InputError
 from cocomix.files import read_json, write_json
@@ -75,19 +77,24 @@ def pack_documents(documents: Path, tokenizer: PreTrainedTokenizerBase, block_si
     """Encode what `write_documents` wrote to `documents` and pack it into `folder`.
 
     The tokens of all documents, each followed by end-of-text, are cut into blocks; the remainder is
-    dropped. Raises `InputError` if a side has less than one block.
+    dropped. How many tokens each document has is recorded beside the blocks (`load_documents`). Raises
+    `InputError` if a side has less than one block.
     """
     from datasets import load_from_disk
 
     train, validation = (load_from_disk(str(documents / side))["text"] for side in ("train", "validation"))
-    return _pack(
-        train=_encode(tokenizer, tqdm(train, desc="Packing train", unit=" documents", disable=None)),
-        validation=_encode(tokenizer, validation),
+    lengths = {"train": array("q"), "validation": array("q")}
+    info = _pack(
+        train=_encode(tokenizer, tqdm(train, desc="Packing train", unit=" documents", disable=None), lengths["train"]),
+        validation=_encode(tokenizer, validation, lengths["validation"]),
         validation_bytes=sum(len(text.encode()) for text in validation),
         tokenizer=tokenizer,
         block_size=block_size,
         folder=folder,
     )
+    for side, found in lengths.items():
+        save_document_lengths(folder, side, np.array(found))
+    return info
 
 
 def pack_token_files(source: Path, tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path) -> PackedInfo:
@@ -191,10 +198,11 @@ def _write_blocks(stream: Iterable[np.ndarray], block_size: int, vocab_size: int
     return _Written(tokens, digest.digest())
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """The tokens of `texts`, end-of-text after each, in arrays of many documents."""
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], lengths: array[int]) -> Iterator[np.ndarray]:
+    """The tokens of `texts`, end-of-text after each, in arrays of many documents; `lengths` gets each one's number."""
     for batch in _batches(texts):
         encoded = encode_documents(tokenizer, batch)
+        lengths.extend(len(tokens) + 1 for tokens in encoded)
         with_ends = chain.from_iterable(chain(tokens, (tokenizer.eos_token_id,)) for tokens in encoded)
         yield np.fromiter(with_ends, np.int64)
 

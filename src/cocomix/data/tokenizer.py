@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from cocomix.errors import InputError
@@ -102,6 +104,30 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> li
     A text that spells a special token is encoded as the characters that it is: documents end where
     they end, not where their text says so.
     """
+    return _encode_as_text(tokenizer, texts)["input_ids"]
+
+
+class EncodedText(NamedTuple):
+    """The tokens of a text, and where they end in it."""
+
+    ids: np.ndarray
+    """(n,) int64."""
+    ends: np.ndarray
+    """(n,) int64, not decreasing: token i ends before character ends[i] of the text, which is 1 or more. The
+    tokens that share the bytes of one character all end behind it."""
+
+
+def encode_with_ends(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[EncodedText]:
+    """The tokens that `encode_documents` gives, and where each ends; the tokenizer must be a fast one."""
+    with _whole_offsets(tokenizer):
+        encoded = _encode_as_text(tokenizer, texts, return_offsets_mapping=True)
+    return [
+        EncodedText(np.array(ids, np.int64), _ends(offsets))
+        for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+
+
+def _encode_as_text(tokenizer: PreTrainedTokenizerBase, texts: list[str], **wanted: bool) -> Any:
     return tokenizer(
         texts,
         add_special_tokens=False,
@@ -109,7 +135,31 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> li
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,  # no warning about documents longer than the model's context
-    )["input_ids"]
+        **wanted,
+    )
+
+
+@contextmanager
+def _whole_offsets(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """While open, offsets include the blanks of a token, which the last step of some tokenizers trims off."""
+    from tokenizers import processors
+
+    backend = tokenizer.backend_tokenizer
+    processor = backend.post_processor
+    if processor is None:
+        yield
+        return
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)  # does nothing
+    try:
+        yield
+    finally:
+        backend.post_processor = processor
+
+
+def _ends(offsets: list[tuple[int, int]]) -> np.ndarray:
+    ends = np.array(offsets, np.int64).reshape(-1, 2)[:, 1]
+    # A token that stands for no character, such as a blank put before the text, belongs to the next one.
+    return np.maximum.accumulate(np.maximum(ends, 1))
 
 
 def same_tokenizer(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:

@@ -33,12 +33,19 @@ class NoPositions(nn.Module):
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The list of a decoder's blocks, of the model itself or of its base model.
 
+    It is the outermost list of `num_hidden_layers` modules: a block may hold lists of its own (experts), and a
+    model may hold its decoder one level down.
+
     Raises:
-        ValueError: there is not exactly one list of `num_hidden_layers` modules.
+        ValueError: there is none, or more than one equally far out.
     """
     decoder = model.base_model
-    depth = decoder.config.num_hidden_layers
-    lists = [child for child in decoder.children() if isinstance(child, nn.ModuleList) and len(child) == depth]
+    depth = decoder.config.get_text_config().num_hidden_layers
+    level: list[nn.Module] = [decoder]
+    lists: list[nn.ModuleList] = []
+    while level and not lists:
+        level = [child for module in level for child in module.children()]
+        lists = [child for child in level if isinstance(child, nn.ModuleList) and len(child) == depth]
     if len(lists) != 1:
         raise ValueError(
             f"{type(decoder).__name__} has {len(lists)} lists of {depth} blocks; a decoder with exactly one is needed"
