@@ -3,7 +3,8 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels
-from cocomix.concepts.sae import Latents, SparseAutoencoder, load_sae
+from cocomix.concepts.sae import Latents, SparseAutoencoder
+from cocomix.concepts.sae_loading import load_sae
 from cocomix.errors import InputError
 from cocomix.models.causal_lm import CoCoMixForCausalLM, CoCoMixOutput
 from cocomix.models.configuration import CoCoMixConfig

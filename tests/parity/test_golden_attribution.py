@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels, attribution_scores
-from cocomix.concepts.sae import Latents, SparseAutoencoder, load_sae
+from cocomix.concepts.sae import Latents, SparseAutoencoder
+from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.teacher import TappedResidual, freeze, tapped_residual
 
 
@@ -46,7 +47,7 @@ class Case:
                 W_dec=tensors["sae/decoder.weight"].T.to(dtype),
                 b_dec=tensors["sae/pre_bias"].to(dtype),
                 k=settings["sae_k"],
-                layer_norm=True,
+                normalisation="layer_norm",
             )
 
     def tapped(self) -> TappedResidual:

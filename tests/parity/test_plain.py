@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -187,7 +189,7 @@ def plain_encoding(sae: SparseAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
     """Dense latents (d_sae,) and reconstruction (d_in,) of one activation x (d_in,)."""
     mean, std = x.new_zeros(()), x.new_ones(())
     n = x
-    if sae.layer_norm:
+    if sae.normalisation == "layer_norm":
         mean = x.sum() / x.numel()
         std = (((x - mean) ** 2).sum() / (x.numel() - 1)).sqrt()
         n = (x - mean) / (std + 1e-5)
@@ -201,7 +203,7 @@ def plain_encoding(sae: SparseAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
     return latents, reconstruction * std + mean
 
 
-def random_sae(width: int = 12, d_sae: int = 30, k: int = 6, shift: float = 0.0, **settings: bool) -> SparseAutoencoder:
+def random_sae(width: int = 12, d_sae: int = 30, k: int = 6, shift: float = 0.0, **settings: Any) -> SparseAutoencoder:
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64) * 0.5
 
@@ -217,9 +219,9 @@ def random_sae(width: int = 12, d_sae: int = 30, k: int = 6, shift: float = 0.0,
 
 @pytest.mark.parametrize("shift", [0.0, -3.0], ids=["k active", "fewer active than k"])
 @pytest.mark.parametrize("subtract_b_dec", [True, False])
-@pytest.mark.parametrize("layer_norm", [True, False])
-def test_sae_encoding_and_reconstruction(layer_norm, subtract_b_dec, shift, relative_error):
-    sae = random_sae(shift=shift, layer_norm=layer_norm, subtract_b_dec=subtract_b_dec)
+@pytest.mark.parametrize("normalisation", ["layer_norm", "none"])
+def test_sae_encoding_and_reconstruction(normalisation, subtract_b_dec, shift, relative_error):
+    sae = random_sae(shift=shift, normalisation=normalisation, subtract_b_dec=subtract_b_dec)
     x = torch.randn(2, 7, 12, dtype=torch.float64) * 2 + 1
     latents, rebuilt = sae.encode(x), sae.reconstruct(x)
     assert latents.values.shape == latents.indices.shape == (2, 7, 6)
@@ -291,7 +293,7 @@ def test_the_tap_gives_residual_and_gradient_of_an_ordinary_backward_pass(kind, 
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_the_extractor_equals_dense_attribution_over_all_latents(selection, random_teacher):
     teacher, ids = random_teacher("gpt2"), torch.randint(53, (2, 9))
-    sae = random_sae(width=32, d_sae=60, shift=-2.0, layer_norm=True)
+    sae = random_sae(width=32, d_sae=60, shift=-2.0, normalisation="layer_norm")
     out = teacher(input_ids=ids, output_hidden_states=True, use_cache=False)
     x = out.hidden_states[2]
     loss = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

@@ -76,6 +76,31 @@ def select_labels(
     return ConceptLabels(ids=F.pad(ids, missing, value=IGNORE), scores=F.pad(scores, missing))
 
 
+def check_tap(teacher: PreTrainedModel, teacher_layer: int, sae: SparseAutoencoder | None) -> None:
+    """Raise InputError unless `sae` can read this teacher's residual stream after block `teacher_layer`.
+
+    Without an SAE, which is then to be trained, only the teacher is looked at; its weights never are.
+    """
+    try:
+        check_teacher_layer(teacher_layer, len(decoder_blocks(teacher)))
+    except InputError:
+        raise
+    except ValueError as error:  # not a decoder of a form that is known
+        raise InputError(f"this teacher cannot be tapped: {error}") from None
+    if sae is None:
+        return
+    width = teacher.config.get_text_config().hidden_size
+    if sae.d_in != width:
+        raise InputError(
+            f"the SAE reads activations of width {sae.d_in}, the teacher's are {width} wide; use an SAE of this teacher"
+        )
+    if sae.teacher_layer not in (None, teacher_layer):
+        raise InputError(
+            f"teacher_layer is {teacher_layer}; the SAE was trained to read after block {sae.teacher_layer}, "
+            "which its own configuration says; set teacher_layer to that"
+        )
+
+
 class ConceptExtractor:
     """Labels text with the concepts that a teacher used (arXiv 2502.08524, section 2).
 
@@ -98,13 +123,7 @@ class ConceptExtractor:
         labels_per_token: int = 4,
         selection: str = "attribution",
     ) -> None:
-        check_teacher_layer(teacher_layer, len(decoder_blocks(teacher)))
-        width = teacher.config.get_text_config().hidden_size
-        if sae.d_in != width:
-            raise InputError(
-                f"the SAE reads activations of width {sae.d_in}, the teacher's are {width} wide; "
-                "use an SAE of this teacher"
-            )
+        check_tap(teacher, teacher_layer, sae)
         if selection not in SELECTIONS:
             raise InputError(f"selection is {selection!r}; expected one of {', '.join(SELECTIONS)}")
         if labels_per_token < 1:
@@ -117,10 +136,11 @@ class ConceptExtractor:
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ConceptLabels:
         """Labels of input_ids (B, T); padding, where attention_mask (B, T) is 0, gets none."""
-        tapped = tapped_residual(self.teacher, input_ids, self.teacher_layer, attention_mask)
-        latents = self.sae.encode(tapped.residual)
-        # Chosen on the gradient of the summed loss, so that labels do not depend on what shares the batch.
-        scores = attribution_scores(latents, tapped.gradient.to(self.sae.W_dec.dtype), self.sae.W_dec)
+        with torch.autocast(input_ids.device.type, enabled=False):  # the same labels inside a training step
+            tapped = tapped_residual(self.teacher, input_ids, self.teacher_layer, attention_mask)
+            latents = self.sae.encode(tapped.residual)
+            # Chosen on the gradient of the summed loss, so that labels do not depend on what shares the batch.
+            scores = attribution_scores(latents, tapped.gradient.to(self.sae.W_dec.dtype), self.sae.W_dec)
         labels = select_labels(latents, scores, tapped.has_target, self.labels_per_token, self.selection)
         if self.selection == "activation":
             return labels

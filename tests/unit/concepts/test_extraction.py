@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cocomix import InputError
 from cocomix.concepts import attribution as attribution_module
@@ -21,7 +23,7 @@ from cocomix.concepts.teacher import (
 )
 from cocomix.models.backbones import decoder_blocks
 
-KINDS = ("gpt2", "llama", "gpt_neox")
+KINDS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt_neox")
 LENGTHS = (9, 4, 6)
 
 
@@ -36,7 +38,7 @@ def sae() -> SparseAutoencoder:
         return torch.randn(shape, dtype=torch.float64)
 
     return SparseAutoencoder(
-        W_enc=draw(32, 60), b_enc=draw(60) - 8, W_dec=draw(60, 32), b_dec=draw(32), k=6, layer_norm=True
+        W_enc=draw(32, 60), b_enc=draw(60) - 8, W_dec=draw(60, 32), b_dec=draw(32), k=6, normalisation="layer_norm"
     )
 
 
@@ -249,3 +251,79 @@ def test_gathering_in_chunks_equals_gathering_at_once(rows_per_chunk, monkeypatc
     assert len(chunks) == -(-10 // rows_per_chunk)
     assert max(chunks) == rows_per_chunk
     torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-12)
+
+
+# Teachers of any form
+
+
+def test_a_teacher_with_sliding_windows_is_tapped_as_it_is(random_teacher, sae, ids):
+    """What a student cannot be cut from can still teach."""
+    windowed, whole = random_teacher("mistral", sliding_window=3), random_teacher("mistral")
+    windowed.load_state_dict(whole.state_dict())
+    found, other = ConceptExtractor(windowed, sae, 1)(ids), ConceptExtractor(whole, sae, 1)(ids)
+    assert not torch.equal(found.scores, other.scores)
+
+
+@pytest.mark.parametrize("kind", ["opt", "phi", "gemma2", "mixtral", "falcon", "bloom"])
+def test_teachers_that_nothing_here_knows_by_name(kind, redraw, sae, ids):
+    """The decoder may lie one level down (OPT), and a block may hold as many experts as there are blocks (Mixtral)."""
+    sizes = {
+        "vocab_size": 53,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    }
+    special = {
+        "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+        "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48},
+        "mixtral": {"num_key_value_heads": 2, "intermediate_size": 48, "num_local_experts": 3},
+        "bloom": {"n_layer": 3, "n_head": 4},
+    }
+    config = AutoConfig.for_model(kind, **{**sizes, **special.get(kind, {})})
+    teacher = AutoModelForCausalLM.from_config(config).eval()  # experts know no float64
+    redraw(teacher)
+    labels = ConceptExtractor(teacher, sae.float(), 1)(ids)
+    assert (labels.ids[:, :-1, 0] >= 0).all()
+    assert (labels.ids[:, -1] == -100).all()
+    whole = teacher(input_ids=ids, output_hidden_states=True).hidden_states[2]
+    torch.testing.assert_close(residual_stream(teacher, ids, 1), whole)
+
+
+def test_a_model_without_a_list_of_blocks_cannot_be_tapped(random_teacher, sae):
+    teacher = random_teacher()
+    del teacher.transformer.h[2]
+    with pytest.raises(InputError, match="this teacher cannot be tapped: GPT2Model has 0 lists of 3 blocks"):
+        ConceptExtractor(teacher, sae, 1)
+
+
+def test_an_sae_that_says_where_it_reads_is_held_to_it(random_teacher, sae):
+    sae.teacher_layer = 2
+    ConceptExtractor(random_teacher(), sae, 2)
+    with pytest.raises(InputError, match="teacher_layer is 1; the SAE was trained to read after block 2"):
+        ConceptExtractor(random_teacher(), sae, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bfloat16_teacher_labels_much_like_a_float32_one(kind, random_teacher, sae, ids):
+    full = random_teacher(kind).float()
+    half = copy.deepcopy(full).bfloat16()
+    sae = sae.float()
+    found, expected = ConceptExtractor(half, sae, 1)(ids), ConceptExtractor(full, sae, 1)(ids)
+    tapped = tapped_residual(half, ids, 1)
+    assert tapped.residual.dtype == tapped.gradient.dtype == torch.bfloat16
+    assert torch.equal(found.ids >= 0, expected.ids >= 0)
+    same = (found.ids[..., 0] == expected.ids[..., 0])[:, :-1].float().mean()
+    assert same > 0.6  # the rounding of bfloat16 decides between near equals
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_labels_are_the_same_inside_autocast(kind, random_teacher, sae, ids):
+    """As in a training step in bfloat16."""
+    extractor = ConceptExtractor(random_teacher(kind).float(), sae.float(), 1)
+    expected = extractor(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = extractor(ids)
+    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(found.scores, expected.scores)

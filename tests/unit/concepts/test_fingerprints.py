@@ -72,19 +72,24 @@ def test_an_sae_is_named_by_weights_and_settings():
             "W_dec": torch.arange(12.0).view(4, 3),
             "b_dec": torch.zeros(3),
         }
-        return SparseAutoencoder(**{**weights, "k": 2, **changes})
+        settings = {"k": 2} if "threshold" not in changes else {}
+        return SparseAutoencoder(**{**weights, **settings, **changes})
 
     others = [
         sae(k=3),
-        sae(layer_norm=True),
+        sae(normalisation="layer_norm"),
+        sae(normalisation="centre"),
+        sae(threshold=torch.zeros(4)),
+        sae(threshold=torch.ones(4)),
+        sae(threshold=torch.ones(4), max_active=3),
         sae(subtract_b_dec=False),
         sae(b_enc=torch.ones(4)),
         sae(b_dec=torch.ones(3)),
         sae(W_dec=torch.ones(4, 3)),
         sae(W_enc=torch.ones(3, 4)),
     ]
-    assert sae().fingerprint() == sae().fingerprint()
-    assert len({each.fingerprint() for each in [sae(), *others]}) == 8
+    assert sae().fingerprint() == sae().fingerprint() == sae(teacher_layer=3).fingerprint()
+    assert len({each.fingerprint() for each in [sae(), *others]}) == 1 + len(others)
 
 
 def test_a_teacher_is_named_by_its_weights(random_teacher):

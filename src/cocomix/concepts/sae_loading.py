@@ -1,0 +1,371 @@
+"""Every sparse autoencoder that people have, through `load_sae`.
+
+SAELens' folders and its registry of published SAEs, EleutherAI's sparsify folders, OpenAI's `.pt`
+files. What cannot serve as one encoder and one decoder over the residual stream between two blocks
+is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cocomix.concepts.sae import MAX_ACTIVE, SparseAutoencoder
+from cocomix.errors import InputError
+from cocomix.suggest import did_you_mean
+
+REGISTRY = "saelens:"
+CONFIG, SAELENS_WEIGHTS, SPARSIFY_WEIGHTS = "cfg.json", "sae_weights.safetensors", "sae.safetensors"
+SAELENS_ARCHITECTURES = ("standard", "topk", "jumprelu", "gated")
+REFUSED_ARCHITECTURES = {
+    **dict.fromkeys(
+        ("batchtopk", "matryoshka_batchtopk"),
+        "a training checkpoint: load it with SAELens and save it with save_inference_model, as jumprelu",
+    ),
+    **dict.fromkeys(
+        ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"),
+        "it reads at one place of the model and writes at another",
+    ),
+    "abstopk": "its latents may be negative",
+    "matching_pursuit": "it encodes in many steps, not by one matrix",
+    "temporal": "it encodes a token by way of the tokens before it",
+}
+BLOCK = re.compile(r"(?:[A-Za-z_]\w*\.)*?(?:blocks|layers|layer|h)\.(\d+)(?:\.(?P<within>.+))?")
+"""A block of a decoder or a place within one, as TransformerLens and Transformers name them."""
+RMS_NORM_FAMILIES = re.compile(r"llama|mi[sx]tral|gemma|qwen|olmo|phi-?[34]|yi-|gpt-oss|apertus", re.IGNORECASE)
+NAMES_SHOWN = 24
+
+
+def load_sae(source: str | Path, max_active: int | None = None) -> SparseAutoencoder:
+    """Load a sparse autoencoder from wherever it comes.
+
+    Args:
+        source: a SAELens folder (`cfg.json`, `sae_weights.safetensors`); `saelens:RELEASE/SAE_ID` of
+            SAELens' registry, where RELEASE may be a hub repository `user/repo`; a sparsify folder
+            (`cfg.json`, `sae.safetensors`); an OpenAI `.pt` file.
+        max_active: latents kept per token at most, for SAEs without a k of their own (256 where it is
+            not given); of no effect on TopK SAEs.
+
+    Raises:
+        InputError: nothing there, not an SAE, or one of a kind that cannot serve.
+    """
+    limit = MAX_ACTIVE if max_active is None else max_active
+    if str(source).startswith(REGISTRY):
+        return _from_registry(str(source), limit)
+    path = Path(source)
+    if (path / CONFIG).is_file():
+        if (path / SPARSIFY_WEIGHTS).is_file():
+            return _from_sparsify(path)
+        return _from_saelens_folder(path, limit)
+    if path.is_file():
+        return _from_openai(path, limit)
+    raise _nothing_at(path)
+
+
+# SAELens
+
+
+def _from_saelens_folder(folder: Path, max_active: int) -> SparseAutoencoder:
+    with _reading(folder, "a SAELens folder"):
+        config = _today(json.loads((folder / CONFIG).read_text()))
+        _refuse_saelens(config, str(folder))
+        _refuse_unfolded(folder)
+        weights = load_file(folder / SAELENS_WEIGHTS)
+        return _from_saelens(config, weights, str(folder), max_active)
+
+
+def _from_registry(source: str, max_active: int) -> SparseAutoencoder:
+    try:
+        from sae_lens import SAE
+        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+    except ImportError:
+        raise InputError(f"{source} needs SAELens; install it with: pip install 'cocomix[sae]'") from None
+    published = {name: list(entry.saes_map) for name, entry in get_pretrained_saes_directory().items()}
+    release, sae_id = _release_and_id(source.removeprefix(REGISTRY), published)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they say how to load TransformerLens' models, which are not used here
+        try:
+            theirs = SAE.from_pretrained(release, sae_id, device="cpu")
+        except Exception as error:
+            hint = did_you_mean(release.split("/")[0], published) if release not in published else ""
+            raise _not_fetched(source, error, hint) from None
+    with _reading(source, "an SAE that SAELens can load"):
+        config = _today(theirs.cfg.to_dict())
+        _refuse_saelens(config, source)
+        return _from_saelens(config, theirs.state_dict(), source, max_active)
+
+
+def _release_and_id(text: str, published: Mapping[str, list[str]]) -> tuple[str, str]:
+    """Split RELEASE/SAE_ID or USER/REPO/SAE_ID, the SAE_ID with slashes or without."""
+    release, _, sae_id = text.partition("/")
+    if release in published:
+        if sae_id not in published[release]:
+            hint = did_you_mean(sae_id, published[release])
+            raise InputError(
+                f"SAELens' release {release} has no SAE {sae_id!r}{hint}; it has {_listed(published[release])}"
+            )
+        return release, sae_id
+    if text.count("/") < 2:
+        raise InputError(
+            f"SAELens knows no release {release!r}{did_you_mean(release, published)}; "
+            "expected saelens:RELEASE/SAE_ID or saelens:USER/REPO/SAE_ID"
+        )
+    user, repo, sae_id = text.split("/", 2)
+    return f"{user}/{repo}", sae_id
+
+
+def _not_fetched(source: str, error: Exception, hint: str) -> InputError:
+    silent = isinstance(error, ConnectionError) or re.search("LocalEntry|Connect|Offline|Timeout", type(error).__name__)
+    if silent:
+        return InputError(
+            f"{source} is not in the local cache and the Hugging Face hub cannot be reached{hint}; download it on a "
+            "machine with access, or unset HF_HUB_OFFLINE if that is set"
+        )
+    return InputError(f"SAELens could not load {source}: {_reason(error)}{hint}")
+
+
+def _today(config: dict[str, Any]) -> dict[str, Any]:
+    """A SAELens configuration in the form of version 6; before it was flat, with other names and defaults."""
+    config = {"architecture": "standard", "apply_b_dec_to_input": True, **config}
+    activation = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
+    if activation == "topk":
+        config["architecture"], config["k"] = "topk", (config.get("activation_fn_kwargs") or {})["k"]
+    elif activation != "relu":
+        config["architecture"] = f"{config['architecture']} with the activation {activation}"
+    norm = config.get("normalize_activations")
+    if not isinstance(norm, str):
+        config["normalize_activations"] = "expected_average_only_in" if norm else "none"
+    config["metadata"] = {"hook_name": config.get("hook_point"), **config, **(config.get("metadata") or {})}
+    return config
+
+
+def _refuse_saelens(config: Mapping[str, Any], where: str) -> None:
+    architecture = config["architecture"]
+    if architecture not in SAELENS_ARCHITECTURES:
+        reason = REFUSED_ARCHITECTURES.get(architecture)
+        raise InputError(
+            f"the SAE in {where} is of architecture {architecture!r}{f' ({reason})' if reason else ''}; "
+            f"expected one of {', '.join(SAELENS_ARCHITECTURES)}"
+        )
+    if (reshape := config.get("reshape_activations") or "none") != "none":
+        raise InputError(
+            f"the SAE in {where} reads {reshape} (reshape_activations), within a block; expected one over the "
+            "residual stream between blocks"
+        )
+
+
+def _refuse_unfolded(folder: Path) -> None:
+    """Until training ends, SAELens keeps the scale or whitening of the input beside the weights."""
+    beside = folder / "activation_scaler.json"
+    state = json.loads(beside.read_text()) if beside.is_file() else {}
+    if state.get("scaling_factor") is not None or state.get("has_whitening"):
+        raise InputError(
+            f"{folder} is a training checkpoint whose input scaling is not in the weights yet "
+            f"({beside.name}); use the SAE that SAELens saves when training ends"
+        )
+
+
+def _from_saelens(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str, max_active: int
+) -> SparseAutoencoder:
+    """Convert what SAELens has, from a folder or from its own loader."""
+    for name in ("scaling_factor", "finetuning_scaling_factor"):
+        if name in weights and not torch.allclose(weights[name], torch.ones_like(weights[name])):
+            raise InputError(f"the SAE in {where} has a {name}, which SAELens 6 cannot use either; fold it into W_dec")
+    return SparseAutoencoder(
+        **_saelens_encoder(weights, config),
+        b_dec=weights["b_dec"],
+        max_active=max_active,
+        normalisation=_saelens_normalisation(config, where),
+        subtract_b_dec=bool(config["apply_b_dec_to_input"]),
+        teacher_layer=_teacher_layer(config["metadata"].get("hook_name"), where),
+    )
+
+
+def _saelens_encoder(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """W_enc, b_enc, W_dec, and k or threshold."""
+    architecture, W_enc, W_dec = config["architecture"], weights["W_enc"], weights["W_dec"]
+    if architecture == "gated":
+        magnitude = weights["r_mag"].exp()
+        threshold = weights["b_mag"] - magnitude * weights["b_gate"]
+        return {
+            "W_enc": W_enc * magnitude,
+            "b_enc": weights["b_mag"],
+            "W_dec": W_dec,
+            "threshold": threshold.clamp(min=0),
+        }
+    b_enc = weights["b_enc"]
+    if architecture == "topk":
+        if config.get("rescale_acts_by_decoder_norm", False):
+            norms = W_dec.norm(dim=-1).clamp(min=1e-8)
+            W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
+        return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "k": int(config["k"])}
+    if architecture == "standard":
+        threshold = torch.zeros_like(b_enc)
+    elif "log_threshold" in weights:  # checkpoints of older versions
+        threshold = weights["log_threshold"].exp()
+    else:
+        threshold = weights["threshold"]
+    # SAELens multiplies by ReLU, so a θ below 0 acts as 0.
+    return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "threshold": threshold.clamp(min=0)}
+
+
+def _saelens_normalisation(config: Mapping[str, Any], where: str) -> str:
+    norm = config["normalize_activations"]
+    if norm == "expected_average_only_in":
+        # SAELens folds the scale into the weights when training ends and sets "none". Where that was not
+        # done and the registry knows no scale, SAELens encodes unscaled, and so do we.
+        warnings.warn(
+            f"the SAE in {where} was trained on scaled activations (expected_average_only_in) and does not say "
+            "by how much; it is used unscaled, as SAELens does",
+            stacklevel=2,
+        )
+        norm = "none"
+    if norm not in ("none", "layer_norm", "constant_norm_rescale"):
+        raise InputError(
+            f"the SAE in {where} normalises its input by {norm!r}; expected none, expected_average_only_in, "
+            "layer_norm or constant_norm_rescale (others are folded into the weights when SAELens ends training)"
+        )
+    if not _centred(config["metadata"]) or norm == "layer_norm":  # layer_norm takes the mean out itself
+        return norm
+    if norm == "constant_norm_rescale":
+        raise InputError(
+            f"the SAE in {where} normalises by {norm!r} and reads a model with center_writing_weights; "
+            "expected only one of the two"
+        )
+    return "centre"
+
+
+def _centred(metadata: Mapping[str, Any]) -> bool:
+    """Whether it was trained on a residual stream without its mean over d.
+
+    TransformerLens can take the mean over d out of all that writes to the residual stream
+    (center_writing_weights); the LayerNorms that read it do not notice, but the stream that the SAE
+    saw is x less its mean, and that is what the teacher's x must be made into. SAELens records this
+    in model_from_pretrained_kwargs (its registry does so for gpt2-small-res-jb), and has the model
+    loaded without any processing where nothing is recorded. TransformerLens passes the setting over
+    where the norms are RMSNorms, which would notice; only a HookedTransformer knows it.
+    """
+    settings = metadata.get("model_from_pretrained_kwargs") or {}
+    return (
+        bool(settings.get("center_writing_weights"))
+        and metadata.get("model_class_name") in (None, "HookedTransformer")
+        and not RMS_NORM_FAMILIES.search(metadata.get("model_name") or "")
+    )
+
+
+# EleutherAI's sparsify
+
+
+def _from_sparsify(folder: Path) -> SparseAutoencoder:
+    with _reading(folder, "a sparsify folder"):
+        config = json.loads((folder / CONFIG).read_text())
+        refused = [name for name in ("transcode", "skip_connection", "signed") if config.get(name)]
+        if (activation := config.get("activation", "topk")) != "topk":
+            refused.append(f"activation {activation}")
+        if refused:
+            raise InputError(
+                f"the SAE in {folder} has {', '.join(refused)}; expected a sparsify autoencoder with activation topk"
+            )
+        weights = load_file(folder / SPARSIFY_WEIGHTS)
+        # One folder per hookpoint, with one per seed in it if there were several. A hookpoint is a module's
+        # name, and an SAE of a block's output.
+        folder = folder.absolute()
+        hookpoint = folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name
+        return SparseAutoencoder(
+            W_enc=weights["encoder.weight"].T,
+            b_enc=weights["encoder.bias"],
+            W_dec=weights["W_dec"],
+            b_dec=weights["b_dec"],
+            k=int(config["k"]),
+            teacher_layer=_teacher_layer(hookpoint, str(folder)),
+        )
+
+
+# OpenAI
+
+
+def _from_openai(path: Path, max_active: int) -> SparseAutoencoder:
+    with _reading(path, "an SAE in OpenAI's format"):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        W_enc = state["encoder.weight"].T
+        if "decoder.weight" not in state:
+            raise InputError(f"the SAE in {path} has no decoder.weight; one whose decoder is tied cannot serve")
+        # OpenAI's own loader: no activation on record is ReLU, and only TopK comes with the normalisation.
+        activation, settings = state.get("activation", "ReLU"), state.get("activation_state_dict") or {}
+        after = settings.get("postact_fn", "ReLU")
+        if activation not in ("TopK", "ReLU") or after != "ReLU":
+            raise InputError(
+                f"the SAE in {path} has the activation {activation!r} followed by {after!r}; "
+                "expected 'TopK' or 'ReLU', followed by 'ReLU'"
+            )
+        top = activation == "TopK"
+        return SparseAutoencoder(
+            W_enc=W_enc,
+            b_enc=state["latent_bias"],
+            W_dec=state["decoder.weight"].T,
+            b_dec=state["pre_bias"],
+            k=int(settings["k"]) if top else None,
+            threshold=None if top else torch.zeros_like(state["latent_bias"]),
+            max_active=max_active,
+            normalisation="layer_norm" if top else "none",
+        )
+
+
+# All
+
+
+def _teacher_layer(hook: str | None, where: str) -> int | None:
+    """The 0-based block whose output `hook` is; None if it names no place that we know."""
+    match = BLOCK.fullmatch(hook or "")
+    if match is None and not re.match(r"hook_|ln_final", hook or ""):
+        return None
+    layer, within = (int(match[1]), match["within"]) if match else (-1, None)
+    if within == "hook_resid_pre":
+        layer, within = layer - 1, None
+    if layer < 0 or within not in (None, "hook_resid_post"):
+        raise InputError(
+            f"the SAE in {where} reads {hook}; only the residual stream between blocks is tapped: use one of "
+            "hook_resid_post, or of hook_resid_pre from block 1 on"
+        )
+    return layer
+
+
+@contextmanager
+def _reading(what: str | Path, expected: str) -> Iterator[None]:
+    """Whatever a reader raises when a file is cut off, or is something else, as one line."""
+    try:
+        yield
+    except InputError as error:
+        raise error if str(what) in str(error) else InputError(f"{what}: {error}") from None
+    except Exception as error:
+        raise InputError(f"{what} is not {expected}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split())[:160]
+
+
+def _nothing_at(path: Path) -> InputError:
+    inside = [each.parent.relative_to(path) for depth in ("*", "*/*") for each in path.glob(f"{depth}/{CONFIG}")]
+    if inside:
+        names = sorted(map(str, inside), key=lambda name: ([int(n) for n in re.findall(r"\d+", name)], name))
+        return InputError(f"{path} holds an SAE in each of several folders; name one: {_listed(names)}")
+    return InputError(
+        f"no SAE at {str(path)!r}: expected a SAELens folder or a sparsify folder (with {CONFIG}), a .pt file of "
+        f"OpenAI's format, or {REGISTRY}RELEASE/SAE_ID"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
