@@ -1,0 +1,138 @@
+"""How often and where each concept is active, counted in one pass over the text.
+
+C concepts (SAE latents), n contexts kept per concept, w tokens of a context, B blocks of a batch, S teacher
+tokens of a block, k active latents per token, N activations in a batch, d teacher width, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from cocomix.concepts.reading import Passages, TeacherReader
+from cocomix.concepts.sae import Latents, SparseAutoencoder
+from cocomix.concepts.teacher import residual_stream
+
+
+class Firings(NamedTuple):
+    """Activations above 0, ordered by block and position."""
+
+    concept: Tensor
+    """(N,) int64."""
+    activation: Tensor
+    """(N,) float32."""
+    block: Tensor
+    """(N,) int64."""
+    position: Tensor
+    """(N,) int64."""
+
+    def take(self, index: Tensor) -> Firings:
+        """Those that a mask or a list of indices says, in its order."""
+        return Firings(*(column[index] for column in self))
+
+
+def counted_tokens(passages: Passages) -> Tensor:
+    """(B, S) bool: the tokens that are text, neither padding nor a beginning of text."""
+    counted = torch.ones_like(passages.input_ids, dtype=torch.bool)
+    if passages.attention_mask is not None:
+        counted &= passages.attention_mask.bool()
+    if passages.documents is not None:
+        counted &= torch.from_numpy(passages.documents >= 0)
+    return counted
+
+
+def firings_of(latents: Latents, counted: Tensor, first_block: int) -> Firings:
+    """The activations of a batch: latents (B, S, k) at the `counted` (B, S) tokens of the blocks from `first_block`."""
+    active = (latents.values > 0) & counted.unsqueeze(-1)
+    block, position, _ = active.nonzero(as_tuple=True)
+    return Firings(latents.indices[active], latents.values[active].float(), first_block + block, position)
+
+
+def _strongest_first(firings: Firings, group: Tensor) -> Tensor:
+    """(N,) order by group (N,), in it by activation from the largest, in ties as they were."""
+    order = firings.activation.argsort(descending=True, stable=True)
+    return order[group[order].argsort(stable=True)]
+
+
+def one_per_block(firings: Firings) -> Firings:
+    """The strongest firing of each concept in each block, of equally strong ones the first; ordered by concept."""
+    place = firings.concept * (firings.block.max() + 1) + firings.block
+    order = _strongest_first(firings, place)
+    place = place[order]
+    first = torch.ones_like(place, dtype=torch.bool)
+    first[1:] = place[1:] != place[:-1]
+    return firings.take(order[first])
+
+
+class ConceptActivity:
+    """How often and where each concept is active, C numbers and C · n places, whatever is read.
+
+    Attributes:
+        tokens: tokens counted.
+        count: (C,) int64 tokens at which the concept is active.
+        total: (C,) float64 sum of its activations.
+        activation: (C, n) float32 strongest activations, in descending order; 0 where there are fewer.
+        block, position: (C, n) int64 where they are; −1 where there are fewer.
+    """
+
+    def __init__(self, num_concepts: int, contexts: int, device: torch.device) -> None:
+        self.tokens = 0
+        self.count = torch.zeros(num_concepts, dtype=torch.long, device=device)
+        self.total = torch.zeros(num_concepts, dtype=torch.double, device=device)
+        self.activation = torch.zeros(num_concepts, contexts, device=device)
+        self.block = torch.full((num_concepts, contexts), -1, device=device)
+        self.position = self.block.clone()
+
+    def add(self, firings: Firings, tokens: int) -> None:
+        """Count a batch of `tokens` tokens, whose blocks come after all that were counted."""
+        self.tokens += tokens
+        self.count += firings.concept.bincount(minlength=len(self.count))
+        self.total.index_add_(0, firings.concept, firings.activation.double())
+        weakest_kept = self.activation[firings.concept, -1]
+        firings = firings.take(firings.activation > weakest_kept)  # of equal ones the earlier stays
+        if len(firings.concept):
+            self._merge(one_per_block(firings))
+
+    def _merge(self, new: Firings) -> None:
+        touched = new.concept.unique()  # (U,)
+        n = self.activation.shape[1]
+        kept = (touched.repeat_interleave(n), self.activation[touched], self.block[touched], self.position[touched])
+        # What was kept comes first: where activations are equal it is the earlier one, and stays.
+        merged = Firings(*(torch.cat([old.flatten(), added]) for old, added in zip(kept, new, strict=True)))
+        merged = merged.take(_strongest_first(merged, merged.concept))
+        start = torch.searchsorted(merged.concept, touched)
+        of_touched = torch.searchsorted(touched, merged.concept)
+        rank = torch.arange(len(of_touched), device=start.device) - start[of_touched]
+        best = merged.take(rank < n)  # U · n of them, since n were kept
+        self.activation[touched] = best.activation.view(-1, n)
+        self.block[touched] = best.block.view(-1, n)
+        self.position[touched] = best.position.view(-1, n)
+
+
+def read_activity(
+    teacher: PreTrainedModel,
+    sae: SparseAutoencoder,
+    teacher_layer: int,
+    reader: TeacherReader,
+    blocks: int,
+    blocks_per_batch: int,
+    contexts: int,
+) -> ConceptActivity:
+    """One pass of the teacher over the first `blocks` blocks."""
+    activity = ConceptActivity(sae.d_sae, contexts, teacher.device)
+    with tqdm(desc="catalogue", unit="token", unit_scale=True, dynamic_ncols=True) as progress:
+        for start in range(0, blocks, blocks_per_batch):
+            stop = min(start + blocks_per_batch, blocks)
+            passages = reader(start, stop)
+            ids, mask = passages.input_ids.to(teacher.device), passages.attention_mask
+            mask = None if mask is None else mask.to(teacher.device)
+            latents = sae.encode(residual_stream(teacher, ids, teacher_layer, mask))
+            counted = counted_tokens(passages)
+            activity.add(firings_of(latents, counted.to(teacher.device), start), int(counted.sum()))
+            progress.total = round(activity.tokens / stop * blocks)  # blocks differ in length for some teachers
+            progress.update(int(counted.sum()))
+    return activity

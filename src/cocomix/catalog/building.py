@@ -1,0 +1,236 @@
+"""The concept catalogue: what each concept reacts to, what it makes the teacher say, how often it is a label.
+
+C concepts (SAE latents), n contexts kept per concept, w tokens of a context, B blocks of a batch, S teacher
+tokens of a block, k active latents per token, N activations in a batch, d teacher width, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cocomix import files
+from cocomix.catalog.activity import read_activity
+from cocomix.catalog.contexts import Windows, decode_around, read_windows
+from cocomix.catalog.naming import default_name
+from cocomix.catalog.rows import (
+    CATALOG_FILE,
+    INFO_FILE,
+    PROMOTED_TOKENS,
+    ROWS_PER_GROUP,
+    SCHEMA,
+    CatalogInfo,
+    Context,
+    write_rows,
+)
+from cocomix.concepts.reading import TeacherReader
+from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.concepts.teacher import freeze
+from cocomix.data.tokenizer import vocabulary_size
+from cocomix.models.backbones import final_norm_name
+
+LOGITS_BUFFER_BYTES = 128 * 2**20
+"""The logits of some decoder directions, (chunk, V), stay below this size."""
+
+
+@dataclass
+class CatalogConfig:
+    """What the concept catalogue holds.
+
+    Args:
+        contexts: places where a concept is most active, at most one per block.
+        context_tokens: tokens shown before such a place; after it half as many.
+        tokens: tokens that a concept promotes, and as many that it suppresses.
+        max_blocks: training blocks that are read; all by default.
+    """
+
+    contexts: int = 10
+    context_tokens: int = 16
+    tokens: int = 8
+    max_blocks: int | None = None
+
+    def problems(self) -> list[str]:
+        """What cannot work about these settings, a line each."""
+        return [
+            f"catalog.{name} is {value}; expected 1 or more"
+            for name, value in asdict(self).items()
+            if value is not None and value < 1
+        ]
+
+
+# What its direction does to the teacher's prediction
+
+
+class Effects(NamedTuple):
+    """The t tokens that m directions promote and suppress most."""
+
+    promoted: torch.return_types.topk
+    """values, indices (m, t), the largest logit first."""
+    suppressed: torch.return_types.topk
+    """values, indices (m, t), the smallest logit first."""
+
+
+def _final_norm(teacher: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """The teacher's final norm; of a teacher without a single one, nothing."""
+    try:
+        return getattr(teacher.base_model, final_norm_name(teacher.base_model))
+    except ValueError:
+        return lambda x: x
+
+
+@torch.no_grad()
+def token_effects(teacher: PreTrainedModel, directions: Tensor, tokens: int, vocab_size: int) -> list[Effects]:
+    """What directions (m, d) of the residual stream say through the teacher's unembedding, in chunks.
+
+    The logits are those that the teacher would give if its last residual stream were the direction alone, scaled
+    to a mean square of 1, without biases and soft caps. It goes through the final norm, since that decides which
+    directions count: its gain, and with a LayerNorm its centring. The norm's bias, which says nothing about the
+    direction, is removed by norm(w) − norm(−w) = 2 · gain · ŵ, true of LayerNorm and of every form of RMSNorm.
+    What the blocks after the tap make of the direction is left out, so the effects are of direct paths only.
+    Logits are computed in the unembedding's precision; those above `vocab_size` belong to no token.
+    """
+    norm, unembedding = _final_norm(teacher), teacher.get_output_embeddings().weight[:vocab_size]
+
+    def effects(part: Tensor) -> Effects:  # a function, so that its logits are gone before the next ones
+        read = (norm(part) - norm(-part)) / 2
+        logits = F.linear(read.to(unembedding.dtype), unembedding)
+        return Effects(logits.topk(tokens), logits.topk(tokens, largest=False))
+
+    directions = directions.to(unembedding)
+    scale = directions.square().mean(-1, keepdim=True).sqrt().clamp(min=torch.finfo(directions.dtype).tiny)
+    chunk = max(1, LOGITS_BUFFER_BYTES // (len(unembedding) * unembedding.element_size()))
+    return [effects(part) for part in (directions / scale).split(chunk)]
+
+
+# The file
+
+
+def build_catalog(
+    teacher: PreTrainedModel,
+    sae: SparseAutoencoder,
+    teacher_layer: int,
+    reader: TeacherReader,
+    label_counts: np.ndarray,
+    labelled_tokens: int,
+    config: CatalogConfig,
+    blocks_per_batch: int,
+    folder: Path,
+) -> CatalogInfo:
+    """Write `catalog.parquet`, one row per concept, and `catalog.json` into `folder`.
+
+    The teacher reads each block once; the blocks of the contexts that are kept are fetched again for their text.
+    Memory: O(C · n · w) numbers (for 32,768 concepts and the defaults 50 MB), one batch, and the text of
+    `ROWS_PER_GROUP` concepts. The result does not depend on `blocks_per_batch`, beyond the rounding of the teacher.
+
+    Args:
+        teacher: it is frozen here.
+        sae: over the residual stream after block `teacher_layer`.
+        teacher_layer: 0-based.
+        reader: the training text as the teacher reads it.
+        label_counts: (C,) int64 how often each concept is a label.
+        labelled_tokens: tokens of the labelled corpus.
+        config: what is kept.
+        blocks_per_batch: blocks that the teacher reads at once.
+        folder: unfinished folder of the caller's; each file in it is whole or absent.
+    """
+    assert label_counts.shape == (sae.d_sae,)
+    sae, blocks = sae.to(freeze(teacher).device), min(len(reader), config.max_blocks or len(reader))
+    activity = read_activity(teacher, sae, teacher_layer, reader, blocks, blocks_per_batch, config.contexts)
+    block, position = activity.block.cpu().numpy(), activity.position.cpu().numpy()
+    windows = read_windows(reader, block, position, config.context_tokens, config.context_tokens // 2)
+    numbers = pa.table(
+        {
+            "concept_id": np.arange(sae.d_sae, dtype=np.int32),
+            "frequency": (activity.count.double() / max(1, activity.tokens)).cpu().numpy(),
+            "mean_activation": (activity.total / activity.count.clamp(min=1)).cpu().numpy(),
+            "max_activation": activity.activation[:, 0].double().cpu().numpy(),
+            "label_count": label_counts,
+            "label_share": label_counts / max(1, labelled_tokens),
+        }
+    )
+
+    def rows() -> Iterator[pa.Table]:
+        for start in tqdm(
+            range(0, sae.d_sae, ROWS_PER_GROUP), desc="catalogue, texts", unit="group", dynamic_ncols=True
+        ):
+            group = slice(start, start + ROWS_PER_GROUP)
+            columns = _token_columns(teacher, sae.W_dec[group], config.tokens, reader.tokenizer)
+            places = Windows(windows.ids[group], windows.document[group])
+            strength = activity.activation[group].cpu().numpy()
+            contexts = _contexts(reader, places, strength, block[group], position[group], config.context_tokens)
+            part = numbers.slice(start, ROWS_PER_GROUP).to_pydict() | columns | {"contexts": contexts}
+            yield pa.table(part, schema=SCHEMA)
+
+    write_rows(folder / CATALOG_FILE, rows())
+    info = CatalogInfo(
+        num_concepts=sae.d_sae,
+        active_concepts=int((activity.count > 0).sum()),
+        tokens=activity.tokens,
+        blocks=blocks,
+        labelled_tokens=labelled_tokens,
+        teacher_layer=teacher_layer,
+        contexts=config.contexts,
+        context_tokens=config.context_tokens,
+    )
+    files.write_json(folder / INFO_FILE, asdict(info))
+    return info
+
+
+def _token_columns(
+    teacher: PreTrainedModel, directions: Tensor, tokens: int, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[Any]]:
+    """The columns that say which tokens some concepts promote and suppress, and their first names."""
+    size = min(vocabulary_size(tokenizer), len(teacher.get_output_embeddings().weight))
+    effects = token_effects(teacher, directions, min(tokens, size), size)
+    columns: dict[str, list[Any]] = {}
+    for side in Effects._fields:
+        ids = torch.cat([getattr(part, side).indices for part in effects]).tolist()
+        columns[side] = [[_decode(tokenizer, [token]) for token in row] for row in ids]
+        columns[f"{side}_logits"] = torch.cat([getattr(part, side).values for part in effects]).tolist()
+    names = [default_name(promoted) for promoted in columns["promoted"]]
+    return columns | {"name": names, "name_source": [PROMOTED_TOKENS] * len(names)}
+
+
+def _contexts(
+    reader: TeacherReader,
+    windows: Windows,
+    activation: np.ndarray,
+    block: np.ndarray,
+    position: np.ndarray,
+    before: int,
+) -> list[list[dict[str, Any]]]:
+    """The contexts of some concepts: windows, and activation, block, position (m, n), with fewer than n in some rows.
+
+    Token `before` of a window (w,) is the one at which the concept is active.
+    """
+    sources: dict[int, str] = {-1: ""}
+    contexts: list[list[dict[str, Any]]] = [[] for _ in block]
+    for row, slot in np.argwhere(block >= 0).tolist():
+        window, document = windows.ids[row, slot], int(windows.document[row, slot])
+        if document not in sources:
+            sources[document] = reader.source(document)
+        left = int((window[:before] >= 0).sum())
+        pieces = decode_around(lambda ids: _decode(reader.tokenizer, ids), window[window >= 0].tolist(), left)
+        context = Context(
+            *pieces,
+            activation=float(activation[row, slot]),
+            source=sources[document],
+            block=int(block[row, slot]),
+            position=int(position[row, slot]),
+        )
+        contexts[row].append(vars(context))
+    return contexts
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))

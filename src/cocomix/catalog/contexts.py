@@ -1,0 +1,83 @@
+"""The text around the places where concepts are active.
+
+C concepts (SAE latents), n contexts kept per concept, w tokens of a context, B blocks of a batch, S teacher
+tokens of a block, k active latents per token, N activations in a batch, d teacher width, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from cocomix.catalog.activity import counted_tokens
+from cocomix.concepts.reading import Passages, TeacherReader
+
+LONGEST_CHARACTER = 4
+"""Bytes of a character in UTF-8, and so the tokens that it can be spread over."""
+
+
+class Windows(NamedTuple):
+    """The tokens around places, cut where the document begins and ends."""
+
+    ids: np.ndarray
+    """(C, n, w) int32 the teacher's tokens; −1 outside the document, and where there is no place."""
+    document: np.ndarray
+    """(C, n) int64 number of the document; −1 where it is not known."""
+
+
+def document_of(passages: Passages, end_of_text: int | None) -> np.ndarray:
+    """(B, S) numbers that tell the documents of a passage apart, −1 for what is not text.
+
+    Where documents are not known, each ends with its end-of-text token.
+    """
+    numbers = passages.documents
+    if numbers is None:
+        ends = passages.input_ids.numpy() == (-1 if end_of_text is None else end_of_text)
+        numbers = ends.cumsum(-1) - ends
+    return np.where(counted_tokens(passages).numpy(), numbers, -1)
+
+
+def read_windows(reader: TeacherReader, block: np.ndarray, position: np.ndarray, before: int, after: int) -> Windows:
+    """The tokens around the places block, position (C, n); −1 is no place. Reads each block once, in order."""
+    windows = Windows(
+        np.full((*block.shape, before + 1 + after), -1, dtype=np.int32), np.full(block.shape, -1, dtype=np.int64)
+    )
+    order = block.argsort(axis=None, kind="stable")
+    order = order[block.flat[order] >= 0]
+    needed, starts = np.unique(block.flat[order], return_index=True)
+    for row, places in zip(needed.tolist(), np.split(order, starts[1:]), strict=True):
+        passages = reader(row, row + 1)
+        ids, document = passages.input_ids[0].numpy(), document_of(passages, reader.tokenizer.eos_token_id)[0]
+        at = position.flat[places][:, None]  # (places of this block, 1)
+        around = at + np.arange(-before, after + 1)
+        within = around.clip(0, len(ids) - 1)
+        inside = (around == within) & (document[within] == document[at])
+        concept, slot = np.unravel_index(places, block.shape)
+        windows.ids[concept, slot] = np.where(inside, ids[within], -1)
+        if passages.documents is not None:
+            windows.document[concept, slot] = document[at[:, 0]]
+    return windows
+
+
+def decode_around(decode: Callable[[list[int]], str], ids: list[int], index: int) -> tuple[str, str, str]:
+    """The text of `ids` before, at and after token `index`; together they are the text of all.
+
+    A character spread over several tokens is not broken: it counts to the token asked for if that holds a part
+    of it. At either end, the tokens of a character that is cut there are left out.
+    """
+    for _ in range(LONGEST_CHARACTER - 1):
+        if index > 0 and decode(ids).startswith("\ufffd"):
+            ids, index = ids[1:], index - 1
+    for _ in range(LONGEST_CHARACTER - 1):
+        if index < len(ids) - 1 and decode(ids).endswith("\ufffd"):
+            ids = ids[:-1]
+    text = decode(ids)
+    # An unfinished character decodes to a replacement sign, which is not how the text goes on: take what follows.
+    end = next(len(lead) for stop in range(index + 1, len(ids) + 1) if text.startswith(lead := decode(ids[:stop])))
+    lead = decode(ids[:index])
+    start = next((at for at, (one, other) in enumerate(zip(lead, text, strict=False)) if one != other), len(lead))
+    if start >= end:  # both end within one character, which the text does not finish either
+        start = len(text[:end].rstrip("\ufffd"))
+    return text[:start], text[start:end], text[end:]

@@ -1,0 +1,123 @@
+"""The concept catalogue through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_from_disk
+
+from cocomix.cli import main
+from tiny_run import Runner
+
+
+@pytest.fixture(scope="module")
+def catalogued(finished: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished run with its catalogue."""
+    output = tmp_path_factory.mktemp("catalogued") / "out"
+    shutil.copytree(finished.folder / "out", output)
+    assert finished("concepts", "--output", str(output), "--catalog.contexts", "3") == 0
+    return output
+
+
+def test_the_catalogue_counts_what_the_labels_say(catalogued: Path) -> None:
+    rows = pq.read_table(catalogued / "catalog" / "catalog.parquet").to_pydict()
+    ids = load_from_disk(str(catalogued / "labels"))["train"].with_format("numpy")["concept_ids"][:]
+    assert rows["concept_id"] == list(range(64))
+    assert rows["label_count"] == np.bincount(ids[ids >= 0], minlength=64).tolist()
+    assert sum(rows["frequency"]) == pytest.approx(8, rel=0.05)  # k latents are active at nearly every token
+    assert max(map(len, rows["contexts"])) == 3
+    assert rows["contexts"][int(np.argmax(rows["frequency"]))][0]["source"].endswith(".txt")
+
+
+def test_it_is_made_once(finished: Runner, catalogued: Path, capsys) -> None:
+    options = ("--output", str(catalogued), "--catalog.contexts", "3")
+    assert finished("concepts", *options) == 0
+    assert "Nothing to do" in capsys.readouterr().err
+    assert finished("concepts", "--output", str(catalogued)) == 2
+    assert "catalog.contexts is 3 there, 10 here" in capsys.readouterr().err
+
+
+def test_search_and_show(catalogued: Path, capsys) -> None:
+    folder = ("--catalog", str(catalogued / "catalog"))
+    assert main(["concepts", "search", "river", *folder, "--limit", "3", "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out)
+    assert 1 <= len(hits) <= 3
+    concept = hits[0]["concept_id"]
+    assert main(["concepts", "show", str(concept), *folder]) == 0
+    assert f"concept {concept}" in capsys.readouterr().out
+    assert main(["concepts", "search", "river", *folder]) == 0
+    assert str(concept) in capsys.readouterr().out
+
+
+def test_names_from_a_file(catalogued: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "catalog"
+    shutil.copytree(catalogued / "catalog", folder)
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"5": "gardens of stone"}))
+    assert main(["concepts", "name", "--names", str(names), "--catalog", str(folder)]) == 0
+    assert "1 concepts have a name of names.json" in capsys.readouterr().err
+    assert main(["concepts", "search", "gardens of stone", "--catalog", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["concept_id"] == 5
+    names.write_text(json.dumps({"64": "beyond"}))
+    assert main(["concepts", "name", "--names", str(names), "--catalog", str(folder)]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_without_a_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["concepts", "search", "river"]) == 2
+    assert "there is none in runs/; give --catalog FOLDER" in capsys.readouterr().err
+    assert main(["concepts", "show", "1", "--catalog", "nowhere"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("cocomix: no concept catalogue in nowhere")
+
+
+def test_the_only_catalogue_is_found(catalogued: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    shutil.copytree(catalogued / "catalog", tmp_path / "runs" / "tiny" / "catalog")
+    monkeypatch.chdir(tmp_path)
+    assert main(["concepts", "show", "1"]) == 0
+    shutil.copytree(catalogued / "catalog", tmp_path / "runs" / "other" / "catalog")
+    assert main(["concepts", "show", "1"]) == 2
+    assert "there are 2 in runs/" in capsys.readouterr().err
+
+
+def test_a_recipe_without_concepts_has_no_catalogue(recipe, capsys) -> None:
+    runner = recipe(students={"ntp": {"method": "ntp"}})
+    assert runner("concepts") == 2
+    assert "this recipe has no stage 'catalog'" in capsys.readouterr().err
+
+
+def test_labels_made_elsewhere_need_their_teacher_and_sae(finished: Runner, recipe, tmp_path: Path, capsys) -> None:
+    out = finished.folder / "out"
+    labels = {"source": str(out / "labels")}
+    runner = recipe(labels=labels)
+    assert runner("concepts") == 2
+    assert "set teacher.source and sae.source" in capsys.readouterr().err
+    given = {
+        "teacher": {"source": str(out / "teacher")},
+        "sae": {"source": str(out / "sae"), "teacher_layer": 1},
+        "tokenizer": {"source": str(out / "corpus" / "tokenizer")},
+    }
+    runner = recipe(labels=labels, **given)
+    assert runner("concepts") == 0
+    assert (tmp_path / "out" / "catalog" / "catalog.parquet").is_file()
+
+
+def test_a_teacher_with_another_tokenizer_has_its_own_contexts(finished: Runner, recipe, tmp_path: Path) -> None:
+    out = finished.folder / "out"
+    runner = recipe(
+        teacher={"source": str(out / "teacher")},
+        sae={"source": str(out / "sae"), "teacher_layer": 1},
+        tokenizer={"vocab_size": 258},
+        labels={"alignment": "characters", "online": False},
+    )
+    assert runner("concepts") == 0
+    rows = pq.read_table(tmp_path / "out" / "catalog" / "catalog.parquet").to_pydict()
+    assert sum(rows["label_count"]) > 0
+    strongest = rows["contexts"][int(np.argmax(rows["max_activation"]))][0]
+    assert strongest["source"].endswith(".txt")
