@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cocomix import __version__
+from cocomix import __version__, cli_concepts, processes
 from cocomix.console import say, show
 from cocomix.errors import InputError
 
@@ -32,8 +32,22 @@ RECIPE_COMMANDS = {
     "teacher": RecipeCommand("run a recipe up to the teacher", "teacher"),
     "sae": RecipeCommand("run a recipe up to the sparse autoencoder", "sae"),
     "label": RecipeCommand("run a recipe up to the concept labels", "labels"),
+    "concepts": RecipeCommand(
+        "run a recipe up to the concept catalogue; also: concepts search TEXT | show ID | name", "catalog"
+    ),
     "train": RecipeCommand("run a recipe up to the students, without the report", "students"),
 }
+OPTIONS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "train": {"--only": ("--only NAME", {"metavar": "NAME", "help": "train just this student"})},
+    "label": {
+        "--inspect": ("--inspect", {"action": "store_true", "help": "print and draw how often which labels occur"}),
+        "--student-tokenizer": (
+            "--student-tokenizer SOURCE",
+            {"metavar": "SOURCE", "help": "label for students with this tokenizer, not the teacher's"},
+        ),
+    },
+}
+"""Options of a recipe's commands that are not recipe keys: how usage shows them, and what argparse is told."""
 QUICKSTART = "quickstart"
 COMPARE = "compare"
 
@@ -88,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, (summary, _) in RECIPE_COMMANDS.items():
         command = add(name, summary)
         command.add_argument("recipe", metavar="RECIPE", help="recipe file (YAML)")
-        if name == "train":
-            command.add_argument("--only", metavar="NAME", help="train just this student")
+        for option, (_, about) in OPTIONS.get(name, {}).items():
+            command.add_argument(option, **about)
     command = add(COMPARE, "compare finished runs on the same corpus")
     command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a trained model")
     command.add_argument("--output", metavar="FOLDER", type=Path, help="write the report there")
@@ -98,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _dispatch(arguments: list[str]) -> int:
     command = arguments[0] if arguments else ""
+    if command == "concepts" and arguments[1:2] and arguments[1] in cli_concepts.COMMANDS:
+        return cli_concepts.run(arguments[1:])
     if command in (QUICKSTART, *RECIPE_COMMANDS) and {"-h", "--help"} & set(arguments):
         return _recipe_help(command)
     options, overrides = _parser().parse_known_args(arguments)
@@ -107,6 +123,12 @@ def _dispatch(arguments: list[str]) -> int:
     from cocomix.recipe import load_recipe
 
     path = quickstart_recipe() if command == QUICKSTART else options.recipe
+    if command == "label":
+        if Path(path).is_dir():
+            return _inspect_folder(options, overrides)
+        if options.student_tokenizer is not None:
+            overrides += ["--tokenizer.source", options.student_tokenizer, "--labels.alignment", "characters"]
+    processes.wait_for_first()
     recipe = load_recipe(path, overrides)
     until = "report" if command == QUICKSTART else RECIPE_COMMANDS[command].until
 
@@ -116,11 +138,37 @@ def _dispatch(arguments: list[str]) -> int:
         _show_results(workflow.run_recipe(recipe), Path(recipe.output), str(path), options.json)
         return 0
     pipeline = workflow.run_until(recipe, until, getattr(options, "only", None))
+    if not processes.is_first():
+        return 0
+    if getattr(options, "inspect", False):
+        return _show_labels(pipeline.labels_folder(), options.json)
     records = {stage.name: stage.record().summary for stage in pipeline.stages() if stage.is_done()}
     if options.json:
         show(json.dumps(records, indent=2))
     else:
         say(f"Done: {pipeline.folder}")
+    return 0
+
+
+def _inspect_folder(options: argparse.Namespace, overrides: list[str]) -> int:
+    if not options.inspect or overrides:
+        raise InputError(
+            f"{options.recipe} is a folder; give a recipe, or for a labelled corpus just: "
+            f"cocomix label {options.recipe} --inspect"
+        )
+    return _show_labels(Path(options.recipe), options.json)
+
+
+def _show_labels(folder: Path, as_json: bool) -> int:
+    from cocomix import workflow
+
+    statistics = workflow.inspect_labels(folder)
+    if as_json:
+        show(json.dumps({side: found.figures() for side, found in statistics.items()}, indent=2))
+        return 0
+    for side, found in statistics.items():
+        show(f"\n{side}\n{found.table()}")
+    show(f"\nCurve: {folder / workflow.CURVE_FILE}")
     return 0
 
 
@@ -139,10 +187,10 @@ def _recipe_help(command: str) -> int:
 
     summary = RECIPE_COMMANDS[command].summary if command != QUICKSTART else "run the quickstart recipe"
     recipe = "" if command == QUICKSTART else " RECIPE"
-    only = " [--only NAME]" if command == "train" else ""
+    more = "".join(f" [{usage}]" for usage, _ in OPTIONS.get(command, {}).values())
     parser = ArgumentParser(
         prog=f"cocomix {command}",
-        usage=f"cocomix {command}{recipe}{only} [--json] [--KEY VALUE ...]",
+        usage=f"cocomix {command}{recipe}{more} [--json] [--KEY VALUE ...]",
         description=f"{summary}. Every key of the recipe can be overridden by an option:",
     )
     add_recipe_arguments(parser)
@@ -198,7 +246,3 @@ def _show_results(results: dict[str, Any], folder: Path, recipe: str, as_json: b
         f"  {call} run {recipe} --corpus.source PATH/TO/YOUR/TEXT --output {folder}-mine\n"
         f"  {call} compare {model} {folder}-add/students/{mixed} --output {folder}-mixings"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

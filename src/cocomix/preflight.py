@@ -6,11 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from cocomix.concepts.sae import load_sae
+from cocomix.concepts.attribution import check_tap
+from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_training import require_saelens
-from cocomix.concepts.teacher import check_teacher_layer
 from cocomix.data.corpus import check_corpus, is_token_folder
 from cocomix.data.tokenizer import load_tokenizer, same_tokenizer, vocabulary_size
 from cocomix.errors import InputError
@@ -22,7 +23,7 @@ from cocomix.students import num_concepts, student_config
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
-def check(pipeline: Pipeline) -> None:
+def check(pipeline: Pipeline, with_catalog: bool = False) -> None:
     """Raise one InputError with a line for each thing that cannot work.
 
     Settings first, then what is in the output folder, then what the recipe points at; sizes are tried on
@@ -30,7 +31,8 @@ def check(pipeline: Pipeline) -> None:
     """
     recipe = pipeline.recipe
     _raise(recipe.problems())
-    _raise([line for stage in pipeline.stages() for line in stage.problems()])
+    stages = [*pipeline.stages(), *(pipeline.stages_until("catalog") if with_catalog else [])]
+    _raise([line for stage in dict.fromkeys(stages) for line in stage.problems()])
     problems: list[str] = []
 
     def attempt(check: Callable[[], object]) -> None:
@@ -52,6 +54,16 @@ def check(pipeline: Pipeline) -> None:
     if recipe.needs_labels() and not pipeline.labels_stage.is_done():
         if recipe.labels.source is not None:
             attempt(pipeline.labels)
+        else:
+            attempt(lambda: _check_teacher_and_sae(recipe))
+            if recipe.labels.alignment == "characters":
+                attempt(lambda: _check_alignment(recipe))
+    if with_catalog and recipe.labels.source is not None:
+        if recipe.teacher.source is None or recipe.sae.source is None:
+            problems.append(
+                "a catalogue of labels made elsewhere (labels.source) needs what they were made with: set "
+                "teacher.source and sae.source"
+            )
         else:
             attempt(lambda: _check_teacher_and_sae(recipe))
     for name in recipe.students:
@@ -89,24 +101,39 @@ def _check_teacher_and_sae(recipe: Recipe) -> None:
         )
     else:
         config = _teacher_config(teacher.source)
-        _check_same_tokenizer(recipe, teacher.source, config)
+        if recipe.labels.alignment == "tokens":
+            _check_same_tokenizer(recipe, teacher.source, config)
         context = getattr(config, "max_position_embeddings", recipe.block_size)
         if context < recipe.block_size:
             raise InputError(
                 f"block_size is {recipe.block_size}; the teacher {teacher.source} reads at most {context} tokens"
             )
-    try:
-        check_teacher_layer(recipe.sae.teacher_layer, config.num_hidden_layers)
-    except InputError as error:
-        raise InputError(f"sae.{error}") from None
+    sae = None
     if recipe.sae.source is None:
         require_saelens()
     else:
-        width = load_sae(recipe.sae.source).d_in
-        if width != config.hidden_size:
+        sae = load_sae(recipe.sae.source)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    try:
+        check_tap(model, recipe.sae.teacher_layer, sae)
+    except InputError as error:
+        raise InputError(f"sae: {error}") from None
+
+
+def _check_alignment(recipe: Recipe) -> None:
+    """Labels can be moved by characters only where there are characters, and tokenizers that say where."""
+    if is_token_folder(recipe.corpus.source):
+        raise InputError(
+            f"labels.alignment is 'characters', but {recipe.corpus.source} holds token files, which have no text; "
+            "give text, or a teacher that reads these tokens"
+        )
+    sources = {"tokenizer.source": recipe.tokenizer.source, "teacher.source": recipe.teacher.source}
+    for name, source in sources.items():
+        if source is not None and not load_tokenizer(source).is_fast:
             raise InputError(
-                f"the SAE {recipe.sae.source} reads activations of width {width}, the teacher's are "
-                f"{config.hidden_size} wide; use an SAE that was trained on this teacher"
+                f"{name} {source} has a tokenizer written in Python, which does not say where its tokens lie in the "
+                "text; labels.alignment characters needs a fast one (tokenizer.json)"
             )
 
 
@@ -114,7 +141,7 @@ def _check_same_tokenizer(recipe: Recipe, teacher: str, config: PretrainedConfig
     if recipe.tokenizer.source is None:
         raise InputError(
             f"the teacher {teacher} has a tokenizer of its own, but the recipe trains another one; "
-            f"set tokenizer.source to the teacher's, e.g. {teacher}"
+            f"set tokenizer.source to the teacher's, e.g. {teacher}, or labels.alignment to characters"
         )
     ours = load_tokenizer(recipe.tokenizer.source)
     if Path(teacher).is_dir() and not any((Path(teacher) / name).exists() for name in TOKENIZER_FILES):
@@ -127,7 +154,7 @@ def _check_same_tokenizer(recipe: Recipe, teacher: str, config: PretrainedConfig
     if not same_tokenizer(ours, load_tokenizer(teacher)):
         raise InputError(
             f"the tokenizer {recipe.tokenizer.source} is not that of the teacher {teacher}; "
-            f"set tokenizer.source to the teacher's, e.g. {teacher}"
+            f"set tokenizer.source to the teacher's, e.g. {teacher}, or labels.alignment to characters"
         )
 
 

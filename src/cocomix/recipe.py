@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from cocomix.catalog.building import CatalogConfig
 from cocomix.concepts.labelling import LabelsConfig
 from cocomix.concepts.sae_training import SAEConfig
 from cocomix.data.corpus import CorpusConfig
@@ -20,7 +22,7 @@ from cocomix.data.tokenizer import MIN_VOCAB_SIZE, TokenizerConfig
 from cocomix.errors import InputError
 from cocomix.models.building import BackboneConfig
 from cocomix.suggest import did_you_mean
-from cocomix.training.pretrain import TrainingConfig
+from cocomix.training.pretrain import PRECISIONS, TrainingConfig
 
 METHODS = ("ntp", "cocomix")
 
@@ -31,13 +33,19 @@ class TeacherConfig:
 
     Args:
         source: a Hugging Face causal language model, folder or id, instead of training one.
+        precision: fp32 or bf16, in which it runs while it labels; without it, the one that it was saved in.
         backbone: sizes of the trained teacher.
         training: how it is trained.
     """
 
     source: str | None = None
+    precision: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def dtype(self) -> torch.dtype | None:
+        """Of the weights of the running teacher; None for what they were saved in."""
+        return None if self.precision is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
 
 
 @dataclass
@@ -92,6 +100,7 @@ class Recipe:
         teacher: whose concepts are learnt.
         sae: what finds the concepts in the teacher.
         labels: how the corpus is labelled with them.
+        catalog: what `cocomix concepts` shows of each.
         backbone: sizes of the students.
         training: how every student is trained.
         students: the models, by name.
@@ -106,6 +115,7 @@ class Recipe:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     sae: SAEConfig = field(default_factory=SAEConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
+    catalog: CatalogConfig = field(default_factory=CatalogConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     students: dict[str, StudentConfig] = field(default_factory=dict)
@@ -126,7 +136,9 @@ class Recipe:
         if self.trains_teacher():
             found += [f"teacher.training.{line}" for line in self.teacher.training.problems(self.block_size)]
         if self.needs_labels():
-            found += self.labels.problems()
+            found += self.labels.problems() + self.catalog.problems()
+            if self.teacher.precision not in (None, *PRECISIONS):
+                found.append(f"teacher.precision is {self.teacher.precision!r}; expected {' or '.join(PRECISIONS)}")
             if self.labels.source is None and self.sae.source is None:
                 found += self.sae.problems()
         if self.tokenizer.source is None and self.tokenizer.vocab_size < MIN_VOCAB_SIZE:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cocomix import files
+from cocomix import files, processes
 from cocomix.errors import InputError
 
 RECORD_FILE = "stage.json"
@@ -52,6 +52,8 @@ class Stage:
         settings: the part of the recipe that decides the result.
         needs: stages whose contents it reads.
         make: writes everything into `files.partial(folder)`.
+        together: whether all processes call `make`, each for its share; otherwise the first makes the stage
+            while the others wait.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Stage:
     settings: dict[str, Any]
     needs: tuple[Stage, ...]
     make: Callable[[], Made]
+    together: bool = False
 
     def with_needs(self) -> list[Stage]:
         """This stage and all that it is made from, those first."""
@@ -89,16 +92,29 @@ class Stage:
             f"{self.folder} was made from another {needed.name} than the one in {needed.folder}; "
             f"delete {self.folder} to make it anew"
             for needed in self.needs
-            if needed.is_done() and needed.record().fingerprint != record.inputs[needed.name]
+            if needed.name not in record.inputs
+            or (needed.is_done() and needed.record().fingerprint != record.inputs[needed.name])
         ]
 
     def run(self) -> None:
-        """Make the folder, unless it is finished."""
-        if self.is_done():
-            return
+        """Make the folder, unless it is finished; every process leaves when it is."""
+        if not self.is_done() and (self.together or processes.is_first()):
+            self._make()
+        processes.wait_for_all()
+
+    def _make(self) -> None:
         inputs = {needed.name: needed.record().fingerprint for needed in self.needs}
-        self._claim({"settings": self.settings, "inputs": inputs})
+        if processes.is_first():
+            self._claim({"settings": self.settings, "inputs": inputs})
+        if self.together:
+            processes.wait_for_all()
         made = self.make()
+        if self.together:
+            processes.wait_for_all()
+        if processes.is_first():
+            self._finish(inputs, made)
+
+    def _finish(self, inputs: dict[str, str], made: Made) -> None:
         unfinished = files.partial(self.folder)
         record = Record(self.settings, inputs, made.fingerprint, made.summary)
         files.write_json(unfinished / RECORD_FILE, asdict(record))

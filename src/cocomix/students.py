@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cocomix.concepts.labelling import load_labels
-from cocomix.concepts.sae import load_sae
+from cocomix.concepts.label_store import read_labels_info
+from cocomix.concepts.sae_loading import load_sae
 from cocomix.errors import InputError
 from cocomix.models.building import (
     backbone_config,
@@ -29,7 +29,7 @@ def num_concepts(recipe: Recipe) -> int:
     if not recipe.needs_labels():
         return 0
     if recipe.labels.source is not None:
-        return load_labels(Path(recipe.labels.source)).info.num_concepts
+        return read_labels_info(Path(recipe.labels.source)).num_concepts
     return load_sae(recipe.sae.source).d_sae if recipe.sae.source else recipe.sae.d_sae
 
 

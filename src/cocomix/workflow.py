@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from cocomix import environment, files, preflight
+from cocomix import environment, files, preflight, processes
+from cocomix.concepts.label_statistics import (
+    CURVE_FILE,
+    LabelStatistics,
+    label_statistics,
+    plot_concept_frequency,
+)
+from cocomix.concepts.label_store import load_labels
 from cocomix.console import say
 from cocomix.errors import InputError
 from cocomix.evaluation.compare import compare_runs
 from cocomix.evaluation.report import RESULTS, check_report_folder, write_report
+from cocomix.making import repair_labels
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
 from cocomix.stages import Stage
@@ -31,7 +38,7 @@ def program() -> str:
 
 
 def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
-    """Check a recipe, then make its stages up to `until`: corpus, teacher, sae, labels or students.
+    """Check a recipe, then make its stages up to `until`: corpus, teacher, sae, labels, catalog or students.
 
     Args:
         recipe: what to run.
@@ -41,16 +48,13 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
     Raises:
         InputError: with a line for each thing that cannot work; nothing was made then.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("a recipe runs in one process; start cocomix without torchrun")
     pipeline = Pipeline(recipe)
-    preflight.check(pipeline)
-    stages = pipeline.stages()
-    if until != "students":
-        names = [stage.name for stage in stages]
-        if until not in names:
-            raise InputError(f"this recipe has no stage {until!r}: none of its students needs one")
-        stages = stages[: names.index(until) + 1]
+    if processes.is_first():
+        if processes.count() > 1 and until != "labels":
+            raise InputError("only cocomix label runs in several processes; start this command without torchrun")
+        preflight.check(pipeline, with_catalog=until == "catalog")
+    processes.call_others()
+    stages = pipeline.stages_until(until)
     if only is not None:
         if only not in recipe.students:
             raise InputError(
@@ -59,10 +63,30 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
             )
         stages = pipeline.student_stages[only].with_needs()
     if all(stage.is_done() for stage in stages):
-        say(f"Nothing to do: everything is in {pipeline.folder} already.")
+        if until == "labels" and repair_labels(pipeline):
+            return pipeline
+        if processes.is_first():
+            say(f"Nothing to do: everything is in {pipeline.folder} already.")
     else:
         pipeline.run(stages)
     return pipeline
+
+
+def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:
+    """Count the labels of each side of a labelled corpus, and draw how often each concept is one into its folder.
+
+    Raises:
+        InputError: there is no labelled corpus, or it is damaged.
+    """
+    labelled = load_labels(folder)
+    sides = {"train": labelled.train, "validation": labelled.validation}
+    found = {
+        name: label_statistics(blocks, labelled.info.num_concepts)
+        for name, blocks in sides.items()
+        if blocks is not None
+    }
+    plot_concept_frequency(next(iter(found.values())), folder / CURVE_FILE)
+    return found
 
 
 def run_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -261,13 +261,6 @@ def test_a_report_folder_that_is_something_else(recipe: Recipe, capsys: pytest.C
     refused(runner, capsys, "not a report")
 
 
-def test_several_processes_are_refused(
-    recipe: Recipe, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(recipe(), capsys, "one process")
-
-
 def test_an_output_folder_that_is_something_else(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     runner = recipe()
     (runner.folder / "out" / "corpus").mkdir(parents=True)

@@ -17,7 +17,7 @@ from tiny_run import Runner
 MIDDLE_OF = {
     "corpus": "corpus.partial*",
     "teacher": "teacher.partial/checkpoint-*",
-    "sae": "teacher/stage.json",
+    "sae": "sae.partial/checkpoint-*[0-9]",
     "labels": "labels.partial/train/data-00000-of-?????.arrow",
     "ntp": "students/ntp.partial/checkpoint-*",
     "cocomix": "students/cocomix.partial/checkpoint-*",
@@ -26,7 +26,7 @@ MIDDLE_OF = {
 
 
 def start(runner: Runner, output: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "cocomix.cli", "run", str(runner.recipe), "--output", str(output)]
+    command = [sys.executable, "-m", "cocomix", "run", str(runner.recipe), "--output", str(output)]
     log = (output.parent / "log").open("ab")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -47,6 +47,8 @@ def test_killed_in_every_stage_ends_with_the_same_metrics(finished: Runner, text
     for stage, pattern in MIDDLE_OF.items():
         kill_when(start(finished, output), output, pattern)
         assert not (output / "report").exists()
+        if stage == "sae":  # after one of its 32 steps, each of which ends with a checkpoint, and before the last
+            assert not (output / "sae.partial" / "checkpoint-32").exists()
         if stage == "labels":
             shard = next((output / "labels.partial" / "train").glob("data-00000-of-?????.arrow"))
             first_shard_made = shard.stat().st_mtime_ns

@@ -1,36 +1,58 @@
 """Train a sparse autoencoder on a teacher's residual stream, with SAELens.
 
-N tokens, d teacher width.
+A training that is interrupted goes on from its last checkpoint and ends with the same weights, bit for bit.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
-from collections.abc import Callable, Iterator
+import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from cocomix.concepts.sae import SparseAutoencoder, load_sae
-from cocomix.concepts.teacher import freeze, loss_with_residual, residual_stream
+from cocomix import files
+from cocomix.concepts.activations import ActivationStream
+from cocomix.concepts.teacher import freeze
 from cocomix.errors import InputError
+from cocomix.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from sae_lens import SAETrainer
+
+ARCHITECTURES = ("topk", "batchtopk", "jumprelu")
+ONLY_FOR = {"k": ("topk", "batchtopk"), "l0_coefficient": ("jumprelu",)}
+"""Settings that have no effect with the other architectures."""
+CHECKPOINTS = 20
+"""One every 5 % of the steps: what a kill costs at most."""
+STREAM_FILE = "stream.pt"
 
 
 @dataclass
 class SAEConfig:
     """The sparse autoencoder whose latents are the concepts.
 
+    The architecture decides how sparsity comes about. `topk` keeps the k strongest latents of every token,
+    `batchtopk` as many on average, more where a token needs more. `jumprelu` learns a threshold for each latent,
+    and an active latent costs up to `l0_coefficient`, as much as an error of that size: the squared error over
+    the teacher's d dimensions, which is about d where nothing is reconstructed. The price rises from 0 over the
+    whole training. A larger coefficient leaves fewer active; how many depends on the teacher, so look at the
+    report and try again (0.1 left 17 at a width of 128).
+
     Args:
-        source: a SAELens folder or an OpenAI .pt file, instead of training one.
+        source: what `load_sae` takes (a folder, `saelens:RELEASE/SAE_ID`, an OpenAI .pt file), instead of training one.
         teacher_layer: 0-based teacher block after which it reads.
+        architecture: topk, batchtopk or jumprelu.
         d_sae: C, latents of the trained SAE.
-        k: latents that it keeps per token.
+        k: active latents per token, of topk and batchtopk.
+        l0_coefficient: price of an active latent, of jumprelu.
         training_tokens: activations that it is trained on.
         tokens_per_step: activations of one optimiser step.
         learning_rate: Adam's, constant after the warm-up, then linear to 0 over the last fifth.
@@ -39,8 +61,10 @@ class SAEConfig:
 
     source: str | None = None
     teacher_layer: int = 3
+    architecture: str = "topk"
     d_sae: int = 2048
     k: int = 32
+    l0_coefficient: float = 0.1
     training_tokens: int = 1_000_000
     tokens_per_step: int = 2048
     learning_rate: float = 1e-3
@@ -50,55 +74,41 @@ class SAEConfig:
         """What cannot work about these settings, a line each."""
         found = [
             f"sae.{name} is {getattr(self, name)}; expected 1 or more"
-            for name in ("training_tokens", "tokens_per_step", "buffer_tokens")
+            for name in ("d_sae", "training_tokens", "tokens_per_step", "buffer_tokens")
             if getattr(self, name) < 1
         ]
-        if not 1 <= self.k <= self.d_sae:
-            found.append(f"sae.k is {self.k}; with sae.d_sae {self.d_sae} it must be 1 to {self.d_sae}")
+        found += [
+            f"sae.{name} is {getattr(self, name)}; it must be above 0"
+            for name in ("l0_coefficient", "learning_rate")
+            if not getattr(self, name) > 0
+        ]
+        found += self._architecture_problems()
         if self.training_tokens < self.tokens_per_step:
             found.append(f"sae.training_tokens is {self.training_tokens}, less than one step of {self.tokens_per_step}")
         if self.buffer_tokens < self.tokens_per_step:
             found.append(f"sae.buffer_tokens is {self.buffer_tokens}, less than one step of {self.tokens_per_step}")
         return found
 
+    def _architecture_problems(self) -> list[str]:
+        if self.architecture not in ARCHITECTURES:
+            return [
+                f"sae.architecture is {self.architecture!r}; expected one of {', '.join(ARCHITECTURES)}"
+                + did_you_mean(self.architecture, ARCHITECTURES)
+            ]
+        defaults = {setting.name: setting.default for setting in dataclasses.fields(self)}
+        found = [
+            f"sae.{name} is {getattr(self, name)}, which has no effect with sae.architecture {self.architecture} "
+            f"(only with {' and '.join(architectures)}); leave it out"
+            for name, architectures in ONLY_FOR.items()
+            if self.architecture not in architectures and getattr(self, name) != defaults[name]
+        ]
+        if self.architecture in ONLY_FOR["k"] and not 1 <= self.k <= self.d_sae:
+            found.append(f"sae.k is {self.k}; with sae.d_sae {self.d_sae} it must be 1 to {self.d_sae}")
+        return found
 
-@dataclass(frozen=True)
-class SAEQuality:
-    """How well an SAE stands in for the residual stream, on validation text.
-
-    Attributes:
-        fraction_variance_unexplained: Σ|x − x̃|² / Σ|x − mean x|².
-        dead_share: share of latents that were never active on `tokens` tokens.
-        mean_active: active latents per token (L0).
-        teacher_loss: nats per token, the residual stream as it is.
-        spliced_loss: the same with x̃ in place of x.
-        zero_loss: the same with 0 in place of x.
-        loss_recovered: (zero − spliced) / (zero − clean).
-        tokens: validation tokens measured on.
-    """
-
-    fraction_variance_unexplained: float
-    dead_share: float
-    mean_active: float
-    teacher_loss: float
-    spliced_loss: float
-    zero_loss: float
-    loss_recovered: float
-    tokens: int
-
-
-def activations(
-    teacher: PreTrainedModel, blocks: Dataset, layer: int, blocks_per_batch: int, seed: int
-) -> Iterator[Tensor]:
-    """Residual streams (N, d) of blocks in a shuffled order, round after round without end."""
-    order = np.random.default_rng(seed)
-    rows = blocks.with_format("numpy")
-    while True:
-        shuffled = order.permutation(len(rows))
-        for start in range(0, len(shuffled), blocks_per_batch):
-            ids = rows[shuffled[start : start + blocks_per_batch]]["input_ids"].astype(np.int64)
-            x = residual_stream(teacher, torch.from_numpy(ids).to(teacher.device), layer)
-            yield x.flatten(0, 1).float()
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.training_tokens // self.tokens_per_step
 
 
 def require_saelens() -> None:
@@ -107,93 +117,180 @@ def require_saelens() -> None:
         raise InputError("training an SAE needs SAELens; install it with: pip install 'cocomix[sae]'")
 
 
-def train_sae(
-    teacher: PreTrainedModel, blocks: Dataset, config: SAEConfig, folder: Path, seed: int
-) -> SparseAutoencoder:
-    """Train a TopK SAE and save it to `folder` in SAELens' form.
+def train_sae(teacher: PreTrainedModel, blocks: Dataset, config: SAEConfig, folder: Path, seed: int) -> None:
+    """Train an SAE and save it to `folder` in SAELens' form for use, which is jumprelu for batchtopk too.
 
-    Its input is scaled to the norm √d on average, and the scale is folded into the weights at the end.
+    Its input is scaled to the norm √d on average, which is measured on the first batches, and the scale is
+    folded into the weights at the end. Checkpoints lie in `folder` until `discard_sae_checkpoints`; called again
+    after an interruption, training goes on from the last of them.
 
     Raises:
-        InputError: SAELens is not installed.
+        InputError: SAELens is not installed, or the loss is no longer a number.
     """
     require_saelens()
-    from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.training.mixing_buffer import mixing_buffer
-
     freeze(teacher)
     torch.manual_seed(seed)
-    sae = TopKTrainingSAE(
-        TopKTrainingSAEConfig(
-            d_in=teacher.config.get_text_config().hidden_size,
-            d_sae=config.d_sae,
-            k=config.k,
-            normalize_activations="expected_average_only_in",
-            device=str(teacher.device),
+    stream = ActivationStream(
+        teacher,
+        blocks,
+        config.teacher_layer,
+        tokens_per_step=config.tokens_per_step,
+        buffer_tokens=config.buffer_tokens,
+        seed=seed,
+    )
+    trainer = _new_trainer(teacher, config, stream)
+    newest = max(_checkpoints(folder), key=_step_of, default=None)
+    if newest is None:
+        trainer.activation_scaler.estimate_scaling_factor(
+            trainer.sae.cfg.d_in, stream, trainer.cfg.n_batches_for_norm_estimate
         )
-    )
-    steps = config.training_tokens // config.tokens_per_step
-    block_size = len(blocks[0]["input_ids"])
-    per_batch = max(1, config.tokens_per_step // block_size)
-    stream = activations(teacher, blocks, config.teacher_layer, per_batch, seed)
-    trainer = SAETrainer(
-        SAETrainerConfig(
-            total_training_samples=steps * config.tokens_per_step,
-            train_batch_size_samples=config.tokens_per_step,
-            lr=config.learning_rate,
-            lr_end=config.learning_rate / 10,
-            lr_warm_up_steps=min(100, steps // 20),
-            lr_decay_steps=steps // 5,
-            device=str(teacher.device),
-            dead_feature_window=max(50, steps // 10),
-            n_batches_for_norm_estimate=min(50, steps),
-        ),
-        sae,
-        mixing_buffer(config.buffer_tokens, config.tokens_per_step, stream),
-    )
-    trainer.fit().save_inference_model(str(folder))
-    return load_sae(folder)
+    else:
+        _load_checkpoint(trainer, stream, newest)
+    _train(trainer, stream, config, folder)
+    trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+    trainer.set_final_sae_metadata()
+    trainer.sae.save_inference_model(folder)
 
 
-@torch.no_grad()
-def sae_quality(
-    teacher: PreTrainedModel, sae: SparseAutoencoder, blocks: Dataset, layer: int, blocks_per_batch: int
-) -> SAEQuality:
-    """Measure an SAE on `blocks`, all of them."""
-    freeze(teacher)
-    rows = blocks.with_format("numpy")
-    errors, active, tokens, targets = 0.0, 0, 0, 0
-    total, squares = torch.zeros(sae.d_in, dtype=torch.float64), 0.0
-    fired = torch.zeros(sae.d_sae, dtype=torch.bool)
-    losses = {"teacher_loss": 0.0, "spliced_loss": 0.0, "zero_loss": 0.0}
-    replacements: dict[str, Callable[[Tensor], Tensor]] = {
-        "teacher_loss": lambda x: x,
-        "spliced_loss": sae.reconstruct,
-        "zero_loss": torch.zeros_like,
+def discard_sae_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints in `folder`, once nothing can be lost any more."""
+    for checkpoint in list(folder.glob("checkpoint-*")):
+        _discard(checkpoint)
+
+
+def _train(trainer: SAETrainer, stream: ActivationStream, config: SAEConfig, folder: Path) -> None:
+    """Take the steps that are left.
+
+    `SAETrainer.fit` could go on from a checkpoint too, but it writes its own before it counts the step, so that
+    its counter is one behind after each resumption. `step` is what SAELens offers to loops of others.
+    """
+    steps = config.steps()
+    every = max(1, steps // CHECKPOINTS)
+    progress = tqdm(
+        total=steps * config.tokens_per_step,
+        initial=trainer.n_training_samples,
+        desc=f"SAE ({config.architecture})",
+        unit="tok",
+        unit_scale=True,
+        dynamic_ncols=True,
+    )
+    with progress:
+        while trainer.n_training_steps < steps:
+            trainer.maybe_reset_sparsity()
+            output = trainer.step(next(stream))
+            trainer.n_training_steps += 1
+            progress.update(config.tokens_per_step)
+            if trainer.n_training_steps % every == 0 or trainer.n_training_steps == steps:
+                # Only now, since reading a loss waits for the device; one that is no number stays so.
+                figures = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
+                _refuse_divergence(figures["losses/overall_loss"], trainer, config)
+                progress.set_postfix(
+                    unexplained=f"{1 - figures['metrics/explained_variance']:.3f}",
+                    active=f"{figures['metrics/l0']:.1f}",
+                    dead=figures["sparsity/dead_features"],
+                )
+                _save_checkpoint(trainer, stream, folder)
+
+
+def _refuse_divergence(loss: float, trainer: SAETrainer, config: SAEConfig) -> None:
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the training of the SAE diverged: after {trainer.n_training_samples} tokens its loss is {loss}; "
+            f"lower sae.learning_rate, which is {config.learning_rate}"
+        )
+
+
+def _new_trainer(teacher: PreTrainedModel, config: SAEConfig, stream: ActivationStream) -> SAETrainer:
+    from sae_lens import SAETrainer
+    from sae_lens.config import SAETrainerConfig
+
+    steps = config.steps()
+    settings = SAETrainerConfig(
+        total_training_samples=steps * config.tokens_per_step,
+        train_batch_size_samples=config.tokens_per_step,
+        lr=config.learning_rate,
+        lr_end=config.learning_rate,  # must be given; a constant schedule does not use it
+        lr_warm_up_steps=min(100, steps // 20),
+        lr_decay_steps=steps // 5,
+        device=str(teacher.device),
+        dead_feature_window=max(50, steps // 10),
+        n_batches_for_norm_estimate=min(50, steps),
+    )
+    return SAETrainer(settings, _new_sae(teacher, config), stream)
+
+
+def _new_sae(teacher: PreTrainedModel, config: SAEConfig) -> Any:
+    """An untrained SAE of SAELens."""
+    import sae_lens
+
+    common = {
+        "d_in": teacher.config.get_text_config().hidden_size,
+        "d_sae": config.d_sae,
+        "normalize_activations": "expected_average_only_in",
+        "device": str(teacher.device),
     }
-    for start in tqdm(range(0, len(rows), blocks_per_batch), desc="SAE quality", unit="batch", leave=False):
-        ids = torch.from_numpy(rows[start : start + blocks_per_batch]["input_ids"].astype(np.int64))
-        ids = ids.to(teacher.device)
-        x = residual_stream(teacher, ids, layer)
-        latents = sae.encode(x)
-        errors += (x - sae.reconstruct(x)).double().square().sum().item()
-        total += x.double().sum((0, 1)).cpu()
-        squares += x.double().square().sum().item()
-        is_active = latents.values > 0
-        active += int(is_active.sum())
-        fired[latents.indices[is_active].cpu()] = True
-        tokens += ids.numel()
-        targets += ids[:, 1:].numel()
-        for name, replace in replacements.items():
-            losses[name] += loss_with_residual(teacher, ids, layer, replace).item()
-    variance = squares - (total.square().sum() / tokens).item()
-    means = {name: value / targets for name, value in losses.items()}
-    return SAEQuality(
-        fraction_variance_unexplained=errors / variance,
-        dead_share=1 - fired.float().mean().item(),
-        mean_active=active / tokens,
-        loss_recovered=(means["zero_loss"] - means["spliced_loss"]) / (means["zero_loss"] - means["teacher_loss"]),
-        tokens=tokens,
-        **means,
-    )
+    if config.architecture == "topk":
+        sae = sae_lens.TopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(k=config.k, **common))
+    elif config.architecture == "batchtopk":
+        # The threshold used after training is a running mean that starts at 0: in short trainings it has to be
+        # a faster one than SAELens' default of 0.01 a step, or it would not have arrived.
+        threshold_rate = min(1.0, max(0.01, 10 / config.steps()))
+        sae = sae_lens.BatchTopKTrainingSAE(
+            sae_lens.BatchTopKTrainingSAEConfig(k=config.k, topk_threshold_lr=threshold_rate, **common)
+        )
+    else:
+        # Anthropic's settings for it. SAELens' defaults, DeepMind's, move the thresholds too slowly for trainings of
+        # some hundred steps: on a teacher of width 128 they left 130 latents active where these leave 24.
+        sae = sae_lens.JumpReLUTrainingSAE(
+            sae_lens.JumpReLUTrainingSAEConfig(
+                l0_coefficient=config.l0_coefficient,
+                l0_warm_up_steps=config.steps(),
+                jumprelu_sparsity_loss_mode="tanh",
+                jumprelu_bandwidth=2.0,
+                jumprelu_init_threshold=0.1,
+                jumprelu_ste_to_input=True,
+                pre_act_loss_coefficient=3e-6,
+                **common,
+            )
+        )
+    sae.cfg.metadata.hook_name = f"blocks.{config.teacher_layer}.hook_resid_post"  # where it reads
+    return sae
+
+
+# Checkpoints: folders `checkpoint-STEPS`, whole or absent.
+
+
+def _save_checkpoint(trainer: SAETrainer, stream: ActivationStream, folder: Path) -> None:
+    """Save all that the rest of the training depends on, and delete older checkpoints."""
+    newest = folder / f"checkpoint-{trainer.n_training_steps}"
+    with files.whole_folder(newest) as unfinished:
+        trainer.sae.save_model(unfinished)
+        trainer.save_trainer_state(unfinished)
+        state = {"stream": stream.state_dict(), "torch_rng": torch.get_rng_state()}
+        torch.save(state, unfinished / STREAM_FILE)
+    for checkpoint in set(folder.glob("checkpoint-*")) - {newest}:
+        _discard(checkpoint)
+
+
+def _load_checkpoint(trainer: SAETrainer, stream: ActivationStream, checkpoint: Path) -> None:
+    trainer.sae.load_weights_from_checkpoint(checkpoint)
+    trainer.load_trainer_state(checkpoint)
+    state = torch.load(checkpoint / STREAM_FILE, map_location="cpu", weights_only=True)
+    stream.load_state_dict(state["stream"])
+    torch.set_rng_state(state["torch_rng"])
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The whole ones; others are called `checkpoint-STEPS.partial`."""
+    return [found for found in folder.glob("checkpoint-*") if not found.suffix]
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _discard(checkpoint: Path) -> None:
+    """Delete a checkpoint; it stops being a whole one at once, not file by file."""
+    if not checkpoint.suffix:
+        checkpoint = checkpoint.rename(files.partial(checkpoint))
+    shutil.rmtree(checkpoint)

@@ -194,8 +194,12 @@ def preparation_flops(results: dict[str, Any]) -> dict[str, float] | None:
     teacher = results.get("teacher", {})
     if "training_flops_per_token" in teacher:
         cost["teacher"] = float(teacher["training_flops_per_token"] * teacher["tokens"])
-    blocks = packed["train_blocks"] + packed["validation_blocks"]
-    cost["labels"] = float(labels["flops_per_token"] * blocks * packed["block_size"])
+    tokens = packed["validation_blocks"] * packed["block_size"]
+    if labels["online"]:  # each student had its own training text labelled as it went
+        tokens += sum(student["tokens"] for student in results["students"].values() if student["method"] == "cocomix")
+    else:
+        tokens += packed["train_blocks"] * packed["block_size"]
+    cost["labels"] = float(labels["flops_per_token"] * tokens)
     return cost
 
 
@@ -231,8 +235,9 @@ def _provenance(results: dict[str, Any]) -> list[str]:
     if labels := results.get("labels"):
         lines.append(
             f"Labels by `{labels['selection']}`, {labels['labels_per_token']} per token: "
-            f"{labels['labelled_share']:.1%} of the training tokens have at least one, "
-            f"{labels['full_share']:.1%} have all."
+            f"{labels['labelled_share']:.1%} of the {'validation' if labels['online'] else 'training'} tokens have at "
+            f"least one, {labels['full_share']:.1%} have all; {labels['fewer_positive_share']:.1%} of those with one "
+            "have a label whose score is not positive, or fewer than all."
         )
     return lines
 

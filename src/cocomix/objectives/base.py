@@ -33,6 +33,10 @@ class Objective(Protocol):
         """Dataset columns that it reads."""
         ...
 
+    def prepare(self, batch: Batch) -> Batch:
+        """`batch`, on the device, with what is computed for it at this moment instead of being stored."""
+        ...
+
     def count(self, batch: Batch) -> Counts:
         """Targets in `batch`, by kind."""
         ...

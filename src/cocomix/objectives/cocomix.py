@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.models.losses import IGNORE
 from cocomix.objectives.base import Batch, Counts, Losses
 from cocomix.objectives.ntp import count_tokens
 
+Labeller = Callable[[Tensor], Tensor]
+"""Concept labels (B, T, A) of blocks (B, T), −100 for none."""
+
 
 @dataclass(frozen=True)
 class ConceptMixing:
-    """L_token + λ · L_concept of a `CoCoMixForCausalLM`; λ is the model's `concept_loss_weight`."""
+    """L_token + λ · L_concept of a `CoCoMixForCausalLM`; λ is the model's `concept_loss_weight`.
 
-    columns: tuple[str, ...] = ("input_ids", "concept_ids")
+    Args:
+        labeller: computes the labels of each batch; without one they are stored, column `concept_ids`.
+    """
+
+    labeller: Labeller | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The labels too, if they are stored."""
+        return ("input_ids",) if self.labeller else ("input_ids", "concept_ids")
+
+    def prepare(self, batch: Batch) -> Batch:
+        """With the labels."""
+        return {**batch, "concept_ids": self.labeller(batch["input_ids"])} if self.labeller else batch
 
     def count(self, batch: Batch) -> Counts:
         """Predicted tokens, and tokens with at least one concept label."""

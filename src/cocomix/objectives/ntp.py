@@ -22,6 +22,10 @@ class NextToken:
 
     columns: tuple[str, ...] = ("input_ids",)
 
+    def prepare(self, batch: Batch) -> Batch:
+        """As it is."""
+        return batch
+
     def count(self, batch: Batch) -> Counts:
         """Predicted tokens."""
         return {"token": count_tokens(batch)}

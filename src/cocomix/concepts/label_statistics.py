@@ -1,0 +1,91 @@
+"""What a labelled corpus holds: how many labels, and how often each concept is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from cocomix.console import table
+
+CURVE_FILE = "concept_frequency.png"
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """Counts over all blocks of one side.
+
+    Attributes:
+        tokens: tokens.
+        slots: (A + 1,) tokens with 0, 1, … A labels.
+        concept_counts: (C,) how often each concept is a label.
+    """
+
+    tokens: int
+    slots: np.ndarray
+    concept_counts: np.ndarray
+
+    def figures(self) -> dict[str, float]:
+        """What there is to say about the counts, shares between 0 and 1."""
+        labels = int(self.concept_counts.sum())
+        per_token = len(self.slots) - 1
+        ordered = np.sort(self.concept_counts)[::-1]
+        share = ordered[ordered > 0] / max(1, labels)
+        return {
+            "tokens": self.tokens,
+            "labels": labels,
+            "labels_per_token": labels / self.tokens,
+            "labelled_share": 1 - float(self.slots[0]) / self.tokens,
+            "fewer_than_all_share": 1 - float(self.slots[per_token]) / self.tokens,
+            "concepts": len(ordered),
+            "concepts_used_share": float((ordered > 0).mean()),
+            "most_frequent_share": float(share[0]) if labels else 0.0,
+            # As many equally frequent concepts would be as hard to guess.
+            "effective_concepts": float(np.exp(-(share * np.log(share)).sum())) if labels else 0.0,
+        }
+
+    def table(self) -> str:
+        """The figures, to read."""
+        figures = self.figures()
+        per_token = len(self.slots) - 1
+        rows = [
+            ["tokens", f"{self.tokens:,}"],
+            ["tokens with at least one label", f"{figures['labelled_share']:.2%}"],
+            [f"tokens with fewer than {per_token}", f"{figures['fewer_than_all_share']:.2%}"],
+            ["labels per token", f"{figures['labels_per_token']:.3f}"],
+            ["concepts that are ever a label", f"{figures['concepts_used_share']:.2%} of {figures['concepts']:,}"],
+            ["share of the most frequent concept", f"{figures['most_frequent_share']:.2%} of the labels"],
+            ["effective number of concepts", f"{figures['effective_concepts']:,.0f}"],
+        ]
+        return table(["labels", ""], rows)
+
+
+def label_statistics(blocks: Dataset, num_concepts: int) -> LabelStatistics:
+    """Count the labels of blocks with a column `concept_ids` (T, A); one pass, a batch at a time."""
+    per_token = blocks.features["concept_ids"].feature.length
+    slots, counts = np.zeros(per_token + 1, np.int64), np.zeros(num_concepts, np.int64)
+    for part in blocks.select_columns("concept_ids").with_format("numpy").iter(batch_size=256):
+        ids = part["concept_ids"]
+        has = ids >= 0
+        slots += np.bincount(has.sum(-1).ravel(), minlength=per_token + 1)
+        counts += np.bincount(ids[has], minlength=num_concepts)
+    return LabelStatistics(int(slots.sum()), slots, counts)
+
+
+def plot_concept_frequency(statistics: LabelStatistics, path: Path) -> None:
+    """Draw how often each concept is a label, the most frequent first, as a PNG."""
+    from matplotlib.figure import Figure
+
+    ordered = np.sort(statistics.concept_counts)[::-1]
+    used = ordered[ordered > 0] / max(1, statistics.tokens)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.loglog(np.arange(1, len(used) + 1), used)
+    axes.set_xlabel("concept, the most frequent first")
+    axes.set_ylabel("share of tokens labelled with it")
+    never = len(ordered) - len(used)
+    axes.set_title(f"{len(used):,} of {len(ordered):,} concepts are labels, {never:,} never", fontsize=10)
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(path, dpi=150)

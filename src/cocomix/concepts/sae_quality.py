@@ -1,0 +1,166 @@
+"""How well a sparse autoencoder stands in for a teacher's residual stream, measured on validation text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from cocomix import files
+from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.concepts.teacher import freeze, loss_with_residual
+
+EVALUATION_TOKENS = 300_000
+"""Validation tokens that are read, if there are so many. A latent that is active at one token in 50,000 is then
+missed, and called dead, with a probability of only e^-6 = 0.2 %; more tokens would say little more."""
+QUALITY_FILE, HISTOGRAM_FILE = "quality.json", "latent_frequency.png"
+
+
+@dataclass(frozen=True)
+class SAEQuality:
+    """The figures.
+
+    Attributes:
+        fraction_variance_unexplained: Σ|x − x̃|² / Σ|x − mean x|².
+        dead_share: share of latents that were never active on `tokens` tokens.
+        mean_active: active latents per token (L0).
+        teacher_loss: nats per token, the residual stream as it is.
+        spliced_loss: the same with x̃ in place of x.
+        zero_loss: the same with 0 in place of x.
+        loss_recovered: (zero − spliced) / (zero − teacher); 0 where zeros cost nothing, so that there is nothing
+            to recover.
+        tokens: validation tokens measured on.
+    """
+
+    fraction_variance_unexplained: float
+    dead_share: float
+    mean_active: float
+    teacher_loss: float
+    spliced_loss: float
+    zero_loss: float
+    loss_recovered: float
+    tokens: int
+
+
+class MeasuredSAE(NamedTuple):
+    """What was found out about an SAE."""
+
+    quality: SAEQuality
+    frequency: Tensor
+    """(d_sae,) share of the tokens at which each latent is active, float64."""
+
+
+class _Splice:
+    """Puts x̃ in place of x (B, T, d), and adds up what there is to say about both."""
+
+    def __init__(self, sae: SparseAutoencoder) -> None:
+        self.sae = sae
+        self.tokens = 0
+        self.squared_error = 0.0
+        self.squares = 0.0
+        self.total = torch.zeros(sae.d_in, dtype=torch.float64)
+        self.active = torch.zeros(sae.d_sae, dtype=torch.int64)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        reconstruction = self.sae.reconstruct(x)
+        latents = self.sae.encode(x)
+        self.tokens += x[..., 0].numel()
+        self.squared_error += (x.double() - reconstruction.double()).square().sum().item()
+        self.squares += x.double().square().sum().item()
+        self.total += x.double().sum((0, 1)).cpu()
+        self.active += torch.bincount(latents.indices[latents.values > 0], minlength=self.sae.d_sae).cpu()
+        return reconstruction
+
+    def fraction_variance_unexplained(self) -> float:
+        """Σ|x − x̃|² / Σ|x − mean x|²; where x never varies, 0 if it is met exactly, else 1."""
+        variance = self.squares - (self.total.square().sum() / self.tokens).item()
+        return self.squared_error / variance if variance > 0 else float(self.squared_error > 0)
+
+
+@torch.no_grad()
+def sae_quality(
+    teacher: PreTrainedModel, sae: SparseAutoencoder, blocks: Dataset, layer: int, blocks_per_batch: int
+) -> MeasuredSAE:
+    """Measure an SAE on the first EVALUATION_TOKENS tokens of `blocks`, in three forward passes: x, x̃ and 0."""
+    freeze(teacher)
+    rows = blocks.with_format("numpy")
+    wanted = min(len(rows), -(-EVALUATION_TOKENS // len(rows[0]["input_ids"])))
+    splice, targets = _Splice(sae), 0
+    replacements: dict[str, Callable[[Tensor], Tensor]] = {
+        "teacher_loss": lambda x: x,
+        "spliced_loss": splice,
+        "zero_loss": torch.zeros_like,
+    }
+    sums = dict.fromkeys(replacements, 0.0)
+    for start in tqdm(range(0, wanted, blocks_per_batch), desc="SAE quality", unit="batch", leave=False):
+        ids = torch.from_numpy(rows[start : min(start + blocks_per_batch, wanted)]["input_ids"].astype(np.int64))
+        ids = ids.to(teacher.device)
+        targets += ids[:, 1:].numel()
+        for name, replace in replacements.items():
+            sums[name] += loss_with_residual(teacher, ids, layer, replace).item()
+    losses = {name: total / targets for name, total in sums.items()}
+    recoverable = losses["zero_loss"] - losses["teacher_loss"]
+    quality = SAEQuality(
+        fraction_variance_unexplained=splice.fraction_variance_unexplained(),
+        dead_share=(splice.active == 0).double().mean().item(),
+        mean_active=splice.active.sum().item() / splice.tokens,
+        loss_recovered=(losses["zero_loss"] - losses["spliced_loss"]) / recoverable if recoverable > 0 else 0.0,
+        tokens=splice.tokens,
+        **losses,
+    )
+    return MeasuredSAE(quality, splice.active.double() / splice.tokens)
+
+
+def write_quality(measured: MeasuredSAE, folder: Path) -> None:
+    """Write the figures and the histogram of latent frequencies into `folder`."""
+    files.write_json(folder / QUALITY_FILE, dataclasses.asdict(measured.quality))
+    plot_frequencies(measured, folder / HISTOGRAM_FILE)
+
+
+def plot_frequencies(measured: MeasuredSAE, path: Path) -> None:
+    """Histogram of how often the latents are active, on a logarithmic axis, with a bar of its own for the dead."""
+    from matplotlib.figure import Figure
+
+    quality = measured.quality
+    alive = measured.frequency[measured.frequency > 0].log10().numpy()
+    dead = len(measured.frequency) - len(alive)
+    # A bar is a quarter of a power of ten wide. Once in all tokens is the least that can be seen.
+    least = np.floor(-np.log10(quality.tokens) * 4) / 4
+    edges = np.arange(least, 0.01, 0.25)
+    in_range = alive.clip(edges[0], edges[-1])  # rounding must not lose the rarest
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.hist(
+        in_range, edges.tolist(), color="tab:blue", edgecolor="white", label=f"active at least once: {len(alive):,}"
+    )
+    if dead:
+        bar = axes.bar(least - 0.5, dead, 0.25, color="tab:red", label=f"dead (never active): {dead:,}")
+        axes.bar_label(bar, labels=[f"{dead:,}"], padding=2)
+    if len(alive):
+        median = float(np.median(alive))
+        axes.axvline(median, color="black", linestyle="--", linewidth=1, label=f"median of these: {_one_in(median)}")
+    powers = list(range(int(np.ceil(least)), 1))
+    axes.set_xticks([least - 0.5, *powers] if dead else powers, ["dead"] * bool(dead) + [_one_in(p) for p in powers])
+    axes.set(xlabel="tokens at which a latent is active (log scale)", ylabel="number of latents")
+    axes.set_title(
+        f"{len(measured.frequency):,} latents on {quality.tokens:,} tokens: {quality.dead_share:.1%} dead, "
+        f"{quality.mean_active:.1f} active per token"
+    )
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend()
+    figure.savefig(path)
+
+
+def _one_in(log10_frequency: float) -> str:
+    """A frequency in words."""
+    return "every token" if log10_frequency >= 0 else f"1 in {10**-log10_frequency:,.0f}"

@@ -1,0 +1,325 @@
+"""How each stage of a recipe is made: what it reads, what it calls, and what it records."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, load_from_disk
+from transformers import PreTrainedModel, set_seed
+
+from cocomix import files, fingerprint
+from cocomix.catalog.building import build_catalog
+from cocomix.concepts.alignment import OtherTokens
+from cocomix.concepts.attribution import ConceptExtractor
+from cocomix.concepts.label_statistics import label_statistics
+from cocomix.concepts.label_store import LabelsInfo, all_whole
+from cocomix.concepts.labelling import Side, label_corpus, label_in_equal_batches
+from cocomix.concepts.reading import SameTokens, TeacherReader
+from cocomix.concepts.sae_loading import load_sae
+from cocomix.concepts.sae_quality import sae_quality, write_quality
+from cocomix.concepts.sae_training import discard_sae_checkpoints, train_sae
+from cocomix.concepts.teacher import teacher_fingerprint
+from cocomix.data.corpus import is_token_folder, write_documents
+from cocomix.data.documents import load_documents
+from cocomix.data.packing import PackedCorpus, pack_documents, pack_token_files
+from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
+from cocomix.errors import InputError
+from cocomix.evaluation.concepts import constant_recall
+from cocomix.evaluation.flops import labelling_flops_per_token
+from cocomix.evaluation.validation import evaluate_model
+from cocomix.models.building import backbone_config, build_plain
+from cocomix.models.configuration import CoCoMixConfig
+from cocomix.objectives import ConceptMixing, NextToken, Objective
+from cocomix.objectives.cocomix import Labeller
+from cocomix.stages import Made
+from cocomix.students import OBJECTIVES, build_student, num_concepts, student_config
+from cocomix.training.pretrain import TrainingConfig, discard_checkpoints, pretrain
+from cocomix.training.run import Run, describe_run, save_run
+
+if TYPE_CHECKING:
+    from cocomix.pipeline import Pipeline
+
+
+def make_corpus(pipeline: Pipeline) -> Made:
+    """Documents, tokenizer, blocks."""
+    recipe = pipeline.recipe
+    with files.whole_folder(files.partial(pipeline.corpus_stage.folder)) as folder:
+        documents = None
+        if not is_token_folder(recipe.corpus.source):
+            documents = write_documents(recipe.corpus, folder / "documents")
+        if recipe.tokenizer.source is not None:
+            tokenizer = load_tokenizer(recipe.tokenizer.source)
+        else:
+            texts = load_from_disk(str(folder / "documents" / "train"))["text"]
+            tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size)
+        tokenizer.save_pretrained(str(folder / "tokenizer"))
+        if documents is None:
+            info = pack_token_files(Path(recipe.corpus.source), tokenizer, recipe.block_size, folder)
+        else:
+            info = pack_documents(folder / "documents", tokenizer, recipe.block_size, folder)
+    _check_corpus_size(pipeline, info.train_blocks * info.block_size)
+    summary = {
+        "source": recipe.corpus.source,
+        "documents": documents and dataclasses.asdict(documents),
+        "packed": dataclasses.asdict(info),
+    }
+    return Made(info.fingerprint, summary)
+
+
+def _check_corpus_size(pipeline: Pipeline, tokens: int) -> None:
+    """Raise InputError if a training's step is larger than the corpus."""
+    trainings = {"training": pipeline.recipe.training}
+    if pipeline.recipe.trains_teacher():
+        trainings["teacher.training"] = pipeline.recipe.teacher.training
+    for name, training in trainings.items():
+        if training.tokens_per_step > tokens:
+            raise InputError(
+                f"the training corpus has {tokens} tokens in whole blocks, less than one step of {name}: "
+                f"{training.tokens_per_step}; use more text or lower {name}.tokens_per_step"
+            )
+
+
+def make_teacher_corpus(pipeline: Pipeline) -> Made:
+    """The same documents in the teacher's tokens."""
+    source = pipeline.recipe.teacher.source
+    assert source is not None
+    tokenizer = load_tokenizer(source)
+    documents = pipeline.corpus_stage.folder / "documents"
+    folder = files.partial(pipeline.teacher_corpus_stage.folder)
+    info = pack_documents(documents, tokenizer, pipeline.recipe.block_size, folder)
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    return Made(info.fingerprint, {"packed": dataclasses.asdict(info)})
+
+
+def make_teacher(pipeline: Pipeline) -> Made:
+    """Train the teacher, or look at the one that is given."""
+    config, folder = pipeline.recipe.teacher, pipeline.teacher_stage.folder
+    corpus = pipeline.teacher_corpus()
+    if config.source is not None:
+        teacher = pipeline.teacher()
+        loss = evaluate_model(teacher, corpus.validation, config.training.blocks_per_batch)
+        return Made(teacher_fingerprint(teacher), {"source": config.source, "metrics": loss})
+    tokenizer = pipeline.tokenizer()
+    set_seed(pipeline.recipe.seed)
+    model = build_plain(
+        backbone_config(
+            config.backbone,
+            vocab_size=corpus.info.vocab_size,
+            block_size=pipeline.recipe.block_size,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    run = _pretrain(pipeline, model, NextToken(), corpus, config.training, folder, "teacher", "ntp")
+    save_run(run, files.partial(folder))
+    discard_checkpoints(files.partial(folder))
+    return Made(teacher_fingerprint(model.to(config.dtype() or model.dtype)), _figures(run))
+
+
+def make_sae(pipeline: Pipeline) -> Made:
+    """Train the SAE, or load the one that is given, and measure it."""
+    config, folder = pipeline.recipe.sae, files.partial(pipeline.sae_stage.folder)
+    teacher, corpus = pipeline.teacher(), pipeline.teacher_corpus()
+    if config.source is None:
+        train_sae(teacher, corpus.train, config, folder, pipeline.recipe.seed)
+    sae = load_sae(config.source or folder).to(pipeline.device)
+    measured = sae_quality(
+        teacher, sae, corpus.validation, config.teacher_layer, pipeline.recipe.labels.blocks_per_batch
+    )
+    write_quality(measured, folder)
+    discard_sae_checkpoints(folder)
+    quality = dataclasses.asdict(measured.quality)
+    return Made(
+        sae.fingerprint(), {"source": config.source, "d_sae": sae.d_sae, "k": sae.max_active, "quality": quality}
+    )
+
+
+def make_labels(pipeline: Pipeline) -> Made:
+    """Label the corpus, this process its share of it."""
+    config = pipeline.recipe.labels
+    if config.source is not None:
+        labelled = pipeline.labels()
+        return Made(fingerprint.of_json(dataclasses.asdict(labelled.info)), dataclasses.asdict(labelled.info))
+    extractor = _extractor(pipeline)
+    info = _label_into(pipeline, files.partial(pipeline.labels_stage.folder), extractor)
+    cost = labelling_flops_per_token(
+        extractor.teacher,
+        extractor.teacher_layer,
+        extractor.sae.d_sae,
+        extractor.sae.max_active,
+        pipeline.recipe.block_size,
+    )
+    summary = {**dataclasses.asdict(info), "flops_per_token": cost}
+    return Made(fingerprint.of_json(dataclasses.asdict(info)), summary)
+
+
+def repair_labels(pipeline: Pipeline) -> bool:
+    """Make anew what is damaged of the finished labels, in place; whether anything was."""
+    folder = pipeline.labels_stage.folder
+    if pipeline.recipe.labels.source is not None or all_whole(folder):
+        return False
+    _label_into(pipeline, folder, _extractor(pipeline))
+    return True
+
+
+def _label_into(pipeline: Pipeline, folder: Path, extractor: ConceptExtractor) -> LabelsInfo:
+    config, corpus = pipeline.recipe.labels, pipeline.corpus()
+    plan = LabelsInfo(
+        corpus=corpus.info.fingerprint,
+        teacher=pipeline.teacher_stage.record().fingerprint,
+        sae=pipeline.sae_stage.record().fingerprint,
+        teacher_layer=extractor.teacher_layer,
+        num_concepts=extractor.sae.d_sae,
+        labels_per_token=config.labels_per_token,
+        selection=config.selection,
+        alignment=config.alignment,
+        online=config.online,
+    )
+    sides = {"validation": corpus.validation}
+    if not config.online:
+        sides = {"train": corpus.train, **sides}
+    return label_corpus(
+        extractor,
+        {name: Side(blocks, _reader(pipeline, name, blocks, extractor.teacher)) for name, blocks in sides.items()},
+        folder,
+        config,
+        plan,
+    )
+
+
+def _reader(pipeline: Pipeline, side: str, blocks: Dataset, teacher: PreTrainedModel) -> TeacherReader:
+    documents = load_documents(pipeline.corpus_stage.folder, side)
+    if pipeline.recipe.labels.alignment == "tokens":
+        return SameTokens(blocks, pipeline.tokenizer(), documents)
+    assert documents is not None, "token files were refused before"
+    context = getattr(teacher.config.get_text_config(), "max_position_embeddings", None)
+    return OtherTokens(
+        blocks, pipeline.recipe.block_size, documents, pipeline.tokenizer(), pipeline.teacher_tokenizer(), context
+    )
+
+
+def make_catalog(pipeline: Pipeline) -> Made:
+    """What each concept stands for."""
+    labelled = pipeline.labels()
+    counted = labelled.train or labelled.validation  # of online labels there are none of training text
+    statistics = label_statistics(counted, labelled.info.num_concepts)
+    read = pipeline.teacher_corpus_stage.folder
+    documents = load_documents(read, "train", texts=pipeline.corpus_stage.folder)
+    info = build_catalog(
+        pipeline.teacher(),
+        pipeline.sae(),
+        pipeline.recipe.sae.teacher_layer,
+        SameTokens(pipeline.teacher_corpus().train, pipeline.teacher_tokenizer(), documents),
+        statistics.concept_counts,
+        statistics.tokens,
+        pipeline.recipe.catalog,
+        pipeline.recipe.labels.blocks_per_batch,
+        files.partial(pipeline.catalog_stage.folder),
+    )
+    return Made(fingerprint.of_json(dataclasses.asdict(info)), dataclasses.asdict(info))
+
+
+def make_student(pipeline: Pipeline, name: str) -> Made:
+    """Train one student."""
+    recipe, student = pipeline.recipe, pipeline.recipe.students[name]
+    corpus, tokenizer = pipeline.corpus(), pipeline.tokenizer()
+    config = student_config(
+        recipe,
+        name,
+        vocab_size=corpus.info.vocab_size,
+        eos_token_id=tokenizer.eos_token_id,
+        num_concepts=num_concepts(recipe),
+    )
+    objective = OBJECTIVES[student.method]
+    train, validation = corpus.train, corpus.validation
+    if student.method == "cocomix":
+        labelled = pipeline.labels()
+        validation = labelled.validation
+        if labelled.train is None:
+            objective = ConceptMixing(_labeller(pipeline))
+        else:
+            train = labelled.train
+    set_seed(recipe.seed)
+    run = _pretrain(
+        pipeline,
+        build_student(config),
+        objective,
+        corpus,
+        recipe.training,
+        pipeline.student_stages[name].folder,
+        name,
+        student.method,
+        PackedCorpus(train, validation, corpus.info),
+    )
+    if isinstance(config, CoCoMixConfig):
+        # Online, no labels of training text are kept; a constant chosen on validation itself is harder to beat.
+        known = train if "concept_ids" in train.column_names else validation
+        recall = constant_recall(known, validation, config.num_concepts, config.num_active_concepts)
+        run.metrics["constant_recall"] = recall
+    save_run(run, files.partial(pipeline.student_stages[name].folder))
+    discard_checkpoints(files.partial(pipeline.student_stages[name].folder))
+    return Made(fingerprint.of_json(run.curve), _figures(run))
+
+
+def _labeller(pipeline: Pipeline) -> Labeller:
+    """Labels of a training batch, computed now: those that would have been stored, to the last bit."""
+    extractor, together = _extractor(pipeline), pipeline.recipe.labels.blocks_per_batch
+    return lambda input_ids: label_in_equal_batches(extractor, input_ids, None, together).ids
+
+
+def _extractor(pipeline: Pipeline) -> ConceptExtractor:
+    config = pipeline.recipe.labels
+    return ConceptExtractor(
+        pipeline.teacher(), pipeline.sae(), pipeline.recipe.sae.teacher_layer, config.labels_per_token, config.selection
+    )
+
+
+def _pretrain(
+    pipeline: Pipeline,
+    model: PreTrainedModel,
+    objective: Objective,
+    corpus: PackedCorpus,
+    training: TrainingConfig,
+    folder: Path,
+    name: str,
+    method: str,
+    blocks: PackedCorpus | None = None,
+) -> Run:
+    """Train into the unfinished folder."""
+    blocks = blocks or corpus
+    result = pretrain(
+        model,
+        objective,
+        blocks.train,
+        blocks.validation,
+        training,
+        folder,
+        description=name,
+        seed=pipeline.recipe.seed,
+        tokenizer=pipeline.tokenizer(),
+    )
+    return describe_run(
+        model,
+        result,
+        name=name,
+        method=method,
+        seed=pipeline.recipe.seed,
+        corpus=corpus.info.fingerprint,
+        block_size=pipeline.recipe.block_size,
+        bytes_per_token=corpus.info.bytes_per_token,
+        recipe=pipeline.recipe.to_dict(),
+    )
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    """What the report needs of a run that is not one of the compared ones."""
+    keys = (
+        "stored_parameters",
+        "activated_parameters",
+        "tokens",
+        "training_flops_per_token",
+        "metrics",
+        "timing",
+    )
+    return {key: getattr(run, key) for key in keys}

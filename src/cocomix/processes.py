@@ -1,0 +1,68 @@
+"""The processes that `torchrun` started, if it did: who is first, who does what, and where all wait for each other."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+T = TypeVar("T")
+TIMEOUT = timedelta(days=30)
+"""The others wait while the first trains a teacher; a process that dies is noticed by torchrun at once."""
+
+
+def count() -> int:
+    """Number of processes."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that makes what only one can make, and that speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """The items that fall to this process; every item falls to exactly one."""
+    return list(items[int(os.environ.get("RANK", "0")) :: count()])
+
+
+def device() -> str:
+    """The device of this process."""
+    return str(_state().device)
+
+
+def wait_for_all() -> None:
+    """Go on only when every process has come here. Where one of them has failed, the others end quietly."""
+    if count() == 1:
+        return
+    try:
+        _state().wait_for_everyone()
+    except RuntimeError:  # the connection broke: the process that failed says why
+        sys.exit(1)
+
+
+def wait_for_first() -> None:
+    """All but the first wait here until it calls them, so that a mistake in the input is told once."""
+    if not is_first():
+        wait_for_all()
+
+
+def call_others() -> None:
+    """The first, in `run_until`, has checked everything."""
+    if is_first():
+        wait_for_all()
+
+
+def _state() -> PartialState:
+    from accelerate import PartialState
+
+    if count() == 1:
+        return PartialState()
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)  # else it would see no CPU but its own

@@ -1,0 +1,215 @@
+"""Labels through the command line: by several processes, killed, damaged, online, inspected."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import load_from_disk
+from PIL import Image
+
+from tiny_run import Runner
+
+
+@pytest.fixture
+def unlabelled(finished: Runner, recipe, tmp_path: Path) -> Runner:
+    """A recipe whose corpus, teacher and SAE are made, and nothing else."""
+    runner = recipe()
+    for stage in ("corpus", "teacher", "sae"):
+        shutil.copytree(finished.folder / "out" / stage, tmp_path / "out" / stage)
+    return runner
+
+
+def labelling(runner: Runner, processes: int) -> subprocess.Popen[bytes]:
+    """`cocomix label` by several processes, one thread each."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m"]
+    launch = launch if processes > 1 else [sys.executable, "-m"]
+    log = (runner.folder / "log").open("ab")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launch, "cocomix", "label", str(runner.recipe)]
+    return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "stage.json"  # it holds the output folder of its recipe
+    }
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_any_number_of_processes_makes_the_same_files(processes, finished: Runner, unlabelled: Runner) -> None:
+    process = labelling(unlabelled, processes)
+    assert process.wait(timeout=240) == 0, (unlabelled.folder / "log").read_text()
+    made = files_of(unlabelled.folder / "out" / "labels")
+    assert made == files_of(finished.folder / "out" / "labels")
+    assert len([name for name in made if name.endswith(".arrow")]) >= 4
+    log = (unlabelled.folder / "log").read_text()
+    assert log.count("[4/4] labels") == 1  # one process speaks
+
+
+def test_killed_by_two_and_finished_by_three(finished: Runner, unlabelled: Runner) -> None:
+    """All processes at once, as a machine goes down; what was whole then is kept."""
+    partial = unlabelled.folder / "out" / "labels.partial"
+    process = labelling(unlabelled, 2)
+    deadline = time.monotonic() + 120
+    while len(list(partial.glob("shards/*.json"))) < 2:
+        assert process.poll() is None, (unlabelled.folder / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(["pkill", "-9", "-f", str(unlabelled.recipe)], check=False)  # torchrun's workers lead their own
+    kept = {path: path.stat().st_mtime_ns for path in partial.glob("train/*.arrow")}
+    recorded = {path.stem.removeprefix("train-") for path in partial.glob("shards/train-*.json")}
+    assert recorded
+    process = labelling(unlabelled, 3)
+    assert process.wait(timeout=240) == 0, (unlabelled.folder / "log").read_text()
+    labels = unlabelled.folder / "out" / "labels"
+    assert files_of(labels) == files_of(finished.folder / "out" / "labels")
+    for path, since in kept.items():
+        if path.stem.removeprefix("data-") in recorded:
+            assert (labels / "train" / path.name).stat().st_mtime_ns == since
+
+
+def test_only_labelling_runs_in_several_processes(finished: Runner, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert finished("run") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line == "cocomix: only cocomix label runs in several processes; start this command without torchrun"
+
+
+def test_a_damaged_shard_is_repaired_by_the_same_command(finished: Runner, tmp_path: Path, capsys) -> None:
+    shutil.copytree(finished.folder / "out", tmp_path / "out")
+    labels = tmp_path / "out" / "labels"
+    undamaged = files_of(labels)
+    shard = sorted((labels / "train").glob("*.arrow"))[1]
+    shard.write_bytes(shard.read_bytes()[:1000])
+    shutil.rmtree(tmp_path / "out" / "students")
+    shutil.rmtree(tmp_path / "out" / "report")
+    output = ("--output", str(tmp_path / "out"))
+    assert finished("run", *output) == 2
+    assert f"{shard} is missing or cut off; run cocomix label" in capsys.readouterr().err
+    assert finished("label", *output) == 0
+    assert f"{shard} is damaged" in capsys.readouterr().err
+    assert files_of(labels) == undamaged
+    assert finished("label", *output) == 0
+    assert "Nothing to do" in capsys.readouterr().err
+
+
+def test_online_labels_train_the_same_model(finished: Runner, recipe, tmp_path: Path) -> None:
+    """Bit for bit: every metric of every evaluation."""
+    content = {"labels": {"online": True, "labels_per_token": 2}, "training": {"blocks_per_batch": 4}}
+    online = recipe(**content)
+    for stage in ("corpus", "teacher", "sae"):
+        shutil.copytree(finished.folder / "out" / stage, tmp_path / "out" / stage)
+    stored = tmp_path / "stored"
+    shutil.copytree(tmp_path / "out", stored)
+    assert online("train", "--only", "cocomix") == 0
+    assert not (tmp_path / "out" / "labels" / "train").exists()
+    assert online("train", "--only", "cocomix", "--labels.online", "false", "--output", str(stored)) == 0
+    runs = [json.loads((out / "students" / "cocomix" / "run.json").read_text()) for out in (tmp_path / "out", stored)]
+    assert runs[0]["curve"] == runs[1]["curve"]
+    weights = [(out / "students" / "cocomix" / "model.safetensors").read_bytes() for out in (tmp_path / "out", stored)]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_with_online_labels_has_a_report(finished: Runner, recipe, tmp_path: Path, capsys) -> None:
+    runner = recipe(labels={"online": True})
+    for stage in ("corpus", "teacher", "sae"):
+        shutil.copytree(finished.folder / "out" / stage, tmp_path / "out" / stage)
+    assert runner("run", "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["labels"]["online"] is True
+    assert results["students"]["cocomix"]["metrics"]["constant_recall"] > 0
+    assert "of the validation tokens have at least one" in (tmp_path / "out" / "report" / "report.md").read_text()
+
+
+def test_labels_of_validation_only_are_no_source(finished: Runner, recipe, tmp_path: Path, capsys) -> None:
+    runner = recipe(labels={"online": True})
+    for stage in ("corpus", "teacher", "sae"):
+        shutil.copytree(finished.folder / "out" / stage, tmp_path / "out" / stage)
+    assert runner("label") == 0
+    source = ("--labels.online", "false", "--labels.source", str(tmp_path / "out" / "labels"))
+    capsys.readouterr()
+    assert runner("run", "--output", str(tmp_path / "other"), *source) == 2
+    assert "holds labels of validation text only (labels.online)" in capsys.readouterr().err
+
+
+def test_inspect_prints_and_draws(finished: Runner, capsys) -> None:
+    labels = finished.folder / "out" / "labels"
+    assert finished("label", "--inspect") == 0
+    printed = capsys.readouterr().out
+    assert "| tokens with at least one label" in printed
+    assert str(labels / "concept_frequency.png") in printed
+    assert Image.open(labels / "concept_frequency.png").size == (1050, 600)
+    assert Runner(labels.parent)("run") == 2  # no recipe there; the next is about the folder itself
+    from cocomix.cli import main
+
+    capsys.readouterr()
+    assert main(["label", str(labels), "--inspect", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert set(figures) == {"train", "validation"}
+    ids = load_from_disk(str(labels))["train"].with_format("numpy")["concept_ids"][:]
+    assert figures["train"]["labels"] == int((ids >= 0).sum())
+    assert main(["label", str(labels)]) == 2
+    assert f"cocomix label {labels} --inspect" in capsys.readouterr().err
+
+
+def test_a_student_tokenizer_of_the_same_kind_gives_the_same_labels(
+    finished: Runner, recipe, tmp_path: Path, capsys
+) -> None:
+    """The trained teacher, now somebody else's: labels moved by characters are those of its own tokens."""
+    out = finished.folder / "out"
+    runner = recipe(
+        teacher={"source": str(out / "teacher")},
+        sae={"source": str(out / "sae"), "teacher_layer": 1},
+    )
+    assert runner("label", "--student-tokenizer", str(out / "corpus" / "tokenizer")) == 0
+    moved, own = (load_from_disk(str(folder / "labels")) for folder in (tmp_path / "out", out))
+    for side in ("train", "validation"):
+        assert moved[side]["concept_ids"][:] == own[side]["concept_ids"][:]
+    info = json.loads((tmp_path / "out" / "labels" / "labels.json").read_text())
+    assert info["alignment"] == "characters"
+
+
+def test_a_student_with_another_tokenizer_is_trained(finished: Runner, recipe, tmp_path: Path, capsys) -> None:
+    out = finished.folder / "out"
+    runner = recipe(
+        teacher={"source": str(out / "teacher")},
+        sae={"source": str(out / "sae"), "teacher_layer": 1},
+        tokenizer={"vocab_size": 258},
+        block_size=16,
+        training={"blocks_per_batch": 16},
+        labels={"alignment": "characters"},
+    )
+    assert runner("train", "--only", "cocomix") == 0
+    labels = load_from_disk(str(tmp_path / "out" / "labels"))
+    ids = labels["train"].with_format("numpy")["concept_ids"][:]
+    assert (ids >= 0).any(-1).mean() > 0.8
+    metrics = json.loads((tmp_path / "out" / "students" / "cocomix" / "run.json").read_text())["metrics"]
+    assert metrics["concept_recall"] > 0
+
+
+def test_token_files_cannot_be_aligned_by_characters(finished: Runner, recipe, tmp_path: Path, capsys) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    for name in ("train.bin", "val.bin"):
+        (tokens / name).write_bytes(bytes(range(0, 200)) * 400)
+    runner = recipe(
+        corpus={"source": str(tokens)},
+        tokenizer={"source": str(finished.folder / "out" / "corpus" / "tokenizer")},
+        labels={"alignment": "characters"},
+    )
+    assert runner("label") == 2
+    assert "holds token files, which have no text" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
