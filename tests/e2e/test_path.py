@@ -185,3 +185,15 @@ def test_token_files_of_the_published_code_serve(finished: Runner, recipe: Any, 
     results = json.loads((runner.folder / "out" / "report" / "results.json").read_text())
     assert results["corpus"]["documents"] is None
     assert results["comparisons"] == []
+
+
+def test_bfloat16_trains_on_this_machine(recipe) -> None:
+    """Matrix products in bfloat16, losses near those in float32."""
+    runner = recipe(students={"ntp": {"method": "ntp"}}, training={"precision": "bf16"})
+    assert runner("run") == 0
+    metrics = json.loads((runner.folder / "out" / "students" / "ntp" / "run.json").read_text())["metrics"]
+    full = recipe(students={"ntp": {"method": "ntp"}}, output=str(runner.folder / "full"))
+    assert full("run") == 0
+    expected = json.loads((runner.folder / "full" / "students" / "ntp" / "run.json").read_text())["metrics"]
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=0.02)
+    assert metrics["loss"] != expected["loss"]

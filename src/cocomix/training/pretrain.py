@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from safetensors.torch import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -122,6 +123,7 @@ def _arguments(config: TrainingConfig, folder: Path, block_size: int, seed: int)
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),  # on a CPU, bfloat16 is refused unless the CPU was asked for
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
