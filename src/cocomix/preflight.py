@@ -113,8 +113,13 @@ def _check_teacher_and_sae(recipe: Recipe) -> None:
         require_saelens()
     else:
         sae = load_sae(recipe.sae.source)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise InputError(
+            f"the teacher {teacher.source} is no causal language model: {' '.join(str(error).split())[:160]}"
+        ) from None
     try:
         check_tap(model, recipe.sae.teacher_layer, sae)
     except InputError as error:

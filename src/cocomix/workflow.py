@@ -52,6 +52,7 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
     if processes.is_first():
         if processes.count() > 1 and until != "labels":
             raise InputError("only cocomix label runs in several processes; start this command without torchrun")
+        pipeline.stages_until(until)  # refuses a stage that the recipe has not, before the others can
         preflight.check(pipeline, with_catalog=until == "catalog")
     processes.call_others()
     stages = pipeline.stages_until(until)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config
 
 from cocomix.cli import main
 from tiny_run import Runner, tiny_recipe
@@ -350,3 +350,29 @@ def test_recipes_in_the_repository_are_sound() -> None:
     for path in recipes:
         assert load_recipe(path).problems() == []
         assert yaml.safe_load(path.read_text())["name"]
+
+
+def test_a_teacher_that_is_no_language_model(
+    finished: Runner, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    T5Config(d_model=32, num_layers=3, num_heads=2, vocab_size=300).save_pretrained(tmp_path / "t5")
+    tokenizer = {"source": str(finished.folder / "out" / "corpus" / "tokenizer")}
+    runner = recipe(teacher={"source": str(tmp_path / "t5")}, tokenizer=tokenizer)
+    refused(runner, capsys, "is no causal language model", "T5Config")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": {"alignment": "chars"}}, ["alignment is 'chars'", "tokens, characters"]),
+        ({"teacher": {"precision": "fp16"}}, ["teacher.precision is 'fp16'", "fp32 or bf16"]),
+        ({"sae": {"architecture": "topk2"}}, ["architecture is 'topk2'", "did you mean 'topk'"]),
+        ({"sae": {"source": "saelens:nothing"}}, ["SAELens knows no release 'nothing'", "saelens:RELEASE/SAE_ID"]),
+        ({"catalog": {"contexts": 0}}, ["catalog.contexts is 0"]),
+    ],
+    ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
+)
+def test_settings_of_concepts(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: list[str]
+) -> None:
+    refused(recipe(**changes), capsys, *words, command="label")
