@@ -18,7 +18,7 @@ MIDDLE_OF = {
     "corpus": "corpus.partial*",
     "teacher": "teacher.partial/checkpoint-*",
     "sae": "sae.partial/checkpoint-*[0-9]",
-    "labels": "labels.partial/train/data-00000-of-?????.arrow",
+    "labels": "labels.partial/shards/train-00000-of-?????.json",
     "ntp": "students/ntp.partial/checkpoint-*",
     "cocomix": "students/cocomix.partial/checkpoint-*",
 }
