@@ -19,8 +19,8 @@ from cocomix.concepts.labelling import Side, label_corpus, label_in_equal_batche
 from cocomix.concepts.reading import SameTokens, TeacherReader
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_quality import sae_quality, write_quality
-from cocomix.concepts.sae_training import discard_sae_checkpoints, train_sae
-from cocomix.concepts.teacher import teacher_fingerprint
+from cocomix.concepts.sae_training import train_sae
+from cocomix.concepts.teacher import check_causal, teacher_fingerprint
 from cocomix.data.corpus import is_token_folder, write_documents
 from cocomix.data.documents import load_documents
 from cocomix.data.packing import PackedCorpus, pack_documents, pack_token_files
@@ -35,7 +35,7 @@ from cocomix.objectives import ConceptMixing, NextToken, Objective
 from cocomix.objectives.cocomix import Labeller
 from cocomix.stages import Made
 from cocomix.students import OBJECTIVES, build_student, num_concepts, student_config
-from cocomix.training.pretrain import TrainingConfig, discard_checkpoints, pretrain
+from cocomix.training.pretrain import TrainingConfig, pretrain
 from cocomix.training.run import Run, describe_run, save_run
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def make_teacher(pipeline: Pipeline) -> Made:
     corpus = pipeline.teacher_corpus()
     if config.source is not None:
         teacher = pipeline.teacher()
+        check_causal(teacher, config.source)
         loss = evaluate_model(teacher, corpus.validation, config.training.blocks_per_batch)
         return Made(teacher_fingerprint(teacher), {"source": config.source, "metrics": loss})
     tokenizer = pipeline.tokenizer()
@@ -113,7 +114,6 @@ def make_teacher(pipeline: Pipeline) -> Made:
     )
     run = _pretrain(pipeline, model, NextToken(), corpus, config.training, folder, "teacher", "ntp")
     save_run(run, files.partial(folder))
-    discard_checkpoints(files.partial(folder))
     return Made(teacher_fingerprint(model.to(config.dtype() or model.dtype)), _figures(run))
 
 
@@ -123,12 +123,11 @@ def make_sae(pipeline: Pipeline) -> Made:
     teacher, corpus = pipeline.teacher(), pipeline.teacher_corpus()
     if config.source is None:
         train_sae(teacher, corpus.train, config, folder, pipeline.recipe.seed)
-    sae = load_sae(config.source or folder).to(pipeline.device)
+    sae = load_sae(config.source or folder, config.max_active).to(pipeline.device)
     measured = sae_quality(
         teacher, sae, corpus.validation, config.teacher_layer, pipeline.recipe.labels.blocks_per_batch
     )
     write_quality(measured, folder)
-    discard_sae_checkpoints(folder)
     quality = dataclasses.asdict(measured.quality)
     return Made(
         sae.fingerprint(), {"source": config.source, "d_sae": sae.d_sae, "k": sae.max_active, "quality": quality}
@@ -258,7 +257,6 @@ def make_student(pipeline: Pipeline, name: str) -> Made:
         recall = constant_recall(known, validation, config.num_concepts, config.num_active_concepts)
         run.metrics["constant_recall"] = recall
     save_run(run, files.partial(pipeline.student_stages[name].folder))
-    discard_checkpoints(files.partial(pipeline.student_stages[name].folder))
     return Made(fingerprint.of_json(run.curve), _figures(run))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -39,12 +40,17 @@ class Pipeline:
         read = self.teacher_corpus_stage
         self.teacher_stage = self._stage("teacher", ("teacher", "seed"), (read,), making.make_teacher)
         self.sae_stage = self._stage("sae", ("sae", "seed"), (read, self.teacher_stage), making.make_sae)
-        needed = (
-            (self.corpus_stage, self.teacher_stage, self.sae_stage)
-            if recipe.labels.source is None
-            else (self.corpus_stage,)
+        # One corpus where the teacher reads the students'.
+        concepts = dict.fromkeys((self.corpus_stage, read, self.teacher_stage, self.sae_stage))
+        self.labels_stage = self._stage(
+            "labels",
+            ("labels",),
+            tuple(concepts) if recipe.labels.source is None else (self.corpus_stage,),
+            making.make_labels,
+            together=True,
+            # A given SAE is the same one at every layer, so its fingerprint does not tell.
+            more={"teacher_layer": recipe.sae.teacher_layer},
         )
-        self.labels_stage = self._stage("labels", ("labels",), needed, making.make_labels, together=True)
         self.catalog_stage = self._stage(
             "catalog", ("catalog",), (read, self.teacher_stage, self.sae_stage, self.labels_stage), making.make_catalog
         )
@@ -72,7 +78,9 @@ class Pipeline:
             return self.catalog_stage.with_needs()
         names = [stage.name for stage in stages]
         if name not in names:
-            raise InputError(f"this recipe has no stage {name!r}: none of its students needs one")
+            replaced = self.recipe.needs_labels() and self.recipe.labels.source is not None
+            reason = "labels.source takes its place" if replaced else "none of its students needs one"
+            raise InputError(f"this recipe has no stage {name!r}: {reason}")
         return stages[: names.index(name) + 1]
 
     def run(self, stages: list[Stage]) -> None:
@@ -111,7 +119,7 @@ class Pipeline:
     def sae(self) -> SparseAutoencoder:
         """The SAE; InputError if it is not the one that the stage recorded."""
         source = self.recipe.sae.source or str(self.sae_stage.folder)
-        sae = load_sae(source)
+        sae = load_sae(source, self.recipe.sae.max_active)
         require_unchanged(self.sae_stage, sae.fingerprint(), f"the SAE {source}")
         return sae.to(self.device)
 
@@ -154,9 +162,10 @@ class Pipeline:
         needs: tuple[Stage, ...],
         make: Callable[[Pipeline], Made],
         together: bool = False,
+        more: dict[str, Any] | None = None,
     ) -> Stage:
         everything = self.recipe.to_dict()
-        settings = {key: everything[key] for key in keys}
+        settings = {key: everything[key] for key in keys} | (more or {})
         return Stage(name, self.folder / name, settings, needs, lambda: make(self), together)
 
     def _student_stage(self, name: str) -> Stage:

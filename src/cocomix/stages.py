@@ -51,7 +51,8 @@ class Stage:
         folder: where it makes it.
         settings: the part of the recipe that decides the result.
         needs: stages whose contents it reads.
-        make: writes everything into `files.partial(folder)`.
+        make: writes everything into `files.partial(folder)`, where its folders `checkpoint-*` are deleted once the
+            result is recorded.
         together: whether all processes call `make`, each for its share; otherwise the first makes the stage
             while the others wait.
     """
@@ -106,6 +107,9 @@ class Stage:
         inputs = {needed.name: needed.record().fingerprint for needed in self.needs}
         if processes.is_first():
             self._claim({"settings": self.settings, "inputs": inputs})
+        if not self.together and (files.partial(self.folder) / RECORD_FILE).is_file():
+            self._name()  # killed when all was made
+            return
         if self.together:
             processes.wait_for_all()
         made = self.make()
@@ -115,11 +119,16 @@ class Stage:
             self._finish(inputs, made)
 
     def _finish(self, inputs: dict[str, str], made: Made) -> None:
-        unfinished = files.partial(self.folder)
         record = Record(self.settings, inputs, made.fingerprint, made.summary)
-        files.write_json(unfinished / RECORD_FILE, asdict(record))
-        (unfinished / CLAIM_FILE).unlink(missing_ok=True)
+        files.write_json(files.partial(self.folder) / RECORD_FILE, asdict(record))
+        self._name()
+
+    def _name(self) -> None:
+        """Give what is recorded its final name. The claim goes last: without it, all would be thrown away."""
+        for checkpoint in files.partial(self.folder).glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
         files.finish(self.folder)
+        (self.folder / CLAIM_FILE).unlink(missing_ok=True)
 
     def _claim(self, claim: dict[str, Any]) -> None:
         """Keep what an interrupted attempt left only if it was to make the same from the same."""

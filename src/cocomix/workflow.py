@@ -52,8 +52,15 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
     if processes.is_first():
         if processes.count() > 1 and until != "labels":
             raise InputError("only cocomix label runs in several processes; start this command without torchrun")
-        pipeline.stages_until(until)  # refuses a stage that the recipe has not, before the others can
+        stages = pipeline.stages_until(until)  # refuses a stage that the recipe has not, before the others can
         preflight.check(pipeline, with_catalog=until == "catalog")
+        alone = [stage.name for stage in stages if not stage.together and not stage.is_done()]
+        if processes.count() > 1 and alone:
+            # A Trainer that sees other processes would wait for them to train with it.
+            raise InputError(
+                f"several processes share the labels only; make {', '.join(alone)} first, in one process: "
+                f"cocomix {'data' if len(stages) == 2 else 'sae'} with this recipe"
+            )
     processes.call_others()
     stages = pipeline.stages_until(until)
     if only is not None:
@@ -63,13 +70,13 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
                 + did_you_mean(only, recipe.students)
             )
         stages = pipeline.student_stages[only].with_needs()
-    if all(stage.is_done() for stage in stages):
-        if until == "labels" and repair_labels(pipeline):
-            return pipeline
-        if processes.is_first():
-            say(f"Nothing to do: everything is in {pipeline.folder} already.")
-    else:
+    complete = all(stage.is_done() for stage in stages)
+    labelled = pipeline.labels_stage.is_done()
+    if not complete:
         pipeline.run(stages)
+    repaired = until == "labels" and labelled and repair_labels(pipeline)
+    if complete and not repaired and processes.is_first():
+        say(f"Nothing to do: everything is in {pipeline.folder} already.")
     return pipeline
 
 

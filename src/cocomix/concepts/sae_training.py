@@ -53,6 +53,7 @@ class SAEConfig:
         d_sae: C, latents of the trained SAE.
         k: active latents per token, of topk and batchtopk.
         l0_coefficient: price of an active latent, of jumprelu.
+        max_active: latents looked at per token at most (256 where it is not given); of no effect on TopK.
         training_tokens: activations that it is trained on.
         tokens_per_step: activations of one optimiser step.
         learning_rate: Adam's, constant after the warm-up, then linear to 0 over the last fifth.
@@ -65,6 +66,7 @@ class SAEConfig:
     d_sae: int = 2048
     k: int = 32
     l0_coefficient: float = 0.1
+    max_active: int | None = None
     training_tokens: int = 1_000_000
     tokens_per_step: int = 2048
     learning_rate: float = 1e-3
@@ -121,7 +123,7 @@ def train_sae(teacher: PreTrainedModel, blocks: Dataset, config: SAEConfig, fold
     """Train an SAE and save it to `folder` in SAELens' form for use, which is jumprelu for batchtopk too.
 
     Its input is scaled to the norm √d on average, which is measured on the first batches, and the scale is
-    folded into the weights at the end. Checkpoints lie in `folder` until `discard_sae_checkpoints`; called again
+    folded into the weights at the end. Checkpoints lie in `folder` and stay there; called again
     after an interruption, training goes on from the last of them.
 
     Raises:
@@ -150,12 +152,6 @@ def train_sae(teacher: PreTrainedModel, blocks: Dataset, config: SAEConfig, fold
     trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
     trainer.set_final_sae_metadata()
     trainer.sae.save_inference_model(folder)
-
-
-def discard_sae_checkpoints(folder: Path) -> None:
-    """Delete the checkpoints in `folder`, once nothing can be lost any more."""
-    for checkpoint in list(folder.glob("checkpoint-*")):
-        _discard(checkpoint)
 
 
 def _train(trainer: SAETrainer, stream: ActivationStream, config: SAEConfig, folder: Path) -> None:

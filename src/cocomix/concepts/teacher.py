@@ -48,6 +48,17 @@ def freeze(teacher: PreTrainedModel) -> PreTrainedModel:
     return teacher.eval().requires_grad_(False)
 
 
+@torch.no_grad()
+def check_causal(teacher: PreTrainedModel, source: str) -> None:
+    """Raise InputError if a later token changes what `teacher` says at earlier ones, as in an encoder."""
+    ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]], device=teacher.device)
+    one, other = teacher(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    if not torch.allclose(one, other, rtol=1e-2, atol=1e-2 * one.abs().max().item()):
+        raise InputError(
+            f"the teacher {source} is no causal language model: a later token changes its predictions at earlier ones"
+        )
+
+
 def teacher_fingerprint(teacher: PreTrainedModel) -> str:
     """Fingerprint of the teacher's weights."""
     return fingerprint.of_tensors(teacher.state_dict().items())

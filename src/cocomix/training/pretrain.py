@@ -154,8 +154,8 @@ def pretrain(
 ) -> TrainingResult:
     """Train `model` and leave it, with its tokenizer, in `files.partial(folder)`.
 
-    The caller adds what else belongs to the run, calls `discard_checkpoints` and gives the folder its final
-    name. Checkpoints lie in the same unfinished folder until then; called again after an interruption,
+    The caller adds what else belongs to the run, deletes the checkpoints and gives the folder its final name, as
+    `stages.Stage` does. Checkpoints lie in the same unfinished folder until then; called again after an interruption,
     training goes on from the last of them and ends with the same weights.
 
     Args:
@@ -209,12 +209,6 @@ def pretrain(
         tokenizer.save_pretrained(str(unfinished))
     metrics = {name: value for name, value in curve[-1].items() if name != "tokens"}
     return TrainingResult(metrics, curve, int(curve[-1]["tokens"]), timer.seconds)
-
-
-def discard_checkpoints(unfinished: Path) -> None:
-    """Delete the checkpoints of a training that is over and whose results are recorded."""
-    for checkpoint in unfinished.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
 
 
 def _curve(history: list[dict[str, Any]], tokens_per_step: int) -> list[dict[str, float]]:

@@ -17,7 +17,7 @@ from cocomix import files
 from cocomix.concepts import sae_training
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_quality import sae_quality
-from cocomix.concepts.sae_training import SAEConfig, discard_sae_checkpoints, train_sae
+from cocomix.concepts.sae_training import SAEConfig, train_sae
 from cocomix.errors import InputError
 
 ARCHITECTURES = ("topk", "batchtopk", "jumprelu")
@@ -243,14 +243,6 @@ def state_of(trainer) -> dict:
             )
         },
     }
-
-
-def test_checkpoints_are_deleted_when_nothing_can_be_lost(undisturbed, tmp_path):
-    folder = tmp_path / "sae"
-    shutil.copytree(undisturbed["topk"], folder)
-    (folder / "checkpoint-6.partial").mkdir()
-    discard_sae_checkpoints(folder)
-    assert sorted(os.listdir(folder)) == sorted(OUTCOME)
 
 
 # What is refused
