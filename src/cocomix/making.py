@@ -14,7 +14,7 @@ from cocomix.catalog.building import build_catalog
 from cocomix.concepts.alignment import OtherTokens
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.label_statistics import label_statistics
-from cocomix.concepts.label_store import LabelsInfo, all_whole
+from cocomix.concepts.label_store import LabelsInfo, all_whole, labels_fingerprint
 from cocomix.concepts.labelling import Side, label_corpus, label_in_equal_batches
 from cocomix.concepts.reading import SameTokens, TeacherReader
 from cocomix.concepts.sae_loading import load_sae
@@ -34,7 +34,7 @@ from cocomix.models.configuration import CoCoMixConfig
 from cocomix.objectives import ConceptMixing, NextToken, Objective
 from cocomix.objectives.cocomix import Labeller
 from cocomix.stages import Made
-from cocomix.students import OBJECTIVES, build_student, num_concepts, student_config
+from cocomix.students import OBJECTIVES, build_student, student_config
 from cocomix.training.pretrain import TrainingConfig, pretrain
 from cocomix.training.run import Run, describe_run, save_run
 
@@ -139,7 +139,7 @@ def make_labels(pipeline: Pipeline) -> Made:
     config = pipeline.recipe.labels
     if config.source is not None:
         labelled = pipeline.labels()
-        return Made(fingerprint.of_json(dataclasses.asdict(labelled.info)), dataclasses.asdict(labelled.info))
+        return Made(labels_fingerprint(labelled.info), dataclasses.asdict(labelled.info))
     extractor = _extractor(pipeline)
     info = _label_into(pipeline, files.partial(pipeline.labels_stage.folder), extractor)
     cost = labelling_flops_per_token(
@@ -150,7 +150,7 @@ def make_labels(pipeline: Pipeline) -> Made:
         pipeline.recipe.block_size,
     )
     summary = {**dataclasses.asdict(info), "flops_per_token": cost}
-    return Made(fingerprint.of_json(dataclasses.asdict(info)), summary)
+    return Made(labels_fingerprint(info), summary)
 
 
 def repair_labels(pipeline: Pipeline) -> bool:
@@ -228,7 +228,7 @@ def make_student(pipeline: Pipeline, name: str) -> Made:
         name,
         vocab_size=corpus.info.vocab_size,
         eos_token_id=tokenizer.eos_token_id,
-        num_concepts=num_concepts(recipe),
+        num_concepts=pipeline.num_concepts,
     )
     objective = OBJECTIVES[student.method]
     train, validation = corpus.train, corpus.validation

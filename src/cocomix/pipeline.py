@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix import making, processes
-from cocomix.concepts.label_store import LabelledCorpus, check_labels, load_labels
+from cocomix.concepts.label_store import LabelledCorpus, check_labels, labels_fingerprint, load_labels, read_labels_info
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.teacher import freeze, teacher_fingerprint
@@ -123,6 +124,16 @@ class Pipeline:
         require_unchanged(self.sae_stage, sae.fingerprint(), f"the SAE {source}")
         return sae.to(self.device)
 
+    @cached_property
+    def num_concepts(self) -> int:
+        """C, the concepts of the labels: latents of the SAE; 0 if no student needs any."""
+        if not self.recipe.needs_labels():
+            return 0
+        if self.recipe.labels.source is not None:
+            return read_labels_info(self.labels_folder()).num_concepts
+        sae = self.recipe.sae
+        return load_sae(sae.source).d_sae if sae.source else sae.d_sae
+
     def labels_folder(self) -> Path:
         """Where the labelled corpus is."""
         return Path(self.recipe.labels.source or self.labels_stage.folder)
@@ -138,7 +149,8 @@ class Pipeline:
             for stage in (self.corpus_stage, self.teacher_stage, self.sae_stage)
             if stage.is_done()
         }
-        if self.recipe.labels.source is not None:  # then the stages of what the recipe names were not run
+        if self.recipe.labels.source is not None and not self.labels_stage.is_done():
+            # The stages of what the recipe names are not run then.
             if self.recipe.teacher.source is not None:
                 made_here["teacher"] = teacher_fingerprint(self.teacher())
             if self.recipe.sae.source is not None:
@@ -151,6 +163,7 @@ class Pipeline:
             labels_per_token=self.recipe.labels.labels_per_token,
             selection=self.recipe.labels.selection,
         )
+        require_unchanged(self.labels_stage, labels_fingerprint(labelled.info), f"the labelled corpus {folder}")
         return labelled
 
     # How they are made.

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from cocomix.concepts.attribution import check_tap
 from cocomix.concepts.sae_loading import load_sae
@@ -18,7 +18,7 @@ from cocomix.errors import InputError
 from cocomix.models.building import backbone_config
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
-from cocomix.students import num_concepts, student_config
+from cocomix.students import student_config
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -67,7 +67,7 @@ def check(pipeline: Pipeline, with_catalog: bool = False) -> None:
         else:
             attempt(lambda: _check_teacher_and_sae(recipe))
     for name in recipe.students:
-        attempt(partial(_check_student, recipe, name))
+        attempt(partial(_check_student, pipeline, name))
     _raise(list(dict.fromkeys(problems)))
 
 
@@ -112,7 +112,7 @@ def _check_teacher_and_sae(recipe: Recipe) -> None:
     if recipe.sae.source is None:
         require_saelens()
     else:
-        sae = load_sae(recipe.sae.source)
+        sae = load_sae(recipe.sae.source, recipe.sae.max_active)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
@@ -140,6 +140,18 @@ def _check_alignment(recipe: Recipe) -> None:
                 f"{name} {source} has a tokenizer written in Python, which does not say where its tokens lie in the "
                 "text; labels.alignment characters needs a fast one (tokenizer.json)"
             )
+    teacher = recipe.teacher.source
+    if teacher is not None:
+        _check_vocabulary(load_tokenizer(teacher), teacher, _teacher_config(teacher), "give it its own tokenizer")
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str, config: PretrainedConfig, remedy: str) -> None:
+    """The teacher has an embedding for each of the tokens that it is to read."""
+    if config.vocab_size < vocabulary_size(tokenizer):
+        raise InputError(
+            f"the tokenizer {source} has {vocabulary_size(tokenizer)} tokens, the teacher knows {config.vocab_size}; "
+            f"{remedy}"
+        )
 
 
 def _check_same_tokenizer(recipe: Recipe, teacher: str, config: PretrainedConfig) -> None:
@@ -149,12 +161,8 @@ def _check_same_tokenizer(recipe: Recipe, teacher: str, config: PretrainedConfig
             f"set tokenizer.source to the teacher's, e.g. {teacher}, or labels.alignment to characters"
         )
     ours = load_tokenizer(recipe.tokenizer.source)
+    _check_vocabulary(ours, recipe.tokenizer.source, config, "use the teacher's tokenizer")
     if Path(teacher).is_dir() and not any((Path(teacher) / name).exists() for name in TOKENIZER_FILES):
-        if config.vocab_size < vocabulary_size(ours):
-            raise InputError(
-                f"the tokenizer {recipe.tokenizer.source} has {vocabulary_size(ours)} tokens, "
-                f"the teacher {teacher} knows {config.vocab_size}; use the teacher's tokenizer"
-            )
         return  # saved without a tokenizer: only its size can be compared
     if not same_tokenizer(ours, load_tokenizer(teacher)):
         raise InputError(
@@ -163,7 +171,8 @@ def _check_same_tokenizer(recipe: Recipe, teacher: str, config: PretrainedConfig
         )
 
 
-def _check_student(recipe: Recipe, name: str) -> None:
+def _check_student(pipeline: Pipeline, name: str) -> None:
+    recipe = pipeline.recipe
     source = recipe.tokenizer.source
     vocab_size = vocabulary_size(load_tokenizer(source)) if source else recipe.tokenizer.vocab_size
-    student_config(recipe, name, vocab_size=vocab_size, eos_token_id=0, num_concepts=num_concepts(recipe))
+    student_config(recipe, name, vocab_size=vocab_size, eos_token_id=0, num_concepts=pipeline.num_concepts)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cocomix.concepts.label_store import read_labels_info
-from cocomix.concepts.sae_loading import load_sae
 from cocomix.errors import InputError
 from cocomix.models.building import (
     backbone_config,
@@ -22,15 +18,6 @@ from cocomix.objectives import ConceptMixing, NextToken, Objective
 from cocomix.recipe import MixerConfig, Recipe, StudentConfig
 
 OBJECTIVES: dict[str, Objective] = {"ntp": NextToken(), "cocomix": ConceptMixing()}
-
-
-def num_concepts(recipe: Recipe) -> int:
-    """C, the concepts of a recipe's labels: latents of its SAE; 0 if no student needs any."""
-    if not recipe.needs_labels():
-        return 0
-    if recipe.labels.source is not None:
-        return read_labels_info(Path(recipe.labels.source)).num_concepts
-    return load_sae(recipe.sae.source).d_sae if recipe.sae.source else recipe.sae.d_sae
 
 
 def student_config(

@@ -93,7 +93,10 @@ def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:
         for name, blocks in sides.items()
         if blocks is not None
     }
-    plot_concept_frequency(next(iter(found.values())), folder / CURVE_FILE)
+    try:
+        plot_concept_frequency(next(iter(found.values())), folder / CURVE_FILE)
+    except OSError as error:  # somebody else's labels, say, which may only be read
+        say(f"Not drawn: {folder / CURVE_FILE} cannot be written ({error.strerror}).")
     return found
 
 

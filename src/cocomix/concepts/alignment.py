@@ -113,22 +113,20 @@ class OtherTokens:
         ids = self._ids[start:stop]["input_ids"].astype(np.int64)
         position = start * self._block_size
         first, last = self._documents.number_of(np.array([position, position + ids.size - 1])).tolist()
-        documents = self._encode(first, last + 1)
-        begin = position - (int(self._documents.ends[first - 1]) if first else 0)  # of the blocks, in `documents`
-        found = np.concatenate([document.student_ids for document in documents])
-        if not np.array_equal(found[begin : begin + ids.size], ids.ravel()):
+        begin = position - (int(self._documents.ends[first - 1]) if first else 0)  # of the blocks, in the documents
+        parts = _between(self._encode(first, last + 1), begin, begin + ids.size)
+        if not np.array_equal(np.concatenate([part.student_ids for part in parts]), ids.ravel()):
             raise InputError(
                 f"blocks {start} to {start + len(ids) - 1} of the corpus are not what the students' tokenizer makes "
                 "of their text: give the tokenizer that the corpus was packed with, or pack it anew"
             )
-        lengths = np.array([len(document.teacher_ids) for document in documents])
+        lengths = np.array([len(part.teacher_ids) for part in parts])
         shifts = np.cumsum(lengths) - lengths
-        token_of = np.concatenate([d.token_of + shift for d, shift in zip(documents, shifts, strict=True)])
+        token_of = np.concatenate([part.token_of + shift for part, shift in zip(parts, shifts, strict=True)])
         return self._passages(
-            teacher_ids=np.concatenate([document.teacher_ids for document in documents]),
-            numbers=np.repeat(np.arange(first, last + 1), lengths),
-            token_of=token_of[begin : begin + ids.size].reshape(ids.shape),
-            before=int(token_of[begin - 1]) if begin else -1,
+            teacher_ids=np.concatenate([part.teacher_ids for part in parts]),
+            numbers=np.repeat([part.number for part in parts], lengths),
+            token_of=token_of.reshape(ids.shape),
         )
 
     def source(self, document: int) -> str:
@@ -148,17 +146,16 @@ class OtherTokens:
         self._kept = documents[-1:]
         return documents
 
-    def _passages(self, teacher_ids: np.ndarray, numbers: np.ndarray, token_of: np.ndarray, before: int) -> Passages:
+    def _passages(self, teacher_ids: np.ndarray, numbers: np.ndarray, token_of: np.ndarray) -> Passages:
         """Cut the blocks' passages out of consecutive documents.
 
         Args:
-            teacher_ids: (m,) the teacher's tokens of the documents, end to end.
+            teacher_ids: (m,) the teacher's tokens of the documents, end to end, from the first block's first on.
             numbers: (m,) the document of each.
             token_of: (B, T) index in `teacher_ids` of each student token's teacher token.
-            before: that of the student token before the first block; −1 where there is none.
         """
         ends = token_of[:, -1] + 1
-        begins = np.minimum(token_of[:, 0], np.append(before + 1, ends[:-1]))
+        begins = np.minimum(token_of[:, 0], np.append(0, ends[:-1]))
         bos = len(self._bos)
         lengths = ends - begins
         parts = -(-lengths // (self._context - bos)) if self._context else np.ones_like(lengths)
@@ -180,6 +177,25 @@ class OtherTokens:
             token_of=torch.from_numpy((first_row[:, None] + part) * len(column) + bos + place),
             documents=np.where(from_text, numbers[index], -1),
         )
+
+
+def _between(documents: list[_Document], begin: int, stop: int) -> list[_Document]:
+    """What the student tokens `begin` ≤ i < `stop` of the documents, end to end, are made of, document by document.
+
+    Only that is worked on: a long document is not copied for each of its blocks.
+    """
+    parts = []
+    for document in documents:
+        low, high = max(begin, 0), min(stop, len(document.student_ids))
+        if low < high:
+            # From the token behind the last one that was read, or from that one where it reaches into this.
+            behind = document.token_of[low - 1] + 1 if low else 0
+            first, last = min(document.token_of[low], behind), document.token_of[high - 1]
+            token_of = document.token_of[low:high] - first
+            student_ids, teacher_ids = document.student_ids[low:high], document.teacher_ids[first : last + 1]
+            parts.append(_Document(document.number, student_ids, teacher_ids, token_of))
+        begin, stop = begin - len(document.student_ids), stop - len(document.student_ids)
+    return parts
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -31,6 +31,8 @@ class ConceptLabels(NamedTuple):
     scores: Tensor
     """(B, T, A) the criterion by which they were chosen; 0 where there is no label. Attributions are
     in nats of the mean loss over the batch's predicted tokens."""
+    cut: Tensor
+    """(B, T) bool, where the SAE had more active latents than were looked at."""
 
 
 def attribution_scores(latents: Latents, gradient: Tensor, W_dec: Tensor) -> Tensor:
@@ -73,7 +75,8 @@ def select_labels(
     ids = latents.indices.gather(-1, kept.indices).masked_fill(~found, IGNORE)
     scores = kept.values.masked_fill(~found, 0.0)
     missing = (0, labels_per_token - ids.shape[-1])
-    return ConceptLabels(ids=F.pad(ids, missing, value=IGNORE), scores=F.pad(scores, missing))
+    cut = torch.zeros_like(has_target) if latents.cut is None else latents.cut
+    return ConceptLabels(F.pad(ids, missing, value=IGNORE), F.pad(scores, missing), cut)
 
 
 def check_tap(teacher: PreTrainedModel, teacher_layer: int, sae: SparseAutoencoder | None) -> None:

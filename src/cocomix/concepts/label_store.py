@@ -21,11 +21,14 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value, load_from_disk
 
-from cocomix import files
+from cocomix import files, fingerprint
 from cocomix.data.arrow import quiet
 from cocomix.errors import InputError
 
 LABELS_FILE = "labels.json"
+SPLITS_FILE = "dataset_dict.json"
+CARD_FILE = "README.md"
+REPAIR = "run cocomix label with its recipe again, which makes just what is damaged anew"
 SIDES = ("train", "validation")
 
 
@@ -47,7 +50,7 @@ class LabelsInfo:
         full_share: share of the tokens with A labels.
         mean_labels: labels per token.
         fewer_positive_share: of the labelled tokens, the share with fewer than A concepts whose score is positive.
-        cut_tokens: tokens at which the SAE had more active latents than were looked at.
+        cut_tokens: labelled tokens at which the SAE had more active latents than were looked at.
         shards: number of shards of each side.
     """
 
@@ -93,7 +96,7 @@ class LabelCounts(NamedTuple):
     fewer_positive: int
     """Labelled, with fewer than A positive scores."""
     cut: int
-    """With more active latents than the SAE's encoder keeps."""
+    """Labelled, with more active latents than the SAE's encoder keeps."""
 
     def plus(self, other: LabelCounts) -> LabelCounts:
         """Both."""
@@ -143,25 +146,31 @@ class Shard:
         """The record of the whole shard."""
         return self.folder / "shards" / f"{self.side}-{self.index:05d}-of-{self.total:05d}.json"
 
-    def record(self) -> ShardRecord:
-        """The record; only of a shard that has one."""
-        content = files.read_json(self.record_path)
-        return ShardRecord(**{**content, "counts": LabelCounts(**content["counts"])})
+    def record(self) -> ShardRecord | None:
+        """The record of a finished shard; None if there is none that can be read."""
+        try:
+            content = files.read_json(self.record_path)
+            return ShardRecord(**{**content, "counts": LabelCounts(**content["counts"])})
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None
 
-    def is_recorded(self) -> bool:
-        """Whether the shard was finished once."""
-        return self.record_path.is_file()
+    def written(self) -> ShardRecord:
+        """The record of a shard that is known to be finished."""
+        record = self.record()
+        assert record is not None, self.record_path
+        return record
 
     def has_its_size(self) -> bool:
         """Whether the shard was finished and has the size that it had then: a look, not a proof."""
-        return self.is_recorded() and self.path.is_file() and self.path.stat().st_size == self.record().size_in_bytes
+        record = self.record()
+        return record is not None and self.path.is_file() and self.path.stat().st_size == record.size_in_bytes
 
     def is_whole(self) -> bool:
         """Whether the shard was finished and every byte is as it was then."""
         if not self.has_its_size():
             return False
         with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == self.record().sha256
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.written().sha256
 
     def write(self, columns: Features, input_ids: np.ndarray, concept_ids: np.ndarray, counts: LabelCounts) -> None:
         """Write the shard, whole or not at all: input_ids (blocks, T), concept_ids (blocks, T, A).
@@ -226,13 +235,13 @@ def finish_labels(folder: Path, info: LabelsInfo, columns: Features) -> None:
         state = files.read_json(empty / "state.json")
         state["_data_files"] = [{"filename": shard.file_name} for shard in shards_of(folder, side, total)]
         state["_fingerprint"] = hashlib.sha256(
-            "".join(shard.record().sha256 for shard in shards_of(folder, side, total)).encode()
+            "".join(shard.written().sha256 for shard in shards_of(folder, side, total)).encode()
         ).hexdigest()[:16]  # else a random one, and no two labellings would be alike
         files.write_json(kept / "state.json", state)
         files.write_json(kept / "dataset_info.json", files.read_json(empty / "dataset_info.json"))
         shutil.rmtree(empty)
-    files.write_json(folder / "dataset_dict.json", {"splits": list(info.shards)})
-    files.write_text(folder / "README.md", _dataset_card(info))
+    files.write_json(folder / SPLITS_FILE, _splits(info))
+    files.write_text(folder / CARD_FILE, _dataset_card(info))
     files.write_json(folder / LABELS_FILE, asdict(info))
 
 
@@ -240,27 +249,34 @@ def load_labels(folder: Path) -> LabelledCorpus:
     """Open a labelled corpus.
 
     Raises:
-        InputError: there is none at `folder`, or a shard is missing or cut off.
+        InputError: there is none at `folder`, or something of it is missing, cut off or unreadable.
     """
     info = read_labels_info(folder)
     for shard in all_shards(folder, info):
         if not shard.has_its_size():
-            raise InputError(
-                f"the shard {shard.path} is missing or cut off; run cocomix label with its recipe again, "
-                "which makes just the damaged shards anew"
-            )
-    train = load_from_disk(str(folder / "train")) if "train" in info.shards else None
-    return LabelledCorpus(train, load_from_disk(str(folder / "validation")), info)
+            raise InputError(f"the shard {shard.path} is missing or cut off; {REPAIR}")
+    try:
+        sides = {side: load_from_disk(str(folder / side)) for side in info.shards}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"the labelled corpus {folder} cannot be read: {' '.join(str(error).split())[:160]}; {REPAIR}"
+        ) from None
+    return LabelledCorpus(sides.get("train"), sides["validation"], info)
 
 
 def read_labels_info(folder: Path) -> LabelsInfo:
-    """The `labels.json` of a labelled corpus; InputError if there is none."""
+    """The `labels.json` of a labelled corpus; InputError if there is none that can be read."""
     if not (folder / LABELS_FILE).is_file():
         raise InputError(f"no labelled corpus at {folder}: expected train/, validation/ and {LABELS_FILE}")
     try:
         return LabelsInfo(**files.read_json(folder / LABELS_FILE))
     except (TypeError, ValueError) as error:
-        raise InputError(f"{folder / LABELS_FILE} does not describe a labelled corpus: {error}") from None
+        raise InputError(f"{folder / LABELS_FILE} does not describe a labelled corpus ({error}); {REPAIR}") from None
+
+
+def labels_fingerprint(info: LabelsInfo) -> str:
+    """Fingerprint of labels: of what they were made from, and what was counted."""
+    return fingerprint.of_json(asdict(info))
 
 
 def all_shards(folder: Path, info: LabelsInfo) -> Iterator[Shard]:
@@ -270,8 +286,14 @@ def all_shards(folder: Path, info: LabelsInfo) -> Iterator[Shard]:
 
 
 def all_whole(folder: Path) -> bool:
-    """Whether every byte of a labelled corpus is as it was written."""
-    return all(shard.is_whole() for shard in all_shards(folder, read_labels_info(folder)))
+    """Whether every shard of a labelled corpus is as it was written, and what describes them is there."""
+    try:
+        info = load_labels(folder).info
+        splits = files.read_json(folder / SPLITS_FILE)
+    except (InputError, FileNotFoundError, ValueError):
+        return False
+    described = splits == _splits(info) and (folder / CARD_FILE).is_file()
+    return described and all(shard.is_whole() for shard in all_shards(folder, info))
 
 
 def check_labels(info: LabelsInfo, folder: Path, **expected: object) -> None:
@@ -283,6 +305,10 @@ def check_labels(info: LabelsInfo, folder: Path, **expected: object) -> None:
                 f"the labels in {folder} were made with {name} {found!r}, the recipe has {wanted!r}; "
                 "label this corpus again, or change the recipe to what the labels were made with"
             )
+
+
+def _splits(info: LabelsInfo) -> dict[str, list[str]]:
+    return {"splits": list(info.shards)}
 
 
 def _dataset_card(info: LabelsInfo) -> str:

@@ -140,11 +140,12 @@ def label_corpus(
             (folder / name).mkdir(parents=True, exist_ok=True)
     processes.wait_for_all()
     every = [shard for side in shards.values() for shard in side]
-    discard_damaged(processes.share([shard for shard in every if shard.is_recorded()]))
+    discard_damaged(processes.share([shard for shard in every if shard.record_path.is_file()]))
     processes.wait_for_all()
-    missing = [shard for shard in every if not shard.is_recorded()]
+    missing = [shard for shard in every if shard.record() is None]
     columns = {name: _columns(extractor, side.blocks) for name, side in sides.items()}
-    _check_space(folder, sum(_blocks_of(s, sides, config) * bytes_per_block(columns[s.side]) for s in missing))
+    if processes.is_first():
+        _check_space(folder, sum(_blocks_of(s, sides, config) * bytes_per_block(columns[s.side]) for s in missing))
     processes.wait_for_all()  # only now, or one would see what another has just made
 
     _label_shards(extractor, processes.share(missing), sides, columns, config)
@@ -217,7 +218,6 @@ def _label_shard(
 ) -> None:
     start = shard.index * config.blocks_per_shard
     stop = min(start + config.blocks_per_shard, len(side.blocks))
-    cut_before = extractor.sae.tokens_cut
     concept_ids, counts = [], NOTHING
     for first in range(start, stop, config.blocks_per_batch):
         passages = side.reader(first, min(first + config.blocks_per_batch, stop))
@@ -227,7 +227,6 @@ def _label_shard(
         concept_ids.append(labels.ids.numpy())
         progress.update(labels.ids[..., 0].numel())
     ids = side.blocks.select_columns("input_ids").with_format("numpy")[start:stop]["input_ids"]
-    counts = counts._replace(cut=extractor.sae.tokens_cut - cut_before)
     shard.write(columns, ids, np.concatenate(concept_ids), counts)
 
 
@@ -240,7 +239,7 @@ def _count(labels: ConceptLabels) -> LabelCounts:
         full=int(has.all(-1).sum()),
         labels=int(has.sum()),
         fewer_positive=int((labelled & ~(labels.scores > 0).all(-1)).sum()),
-        cut=0,
+        cut=int((labelled & labels.cut).sum()),
     )
 
 
@@ -248,7 +247,7 @@ def _with_counts(plan: LabelsInfo, shards: dict[str, list[Shard]]) -> LabelsInfo
     """`plan`, completed by what was counted on the first of the sides."""
     total = NOTHING
     for shard in next(iter(shards.values())):
-        total = total.plus(shard.record().counts)
+        total = total.plus(shard.written().counts)
     return dataclasses.replace(
         plan,
         labelled_share=total.labelled / total.tokens,

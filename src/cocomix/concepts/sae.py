@@ -31,6 +31,8 @@ class Latents(NamedTuple):
     """(..., width) activations, ≥ 0; 0 where fewer latents are active."""
     indices: Tensor
     """(..., width) latent ids, int64; any valid id where the value is 0."""
+    cut: Tensor | None = None
+    """(...) bool, where more latents were active than are kept; None where that is not known."""
 
 
 class SparseAutoencoder(nn.Module):
@@ -128,13 +130,14 @@ class SparseAutoencoder(nn.Module):
             dense_row = self.d_sae * (rows.element_size() + (self.threshold is not None))
             kept = [self._strongest(part) for part in rows.split(max(1, ENCODE_BUFFER_BYTES // dense_row))]
         values, indices = torch.cat([each.values for each in kept]), torch.cat([each.indices for each in kept])
+        cut = (values[:, self.max_active :] > 0).any(-1)
+        self._count_cut(cut)
         if self.threshold is not None:
-            self._count_cut(values)
             # Sorted, so a column is in use where any token has that many active.
             width = max(1, int((values[:, : self.max_active] > 0).any(0).sum()))
             values, indices = values[:, :width].contiguous(), indices[:, :width].contiguous()
         shape = (*x.shape[:-1], values.shape[-1])
-        return Latents(values=values.view(shape), indices=indices.view(shape))
+        return Latents(values.view(shape), indices.view(shape), cut.view(shape[:-1]))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -164,12 +167,12 @@ class SparseAutoencoder(nn.Module):
             top = before.topk(min(self.max_active + 1, self.d_sae), dim=-1)
         return Latents(values=top.values.relu_(), indices=top.indices)
 
-    def _count_cut(self, values: Tensor) -> None:
-        """Count the tokens of values (N, slots) that are active beyond `max_active`; warn of the first."""
-        cut = int((values[:, self.max_active :] > 0).any(-1).sum())
+    def _count_cut(self, tokens_cut: Tensor) -> None:
+        """Count the tokens, (N,) bool, that are active beyond `max_active`; warn of the first."""
+        cut = int(tokens_cut.sum())
         if cut and not self.tokens_cut:
             warnings.warn(
-                f"{cut} of {len(values)} tokens have more than max_active = {self.max_active} active latents; the "
+                f"{cut} of {len(tokens_cut)} tokens have more than max_active = {self.max_active} active latents; the "
                 "strongest are kept: raise max_active to keep all (said once; tokens_cut counts on)",
                 stacklevel=2,
             )

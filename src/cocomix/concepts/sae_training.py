@@ -84,6 +84,8 @@ class SAEConfig:
             for name in ("l0_coefficient", "learning_rate")
             if not getattr(self, name) > 0
         ]
+        if self.max_active is not None and self.max_active < 1:
+            found.append(f"sae.max_active is {self.max_active}; expected 1 or more")
         found += self._architecture_problems()
         if self.training_tokens < self.tokens_per_step:
             found.append(f"sae.training_tokens is {self.training_tokens}, less than one step of {self.tokens_per_step}")

@@ -33,8 +33,8 @@ class Objective(Protocol):
         """Dataset columns that it reads."""
         ...
 
-    def prepare(self, batch: Batch) -> Batch:
-        """`batch`, on the device, with what is computed for it at this moment instead of being stored."""
+    def prepare(self, batches: list[Batch]) -> list[Batch]:
+        """The micro-batches of a step, on the device, with what is computed for them now instead of being stored."""
         ...
 
     def count(self, batch: Batch) -> Counts:

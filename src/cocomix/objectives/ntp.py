@@ -22,9 +22,9 @@ class NextToken:
 
     columns: tuple[str, ...] = ("input_ids",)
 
-    def prepare(self, batch: Batch) -> Batch:
-        """As it is."""
-        return batch
+    def prepare(self, batches: list[Batch]) -> list[Batch]:
+        """As they are."""
+        return batches
 
     def count(self, batch: Batch) -> Counts:
         """Predicted tokens."""

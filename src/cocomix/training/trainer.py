@@ -65,7 +65,7 @@ class ObjectiveTrainer(Trainer):
     ) -> tuple[list[dict[str, Tensor]], Any]:
         """The micro-batches of the next step, and their targets counted over all of them and all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = [self.objective.prepare(batch) for batch in batches]
+        batches = self.objective.prepare(batches)
         self._steps_in_parts += 1
         counted = [self.objective.count(batch) for batch in batches]
         counts = {

@@ -180,7 +180,7 @@ def test_labels_do_not_depend_on_what_shares_the_batch(teacher, sae, ids):
     for row in range(3):
         alone = extractor(ids[row : row + 1])
         # Scores are shares of the mean loss, and the batch has three times as many targets.
-        assert_same(ConceptLabels(together.ids[row : row + 1], together.scores[row : row + 1]), alone, scale=3)
+        assert_same(ConceptLabels(*(part[row : row + 1] for part in together)), alone, scale=3)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -198,7 +198,7 @@ def test_padding_gets_no_labels_and_changes_none(side, teacher, sae):
     for row, sequence in enumerate(sequences):
         real = mask[row].bool()
         alone = extractor(sequence[None])
-        padded = ConceptLabels(labels.ids[row, real][None], labels.scores[row, real][None])
+        padded = ConceptLabels(*(part[row, real][None] for part in labels))
         # Rotary angles are taken in float32, so that a shift by the padding leaves a trace of 1e-7.
         assert torch.equal(padded.ids, alone.ids)
         scale = targets / (len(sequence) - 1)

@@ -88,6 +88,17 @@ def test_what_is_counted(extractor, tmp_path):
     assert info.cut_tokens == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*more than max_active")
+def test_cut_tokens_are_the_labelled_ones_and_each_counted_once(extractor, tmp_path):
+    """Neither the repetitions that fill a batch up, nor tokens that have no label."""
+    weights = dict(extractor.sae.named_buffers())
+    extractor.sae = SparseAutoencoder(**weights, threshold=torch.zeros(C), max_active=28)
+    info = label(extractor, tmp_path)
+    labels = extractor(torch.tensor(blocks()["input_ids"][:]))
+    assert not labels.cut.all()
+    assert info.cut_tokens == int(labels.cut[:, :-1].sum()) > 0
+
+
 @pytest.mark.parametrize(("concepts", "expected"), [(32_768, "int16"), (32_769, "int32")])
 def test_label_columns_are_as_small_as_the_ids_allow(concepts, expected):
     assert features(T, A, "uint16", concepts)["concept_ids"].feature.feature.dtype == expected
@@ -118,7 +129,7 @@ def spoil(shard: Path, how: str) -> None:
         content[-100] ^= 1
         shard.write_bytes(content)
     elif how == "cut off":
-        shard.write_bytes(shard.read_bytes()[:-1])
+        shard.write_bytes(shard.read_bytes()[:-3])
     elif how == "gone":
         shard.unlink()
 
@@ -147,6 +158,40 @@ def test_a_shard_without_a_record_is_made_anew(extractor, tmp_path):
     assert not all_whole(tmp_path)
     label(extractor, tmp_path)
     assert content(tmp_path) == undamaged
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "cut off"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "labels.json",
+        "dataset_dict.json",
+        "train/state.json",
+        "validation/dataset_info.json",
+        "shards/train-00001-of-00003.json",
+    ],
+)
+def test_what_describes_the_shards_is_made_anew(name, how, extractor, tmp_path):
+    label(extractor, tmp_path)
+    undamaged = content(tmp_path)
+    file = tmp_path / name
+    if how == "empty":
+        file.write_bytes(b"")
+    else:
+        spoil(file, how)
+    assert not all_whole(tmp_path)
+    label(extractor, tmp_path)
+    assert content(tmp_path) == undamaged
+    assert all_whole(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train/state.json", "validation/dataset_info.json"])
+def test_labels_that_datasets_cannot_open_are_refused_in_one_line(name, extractor, tmp_path):
+    label(extractor, tmp_path)
+    (tmp_path / name).write_text("{")
+    with pytest.raises(InputError, match=r"cannot be read: .*; run cocomix label with its recipe again") as caught:
+        load_labels(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_cut_off_shard_is_refused_by_training(extractor, tmp_path):
