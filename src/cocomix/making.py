@@ -14,7 +14,7 @@ from cocomix.catalog.building import build_catalog
 from cocomix.concepts.alignment import OtherTokens
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.label_statistics import label_statistics
-from cocomix.concepts.label_store import LabelsInfo, all_whole, labels_fingerprint
+from cocomix.concepts.label_store import LabelsInfo, labels_fingerprint, labels_whole
 from cocomix.concepts.labelling import Side, label_corpus, label_in_equal_batches
 from cocomix.concepts.reading import SameTokens, TeacherReader
 from cocomix.concepts.sae_loading import load_sae
@@ -156,7 +156,7 @@ def make_labels(pipeline: Pipeline) -> Made:
 def repair_labels(pipeline: Pipeline) -> bool:
     """Make anew what is damaged of the finished labels, in place; whether anything was."""
     folder = pipeline.labels_stage.folder
-    if pipeline.recipe.labels.source is not None or all_whole(folder):
+    if pipeline.recipe.labels.source is not None or labels_whole(folder):
         return False
     _label_into(pipeline, folder, _extractor(pipeline))
     return True

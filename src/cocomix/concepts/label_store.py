@@ -1,8 +1,7 @@
-"""A labelled corpus on disk: shards that are whole or absent, each with its checksum.
+"""A labelled corpus on disk: what it was made from, and how it is opened and checked.
 
     labels.json            what it was made from, and what came out (`LabelsInfo`)
-    train/, validation/    Arrow shards; columns `input_ids` (T,) and `concept_ids` (T, A), −100 for none
-    shards/                a record of each shard: checksum and counts (`ShardRecord`)
+    train/, validation/    shards (`data.shards`); columns `input_ids` (T,) and `concept_ids` (T, A), −100 for none
     README.md              a dataset card, so that `datasets.load_dataset` and the hub know the splits
 
 T tokens of a block, A labels per token.
@@ -10,25 +9,18 @@ T tokens of a block, A labels per token.
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from datasets import Dataset, Features, List, Value, load_from_disk
+from datasets import Dataset, Features, List, Value
 
 from cocomix import files, fingerprint
-from cocomix.data.arrow import quiet
+from cocomix.data.shards import REPAIR, all_whole, open_shards
 from cocomix.errors import InputError
 
 LABELS_FILE = "labels.json"
-SPLITS_FILE = "dataset_dict.json"
 CARD_FILE = "README.md"
-REPAIR = "run cocomix label with its recipe again, which makes just what is damaged anew"
 SIDES = ("train", "validation")
 
 
@@ -83,107 +75,6 @@ class LabelledCorpus:
     info: LabelsInfo
 
 
-class LabelCounts(NamedTuple):
-    """What is counted of some blocks while they are labelled, in tokens; sums of two are those of both."""
-
-    tokens: int
-    labelled: int
-    """With at least one label."""
-    full: int
-    """With a label in every slot."""
-    labels: int
-    """Labels, not tokens."""
-    fewer_positive: int
-    """Labelled, with fewer than A positive scores."""
-    cut: int
-    """Labelled, with more active latents than the SAE's encoder keeps."""
-
-    def plus(self, other: LabelCounts) -> LabelCounts:
-        """Both."""
-        return LabelCounts(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-NOTHING = LabelCounts(0, 0, 0, 0, 0, 0)
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """Written after a shard: the shard is whole if it has this checksum."""
-
-    sha256: str
-    size_in_bytes: int
-    blocks: int
-    counts: LabelCounts
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard of a side, there or not.
-
-    Attributes:
-        folder: of the labelled corpus.
-        side: train or validation.
-        index, total: it is shard `index` of `total`, from 0.
-    """
-
-    folder: Path
-    side: str
-    index: int
-    total: int
-
-    @property
-    def file_name(self) -> str:
-        """As `datasets` names shards."""
-        return f"data-{self.index:05d}-of-{self.total:05d}.arrow"
-
-    @property
-    def path(self) -> Path:
-        """The Arrow file."""
-        return self.folder / self.side / self.file_name
-
-    @property
-    def record_path(self) -> Path:
-        """The record of the whole shard."""
-        return self.folder / "shards" / f"{self.side}-{self.index:05d}-of-{self.total:05d}.json"
-
-    def record(self) -> ShardRecord | None:
-        """The record of a finished shard; None if there is none that can be read."""
-        try:
-            content = files.read_json(self.record_path)
-            return ShardRecord(**{**content, "counts": LabelCounts(**content["counts"])})
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
-            return None
-
-    def written(self) -> ShardRecord:
-        """The record of a shard that is known to be finished."""
-        record = self.record()
-        assert record is not None, self.record_path
-        return record
-
-    def has_its_size(self) -> bool:
-        """Whether the shard was finished and has the size that it had then: a look, not a proof."""
-        record = self.record()
-        return record is not None and self.path.is_file() and self.path.stat().st_size == record.size_in_bytes
-
-    def is_whole(self) -> bool:
-        """Whether the shard was finished and every byte is as it was then."""
-        if not self.has_its_size():
-            return False
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == self.written().sha256
-
-    def write(self, columns: Features, input_ids: np.ndarray, concept_ids: np.ndarray, counts: LabelCounts) -> None:
-        """Write the shard, whole or not at all: input_ids (blocks, T), concept_ids (blocks, T, A).
-
-        The same blocks and labels give the same bytes.
-        """
-        content = _arrow_bytes(columns, input_ids, concept_ids)
-        self.record_path.unlink(missing_ok=True)
-        files.write_bytes(self.path, memoryview(content))
-        record = ShardRecord(hashlib.sha256(content).hexdigest(), len(content), len(input_ids), counts)
-        files.write_json(self.record_path, {**asdict(record), "counts": counts._asdict()})
-
-
 def features(block_size: int, labels_per_token: int, token_type: str, num_concepts: int) -> Features:
     """Columns of a labelled corpus, each of the smallest type that fits."""
     label_type = "int16" if num_concepts <= np.iinfo(np.int16).max + 1 else "int32"
@@ -195,52 +86,8 @@ def features(block_size: int, labels_per_token: int, token_type: str, num_concep
     )
 
 
-def bytes_per_block(columns: Features) -> int:
-    """What a block takes on disk."""
-    ids, labels = columns["input_ids"], columns["concept_ids"]
-    label = labels.feature.length * np.dtype(labels.feature.feature.dtype).itemsize
-    return ids.length * (np.dtype(ids.feature.dtype).itemsize + label)
-
-
-def _arrow_bytes(columns: Features, input_ids: np.ndarray, concept_ids: np.ndarray) -> pa.Buffer:
-    """Both columns as an Arrow stream that `datasets` reads."""
-    schema = columns.arrow_schema
-    block_size, labels_per_token = concept_ids.shape[1:]
-    token_type, label_type = schema.field("input_ids").type.value_type, schema.field("concept_ids").type.value_type
-    tokens = pa.array(input_ids.ravel(), type=token_type)
-    labels = pa.FixedSizeListArray.from_arrays(
-        pa.array(concept_ids.ravel(), type=label_type.value_type), labels_per_token
-    )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_batch(
-            pa.record_batch(
-                [pa.FixedSizeListArray.from_arrays(array, block_size) for array in (tokens, labels)], schema=schema
-            )
-        )
-    return sink.getvalue()
-
-
-def shards_of(folder: Path, side: str, total: int) -> list[Shard]:
-    """The shards of a side."""
-    return [Shard(folder, side, index, total) for index in range(total)]
-
-
-def finish_labels(folder: Path, info: LabelsInfo, columns: Features) -> None:
-    """Describe the whole shards in `folder` for `datasets`: each side, both as splits, and on a dataset card."""
-    for side, total in info.shards.items():
-        empty, kept = folder / f"{side}.empty", folder / side
-        with quiet():
-            Dataset.from_dict({name: [] for name in columns}, features=columns).save_to_disk(str(empty))
-        state = files.read_json(empty / "state.json")
-        state["_data_files"] = [{"filename": shard.file_name} for shard in shards_of(folder, side, total)]
-        state["_fingerprint"] = hashlib.sha256(
-            "".join(shard.written().sha256 for shard in shards_of(folder, side, total)).encode()
-        ).hexdigest()[:16]  # else a random one, and no two labellings would be alike
-        files.write_json(kept / "state.json", state)
-        files.write_json(kept / "dataset_info.json", files.read_json(empty / "dataset_info.json"))
-        shutil.rmtree(empty)
-    files.write_json(folder / SPLITS_FILE, _splits(info))
+def finish_labels(folder: Path, info: LabelsInfo) -> None:
+    """Say in the folder of whole shards what it holds."""
     files.write_text(folder / CARD_FILE, _dataset_card(info))
     files.write_json(folder / LABELS_FILE, asdict(info))
 
@@ -252,15 +99,7 @@ def load_labels(folder: Path) -> LabelledCorpus:
         InputError: there is none at `folder`, or something of it is missing, cut off or unreadable.
     """
     info = read_labels_info(folder)
-    for shard in all_shards(folder, info):
-        if not shard.has_its_size():
-            raise InputError(f"the shard {shard.path} is missing or cut off; {REPAIR}")
-    try:
-        sides = {side: load_from_disk(str(folder / side)) for side in info.shards}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"the labelled corpus {folder} cannot be read: {' '.join(str(error).split())[:160]}; {REPAIR}"
-        ) from None
+    sides = open_shards(folder, info.shards, "labelled corpus")
     return LabelledCorpus(sides.get("train"), sides["validation"], info)
 
 
@@ -279,21 +118,13 @@ def labels_fingerprint(info: LabelsInfo) -> str:
     return fingerprint.of_json(asdict(info))
 
 
-def all_shards(folder: Path, info: LabelsInfo) -> Iterator[Shard]:
-    """The shards of both sides."""
-    for side, total in info.shards.items():
-        yield from shards_of(folder, side, total)
-
-
-def all_whole(folder: Path) -> bool:
+def labels_whole(folder: Path) -> bool:
     """Whether every shard of a labelled corpus is as it was written, and what describes them is there."""
     try:
         info = load_labels(folder).info
-        splits = files.read_json(folder / SPLITS_FILE)
-    except (InputError, FileNotFoundError, ValueError):
+    except InputError:
         return False
-    described = splits == _splits(info) and (folder / CARD_FILE).is_file()
-    return described and all(shard.is_whole() for shard in all_shards(folder, info))
+    return (folder / CARD_FILE).is_file() and all_whole(folder, info.shards)
 
 
 def check_labels(info: LabelsInfo, folder: Path, **expected: object) -> None:
@@ -305,10 +136,6 @@ def check_labels(info: LabelsInfo, folder: Path, **expected: object) -> None:
                 f"the labels in {folder} were made with {name} {found!r}, the recipe has {wanted!r}; "
                 "label this corpus again, or change the recipe to what the labels were made with"
             )
-
-
-def _splits(info: LabelsInfo) -> dict[str, list[str]]:
-    return {"splits": list(info.shards)}
 
 
 def _dataset_card(info: LabelsInfo) -> str:

@@ -14,20 +14,13 @@ from datasets import Dataset, List, Value, load_dataset, load_from_disk
 from datasets import Features as DatasetFeatures
 
 from cocomix import InputError, files
-from cocomix.concepts import labelling
 from cocomix.concepts.attribution import ConceptExtractor
-from cocomix.concepts.label_store import (
-    LabelsInfo,
-    Shard,
-    all_shards,
-    all_whole,
-    features,
-    load_labels,
-    read_labels_info,
-)
+from cocomix.concepts.label_store import LabelsInfo, features, labels_whole, load_labels, read_labels_info
 from cocomix.concepts.labelling import LabelsConfig, Side, label_corpus, label_in_equal_batches
 from cocomix.concepts.reading import SameTokens
 from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.data import shards
+from cocomix.data.shards import Shard, shards_of
 
 BLOCKS, T, A, C = 11, 9, 3, 60
 CONFIG = LabelsConfig(labels_per_token=A, blocks_per_batch=2, blocks_per_shard=4)
@@ -142,7 +135,7 @@ def test_a_damaged_shard_is_named_and_made_anew(how, extractor, tmp_path, capsys
     kept = tmp_path / "train" / "data-00000-of-00003.arrow"
     kept_since = kept.stat().st_mtime_ns
     spoil(damaged, how)
-    assert not all_whole(tmp_path)
+    assert not labels_whole(tmp_path)
     capsys.readouterr()
     label(extractor, tmp_path)
     assert f"{damaged} is damaged" in capsys.readouterr().err
@@ -155,7 +148,7 @@ def test_a_shard_without_a_record_is_made_anew(extractor, tmp_path):
     label(extractor, tmp_path)
     undamaged = content(tmp_path)
     (tmp_path / "shards" / "train-00002-of-00003.json").unlink()
-    assert not all_whole(tmp_path)
+    assert not labels_whole(tmp_path)
     label(extractor, tmp_path)
     assert content(tmp_path) == undamaged
 
@@ -179,10 +172,10 @@ def test_what_describes_the_shards_is_made_anew(name, how, extractor, tmp_path):
         file.write_bytes(b"")
     else:
         spoil(file, how)
-    assert not all_whole(tmp_path)
+    assert not labels_whole(tmp_path)
     label(extractor, tmp_path)
     assert content(tmp_path) == undamaged
-    assert all_whole(tmp_path)
+    assert labels_whole(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["train/state.json", "validation/dataset_info.json"])
@@ -221,12 +214,12 @@ def test_a_full_disk_keeps_whole_shards_only(extractor, tmp_path, monkeypatch):
     assert Shard(tmp_path, "train", 0, 3).is_whole()
     monkeypatch.undo()
     label(extractor, tmp_path)
-    assert all_whole(tmp_path)
+    assert labels_whole(tmp_path)
 
 
 def test_a_disk_that_is_too_small_is_refused_before_labelling(extractor, tmp_path, monkeypatch):
-    usage = labelling.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(labelling.shutil, "disk_usage", lambda _: usage._replace(free=100))
+    usage = shards.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage._replace(free=100))
     with pytest.raises(InputError, match=r"the labels need another 8.82e-07 GB, .* has 1e-07 GB left"):
         label(extractor, tmp_path)
     assert not list(tmp_path.rglob("*.arrow"))
@@ -252,9 +245,9 @@ def test_two_labellings_are_the_same_files(extractor, tmp_path):
 
 def test_records_survive_writing_and_reading(extractor, tmp_path):
     info = label(extractor, tmp_path)
-    records = [shard.record() for shard in all_shards(tmp_path, read_labels_info(tmp_path))]
+    records = [shard.record() for shard in shards_of(tmp_path, read_labels_info(tmp_path).shards)]
     assert [record.blocks for record in records] == [4, 4, 3, 3]
-    assert sum(record.counts.tokens for record in records[:3]) == BLOCKS * T
+    assert sum(record.counts["tokens"] for record in records[:3]) == BLOCKS * T
     assert info.shards == json.loads((tmp_path / "labels.json").read_text())["shards"]
 
 
