@@ -8,6 +8,7 @@ from cocomix.concepts.sae_loading import load_sae
 from cocomix.errors import InputError
 from cocomix.models.causal_lm import CoCoMixForCausalLM, CoCoMixOutput
 from cocomix.models.configuration import CoCoMixConfig
+from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
 from cocomix.models.reference_checkpoint import load_reference_checkpoint
 
 __version__ = "0.1.0"
@@ -19,10 +20,13 @@ __all__ = [
     "ConceptLabels",
     "InputError",
     "Latents",
+    "MultiTokenConfig",
+    "MultiTokenForCausalLM",
     "SparseAutoencoder",
     "load_reference_checkpoint",
     "load_sae",
 ]
 
-AutoConfig.register(CoCoMixConfig.model_type, CoCoMixConfig)
-AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM)
+for config, model in ((CoCoMixConfig, CoCoMixForCausalLM), (MultiTokenConfig, MultiTokenForCausalLM)):
+    AutoConfig.register(config.model_type, config)
+    AutoModelForCausalLM.register(config, model)

@@ -6,7 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from datasets import Dataset, load_from_disk
+from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from cocomix import files, fingerprint
@@ -15,26 +17,35 @@ from cocomix.concepts.alignment import OtherTokens
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.label_statistics import label_statistics
 from cocomix.concepts.label_store import LabelsInfo, labels_fingerprint, labels_whole
-from cocomix.concepts.labelling import Side, label_corpus, label_in_equal_batches
+from cocomix.concepts.labelling import LabelsConfig, Side, label_corpus, label_in_equal_batches
 from cocomix.concepts.reading import SameTokens, TeacherReader
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_quality import sae_quality, write_quality
 from cocomix.concepts.sae_training import train_sae
-from cocomix.concepts.teacher import check_causal, teacher_fingerprint
+from cocomix.concepts.teacher import check_causal, residual_stream, teacher_fingerprint
 from cocomix.data.corpus import is_token_folder, write_documents
 from cocomix.data.documents import load_documents
 from cocomix.data.packing import PackedCorpus, pack_documents, pack_token_files
 from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
+from cocomix.distillation.predictions import (
+    PredictionsInfo,
+    load_predictions,
+    predict_corpus,
+    predictions_whole,
+)
 from cocomix.errors import InputError
 from cocomix.evaluation.concepts import constant_recall
 from cocomix.evaluation.flops import labelling_flops_per_token
 from cocomix.evaluation.validation import evaluate_model
+from cocomix.methods import DistillationConfig, StudentConfig
 from cocomix.models.building import backbone_config, build_plain
 from cocomix.models.configuration import CoCoMixConfig
-from cocomix.objectives import ConceptMixing, NextToken, Objective
+from cocomix.objectives import ConceptMixing, Distillation, HiddenStateMixing, MultiToken, NextToken, Objective
 from cocomix.objectives.cocomix import Labeller
+from cocomix.objectives.distillation import TeacherLogits
+from cocomix.objectives.hidden_states import HiddenStates
 from cocomix.stages import Made
-from cocomix.students import OBJECTIVES, build_student, student_config
+from cocomix.students import build_student, student_config
 from cocomix.training.pretrain import TrainingConfig, pretrain
 from cocomix.training.run import Run, describe_run, save_run
 
@@ -134,14 +145,13 @@ def make_sae(pipeline: Pipeline) -> Made:
     )
 
 
-def make_labels(pipeline: Pipeline) -> Made:
+def make_labels(pipeline: Pipeline, config: LabelsConfig) -> Made:
     """Label the corpus, this process its share of it."""
-    config = pipeline.recipe.labels
     if config.source is not None:
-        labelled = pipeline.labels()
+        labelled = pipeline.labels(config)
         return Made(labels_fingerprint(labelled.info), dataclasses.asdict(labelled.info))
-    extractor = _extractor(pipeline)
-    info = _label_into(pipeline, files.partial(pipeline.labels_stage.folder), extractor)
+    extractor = _extractor(pipeline, config)
+    info = _label_into(pipeline, config, files.partial(pipeline.labels_stage_of(config).folder), extractor)
     cost = labelling_flops_per_token(
         extractor.teacher,
         extractor.teacher_layer,
@@ -153,17 +163,17 @@ def make_labels(pipeline: Pipeline) -> Made:
     return Made(labels_fingerprint(info), summary)
 
 
-def repair_labels(pipeline: Pipeline) -> bool:
+def repair_labels(pipeline: Pipeline, config: LabelsConfig) -> bool:
     """Make anew what is damaged of the finished labels, in place; whether anything was."""
-    folder = pipeline.labels_stage.folder
-    if pipeline.recipe.labels.source is not None or labels_whole(folder):
+    folder = pipeline.labels_stage_of(config).folder
+    if labels_whole(folder):
         return False
-    _label_into(pipeline, folder, _extractor(pipeline))
+    _label_into(pipeline, config, folder, _extractor(pipeline, config))
     return True
 
 
-def _label_into(pipeline: Pipeline, folder: Path, extractor: ConceptExtractor) -> LabelsInfo:
-    config, corpus = pipeline.recipe.labels, pipeline.corpus()
+def _label_into(pipeline: Pipeline, config: LabelsConfig, folder: Path, extractor: ConceptExtractor) -> LabelsInfo:
+    corpus = pipeline.corpus()
     plan = LabelsInfo(
         corpus=corpus.info.fingerprint,
         teacher=pipeline.teacher_stage.record().fingerprint,
@@ -184,6 +194,41 @@ def _label_into(pipeline: Pipeline, folder: Path, extractor: ConceptExtractor) -
         folder,
         config,
         plan,
+    )
+
+
+def make_predictions(pipeline: Pipeline, config: DistillationConfig) -> Made:
+    """Store what the teacher predicts, this process its share of it."""
+    info = _predict_into(pipeline, config, files.partial(pipeline.predictions_stage_of(config).folder))
+    return Made(fingerprint.of_json(dataclasses.asdict(info)), dataclasses.asdict(info))
+
+
+def repair_predictions(pipeline: Pipeline, config: DistillationConfig) -> bool:
+    """Make anew what is damaged of the finished predictions, in place; whether anything was."""
+    folder = pipeline.predictions_stage_of(config).folder
+    if predictions_whole(folder):
+        return False
+    _predict_into(pipeline, config, folder)
+    return True
+
+
+def _predict_into(pipeline: Pipeline, config: DistillationConfig, folder: Path) -> PredictionsInfo:
+    assert config.top_k is not None
+    corpus, labels = pipeline.corpus(), pipeline.recipe.labels
+    plan = PredictionsInfo(
+        corpus=corpus.info.fingerprint,
+        teacher=pipeline.teacher_stage.record().fingerprint,
+        top_k=config.top_k,
+        temperature=config.temperature,
+    )
+    return predict_corpus(
+        pipeline.teacher(),
+        corpus.train,
+        folder,
+        plan,
+        vocab_size=corpus.info.vocab_size,
+        blocks_per_batch=labels.blocks_per_batch,
+        blocks_per_shard=labels.blocks_per_shard,
     )
 
 
@@ -223,22 +268,8 @@ def make_student(pipeline: Pipeline, name: str) -> Made:
     """Train one student."""
     recipe, student = pipeline.recipe, pipeline.recipe.students[name]
     corpus, tokenizer = pipeline.corpus(), pipeline.tokenizer()
-    config = student_config(
-        recipe,
-        name,
-        vocab_size=corpus.info.vocab_size,
-        eos_token_id=tokenizer.eos_token_id,
-        num_concepts=pipeline.num_concepts,
-    )
-    objective = OBJECTIVES[student.method]
-    train, validation = corpus.train, corpus.validation
-    if student.method == "cocomix":
-        labelled = pipeline.labels()
-        validation = labelled.validation
-        if labelled.train is None:
-            objective = ConceptMixing(_labeller(pipeline))
-        else:
-            train = labelled.train
+    config = student_config(recipe, name, pipeline.student_context(corpus.info.vocab_size, tokenizer.eos_token_id))
+    blocks, objective = _blocks(pipeline, student, corpus), _objective(pipeline, student, corpus.info.vocab_size)
     set_seed(recipe.seed)
     run = _pretrain(
         pipeline,
@@ -249,25 +280,76 @@ def make_student(pipeline: Pipeline, name: str) -> Made:
         pipeline.student_stages[name].folder,
         name,
         student.method,
-        PackedCorpus(train, validation, corpus.info),
+        blocks,
     )
-    if isinstance(config, CoCoMixConfig):
+    if student.learns_concepts():
+        assert isinstance(config, CoCoMixConfig)
         # Online, no labels of training text are kept; a constant chosen on validation itself is harder to beat.
-        known = train if "concept_ids" in train.column_names else validation
-        recall = constant_recall(known, validation, config.num_concepts, config.num_active_concepts)
+        known = blocks.train if "concept_ids" in blocks.train.column_names else blocks.validation
+        recall = constant_recall(known, blocks.validation, config.num_concepts, config.num_active_concepts)
         run.metrics["constant_recall"] = recall
     save_run(run, files.partial(pipeline.student_stages[name].folder))
     return Made(fingerprint.of_json(run.curve), _figures(run))
 
 
-def _labeller(pipeline: Pipeline) -> Labeller:
+def _blocks(pipeline: Pipeline, student: StudentConfig, corpus: PackedCorpus) -> PackedCorpus:
+    """The corpus with the columns that a student learns from, as far as they are stored."""
+    distillation = student.distillation_config()
+    if student.learns_concepts():
+        labelled = pipeline.labels(pipeline.recipe.labels_of(student))
+        train = corpus.train if labelled.train is None else labelled.train
+        return PackedCorpus(train, labelled.validation, corpus.info)
+    if distillation is not None and distillation.top_k is not None:
+        train = load_predictions(pipeline.predictions_stage_of(distillation).folder)
+        return PackedCorpus(train, corpus.validation, corpus.info)
+    return corpus
+
+
+def _objective(pipeline: Pipeline, student: StudentConfig, vocab_size: int) -> Objective:
+    """What a student minimises."""
+    distillation = student.distillation_config()
+    if distillation is not None:
+        teacher = None if distillation.top_k is not None else _teacher_logits(pipeline, vocab_size)
+        return Distillation(distillation.weight, distillation.temperature, teacher)
+    if student.method == "mtp":
+        return MultiToken()
+    if student.mixes_hidden_states():
+        return HiddenStateMixing(_teacher_hidden_states(pipeline))
+    if student.learns_concepts():
+        labels = pipeline.recipe.labels_of(student)
+        return ConceptMixing(_labeller(pipeline, labels) if labels.online else None)
+    return NextToken()
+
+
+def _labeller(pipeline: Pipeline, config: LabelsConfig) -> Labeller:
     """Labels of a training batch, computed now: those that would have been stored, to the last bit."""
-    extractor, together = _extractor(pipeline), pipeline.recipe.labels.blocks_per_batch
-    return lambda input_ids: label_in_equal_batches(extractor, input_ids, None, together).ids
+    extractor = _extractor(pipeline, config)
+    return lambda input_ids: label_in_equal_batches(extractor, input_ids, None, config.blocks_per_batch).ids
 
 
-def _extractor(pipeline: Pipeline) -> ConceptExtractor:
-    config = pipeline.recipe.labels
+def _teacher_logits(pipeline: Pipeline, vocab_size: int) -> TeacherLogits:
+    """What the teacher says of a training batch, computed now; of tokens that no text has, nothing."""
+    teacher = pipeline.teacher()
+
+    def logits(input_ids: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
+            return teacher(input_ids=input_ids, use_cache=False).logits[..., :vocab_size]
+
+    return logits
+
+
+def _teacher_hidden_states(pipeline: Pipeline) -> HiddenStates:
+    """The teacher's residual stream at the tap, computed now."""
+    teacher, layer = pipeline.teacher(), pipeline.recipe.sae.teacher_layer
+
+    def hidden_states(input_ids: Tensor) -> Tensor:
+        with torch.autocast(input_ids.device.type, enabled=False):
+            return residual_stream(teacher, input_ids, layer)
+
+    return hidden_states
+
+
+def _extractor(pipeline: Pipeline, config: LabelsConfig) -> ConceptExtractor:
     return ConceptExtractor(
         pipeline.teacher(), pipeline.sae(), pipeline.recipe.sae.teacher_layer, config.labels_per_token, config.selection
     )

@@ -6,22 +6,24 @@ import dataclasses
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix import making, processes
 from cocomix.concepts.label_store import LabelledCorpus, check_labels, labels_fingerprint, load_labels, read_labels_info
+from cocomix.concepts.labelling import LabelsConfig
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
-from cocomix.concepts.teacher import freeze, teacher_fingerprint
+from cocomix.concepts.teacher import freeze, teacher_config, teacher_fingerprint
 from cocomix.console import say
 from cocomix.data.packing import PackedCorpus, load_packed
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.errors import InputError
+from cocomix.methods import DistillationConfig
 from cocomix.recipe import Recipe
 from cocomix.stages import Made, Stage, require_unchanged
+from cocomix.students import StudentContext
 
 
 class Pipeline:
@@ -41,48 +43,43 @@ class Pipeline:
         read = self.teacher_corpus_stage
         self.teacher_stage = self._stage("teacher", ("teacher", "seed"), (read,), making.make_teacher)
         self.sae_stage = self._stage("sae", ("sae", "seed"), (read, self.teacher_stage), making.make_sae)
-        # One corpus where the teacher reads the students'.
-        concepts = dict.fromkeys((self.corpus_stage, read, self.teacher_stage, self.sae_stage))
-        self.labels_stage = self._stage(
-            "labels",
-            ("labels",),
-            tuple(concepts) if recipe.labels.source is None else (self.corpus_stage,),
-            making.make_labels,
-            together=True,
-            # A given SAE is the same one at every layer, so its fingerprint does not tell.
-            more={"teacher_layer": recipe.sae.teacher_layer},
-        )
+        self._labels_stages: dict[tuple[str, int], Stage] = {}
+        self._predictions_stages: dict[tuple[int, float], Stage] = {}
+        self.labels_stage = self.labels_stage_of(recipe.labels)
         self.catalog_stage = self._stage(
             "catalog", ("catalog",), (read, self.teacher_stage, self.sae_stage, self.labels_stage), making.make_catalog
         )
         self.student_stages = {name: self._student_stage(name) for name in recipe.students}
 
     def stages(self) -> list[Stage]:
-        """What this recipe makes, in order; teacher, SAE and labels only if a student needs them."""
-        concepts: list[Stage] = []
-        if self.recipe.needs_labels():
-            concepts = [self.labels_stage]
-            if self.recipe.labels.source is None:
-                concepts = self.labels_stage.with_needs()
-        return list(dict.fromkeys([self.corpus_stage, *concepts, *self.student_stages.values()]))
+        """What this recipe makes, in order; of teacher, SAE, labels and predictions only what a student needs."""
+        students = self.student_stages.values()
+        preparation = [before for student in students for needed in student.needs for before in needed.with_needs()]
+        return list(dict.fromkeys([self.corpus_stage, *preparation, *students]))
 
     def stages_until(self, name: str) -> list[Stage]:
-        """The stages up to `name`: corpus, teacher, sae, labels, catalog, students.
+        """What has to be made for `name`: corpus, teacher, sae, labels, catalog or students.
+
+        What the teacher says of the corpus, labels of every kind and predictions, goes by the name of labels.
 
         Raises:
-            InputError: none of the recipe's students needs such a stage.
+            InputError: none of the recipe's students needs it.
         """
-        stages = self.stages()
+        everything = self.stages()
         if name == "students":
-            return stages
-        if name == "catalog" and self.labels_stage in stages:
-            return self.catalog_stage.with_needs()
-        names = [stage.name for stage in stages]
-        if name not in names:
+            return everything
+        goals = {
+            "corpus": [self.corpus_stage],
+            "teacher": [self.teacher_stage],
+            "sae": [self.sae_stage],
+            "labels": [stage for stage in everything if stage.together],
+            "catalog": [self.catalog_stage] if self.labels_stage in everything else [],
+        }[name]
+        if not goals or not {*goals} <= {*everything, self.catalog_stage}:
             replaced = self.recipe.needs_labels() and self.recipe.labels.source is not None
             reason = "labels.source takes its place" if replaced else "none of its students needs one"
             raise InputError(f"this recipe has no stage {name!r}: {reason}")
-        return stages[: names.index(name) + 1]
+        return list(dict.fromkeys(needed for goal in goals for needed in goal.with_needs()))
 
     def run(self, stages: list[Stage]) -> None:
         """Make what is missing of `stages`."""
@@ -134,13 +131,22 @@ class Pipeline:
         sae = self.recipe.sae
         return load_sae(sae.source).d_sae if sae.source else sae.d_sae
 
+    def student_context(self, vocab_size: int, eos_token_id: int) -> StudentContext:
+        """What students' sizes depend on; 0 for what none of them needs."""
+        width, teacher = 0, self.recipe.teacher
+        if self.recipe.mixes_hidden_states():
+            width = teacher_config(teacher.source).hidden_size if teacher.source else teacher.backbone.hidden_size
+        return StudentContext(vocab_size, eos_token_id, self.num_concepts, width)
+
     def labels_folder(self) -> Path:
         """Where the labelled corpus is."""
         return Path(self.recipe.labels.source or self.labels_stage.folder)
 
-    def labels(self) -> LabelledCorpus:
-        """The labelled corpus; InputError if it was made from something else than the recipe's."""
-        folder = self.labels_folder()
+    def labels(self, config: LabelsConfig | None = None) -> LabelledCorpus:
+        """The recipe's labelled corpus, or a student's; InputError if it was made from something else."""
+        config = config or self.recipe.labels
+        stage = self.labels_stage_of(config)
+        folder = Path(config.source or stage.folder)
         labelled = load_labels(folder)
         if self.recipe.labels.source is not None and labelled.train is None:
             raise InputError(f"{folder} holds labels of validation text only (labels.online); label the corpus whole")
@@ -149,7 +155,7 @@ class Pipeline:
             for stage in (self.corpus_stage, self.teacher_stage, self.sae_stage)
             if stage.is_done()
         }
-        if self.recipe.labels.source is not None and not self.labels_stage.is_done():
+        if self.recipe.labels.source is not None and not stage.is_done():
             # The stages of what the recipe names are not run then.
             if self.recipe.teacher.source is not None:
                 made_here["teacher"] = teacher_fingerprint(self.teacher())
@@ -160,26 +166,57 @@ class Pipeline:
             folder,
             **made_here,
             teacher_layer=self.recipe.sae.teacher_layer,
-            labels_per_token=self.recipe.labels.labels_per_token,
-            selection=self.recipe.labels.selection,
+            labels_per_token=config.labels_per_token,
+            selection=config.selection,
         )
-        require_unchanged(self.labels_stage, labels_fingerprint(labelled.info), f"the labelled corpus {folder}")
+        require_unchanged(stage, labels_fingerprint(labelled.info), f"the labelled corpus {folder}")
         return labelled
 
     # How they are made.
 
+    def labels_stage_of(self, config: LabelsConfig) -> Stage:
+        """The labelling with these settings: the recipe's, or a student's own."""
+        key = (config.selection, config.labels_per_token)
+        if key not in self._labels_stages:
+            own = config != self.recipe.labels
+            name = f"labels-{config.selection}-{config.labels_per_token}" if own else "labels"
+            # One corpus where the teacher reads the students'.
+            concepts = dict.fromkeys((self.corpus_stage, self.teacher_corpus_stage, self.teacher_stage, self.sae_stage))
+            self._labels_stages[key] = Stage(
+                name,
+                self.folder / name,
+                # A given SAE is the same one at every layer, so its fingerprint does not tell.
+                {"labels": dataclasses.asdict(config), "teacher_layer": self.recipe.sae.teacher_layer},
+                tuple(concepts) if config.source is None else (self.corpus_stage,),
+                lambda: making.make_labels(self, config),
+                together=True,
+                repair=None if config.source else lambda: making.repair_labels(self, config),
+            )
+        return self._labels_stages[key]
+
+    def predictions_stage_of(self, config: DistillationConfig) -> Stage:
+        """The teacher's stored predictions of that temperature and number."""
+        assert config.top_k is not None
+        key = (config.top_k, config.temperature)
+        if key not in self._predictions_stages:
+            name = f"predictions-top-{config.top_k}-temperature-{config.temperature}"
+            self._predictions_stages[key] = Stage(
+                name,
+                self.folder / name,
+                {"top_k": config.top_k, "temperature": config.temperature},
+                (self.corpus_stage, self.teacher_stage),
+                lambda: making.make_predictions(self, config),
+                together=True,
+                repair=lambda: making.repair_predictions(self, config),
+            )
+        return self._predictions_stages[key]
+
     def _stage(
-        self,
-        name: str,
-        keys: tuple[str, ...],
-        needs: tuple[Stage, ...],
-        make: Callable[[Pipeline], Made],
-        together: bool = False,
-        more: dict[str, Any] | None = None,
+        self, name: str, keys: tuple[str, ...], needs: tuple[Stage, ...], make: Callable[[Pipeline], Made]
     ) -> Stage:
         everything = self.recipe.to_dict()
-        settings = {key: everything[key] for key in keys} | (more or {})
-        return Stage(name, self.folder / name, settings, needs, lambda: make(self), together)
+        settings = {key: everything[key] for key in keys}
+        return Stage(name, self.folder / name, settings, needs, lambda: make(self))
 
     def _student_stage(self, name: str) -> Stage:
         student = self.recipe.students[name]
@@ -191,6 +228,14 @@ class Pipeline:
             "training": dataclasses.asdict(self.recipe.training),
             "seed": self.recipe.seed,
         }
-        needs = (self.corpus_stage, self.labels_stage) if student.method == "cocomix" else (self.corpus_stage,)
+        needs = [self.corpus_stage]
+        distillation = student.distillation_config()
+        if student.learns_concepts():
+            needs.append(self.labels_stage_of(self.recipe.labels_of(student)))
+        elif distillation is not None and distillation.top_k is not None:
+            needs.append(self.predictions_stage_of(distillation))
+        elif student.asks_teacher():
+            needs.append(self.teacher_stage)
+            settings["teacher_layer"] = self.recipe.sae.teacher_layer
         folder = self.folder / "students" / name
-        return Stage(f"student {name}", folder, settings, needs, lambda: making.make_student(self, name))
+        return Stage(f"student {name}", folder, settings, tuple(needs), lambda: making.make_student(self, name))

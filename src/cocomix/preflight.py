@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from cocomix.concepts.attribution import check_tap
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_training import require_saelens
+from cocomix.concepts.teacher import teacher_config
 from cocomix.data.corpus import check_corpus, is_token_folder
 from cocomix.data.tokenizer import load_tokenizer, same_tokenizer, vocabulary_size
 from cocomix.errors import InputError
@@ -51,13 +52,12 @@ def check(pipeline: Pipeline, with_catalog: bool = False) -> None:
         attempt(lambda: check_corpus(recipe.corpus))
         if recipe.tokenizer.source is not None:
             attempt(lambda: _check_tokenizer(recipe.tokenizer.source))
-    if recipe.needs_labels() and not pipeline.labels_stage.is_done():
-        if recipe.labels.source is not None:
-            attempt(pipeline.labels)
-        else:
-            attempt(lambda: _check_teacher_and_sae(recipe))
-            if recipe.labels.alignment == "characters":
-                attempt(lambda: _check_alignment(recipe))
+    if recipe.labels.source is not None and recipe.needs_labels() and not pipeline.labels_stage.is_done():
+        attempt(pipeline.labels)
+    if recipe.needs_teacher() and not all(stage.is_done() for stage in pipeline.stages()):
+        attempt(lambda: _check_teacher(recipe, with_sae=recipe.needs_labels() and recipe.labels.source is None))
+        if recipe.needs_labels() and recipe.labels.alignment == "characters":
+            attempt(lambda: _check_alignment(recipe))
     if with_catalog and recipe.labels.source is not None:
         if recipe.teacher.source is None or recipe.sae.source is None:
             problems.append(
@@ -65,7 +65,7 @@ def check(pipeline: Pipeline, with_catalog: bool = False) -> None:
                 "teacher.source and sae.source"
             )
         else:
-            attempt(lambda: _check_teacher_and_sae(recipe))
+            attempt(lambda: _check_teacher(recipe, with_sae=True))
     for name in recipe.students:
         attempt(partial(_check_student, pipeline, name))
     _raise(list(dict.fromkeys(problems)))
@@ -81,16 +81,8 @@ def _check_tokenizer(source: str | None) -> None:
     load_tokenizer(source)
 
 
-def _teacher_config(source: str) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(source).get_text_config()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"teacher.source is {source!r}, which does not load: {' '.join(str(error).split())[:200]}"
-        ) from None
-
-
-def _check_teacher_and_sae(recipe: Recipe) -> None:
+def _check_teacher(recipe: Recipe, with_sae: bool) -> None:
+    """The teacher, and the SAE that reads it if there is to be one."""
     teacher = recipe.teacher
     if teacher.source is None:
         config = backbone_config(
@@ -100,7 +92,7 @@ def _check_teacher_and_sae(recipe: Recipe) -> None:
             eos_token_id=0,
         )
     else:
-        config = _teacher_config(teacher.source)
+        config = teacher_config(teacher.source)
         if recipe.labels.alignment == "tokens":
             _check_same_tokenizer(recipe, teacher.source, config)
         context = getattr(config, "max_position_embeddings", recipe.block_size)
@@ -109,9 +101,9 @@ def _check_teacher_and_sae(recipe: Recipe) -> None:
                 f"block_size is {recipe.block_size}; the teacher {teacher.source} reads at most {context} tokens"
             )
     sae = None
-    if recipe.sae.source is None:
+    if with_sae and recipe.sae.source is None:
         require_saelens()
-    else:
+    elif with_sae and recipe.sae.source is not None:
         sae = load_sae(recipe.sae.source, recipe.sae.max_active)
     try:
         with torch.device("meta"):
@@ -120,10 +112,11 @@ def _check_teacher_and_sae(recipe: Recipe) -> None:
         raise InputError(
             f"the teacher {teacher.source} is no causal language model: {' '.join(str(error).split())[:160]}"
         ) from None
-    try:
-        check_tap(model, recipe.sae.teacher_layer, sae)
-    except InputError as error:
-        raise InputError(f"sae: {error}") from None
+    if with_sae or recipe.mixes_hidden_states():
+        try:
+            check_tap(model, recipe.sae.teacher_layer, sae)
+        except InputError as error:
+            raise InputError(f"sae: {error}") from None
 
 
 def _check_alignment(recipe: Recipe) -> None:
@@ -142,7 +135,7 @@ def _check_alignment(recipe: Recipe) -> None:
             )
     teacher = recipe.teacher.source
     if teacher is not None:
-        _check_vocabulary(load_tokenizer(teacher), teacher, _teacher_config(teacher), "give it its own tokenizer")
+        _check_vocabulary(load_tokenizer(teacher), teacher, teacher_config(teacher), "give it its own tokenizer")
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str, config: PretrainedConfig, remedy: str) -> None:
@@ -175,4 +168,4 @@ def _check_student(pipeline: Pipeline, name: str) -> None:
     recipe = pipeline.recipe
     source = recipe.tokenizer.source
     vocab_size = vocabulary_size(load_tokenizer(source)) if source else recipe.tokenizer.vocab_size
-    student_config(recipe, name, vocab_size=vocab_size, eos_token_id=0, num_concepts=pipeline.num_concepts)
+    student_config(recipe, name, pipeline.student_context(vocab_size, eos_token_id=0))

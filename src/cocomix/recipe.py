@@ -20,11 +20,10 @@ from cocomix.concepts.sae_training import SAEConfig
 from cocomix.data.corpus import CorpusConfig
 from cocomix.data.tokenizer import MIN_VOCAB_SIZE, TokenizerConfig
 from cocomix.errors import InputError
+from cocomix.methods import METHODS, StudentConfig
 from cocomix.models.building import BackboneConfig
 from cocomix.suggest import did_you_mean
 from cocomix.training.pretrain import PRECISIONS, TrainingConfig
-
-METHODS = ("ntp", "cocomix")
 
 
 @dataclass
@@ -46,44 +45,6 @@ class TeacherConfig:
     def dtype(self) -> torch.dtype | None:
         """Of the weights of the running teacher; None for what they were saved in."""
         return None if self.precision is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
-
-
-@dataclass
-class MixerConfig:
-    """How a cocomix student predicts and mixes concepts; the defaults are the published settings.
-
-    Args:
-        insert_layer: blocks before the mixer.
-        num_active_concepts: K, predicted concepts that are mixed per token.
-        mixing: interleave, add or none.
-        concept_slot: what an interleaved slot holds, concept or residual.
-        slot_positions: rotary positions of the two slots of a token, interleaved or repeat.
-        concept_loss_weight: λ.
-    """
-
-    insert_layer: int = 3
-    num_active_concepts: int = 32
-    mixing: str = "interleave"
-    concept_slot: str = "concept"
-    slot_positions: str = "interleaved"
-    concept_loss_weight: float = 0.1
-
-
-@dataclass
-class StudentConfig:
-    """One model to train and compare.
-
-    Args:
-        method: ntp or cocomix.
-        backbone: its sizes, if not the recipe's.
-        match: name of the student whose activated parameters it is widened to.
-        mixer: of a cocomix student.
-    """
-
-    method: str
-    backbone: BackboneConfig | None = None
-    match: str | None = None
-    mixer: MixerConfig | None = None
 
 
 @dataclass
@@ -122,23 +83,52 @@ class Recipe:
 
     def needs_labels(self) -> bool:
         """Whether any student learns concepts."""
-        return any(student.method == "cocomix" for student in self.students.values())
+        return any(student.learns_concepts() for student in self.students.values())
+
+    def asks_teacher(self) -> bool:
+        """Whether any student learns from the teacher itself."""
+        return any(student.asks_teacher() for student in self.students.values())
+
+    def mixes_hidden_states(self) -> bool:
+        """Whether any student predicts the teacher's hidden states."""
+        return any(student.mixes_hidden_states() for student in self.students.values())
+
+    def needs_teacher(self) -> bool:
+        """Whether a teacher is run."""
+        return self.asks_teacher() or (self.needs_labels() and self.labels.source is None)
 
     def trains_teacher(self) -> bool:
         """Whether a teacher is trained from scratch."""
-        return self.needs_labels() and self.labels.source is None and self.teacher.source is None
+        return self.needs_teacher() and self.teacher.source is None
+
+    def labels_of(self, student: StudentConfig) -> LabelsConfig:
+        """How the labels of a student are made."""
+        own = {} if student.labels is None else dataclasses.asdict(student.labels)
+        return dataclasses.replace(self.labels, **{key: value for key, value in own.items() if value is not None})
 
     def problems(self) -> list[str]:
         """What cannot work about these settings as they stand, a line each; nothing is opened."""
+        unknown = {name: s.method for name, s in self.students.items() if s.method not in METHODS}
+        if unknown:  # then nothing is known of what it needs
+            return [
+                f"students.{name}: method is {method!r}; expected one of {', '.join(METHODS)}"
+                + did_you_mean(method, METHODS)
+                for name, method in unknown.items()
+            ]
         if self.block_size < 2:
             return [f"block_size is {self.block_size}; expected 2 or more, for a token and the next one"]
         found = [f"training.{line}" for line in self.training.problems(self.block_size)]
         if self.trains_teacher():
             found += [f"teacher.training.{line}" for line in self.teacher.training.problems(self.block_size)]
+        if self.needs_teacher() and self.teacher.precision not in (None, *PRECISIONS):
+            found.append(f"teacher.precision is {self.teacher.precision!r}; expected {' or '.join(PRECISIONS)}")
+        if self.asks_teacher() and self.labels.alignment == "characters" and self.teacher.source is not None:
+            found.append(
+                "labels.alignment is 'characters', but a student that learns from the teacher itself (kd, "
+                "hidden_states) needs a teacher that reads its tokens; leave it out, or set labels.alignment to tokens"
+            )
         if self.needs_labels():
             found += self.labels.problems() + self.catalog.problems()
-            if self.teacher.precision not in (None, *PRECISIONS):
-                found.append(f"teacher.precision is {self.teacher.precision!r}; expected {' or '.join(PRECISIONS)}")
             if self.labels.source is None and self.sae.source is None:
                 found += self.sae.problems()
         if self.tokenizer.source is None and self.tokenizer.vocab_size < MIN_VOCAB_SIZE:
@@ -149,27 +139,23 @@ class Recipe:
         if not self.students:
             found.append("students is empty; name at least one, e.g. students: {ntp: {method: ntp}}")
         for name, student in self.students.items():
-            found += [f"students.{name}: {line}" for line in self._student_problems(name, student)]
+            lines = student.problems() + self._match_problems(name, student)
+            if not name.replace("-", "").replace("_", "").isalnum():
+                lines.insert(0, "a name is made of letters, digits, - and _, because it becomes a folder")
+            if self.labels.source is not None and self.labels_of(student) != self.labels:
+                lines.append("labels has no effect with labels.source, which has been labelled; leave one of them out")
+            found += [f"students.{name}: {line}" for line in lines]
         return found
 
-    def _student_problems(self, name: str, student: StudentConfig) -> list[str]:
-        found = []
-        if not name.replace("-", "").replace("_", "").isalnum():
-            found.append("a name is made of letters, digits, - and _, because it becomes a folder")
-        if student.method not in METHODS:
-            hint = did_you_mean(student.method, METHODS)
-            found.append(f"method is {student.method!r}; expected one of {', '.join(METHODS)}{hint}")
-        if student.mixer is not None and student.method != "cocomix":
-            found.append(f"mixer has no effect on the method {student.method!r}; leave it out")
-        if student.match is not None:
-            if student.match == name or student.match not in self.students:
-                others = ", ".join(other for other in self.students if other != name)
-                found.append(f"match is {student.match!r}; expected another student ({others})")
-            elif self.students[student.match].match is not None:
-                found.append(f"match is {student.match!r}, which is matched to another itself; match that one")
-            if student.method == "cocomix":
-                found.append("match works on ntp students only; match them to this one instead")
-        return found
+    def _match_problems(self, name: str, student: StudentConfig) -> list[str]:
+        if student.match is None:
+            return []
+        if student.match == name or student.match not in self.students:
+            others = ", ".join(other for other in self.students if other != name)
+            return [f"match is {student.match!r}; expected another student ({others})"]
+        if self.students[student.match].match is not None:
+            return [f"match is {student.match!r}, which is matched to another itself; match that one"]
+        return []
 
     def to_dict(self) -> dict[str, Any]:
         """As nested dictionaries of plain values."""

@@ -55,6 +55,7 @@ class Stage:
             result is recorded.
         together: whether all processes call `make`, each for its share; otherwise the first makes the stage
             while the others wait.
+        repair: makes anew, in place, what is damaged of the finished folder; whether anything was.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Stage:
     needs: tuple[Stage, ...]
     make: Callable[[], Made]
     together: bool = False
+    repair: Callable[[], bool] | None = None
 
     def with_needs(self) -> list[Stage]:
         """This stage and all that it is made from, those first."""

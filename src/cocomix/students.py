@@ -1,74 +1,94 @@
-"""From a recipe's students to models and objectives."""
+"""From a recipe's students to models."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cocomix.errors import InputError
-from cocomix.models.building import (
-    backbone_config,
-    build_plain,
-    count_parameters,
-    match_parameters,
-)
+from cocomix.methods import StudentConfig
+from cocomix.models.building import BackboneConfig, backbone_config, build_plain, count_parameters, match_parameters
 from cocomix.models.causal_lm import CoCoMixForCausalLM
 from cocomix.models.configuration import CoCoMixConfig
-from cocomix.objectives import ConceptMixing, NextToken, Objective
-from cocomix.recipe import MixerConfig, Recipe, StudentConfig
+from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
+from cocomix.recipe import Recipe
 
-OBJECTIVES: dict[str, Objective] = {"ntp": NextToken(), "cocomix": ConceptMixing()}
+NUM_FUTURE_TOKENS = 2
+"""n of an mtp student that says nothing."""
 
 
-def student_config(
-    recipe: Recipe, name: str, *, vocab_size: int, eos_token_id: int, num_concepts: int
-) -> PretrainedConfig:
+class StudentContext(NamedTuple):
+    """What a student's sizes depend on beside the recipe."""
+
+    vocab_size: int
+    eos_token_id: int
+    num_concepts: int
+    """C, of the labels; 0 where no student learns any."""
+    teacher_hidden_size: int
+    """d, width of the teacher's residual stream."""
+
+
+def student_config(recipe: Recipe, name: str, context: StudentContext) -> PretrainedConfig:
     """Configuration of the student `name`, widened to its match if it has one.
 
     Raises:
-        InputError: sizes or mixer settings that cannot be.
+        InputError: sizes or settings that cannot be.
     """
     student = recipe.students[name]
-    context = {"vocab_size": vocab_size, "block_size": recipe.block_size, "eos_token_id": eos_token_id}
+
+    def config_of(sizes: BackboneConfig) -> PretrainedConfig:
+        backbone = backbone_config(
+            sizes, vocab_size=context.vocab_size, block_size=recipe.block_size, eos_token_id=context.eos_token_id
+        )
+        try:
+            return _of_method(student, backbone, context)
+        except ValueError as error:
+            raise InputError(f"students.{name}: {error}") from None
+
     sizes = student.backbone or recipe.backbone
     if student.match is not None:
-        matched = student_config(
-            recipe, student.match, vocab_size=vocab_size, eos_token_id=eos_token_id, num_concepts=num_concepts
-        )
-        sizes = match_parameters(sizes, _activated(matched), **context)
-    backbone = backbone_config(sizes, **context)
-    if student.method != "cocomix":
-        return backbone
-    return _mixed(backbone, student, name, num_concepts)
+        target = _activated(student_config(recipe, student.match, context))
+        sizes = match_parameters(sizes, target, lambda wider: _activated(config_of(wider)))
+    return config_of(sizes)
 
 
-def _mixed(backbone: PretrainedConfig, student: StudentConfig, name: str, num_concepts: int) -> CoCoMixConfig:
-    mixer = student.mixer or MixerConfig()
-    try:
+def _of_method(student: StudentConfig, backbone: PretrainedConfig, context: StudentContext) -> PretrainedConfig:
+    """The configuration of the model that a method trains; ValueError for what it refuses."""
+    config: PretrainedConfig = backbone
+    mixer = student.mixer_config()
+    if student.method == "mtp":
+        config = MultiTokenConfig(backbone, num_future_tokens=student.num_future_tokens or NUM_FUTURE_TOKENS)
+    elif mixer is not None:
+        content = "pause" if student.method == "pause" else mixer.content
         config = CoCoMixConfig(
             backbone_config=backbone,
             insert_layer=mixer.insert_layer,
-            num_concepts=num_concepts,
+            content=content,
+            num_concepts=context.num_concepts,
             num_active_concepts=mixer.num_active_concepts,
             mixing=mixer.mixing,
             concept_slot=mixer.concept_slot,
             slot_positions=mixer.slot_positions,
             concept_loss_weight=mixer.concept_loss_weight,
+            teacher_hidden_size=context.teacher_hidden_size if content == "hidden_states" else None,
+            regression_loss=mixer.regression_loss,
         )
-        with torch.device("meta"):
-            CoCoMixForCausalLM(config)
-    except ValueError as error:
-        raise InputError(f"students.{name}: {error}") from None
+    with torch.device("meta"):
+        build_student(config)
     return config
 
 
 def _activated(config: PretrainedConfig) -> int:
-    if not isinstance(config, CoCoMixConfig):
-        return count_parameters(config)
+    """Weights that one token uses."""
     with torch.device("meta"):
-        return CoCoMixForCausalLM(config).num_activated_parameters()
+        model = build_student(config)
+    return model.num_activated_parameters() if isinstance(model, CoCoMixForCausalLM) else count_parameters(config)
 
 
 def build_student(config: PretrainedConfig) -> PreTrainedModel:
     """A freshly initialised student (seeded by torch's generator)."""
-    return CoCoMixForCausalLM(config) if isinstance(config, CoCoMixConfig) else build_plain(config)
+    if isinstance(config, CoCoMixConfig):
+        return CoCoMixForCausalLM(config)
+    return MultiTokenForCausalLM(config) if isinstance(config, MultiTokenConfig) else build_plain(config)

@@ -19,11 +19,13 @@ from cocomix.console import say
 from cocomix.errors import InputError
 from cocomix.evaluation.compare import compare_runs
 from cocomix.evaluation.report import RESULTS, check_report_folder, write_report
-from cocomix.making import repair_labels
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
 from cocomix.stages import Stage
 from cocomix.suggest import did_you_mean
+
+_COMMANDS = {"corpus": "data", "teacher-corpus": "teacher"}
+"""Commands that make a stage, where they have another name."""
 
 
 def command_line() -> str:
@@ -59,7 +61,7 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
             # A Trainer that sees other processes would wait for them to train with it.
             raise InputError(
                 f"several processes share the labels only; make {', '.join(alone)} first, in one process: "
-                f"cocomix {'data' if len(stages) == 2 else 'sae'} with this recipe"
+                f"cocomix {_COMMANDS.get(alone[-1], alone[-1])} with this recipe"
             )
     processes.call_others()
     stages = pipeline.stages_until(until)
@@ -71,10 +73,11 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
             )
         stages = pipeline.student_stages[only].with_needs()
     complete = all(stage.is_done() for stage in stages)
-    labelled = pipeline.labels_stage.is_done()
+    finished = [stage for stage in stages if stage.is_done()]
     if not complete:
         pipeline.run(stages)
-    repaired = until == "labels" and labelled and repair_labels(pipeline)
+    # Checksums take a while, so only the command that can make a damaged shard anew looks at them.
+    repaired = until == "labels" and any([stage.repair() for stage in finished if stage.repair is not None])
     if complete and not repaired and processes.is_first():
         say(f"Nothing to do: everything is in {pipeline.folder} already.")
     return pipeline

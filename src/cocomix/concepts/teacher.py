@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from cocomix import fingerprint
 from cocomix.errors import InputError
@@ -41,6 +41,16 @@ def check_teacher_layer(teacher_layer: int, num_blocks: int) -> None:
         raise InputError(
             f"teacher_layer is {teacher_layer}; a teacher of {num_blocks} blocks takes 0 to {num_blocks - 1}"
         )
+
+
+def teacher_config(source: str) -> PretrainedConfig:
+    """The configuration of the teacher at `source`, a folder or id; InputError if there is none."""
+    try:
+        return AutoConfig.from_pretrained(source).get_text_config()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"teacher.source is {source!r}, which does not load: {' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def freeze(teacher: PreTrainedModel) -> PreTrainedModel:

@@ -63,20 +63,26 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
 
 def plot_curves(students: dict[str, Any], path: Path) -> None:
     """Validation loss of each student by training tokens and by its training FLOPs."""
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    many = len(students) > len(rcParams["axes.prop_cycle"])
+    figure = Figure(figsize=(11, 7) if many else (10, 4), dpi=120, layout="constrained")
     by_tokens, by_flops = figure.subplots(1, 2, sharey=True)
-    for name, student in students.items():
+    for number, (name, student) in enumerate(students.items()):
+        style = ("-", "--", ":")[number // len(rcParams["axes.prop_cycle"]) % 3]  # colours come round
         losses = [point["loss"] for point in student["curve"]]
         tokens = [point["tokens"] for point in student["curve"]]
-        by_tokens.plot([t / 1e6 for t in tokens], losses, marker=".", label=name)
-        by_flops.plot([t * student["training_flops_per_token"] for t in tokens], losses, marker=".", label=name)
+        by_tokens.plot([t / 1e6 for t in tokens], losses, style, marker=".", label=name)
+        by_flops.plot([t * student["training_flops_per_token"] for t in tokens], losses, style, marker=".")
     by_tokens.set(xlabel="training tokens, millions", ylabel="validation loss, nats per token")
     by_flops.set(xlabel="training FLOPs of the student")
     for axes in (by_tokens, by_flops):
         axes.grid(alpha=0.3)
-        axes.legend()
+    if many:
+        figure.legend(loc="outside lower center", ncols=6)
+    else:
+        by_tokens.legend()
     figure.savefig(path)
 
 
@@ -242,18 +248,29 @@ def _provenance(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _settings(results: dict[str, Any]) -> list[str]:
-    """The students' mixing beside the published values."""
-    lines = []
-    for name, student in results.get("recipe", {}).get("students", {}).items():
-        mixer = student["mixer"]
-        if mixer is None:
+def settings_table(recipe: dict[str, Any]) -> str | None:
+    """What is mixed into each student, and how; None if into none of them. A dash is what has no effect."""
+    rows = []
+    for name, student in recipe["students"].items():
+        if (mixer := student["mixer"]) is None:
             continue
-        lines.append(
-            f"`{name}` mixes by `{mixer['mixing']}`, slot `{mixer['concept_slot']}`, concept loss weight "
-            f"{mixer['concept_loss_weight']}; the published settings are `interleave`, slot `concept`, weight 0.1."
+        content = "pause" if student["method"] == "pause" else mixer["content"]
+        labels = {**recipe["labels"], **{k: v for k, v in (student["labels"] or {}).items() if v is not None}}
+        of_concepts = content == "concepts"
+        rows.append(
+            [
+                name,
+                f"{content} ({mixer['regression_loss']})" if content == "hidden_states" else content,
+                mixer["mixing"],
+                mixer["concept_slot"] if mixer["mixing"] != "none" else "–",
+                str(mixer["insert_layer"]),
+                "–" if content == "pause" else f"{mixer['concept_loss_weight']:g}",
+                str(mixer["num_active_concepts"]) if of_concepts else "–",
+                f"{labels['labels_per_token']} by {labels['selection']}" if of_concepts else "–",
+            ]
         )
-    return lines
+    header = ["student", "mixes in", "how", "slot", "after blocks", "loss weight", "K", "labels per token"]
+    return table(header, rows) if rows else None
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -273,9 +290,12 @@ def markdown(results: dict[str, Any]) -> str:
             "labels that are predicted; constant recall: that of always predicting the K most frequent labels.",
         ]
     parts += ["## What this means", _bullets(caveats(results))]
-    provenance = _provenance(results) + _settings(results)
+    provenance = _provenance(results)
     if provenance:
         parts += ["## How it was made", _bullets(provenance)]
+    settings = settings_table(results["recipe"]) if "recipe" in results else None
+    if settings:
+        parts += [settings, "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels."]
     if environment := results.get("environment"):
         versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
         parts.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,23 +106,19 @@ def count_parameters(config: PretrainedConfig) -> int:
         return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
-def match_parameters(sizes: BackboneConfig, target: int, **context: int) -> BackboneConfig:
-    """`sizes` widened so that a plain model of it has `target` weights, as near as it can.
+def match_parameters(sizes: BackboneConfig, target: int, size_of: Callable[[BackboneConfig], int]) -> BackboneConfig:
+    """`sizes` widened so that a model of it has `target` weights, as near as it can.
 
     The width grows by whole multiples of the heads, then the MLP takes up what is left.
 
     Args:
         sizes: depth, heads and type are kept.
         target: weights wanted.
-        context: the keyword arguments of `backbone_config`.
+        size_of: weights of the model that is made of some sizes.
 
     Raises:
         InputError: no width comes within `MATCH_TOLERANCE`.
     """
-
-    def size_of(candidate: BackboneConfig) -> int:
-        return count_parameters(backbone_config(candidate, **context))
-
     step = 2 * sizes.num_attention_heads  # rotary positions need an even width per head
     best = sizes
     while size_of(wider := dataclasses.replace(best, hidden_size=best.hidden_size + step)) <= target:

@@ -2,6 +2,18 @@
 
 from cocomix.objectives.base import Counts, Losses, Objective
 from cocomix.objectives.cocomix import ConceptMixing
+from cocomix.objectives.distillation import Distillation
+from cocomix.objectives.hidden_states import HiddenStateMixing
+from cocomix.objectives.multi_token import MultiToken
 from cocomix.objectives.ntp import NextToken
 
-__all__ = ["ConceptMixing", "Counts", "Losses", "NextToken", "Objective"]
+__all__ = [
+    "ConceptMixing",
+    "Counts",
+    "Distillation",
+    "HiddenStateMixing",
+    "Losses",
+    "MultiToken",
+    "NextToken",
+    "Objective",
+]

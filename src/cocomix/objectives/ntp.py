@@ -20,7 +20,10 @@ def count_tokens(batch: Batch) -> torch.Tensor:
 class NextToken:
     """Mean next-token cross-entropy of any causal language model."""
 
-    columns: tuple[str, ...] = ("input_ids",)
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Tokens."""
+        return ("input_ids",)
 
     def prepare(self, batches: list[Batch]) -> list[Batch]:
         """As they are."""

@@ -1,0 +1,138 @@
+"""The teacher's most probable next tokens at every token of a corpus, computed once for every student.
+
+    predictions.json       what they were made from (`PredictionsInfo`)
+    train/                 shards (`data.shards`); columns `input_ids` (T,) and the fields of `TopTokens`
+
+Only training text: nothing is distilled on validation text. T tokens of a block, k top tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedModel
+
+from cocomix import files, processes
+from cocomix.data.shards import REPAIR, Part, all_whole, describe, make_shards, open_shards
+from cocomix.distillation.divergence import top_tokens
+from cocomix.errors import InputError
+
+PREDICTIONS_FILE = "predictions.json"
+SIDE = "train"
+
+
+@dataclass(frozen=True)
+class PredictionsInfo:
+    """What stored predictions were made from.
+
+    Attributes:
+        corpus: fingerprint of the packed corpus.
+        teacher: fingerprint of the teacher's weights.
+        top_k: k.
+        temperature: τ.
+        mean_rest: mass of all other tokens, on average.
+        shards: their number.
+    """
+
+    corpus: str
+    teacher: str
+    top_k: int
+    temperature: float
+    mean_rest: float = 0.0
+    shards: int = 0
+
+
+def predict_corpus(
+    teacher: PreTrainedModel,
+    blocks: Dataset,
+    folder: Path,
+    plan: PredictionsInfo,
+    *,
+    vocab_size: int,
+    blocks_per_batch: int,
+    blocks_per_shard: int,
+) -> PredictionsInfo:
+    """Store the teacher's top tokens of `blocks` in `folder`; called by every process, each does its share.
+
+    Args:
+        teacher: frozen.
+        blocks: training blocks.
+        folder: where to; whole shards that lie there are kept.
+        plan: settings; `mean_rest` and `shards` are filled in.
+        vocab_size: V; what the teacher says of tokens beyond, which no text has, is left out.
+        blocks_per_batch: blocks that the teacher reads at once.
+        blocks_per_shard: blocks of one shard.
+
+    Raises:
+        InputError: top_k is not below the vocabulary, the disk is too small, or was full.
+    """
+    if plan.top_k >= vocab_size:
+        raise InputError(
+            f"distillation.top_k is {plan.top_k}; there are {vocab_size} tokens: give fewer, or leave it out"
+        )
+    ids = blocks.select_columns("input_ids").with_format("numpy")
+    columns = _columns(blocks, plan.top_k)
+
+    @torch.no_grad()
+    def make(_: str, start: int, stop: int) -> Iterator[Part]:
+        for first in range(start, stop, blocks_per_batch):
+            batch = ids[first : min(first + blocks_per_batch, stop)]["input_ids"].astype(np.int64)
+            logits = teacher(input_ids=torch.from_numpy(batch).to(teacher.device), use_cache=False).logits
+            top = top_tokens(logits[..., :vocab_size], plan.top_k, plan.temperature)
+            arrays = {f"teacher_{name}": tensor.cpu().numpy() for name, tensor in top._asdict().items()}
+            # Counts are whole numbers, which add up alike in any order.
+            yield Part(arrays, {"tokens": batch.size, "rest_in_millionths": int(top.log_rest.exp().sum() * 1e6)})
+
+    shards = make_shards(
+        folder,
+        {SIDE: blocks},
+        {SIDE: columns},
+        make,
+        blocks_per_shard=blocks_per_shard,
+        what="predictions",
+        remedy="lower distillation.top_k, or leave it out: the teacher then runs in every training step",
+    )[SIDE]
+    counts = [shard.written().counts for shard in shards]
+    mean_rest = sum(c["rest_in_millionths"] for c in counts) / sum(c["tokens"] for c in counts) / 1e6
+    info = PredictionsInfo(plan.corpus, plan.teacher, plan.top_k, plan.temperature, mean_rest, len(shards))
+    if processes.is_first():
+        describe(folder, {SIDE: shards}, columns)
+        files.write_json(folder / PREDICTIONS_FILE, asdict(info))
+    return info
+
+
+def load_predictions(folder: Path) -> Dataset:
+    """The training blocks with the teacher's predictions; InputError if they are damaged."""
+    return open_shards(folder, {SIDE: read_predictions_info(folder).shards}, "teacher's predictions")[SIDE]
+
+
+def read_predictions_info(folder: Path) -> PredictionsInfo:
+    """The `predictions.json` of a folder; InputError if it cannot be read."""
+    try:
+        return PredictionsInfo(**files.read_json(folder / PREDICTIONS_FILE))
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / PREDICTIONS_FILE} does not describe predictions ({error}); {REPAIR}") from None
+
+
+def predictions_whole(folder: Path) -> bool:
+    """Whether every shard is as it was written, and what describes them is there."""
+    try:
+        load_predictions(folder)
+    except InputError:
+        return False
+    return all_whole(folder, {SIDE: read_predictions_info(folder).shards})
+
+
+def _columns(blocks: Dataset, k: int) -> Features:
+    ids = blocks.features["input_ids"]
+    per_token = {
+        "teacher_ids": List(Value(ids.feature.dtype), length=k),
+        "teacher_log_probs": List(Value("float32"), length=k),
+        "teacher_log_rest": Value("float32"),
+    }
+    return Features({"input_ids": ids, **{name: List(column, length=ids.length) for name, column in per_token.items()}})

@@ -1,0 +1,161 @@
+"""The training methods: what a student is made of, and which of its settings have an effect."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from cocomix.models.building import BackboneConfig
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "ntp": (),
+    "kd": ("distillation",),
+    "pause": ("mixer", "distillation"),
+    "mtp": ("num_future_tokens",),
+    "cocomix": ("mixer", "labels"),
+}
+"""The training methods, each with the sections of a student that have an effect on it."""
+SECTIONS = ("mixer", "labels", "distillation", "num_future_tokens")
+ONLY_FOR = {
+    "content": ("concepts", "hidden_states"),
+    "num_active_concepts": ("concepts",),
+    "concept_loss_weight": ("concepts", "hidden_states"),
+    "regression_loss": ("hidden_states",),
+}
+"""Settings of a mixer that have an effect on some contents only."""
+
+
+@dataclass
+class MixerConfig:
+    """What is mixed into a student's hidden states, and how; the defaults are the published settings.
+
+    Args:
+        insert_layer: blocks before the mixer.
+        content: what is predicted and mixed in: concepts, or the teacher's hidden_states.
+        num_active_concepts: K, predicted concepts that are mixed per token.
+        mixing: interleave, add or none.
+        concept_slot: what an interleaved slot holds, concept or residual.
+        slot_positions: rotary positions of the two slots of a token, interleaved or repeat.
+        concept_loss_weight: λ, weight of the loss of what is predicted.
+        regression_loss: of hidden_states: l1, l2 or cosine.
+    """
+
+    insert_layer: int = 3
+    content: str = "concepts"
+    num_active_concepts: int = 32
+    mixing: str = "interleave"
+    concept_slot: str = "concept"
+    slot_positions: str = "interleaved"
+    concept_loss_weight: float = 0.1
+    regression_loss: str = "l2"
+
+    def problems(self, method: str) -> list[str]:
+        """Settings that have no effect on a student of that method, a line each; the model checks their values."""
+        content = "pause" if method == "pause" else self.content
+        idle = [key for key, contents in ONLY_FOR.items() if content not in contents]
+        defaults = {setting.name: setting.default for setting in dataclasses.fields(self)}
+        return [
+            f"mixer.{key} has no effect on what is mixed here ({content}); leave it out"
+            for key in idle
+            if getattr(self, key) != defaults[key]
+        ]
+
+
+@dataclass
+class DistillationConfig:
+    """How a student learns the teacher's distribution over the next token.
+
+    Args:
+        weight: of the divergence beside the token loss.
+        temperature: τ; both distributions are softmax(logits / τ).
+        top_k: store the teacher's top_k most probable tokens at each token, and the mass of the others, once for
+            every student; without it the teacher runs in every training step.
+    """
+
+    weight: float = 0.1
+    temperature: float = 1.0
+    top_k: int | None = None
+
+    def problems(self) -> list[str]:
+        """What cannot work about these settings, a line each."""
+        found = []
+        if not self.weight > 0:
+            found.append(f"distillation.weight is {self.weight}; it must be above 0")
+        if not self.temperature > 0:
+            found.append(f"distillation.temperature is {self.temperature}; it must be above 0")
+        if self.top_k is not None and self.top_k < 1:
+            found.append(f"distillation.top_k is {self.top_k}; expected 1 or more, or nothing")
+        return found
+
+
+@dataclass
+class StudentLabels:
+    """Labels of a cocomix student that are not the recipe's; they are made apart, in a folder of their own.
+
+    Args:
+        selection: instead of labels.selection.
+        labels_per_token: instead of labels.labels_per_token.
+    """
+
+    selection: str | None = None
+    labels_per_token: int | None = None
+
+
+@dataclass
+class StudentConfig:
+    """One model to train and compare.
+
+    Args:
+        method: ntp, kd, pause, mtp or cocomix.
+        backbone: its sizes, if not the recipe's.
+        match: name of the student whose activated parameters it is widened to.
+        mixer: of a cocomix or pause student.
+        labels: of a cocomix student, if not the recipe's.
+        distillation: of a kd student; with it a pause student learns from the teacher too.
+        num_future_tokens: n, of an mtp student.
+    """
+
+    method: str
+    backbone: BackboneConfig | None = None
+    match: str | None = None
+    mixer: MixerConfig | None = None
+    labels: StudentLabels | None = None
+    distillation: DistillationConfig | None = None
+    num_future_tokens: int | None = None
+
+    def problems(self) -> list[str]:
+        """What cannot work about these settings, a line each; the method is a known one."""
+        found = [
+            f"{section} has no effect on the method {self.method!r}; leave it out"
+            for section in SECTIONS
+            if getattr(self, section) is not None and section not in METHODS[self.method]
+        ]
+        if self.num_future_tokens is not None and self.num_future_tokens < 1:
+            found.append(f"num_future_tokens is {self.num_future_tokens}; expected 1 or more")
+        if self.distillation is not None:
+            found += self.distillation.problems()
+        if self.mixer is not None and "mixer" in METHODS[self.method]:
+            found += self.mixer.problems(self.method)
+        if self.labels is not None and self.mixes_hidden_states():
+            found.append("labels has no effect with mixer.content hidden_states; leave it out")
+        return found
+
+    def mixer_config(self) -> MixerConfig | None:
+        """The mixer of a student that has one."""
+        return (self.mixer or MixerConfig()) if "mixer" in METHODS[self.method] else None
+
+    def distillation_config(self) -> DistillationConfig | None:
+        """How it learns the teacher's distribution, if it does."""
+        return self.distillation or (DistillationConfig() if self.method == "kd" else None)
+
+    def learns_concepts(self) -> bool:
+        """Whether it reads concept labels."""
+        return self.method == "cocomix" and not self.mixes_hidden_states()
+
+    def mixes_hidden_states(self) -> bool:
+        """Whether it predicts the teacher's hidden states in place of concepts."""
+        return self.method == "cocomix" and self.mixer is not None and self.mixer.content == "hidden_states"
+
+    def asks_teacher(self) -> bool:
+        """Whether it learns from the teacher itself rather than from concepts."""
+        return self.distillation_config() is not None or self.mixes_hidden_states()

@@ -1,0 +1,212 @@
+"""A decoder whose last blocks are heads that each predict another future token (Gloeckle et al., 2024).
+
+    tokens ─► trunk (blocks − n) ─► head 1 ─► norm, token head ─► token t + 1
+                                 ├► head 2 ─► norm, token head ─► token t + 2
+                                 └► …
+
+Each head is one block, and norm and token head are shared, so a model with n heads has exactly the weights of its
+backbone. Generation uses the trunk and head 1, which is a decoder of blocks − n + 1.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, Cache, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .backbones import final_norm_name, positions_of, split_decoder
+from .losses import token_loss
+
+
+class MultiTokenConfig(PretrainedConfig):
+    """Configuration of `MultiTokenForCausalLM`.
+
+    Args:
+        backbone_config: configuration of the decoder whose blocks become trunk and heads.
+        num_future_tokens: n, heads, 1 ≤ n < blocks.
+
+    Raises:
+        ValueError: as many heads as blocks, or more.
+    """
+
+    model_type = "cocomix_multi_token"
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (Transformers' own class attribute)
+
+    def __init__(
+        self,
+        backbone_config: PretrainedConfig | dict[str, Any] | None = None,
+        num_future_tokens: int = 2,
+        **kwargs: Any,
+    ) -> None:
+        if backbone_config is None:
+            backbone_config = {"model_type": "gpt2"}
+        self.backbone_config: PretrainedConfig = (
+            AutoConfig.for_model(**backbone_config) if isinstance(backbone_config, dict) else backbone_config
+        )
+        self.num_future_tokens = num_future_tokens
+        blocks = self.backbone_config.num_hidden_layers
+        if not 1 <= num_future_tokens < blocks:
+            raise ValueError(
+                f"num_future_tokens is {num_future_tokens}; each takes one block as its head and the trunk at least "
+                f"one, so a backbone of {blocks} blocks takes 1 to {blocks - 1}"
+            )
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            kwargs.setdefault(name, getattr(self.backbone_config, name, None))
+        kwargs["tie_word_embeddings"] = bool(self.backbone_config.tie_word_embeddings)
+        super().__init__(**kwargs)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
+        """The backbone's configuration, which knows widths and vocabulary."""
+        return self.backbone_config
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the token vocabulary."""
+        return self.backbone_config.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """D, width of the residual stream."""
+        return self.backbone_config.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Blocks of trunk and heads together."""
+        return self.backbone_config.num_hidden_layers
+
+
+@dataclass
+class MultiTokenOutput(ModelOutput):
+    """What `MultiTokenForCausalLM` returns. B sequences, T tokens, V vocabulary."""
+
+    loss: Tensor | None = None
+    """Mean next-token cross-entropy, nats; needs `labels`. The other heads are the objective's business."""
+    logits: Tensor | None = None
+    """(B, T, V) next-token logits, or fewer positions with `logits_to_keep`."""
+    past_key_values: Cache | None = None
+    """Cache of the trunk and head 1."""
+    head_logits: tuple[Tensor, ...] | None = None
+    """Logits of all n heads, with `output_all_heads=True`."""
+
+
+class MultiTokenForCausalLM(PreTrainedModel, GenerationMixin):
+    """A causal language model with n heads for the next n tokens."""
+
+    config_class = MultiTokenConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False  # generation keeps to dynamic caches, as the trunk's and the head's are views
+
+    def __init__(self, config: MultiTokenConfig) -> None:
+        super().__init__(config)
+        backbone = copy.deepcopy(config.backbone_config)  # the stacks change theirs
+        decoder = AutoModel.from_config(backbone, attn_implementation=backbone._attn_implementation)
+        self.trunk, last = split_decoder(decoder, config.num_hidden_layers - config.num_future_tokens)
+        heads = []
+        for _ in range(config.num_future_tokens - 1):
+            head, last = split_decoder(last, 1)
+            heads.append(head)
+        self.heads = nn.ModuleList([*heads, last])
+        self.norm = getattr(last, final_norm_name(last))
+        setattr(last, final_norm_name(last), nn.Identity())
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        embedding = self.trunk.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding, at the bottom of the trunk."""
+        return self.trunk.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.trunk.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The token head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the token head."""
+        self.lm_head = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_all_heads: bool = False,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> MultiTokenOutput:
+        """Next-token prediction, and with `output_all_heads` that of the following tokens.
+
+        Args:
+            input_ids: (B, T) token ids; or `inputs_embeds`, (B, T, D).
+            attention_mask: (B, past + T), 0 at padding, on either side.
+            position_ids: (B, T); by default counted over the tokens that the mask keeps.
+            past_key_values: a dynamic cache; extended in place.
+            labels: (B, T) token ids (they are shifted here), −100 for no target.
+            use_cache: return a cache; by default outside training. Of no effect with `output_all_heads`.
+            output_all_heads: run all heads, not only the first.
+            logits_to_keep: as in Transformers: the last so many positions, or their indices; 0 for all.
+            num_items_in_batch: number of token targets of the whole batch of which this is a part.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if use_cache is None:
+            use_cache = not self.training and getattr(self.config.backbone_config, "use_cache", True)
+        use_cache = use_cache and not output_all_heads
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            length = inputs_embeds.shape[1]
+            if attention_mask is not None:
+                position_ids = positions_of(attention_mask)[:, -length:]
+            else:
+                position_ids = torch.arange(past, past + length, device=inputs_embeds.device).unsqueeze(0)
+        of_trunk, of_head = self._cache_views(past_key_values)
+        shared = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": use_cache}
+        h = self.trunk(inputs_embeds=inputs_embeds, past_key_values=of_trunk, **shared).last_hidden_state
+        heads = self.heads if output_all_heads else self.heads[:1]
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        all_logits = tuple(
+            self.lm_head(self.norm(head(inputs_embeds=h, past_key_values=of_head, **shared).last_hidden_state[:, kept]))
+            for head in heads
+        )
+        return MultiTokenOutput(
+            loss=None if labels is None else token_loss(all_logits[0], labels, num_items_in_batch),
+            logits=all_logits[0],
+            past_key_values=past_key_values if use_cache else None,
+            head_logits=all_logits if output_all_heads else None,
+        )
+
+    def _cache_views(self, cache: Cache | None) -> tuple[Cache | None, Cache | None]:
+        """The layers of one cache as two caches, one for the trunk and one for head 1; shared, not copied."""
+        if cache is None:
+            return None, None
+        depth = self.config.num_hidden_layers - self.config.num_future_tokens
+        if cache.layer_class_to_replicate is not None:
+            cache.layers.extend(cache.layer_class_to_replicate() for _ in range(depth + 1 - len(cache.layers)))
+        return Cache(layers=cache.layers[:depth]), Cache(layers=cache.layers[depth : depth + 1])
+
+
+MultiTokenConfig.register_for_auto_class()
+MultiTokenForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,0 +1,59 @@
+"""Knowledge distillation: the next token, and the teacher's distribution over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cocomix.distillation.divergence import TopTokens, divergence, divergence_of_top
+from cocomix.models.losses import token_loss
+from cocomix.objectives.base import Batch, Counts, Losses
+from cocomix.objectives.ntp import NextToken
+
+TeacherLogits = Callable[[Tensor], Tensor]
+"""Logits (B, T, V) of blocks (B, T)."""
+COLUMNS = ("teacher_ids", "teacher_log_probs", "teacher_log_rest")
+"""Of stored predictions: the fields of `TopTokens`."""
+
+
+@dataclass(frozen=True)
+class Distillation(NextToken):
+    """L_token + weight · KL(teacher ‖ student) of any causal language model (arXiv 2502.08524, section 3.1: 0.1).
+
+    The divergence is averaged over the predicted tokens, as the token loss is.
+
+    Args:
+        weight: of the divergence.
+        temperature: τ, of both distributions.
+        teacher: computes the teacher's logits for each micro-batch; without one its top tokens are stored.
+    """
+
+    weight: float = 0.1
+    temperature: float = 1.0
+    teacher: TeacherLogits | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The teacher's predictions too, if they are stored."""
+        return ("input_ids",) if self.teacher else ("input_ids", *COLUMNS)
+
+    def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
+        """Both losses."""
+        ids = batch["input_ids"]
+        logits = model(input_ids=ids, use_cache=False).logits
+        of_tokens = token_loss(logits, ids, counts["token"])
+        # What follows the last token of a block is in no block: no loss is taken there.
+        of_teacher = self._divergence(logits[:, :-1], batch) / counts["token"]
+        parts = {"token_loss": of_tokens.detach(), "kd_loss": of_teacher.detach()}
+        return Losses(of_tokens + self.weight * of_teacher, parts)
+
+    def _divergence(self, logits: Tensor, batch: Batch) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            if self.teacher is not None:
+                return divergence(logits, self.teacher(batch["input_ids"])[:, :-1], self.temperature)
+            teacher = TopTokens(*(batch[name][:, :-1] for name in COLUMNS))
+            return divergence_of_top(logits, teacher, self.temperature)

@@ -1,0 +1,108 @@
+"""What each method minimises, on models of known form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from cocomix.distillation.divergence import top_tokens
+from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
+from cocomix.objectives import Distillation, MultiToken, NextToken
+
+V, ROWS, T = 31, 3, 8
+BACKBONE = {
+    "vocab_size": V,
+    "n_positions": T,
+    "n_embd": 16,
+    "n_layer": 4,
+    "n_head": 2,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+@pytest.fixture
+def model() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config(**BACKBONE))
+
+
+@pytest.fixture
+def teacher() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config(**BACKBONE, initializer_range=0.5)).eval()
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.randint(0, V, (ROWS, T))}
+
+
+def test_distillation_is_the_token_loss_and_the_weighted_mean_divergence(model, teacher, batch):
+    ids = batch["input_ids"]
+    objective = Distillation(weight=0.3, temperature=2.0, teacher=lambda x: teacher(x).logits)
+    counts = objective.count(batch)
+    losses = objective(model, batch, counts)
+    plain = NextToken()(model, batch, counts)
+    p = F.softmax(teacher(ids).logits[:, :-1] / 2, dim=-1)
+    log_q = F.log_softmax(model(ids).logits[:, :-1] / 2, dim=-1)
+    mean = (p * (p.log() - log_q)).sum(-1).mean() * 4
+    assert losses.parts["token_loss"].item() == pytest.approx(plain.total.item())
+    assert losses.parts["kd_loss"].item() == pytest.approx(mean.item(), rel=1e-5)
+    assert losses.total.item() == pytest.approx((plain.total + 0.3 * mean).item(), rel=1e-5)
+
+
+def test_distillation_leaves_the_teacher_without_gradients(model, teacher, batch):
+    objective = Distillation(teacher=lambda x: teacher.requires_grad_(False)(x).logits)
+    objective(model, batch, objective.count(batch)).total.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_stored_predictions_of_nearly_all_tokens_are_as_good_as_the_teacher(model, teacher, batch, temperature):
+    online = Distillation(0.1, temperature, lambda x: teacher(x).logits)
+    stored = Distillation(0.1, temperature)
+    assert online.columns == ("input_ids",)
+    assert stored.columns == ("input_ids", "teacher_ids", "teacher_log_probs", "teacher_log_rest")
+    with torch.no_grad():
+        top = top_tokens(teacher(batch["input_ids"]).logits, V - 1, temperature)
+    columns = {f"teacher_{name}": value for name, value in top._asdict().items()}
+    counts = online.count(batch)
+    expected, found = online(model, batch, counts), stored(model, {**batch, **columns}, counts)
+    assert found.total.item() == pytest.approx(expected.total.item(), rel=1e-6)
+    assert found.parts["kd_loss"].item() == pytest.approx(expected.parts["kd_loss"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_multi_token_losses_are_those_of_each_heads_own_tokens(batch, heads):
+    model = MultiTokenForCausalLM(MultiTokenConfig(GPT2Config(**BACKBONE), num_future_tokens=heads))
+    ids, objective = batch["input_ids"], MultiToken()
+    losses = objective(model, batch, objective.count(batch))
+    logits = model(ids, output_all_heads=True).head_logits
+    expected = [
+        F.cross_entropy(logits[i][:, : T - i - 1].flatten(0, 1), ids[:, i + 1 :].flatten()).item() for i in range(heads)
+    ]
+    names = ["token_loss", "token_2_loss", "token_3_loss"][:heads]
+    assert losses.parts.keys() == set(names)
+    assert [losses.parts[name].item() for name in names] == pytest.approx(expected, rel=1e-5)
+    assert losses.total.item() == pytest.approx(sum(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["kd", "mtp"])
+def test_losses_of_micro_batches_add_up_to_those_of_the_batch(method, teacher, batch):
+    if method == "kd":
+        model = GPT2LMHeadModel(GPT2Config(**BACKBONE))
+        objective = Distillation(teacher=lambda x: teacher(x).logits)
+    else:
+        model = MultiTokenForCausalLM(MultiTokenConfig(GPT2Config(**BACKBONE), num_future_tokens=3))
+        objective = MultiToken()
+    counts = objective.count(batch)
+    whole = objective(model, batch, counts)
+    parts = [{"input_ids": batch["input_ids"][:1]}, {"input_ids": batch["input_ids"][1:]}]
+    counted = [objective.count(part) for part in parts]
+    assert {name: sum(c[name] for c in counted) for name in counts} == counts
+    assert sum(objective(model, part, counts).total for part in parts).item() == pytest.approx(whole.total.item())
