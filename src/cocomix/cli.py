@@ -168,6 +168,7 @@ def _show_labels(folder: Path, as_json: bool) -> int:
         return 0
     for side, found in statistics.items():
         show(f"\n{side}\n{found.table()}")
+    show(f"\n{workflow.labelling_remarks(folder)}")
     show(f"\nCurve: {folder / workflow.CURVE_FILE}")
     return 0
 

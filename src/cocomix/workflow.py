@@ -14,7 +14,7 @@ from cocomix.concepts.label_statistics import (
     label_statistics,
     plot_concept_frequency,
 )
-from cocomix.concepts.label_store import load_labels
+from cocomix.concepts.label_store import load_labels, read_labels_info
 from cocomix.console import say
 from cocomix.errors import InputError
 from cocomix.evaluation.compare import compare_runs
@@ -101,6 +101,22 @@ def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:
     except OSError as error:  # somebody else's labels, say, which may only be read
         say(f"Not drawn: {folder / CURVE_FILE} cannot be written ({error.strerror}).")
     return found
+
+
+def labelling_remarks(folder: Path) -> str:
+    """What was counted while a corpus was labelled, which the labels themselves do not show."""
+    info = read_labels_info(folder)
+    lines = [f"Made with selection {info.selection}, teacher layer {info.teacher_layer}."]
+    if info.selection in ("attribution", "attribution_negative"):
+        lines.append(
+            f"{info.fewer_positive_share:.4%} of the labelled tokens have fewer than {info.labels_per_token} concepts "
+            "with a positive score."
+        )
+    if info.cut_tokens:
+        lines.append(
+            f"{info.cut_tokens:,} labelled tokens had more active latents than sae.max_active."
+        )
+    return "\n".join(lines)
 
 
 def run_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 from datasets import load_from_disk
 from PIL import Image
 
+from cocomix import workflow
 from tiny_run import Runner
 
 
@@ -35,6 +36,11 @@ def labelling(runner: Runner, processes: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launch, "cocomix", "label", str(runner.recipe)]
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def children_of(parent: int) -> list[int]:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(child) for child in children]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -65,9 +71,11 @@ def test_killed_by_two_and_finished_by_three(finished: Runner, unlabelled: Runne
         assert process.poll() is None, (unlabelled.folder / "log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = children_of(process.pid)  # torchrun gives each a session of its own
+    for pid in (process.pid, *workers):
+        os.kill(pid, signal.SIGKILL)
     process.wait()
-    subprocess.run(["pkill", "-9", "-f", str(unlabelled.recipe)], check=False)  # torchrun's workers lead their own
+    assert len(workers) == 2
     kept = {path: path.stat().st_mtime_ns for path in partial.glob("train/*.arrow")}
     recorded = {path.stem.removeprefix("train-") for path in partial.glob("shards/train-*.json")}
     assert recorded
@@ -86,6 +94,19 @@ def test_only_labelling_runs_in_several_processes(finished: Runner, capsys, monk
     assert finished("run") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line == "cocomix: only cocomix label runs in several processes; start this command without torchrun"
+
+
+def test_what_comes_before_the_labels_is_made_in_one_process(recipe, capsys, monkeypatch) -> None:
+    runner = recipe()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert runner("label") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line == (
+        "cocomix: several processes share the labels only; make corpus, teacher, sae first, in one process: "
+        "cocomix sae with this recipe"
+    )
+    assert not (runner.folder / "out").exists()
 
 
 def test_a_damaged_shard_is_repaired_by_the_same_command(finished: Runner, tmp_path: Path, capsys) -> None:
@@ -108,7 +129,8 @@ def test_a_damaged_shard_is_repaired_by_the_same_command(finished: Runner, tmp_p
 
 def test_online_labels_train_the_same_model(finished: Runner, recipe, tmp_path: Path) -> None:
     """Bit for bit: every metric of every evaluation."""
-    content = {"labels": {"online": True, "labels_per_token": 2}, "training": {"blocks_per_batch": 4}}
+    training = {"blocks_per_batch": 4, "precision": "bf16"}  # of the student; the teacher reads as it always does
+    content = {"labels": {"online": True, "labels_per_token": 2}, "training": training}
     online = recipe(**content)
     for stage in ("corpus", "teacher", "sae"):
         shutil.copytree(finished.folder / "out" / stage, tmp_path / "out" / stage)
@@ -151,6 +173,7 @@ def test_inspect_prints_and_draws(finished: Runner, capsys) -> None:
     printed = capsys.readouterr().out
     assert "| tokens with at least one label" in printed
     assert str(labels / "concept_frequency.png") in printed
+    assert "of the labelled tokens have fewer than 2 concepts with a positive score." in printed
     assert Image.open(labels / "concept_frequency.png").size == (1050, 600)
     assert Runner(labels.parent)("run") == 2  # no recipe there; the next is about the folder itself
     from cocomix.cli import main
@@ -163,6 +186,19 @@ def test_inspect_prints_and_draws(finished: Runner, capsys) -> None:
     assert figures["train"]["labels"] == int((ids >= 0).sum())
     assert main(["label", str(labels)]) == 2
     assert f"cocomix label {labels} --inspect" in capsys.readouterr().err
+
+
+def test_labels_in_a_folder_that_cannot_be_written_are_inspected_all_the_same(
+    finished: Runner, capsys, monkeypatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(workflow, "plot_concept_frequency", refuse)
+    assert finished("label", "--inspect") == 0
+    captured = capsys.readouterr()
+    assert "| tokens with at least one label" in captured.out
+    assert "concept_frequency.png cannot be written (Permission denied)" in captured.err
 
 
 def test_a_student_tokenizer_of_the_same_kind_gives_the_same_labels(

@@ -1,7 +1,7 @@
 """How often and where each concept is active, counted in one pass over the text.
 
-C concepts (SAE latents), n contexts kept per concept, w tokens of a context, B blocks of a batch, S teacher
-tokens of a block, k active latents per token, N activations in a batch, d teacher width, V vocabulary size.
+C concepts (SAE latents), n contexts kept per concept, B blocks of a batch, S teacher tokens of a block, k active
+latents per token, N activations in a batch.
 """
 
 from __future__ import annotations

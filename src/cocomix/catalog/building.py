@@ -1,7 +1,6 @@
 """The concept catalogue: what each concept reacts to, what it makes the teacher say, how often it is a label.
 
-C concepts (SAE latents), n contexts kept per concept, w tokens of a context, B blocks of a batch, S teacher
-tokens of a block, k active latents per token, N activations in a batch, d teacher width, V vocabulary size.
+C concepts (SAE latents), n contexts kept per concept, w tokens of a context.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The text around the places where concepts are active.
 
-C concepts (SAE latents), n contexts kept per concept, w tokens of a context, B blocks of a batch, S teacher
-tokens of a block, k active latents per token, N activations in a batch, d teacher width, V vocabulary size.
+C concepts (SAE latents), n contexts kept per concept, w tokens of a context, B blocks, S teacher tokens of a block.
 """
 
 from __future__ import annotations

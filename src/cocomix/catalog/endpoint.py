@@ -117,8 +117,15 @@ def _read_answers(path: Path, model: str) -> dict[int, str]:
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         files.write_text(path, whole)
-    records = [json.loads(line) for line in whole.splitlines()]
-    return {record["index"]: record["description"] for record in records if record["model"] == model}
+    answers = {}
+    for line in whole.splitlines():
+        try:
+            record = json.loads(line)
+            if record["model"] == model:
+                answers[int(record["index"])] = str(record["description"])
+        except (ValueError, TypeError, KeyError):  # written by something else: it is asked again
+            continue
+    return answers
 
 
 def prompt_for(concept: Concept) -> str:
@@ -185,6 +192,3 @@ def _answer_of(body: bytes) -> str:
         return str(json.loads(body)["choices"][0]["message"]["content"] or "")
     except (ValueError, TypeError, KeyError, IndexError):
         raise _Refused(f"not a chat completion: {body[:80]!r}", again=False) from None
-
-
-# For the command line

@@ -1,8 +1,4 @@
-"""A catalogue as it lies on disk: a row for each concept.
-
-C concepts (SAE latents), n contexts kept per concept, w tokens of a context, B blocks of a batch, S teacher
-tokens of a block, k active latents per token, N activations in a batch, d teacher width, V vocabulary size.
-"""
+"""A catalogue as it lies on disk: a row for each concept."""
 
 from __future__ import annotations
 

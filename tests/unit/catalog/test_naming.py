@@ -266,6 +266,14 @@ def test_an_answer_that_will_not_mend_is_one_line_without_the_key(answer, messag
     assert KEY not in str(error.value)
 
 
+@pytest.mark.parametrize("line", ["{", "[]", "7", '{"index": 0, "model": "small"}', '{"index": "x", "description": "y"}'])
+def test_a_line_of_something_else_among_the_answers_is_passed_over(line, catalog, endpoint):
+    (catalog.folder / ANSWERS_FILE).write_text(f"{line}\n")
+    endpoint.script = ["fire"]
+    assert name_by_endpoint(catalog, endpoint.url, "small", None, [0]) == {0: "fire"}
+    assert len(endpoint.requests) == 1
+
+
 def test_an_interrupted_attempt_goes_on_without_asking_again(catalog, endpoint):
     endpoint.script = ["fire", "lakes", (401, b"")]
     with pytest.raises(InputError, match="401"):

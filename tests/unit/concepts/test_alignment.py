@@ -457,9 +457,6 @@ def test_a_token_of_no_character_ends_with_the_first_and_ends_never_decrease() -
     assert encode_with_ends(Stub(), ["text"])[0].ends.tolist() == [1, 3, 3, 4]
 
 
-# ---- refusals
-
-
 @pytest.mark.parametrize("context", [1, 2, 7, 16, 40])
 def test_a_passage_longer_than_the_context_is_read_in_parts(
     context: int, tokenizers: dict[str, PreTrainedTokenizerFast]
@@ -480,6 +477,9 @@ def test_a_passage_longer_than_the_context_is_read_in_parts(
     taken = [places[0].flatten()[whole.token_of], places[1].flatten()[parts.token_of]]
     assert torch.equal(taken[0], taken[1])
     assert (taken[0] >= 0).all()
+
+
+# ---- refusals
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(tokenizers: dict[str, PreTrainedTokenizerFast]) -> None:
