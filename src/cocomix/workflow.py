@@ -113,9 +113,7 @@ def labelling_remarks(folder: Path) -> str:
             "with a positive score."
         )
     if info.cut_tokens:
-        lines.append(
-            f"{info.cut_tokens:,} labelled tokens had more active latents than sae.max_active."
-        )
+        lines.append(f"{info.cut_tokens:,} labelled tokens had more active latents than sae.max_active.")
     return "\n".join(lines)
 
 

@@ -36,6 +36,29 @@ CASES |= {
     for insert_layer in (0, 1, 2)
 }
 CASES |= {f"{kind}-interleave-1": (kind, {}) for kind in ("mistral", "qwen2", "qwen3", "olmo2", "gpt_neox")}
+PAIR = {"slot_attention": "pair", "slot_positions": "repeat", "concept_slot": "residual"}
+CASES |= {
+    f"{kind}-pair-{insert_layer}": (
+        kind,
+        {
+            "slot_attention": "pair",
+            "slot_positions": "repeat",
+            "concept_slot": "residual",
+            "insert_layer": insert_layer,
+        },
+    )
+    for kind, insert_layer in (("gpt2", 1), ("llama", 0), ("llama", 1))
+}
+CASES["gpt2-add-residual-1"] = ("gpt2", {"mixing": "add", "concept_slot": "residual"})
+# Windows of three tokens, in all blocks or in the upper ones alone.
+SOME_WINDOWS = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+CASES |= {
+    "mistral-window-1": ("mistral", {"backbone": {"sliding_window": 3}}),
+    "mistral-window-0": ("mistral", {"backbone": {"sliding_window": 3}, "insert_layer": 0}),
+    "mistral-window-add-1": ("mistral", {"backbone": {"sliding_window": 3}, "mixing": "add"}),
+    "qwen2-windows-2": ("qwen2", {"backbone": SOME_WINDOWS, "insert_layer": 2}),
+    "qwen3-windows-repeat-0": ("qwen3", {"backbone": SOME_WINDOWS, "insert_layer": 0, "slot_positions": "repeat"}),
+}
 TOLERANCE = 1e-9
 LENGTHS = (9, 4, 6)
 """Of the sequences in a padded batch."""

@@ -72,7 +72,7 @@ def test_mixer_and_all_its_gradients(mixing, concept_slot, backbone_config, redr
     wanted, wanted_logits = plain_mixer(h, mixer)
     found = mixer(h)
     assert relative_error(found.hidden_states, wanted) < TOLERANCE
-    assert relative_error(found.concept_logits, wanted_logits) < TOLERANCE
+    assert relative_error(found.predicted, wanted_logits) < TOLERANCE
 
     # The gradients of one random direction in all outputs.
     along, along_logits = torch.randn_like(wanted), torch.randn_like(wanted_logits)

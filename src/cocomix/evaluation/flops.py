@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cocomix.models.backbones import decoder_blocks
 from cocomix.models.causal_lm import CoCoMixForCausalLM
+from cocomix.models.multi_token import MultiTokenForCausalLM
 
 BACKWARD = 2
 """A backward pass costs two forward passes: gradients of inputs and of weights."""
@@ -31,6 +32,11 @@ def attention_flops(model: PreTrainedModel, blocks: int, positions: int) -> int:
 
 def forward_flops_per_token(model: PreTrainedModel, block_size: int) -> int:
     """FLOPs of a forward pass, per token, in blocks of `block_size` tokens."""
+    if isinstance(model, MultiTokenForCausalLM):
+        blocks = decoder_blocks(model.trunk)
+        of_heads = linear_flops(model.heads) + len(model.heads) * linear_flops(model.lm_head)
+        depth = len(blocks) + len(model.heads)
+        return linear_flops(blocks) + of_heads + attention_flops(model, depth, block_size)
     if not isinstance(model, CoCoMixForCausalLM):
         blocks = decoder_blocks(model)
         head = linear_flops(model.get_output_embeddings())
@@ -41,7 +47,9 @@ def forward_flops_per_token(model: PreTrainedModel, block_size: int) -> int:
     lower = linear_flops(decoder_blocks(model.lower)) if config.insert_layer else 0
     lower += attention_flops(model, config.insert_layer, block_size)
     upper = linear_flops(decoder_blocks(model.upper)) + attention_flops(model, above, slots * block_size)
-    compress = 0 if config.mixing == "none" else 2 * config.num_active_concepts * config.hidden_size
+    compress = 0
+    if config.content == "concepts" and config.mixing != "none":  # K rows are read, no matrix is multiplied
+        compress = 2 * config.num_active_concepts * config.hidden_size
     return lower + slots * upper + linear_flops(model.mixer) + compress + linear_flops(model.lm_head)
 
 

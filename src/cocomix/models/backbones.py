@@ -72,14 +72,53 @@ def positions_of(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def _refuse_sliding_windows(config: PretrainedConfig) -> None:
+def pair_mask(mask: Tensor | None, slots_in: Tensor, slots: int, past: int) -> Tensor:
+    """(B, 1, slots·T, slots·(past + T)) additive mask under which the slots of a token see each other too.
+
+    Still causal over tokens. Where all slots of a token hold the same, each sees every earlier key equally often and
+    so reads what one slot per token would read.
+
+    Args:
+        mask: (B, past + T), 0 at padding; None where there is none.
+        slots_in: (B, slots·T, D), input of the stack, for its shape and type.
+        slots: per token.
+        past: tokens in the cache.
+    """
+    rows, new = slots_in.shape[0], slots_in.shape[1] // slots
+    tokens = torch.arange(past + new, device=slots_in.device)
+    seen = (tokens[past:, None] >= tokens).expand(rows, -1, -1)  # (B, T, past + T)
+    if mask is not None:
+        # Padding sees itself: a row that sees nothing would be no number.
+        seen = (seen & mask[:, None].bool()) | (tokens[past:, None] == tokens)
+    seen = seen.repeat_interleave(slots, dim=1).repeat_interleave(slots, dim=2).unsqueeze(1)
+    lowest = torch.finfo(slots_in.dtype).min
+    return torch.zeros_like(seen, dtype=slots_in.dtype).masked_fill(~seen, lowest)
+
+
+def has_windows(config: PretrainedConfig) -> bool:
+    """Whether some blocks attend to a sliding window only."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return "sliding_attention" in kinds
+    return getattr(config, "sliding_window", None) is not None
+
+
+def widen_windows(stack: PreTrainedModel, slots: int) -> None:
+    """Make a window of that many tokens one of as many slots, where each token takes `slots` positions."""
+    if slots == 1 or not has_windows(stack.config):
+        return
+    window = stack.config.sliding_window
+    for holder in (stack.config, *stack.modules()):
+        if getattr(holder, "sliding_window", None) == window:
+            holder.sliding_window = slots * window
+
+
+def _refuse_special_attention(config: PretrainedConfig) -> None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if kinds != {"full_attention"} or window is not None:
+    if not kinds <= {"full_attention", "sliding_attention"}:
         raise ValueError(
-            f"the backbone {config.model_type!r} has sliding-window or other special attention "
-            f"(layer_types {sorted(kinds)}, sliding_window {window}); only full attention can be split around the "
-            "mixer: set sliding_window to null and layer_types to full_attention"
+            f"the backbone {config.model_type!r} has blocks of other kinds than full and sliding-window attention "
+            f"(layer_types {', '.join(sorted(kinds))}), which cannot be split around the mixer"
         )
 
 
@@ -99,16 +138,16 @@ def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
 
     Raises:
         ValueError: the decoder is not of a form that can be cut (`decoder_blocks`, `final_norm_name`,
-            sliding-window blocks, scaled embeddings or logits).
+            blocks of a special kind, scaled embeddings or logits).
     """
     config = decoder.config
-    _refuse_sliding_windows(config)
+    _refuse_special_attention(config)
     _refuse_scaling(config)
     blocks, norm = decoder_blocks(decoder), final_norm_name(decoder)
 
-    with torch.device("meta"):
+    with torch.device("meta"):  # from its own blocks: some decoders look at all of them when they are made
         upper = type(decoder)._from_config(
-            _with_blocks(config, slice(1)), attn_implementation=config._attn_implementation
+            _with_blocks(config, slice(insert_layer, None)), attn_implementation=config._attn_implementation
         )
     upper_blocks = decoder_blocks(upper)
     del upper_blocks[:]

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from transformers import AutoModel, Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbones import positions_of, split_decoder
+from .backbones import has_windows, pair_mask, positions_of, split_decoder, widen_windows
 from .configuration import CoCoMixConfig
-from .losses import concept_loss, token_loss
-from .mixer import ConceptMixer
+from .losses import concept_loss, hidden_state_loss, token_loss
+from .mixer import MIXERS, Mixer
+from .retrofit import Retrofit
 
 IGNORED_ARGUMENTS = {"cache_position", "output_attentions", "output_hidden_states", "token_type_ids"}
 """Passed by callers that treat all Hugging Face decoders alike; without effect here."""
@@ -32,7 +33,7 @@ class CoCoMixOutput(ModelOutput):
     """What `CoCoMixForCausalLM` returns. B sequences, T tokens, V vocabulary, C concepts."""
 
     loss: Tensor | None = None
-    """token_loss + concept_loss_weight · concept_loss, of those that were asked for."""
+    """token_loss + concept_loss_weight · (concept_loss or hidden_loss), of those that were asked for."""
     logits: Tensor | None = None
     """(B, T, V) next-token logits, or fewer positions with `logits_to_keep`."""
     past_key_values: Cache | None = None
@@ -41,11 +42,13 @@ class CoCoMixOutput(ModelOutput):
     """Mean next-token cross-entropy, nats; needs `labels`."""
     concept_loss: Tensor | None = None
     """Concept cross-entropy, nats, not weighted; needs `concept_ids`."""
+    hidden_loss: Tensor | None = None
+    """Distance to the teacher's hidden states, not weighted; needs `teacher_hidden_states`."""
     concept_logits: Tensor | None = None
     """(B, T, C) predicted concepts, with `output_concepts=True`."""
 
 
-class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
+class CoCoMixForCausalLM(Retrofit, PreTrainedModel, GenerationMixin):
     """A causal language model with continuous concept mixing (arXiv 2502.08524)."""
 
     config_class = CoCoMixConfig
@@ -59,10 +62,16 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__(config)
+        if config.slot_attention == "pair" and has_windows(config.backbone_config):
+            raise ValueError(
+                f"slot_attention is 'pair', whose mask knows no sliding window, and the backbone "
+                f"{config.backbone_config.model_type!r} has one; use slot_attention 'causal' or mixing 'add'"
+            )
         backbone = copy.deepcopy(config.backbone_config)  # the stacks change theirs
         decoder = AutoModel.from_config(backbone, attn_implementation=backbone._attn_implementation)
         self.lower, self.upper = split_decoder(decoder, config.insert_layer)
-        self.mixer = ConceptMixer(config)
+        widen_windows(self.upper, config.slots_per_token)
+        self.mixer = MIXERS[config.content](config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         embedding = self.lower.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embedding)
@@ -71,7 +80,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ConceptMixer):
+        if isinstance(module, Mixer):
             module.reset_parameters(std=getattr(self.config.backbone_config, "initializer_range", 0.02))
 
     def get_input_embeddings(self) -> nn.Module:
@@ -93,7 +102,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
     def num_activated_parameters(self) -> int:
         """Weights that one token uses: all but the C − K compress rows that it does not read."""
         unused = 0
-        if self.config.mixing != "none":
+        if self.config.content == "concepts" and self.config.mixing != "none":
             unused = (self.config.num_concepts - self.config.num_active_concepts) * self.config.hidden_size
         return self.num_parameters() - unused
 
@@ -107,14 +116,16 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         concept_ids: Tensor | None = None,
+        teacher_hidden_states: Tensor | None = None,
         use_cache: bool | None = None,
         output_concepts: bool = False,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         num_labelled_in_batch: Tensor | int | None = None,
+        num_hidden_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CoCoMixOutput:
-        """Next-token and concept prediction, with their losses where targets are given.
+        """Prediction of the next token and of the mixer's content, with their losses where targets are given.
 
         Args:
             input_ids: (B, T) token ids; or `inputs_embeds`, (B, T, D).
@@ -123,20 +134,25 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values: a dynamic cache; extended in place.
             labels: (B, T) token ids (they are shifted here), −100 for no target.
             concept_ids: (B, T, A) concept labels, −100 for none.
+            teacher_hidden_states: (B, T, d) targets of predicted hidden states.
             use_cache: return a cache; by default outside training.
             output_concepts: also return the concept logits, (B, T, C).
             logits_to_keep: as in Transformers: the last so many positions, or their indices; 0 for all.
             num_items_in_batch: number of token targets of the whole batch of which this is a part.
             num_labelled_in_batch: number of labelled tokens of that batch.
+            num_hidden_in_batch: number of tokens with a hidden state of that batch.
 
         Raises:
-            ValueError: a mask that is not 2-dimensional, or a cache of fixed size.
+            ValueError: a mask that is not 2-dimensional, a cache of fixed size, or targets of something that is not
+                predicted here.
             TypeError: an argument that no Hugging Face decoder knows.
         """
         if unknown := kwargs.keys() - IGNORED_ARGUMENTS:
             raise TypeError(f"forward() got unknown arguments: {', '.join(sorted(unknown))}")
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected (batch, past + tokens)")
+        self._check_asked("concepts", concept_ids=concept_ids, output_concepts=output_concepts or None)
+        self._check_asked("hidden_states", teacher_hidden_states=teacher_hidden_states)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if use_cache is None:
@@ -144,8 +160,9 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.backbone_config)
         lower_cache, upper_cache = self._cache_views(past_key_values)
+        past = self._past_tokens(past_key_values)  # before the lower blocks add to it
         if position_ids is None:
-            position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+            position_ids = self._positions(inputs_embeds, attention_mask, past)
 
         h = self.lower(
             inputs_embeds=inputs_embeds,
@@ -157,7 +174,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         mixed = self.mixer(h)
         h = self.upper(
             inputs_embeds=mixed.hidden_states,
-            attention_mask=self._slot_mask(attention_mask, mixed.hidden_states, past_key_values),
+            attention_mask=self._slot_mask(attention_mask, mixed.hidden_states, past),
             position_ids=self._slot_positions(position_ids),
             past_key_values=upper_cache,
             use_cache=use_cache,
@@ -168,22 +185,33 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(h[:, kept])
         of_tokens = token_loss(logits, labels, num_items_in_batch) if labels is not None else None
-        of_concepts = (
-            concept_loss(mixed.concept_logits, concept_ids, num_labelled_in_batch) if concept_ids is not None else None
-        )
+        of_concepts = of_hidden = None
+        if concept_ids is not None:
+            of_concepts = concept_loss(mixed.predicted, concept_ids, num_labelled_in_batch)
+        if teacher_hidden_states is not None:
+            of_hidden = hidden_state_loss(
+                mixed.predicted, teacher_hidden_states, self.config.regression_loss, num_hidden_in_batch
+            )
         return CoCoMixOutput(
-            loss=self._total(of_tokens, of_concepts),
+            loss=self._total(of_tokens, of_concepts if of_hidden is None else of_hidden),
             token_loss=of_tokens,
             concept_loss=of_concepts,
+            hidden_loss=of_hidden,
             logits=logits,
-            concept_logits=mixed.concept_logits if output_concepts else None,
+            concept_logits=mixed.predicted if output_concepts else None,
             past_key_values=past_key_values if use_cache else None,
         )
 
-    def _total(self, of_tokens: Tensor | None, of_concepts: Tensor | None) -> Tensor | None:
-        if of_concepts is None:
+    def _check_asked(self, content: str, **asked: object) -> None:
+        """Raise ValueError if something is asked for that belongs to another content than this model's."""
+        for name, value in asked.items():
+            if value is not None and self.config.content != content:
+                raise ValueError(f"{name} was given, but this model mixes in {self.config.content}; leave it out")
+
+    def _total(self, of_tokens: Tensor | None, of_prediction: Tensor | None) -> Tensor | None:
+        if of_prediction is None:
             return of_tokens
-        weighted = self.config.concept_loss_weight * of_concepts
+        weighted = self.config.concept_loss_weight * of_prediction
         return weighted if of_tokens is None else of_tokens + weighted
 
     def _cache_views(self, cache: Cache | None) -> tuple[Cache | None, Cache | None]:
@@ -199,6 +227,9 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
                 f"expected a dynamic cache of {depth}"
             )
         split = self.config.insert_layer
+        for index, layer in enumerate(cache.layers[split:], split):
+            if layer.is_sliding and not layer.is_initialized:  # made for the backbone, whose window counts tokens
+                cache.layers[index] = type(layer)(self.upper.config.sliding_window)
         return Cache(layers=cache.layers[:split]), Cache(layers=cache.layers[split:])
 
     def _past_tokens(self, cache: Cache | None) -> int:
@@ -207,12 +238,11 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             return 0
         return cache.get_seq_length() // (self.config.slots_per_token if self.config.insert_layer == 0 else 1)
 
-    def _positions(self, inputs_embeds: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def _positions(self, inputs_embeds: Tensor, mask: Tensor | None, past: int) -> Tensor:
         """(B, T) or (1, T) positions of the given tokens, not counting padding."""
         length = inputs_embeds.shape[1]
         if mask is not None:
             return positions_of(mask)[:, -length:]
-        past = self._past_tokens(cache)
         return torch.arange(past, past + length, device=inputs_embeds.device).unsqueeze(0)
 
     def _slot_positions(self, position_ids: Tensor) -> Tensor:
@@ -224,15 +254,22 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             return position_ids.repeat_interleave(slots, dim=-1)
         return torch.stack([slots * position_ids + slot for slot in range(slots)], dim=-1).flatten(-2)
 
-    def _slot_mask(self, mask: Tensor | None, slots_in: Tensor, cache: Cache | None) -> Tensor | None:
-        """(B, slots·(past + T)) mask of the upper stack."""
+    def _slot_mask(self, mask: Tensor | None, slots_in: Tensor, past: int) -> Tensor | None:
+        """(B, slots·(past + T)) mask of the upper stack, or (B, 1, slots·T, slots·(past + T)) for pairs."""
         slots = self.config.slots_per_token
+        if slots > 1 and self.config.slot_attention == "pair":
+            if (kernel := self.upper.config._attn_implementation) not in ("sdpa", "eager"):
+                raise ValueError(
+                    f"slot_attention is 'pair', whose mask the attention implementation {kernel!r} does not take; "
+                    "use sdpa or eager, or slot_attention 'causal'"
+                )
+            return pair_mask(mask, slots_in, slots, past)
         if mask is not None:
             return mask.repeat_interleave(slots, dim=-1)
         if slots == 1 or self.config.slot_positions != "repeat":
             return None
         # Without a mask Transformers would read repeated positions as the seams of packed sequences.
-        length = slots * self._past_tokens(cache) + slots_in.shape[1]
+        length = slots * past + slots_in.shape[1]
         return slots_in.new_ones((slots_in.shape[0], length), dtype=torch.long)
 
 

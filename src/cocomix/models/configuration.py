@@ -10,9 +10,12 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+CONTENTS = ("concepts", "hidden_states", "pause")
 MIXINGS = ("interleave", "add", "none")
 CONCEPT_SLOTS = ("concept", "residual")
 SLOT_POSITIONS = ("interleaved", "repeat")
+SLOT_ATTENTIONS = ("causal", "pair")
+REGRESSION_LOSSES = ("l1", "l2", "cosine")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -20,54 +23,22 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
 
 
-class CoCoMixConfig(PretrainedConfig):
-    """Configuration of `CoCoMixForCausalLM`; the defaults are the published settings.
+class StackedConfig(PretrainedConfig):
+    """Configuration of a model made of the stacks that a backbone is cut into.
 
     Args:
-        backbone_config: configuration of the decoder that is split around the mixer, as a
-            Transformers config or as its dictionary (with `model_type`).
-        insert_layer: number of backbone blocks that run before the mixer, 0 ≤ insert_layer < blocks.
-        num_concepts: C, concepts (SAE latents) that the model predicts.
-        num_active_concepts: K, predicted concepts that are mixed per token, 1 ≤ K ≤ C.
-        mixing: `interleave` puts the continuous vector after each token (twice the positions above),
-            `add` adds it to the token's hidden state, `none` only predicts concepts.
-        concept_slot: what an interleaved slot holds: `concept`, the continuous vector c as
-            published, or `residual`, c + h − mean(h).
-        slot_positions: rotary positions of the two slots of token t: `interleaved` (2t, 2t+1) or
-            `repeat` (t, t). Backbones with learned positions do not use it.
-        concept_loss_weight: λ, weight of the concept loss beside the token loss.
-
-    Raises:
-        ValueError: a value is out of its range, or the backbone has none of the needed fields.
+        backbone_config: configuration of the decoder that is cut, as a Transformers config or as its dictionary
+            (with `model_type`).
     """
 
-    model_type = "cocomix"
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (Transformers' own class attribute)
 
-    def __init__(
-        self,
-        backbone_config: PretrainedConfig | dict[str, Any] | None = None,
-        insert_layer: int = 3,
-        num_concepts: int = 32768,
-        num_active_concepts: int = 32,
-        mixing: str = "interleave",
-        concept_slot: str = "concept",
-        slot_positions: str = "interleaved",
-        concept_loss_weight: float = 0.1,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, backbone_config: PretrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
         if backbone_config is None:
             backbone_config = {"model_type": "gpt2"}
         self.backbone_config: PretrainedConfig = (
             AutoConfig.for_model(**backbone_config) if isinstance(backbone_config, dict) else backbone_config
         )
-        self.insert_layer = insert_layer
-        self.num_concepts = num_concepts
-        self.num_active_concepts = num_active_concepts
-        self.mixing = mixing
-        self.concept_slot = concept_slot
-        self.slot_positions = slot_positions
-        self.concept_loss_weight = concept_loss_weight
         self._check()
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(name, getattr(self.backbone_config, name, None))
@@ -75,27 +46,7 @@ class CoCoMixConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def _check(self) -> None:
-        _one_of("mixing", self.mixing, MIXINGS)
-        _one_of("concept_slot", self.concept_slot, CONCEPT_SLOTS)
-        _one_of("slot_positions", self.slot_positions, SLOT_POSITIONS)
-        blocks = self.backbone_config.num_hidden_layers
-        if not 0 <= self.insert_layer < blocks:
-            raise ValueError(
-                f"insert_layer is {self.insert_layer}; a backbone of {blocks} blocks takes 0 to {blocks - 1} "
-                "(the number of blocks before the mixer)"
-            )
-        if not 1 <= self.num_active_concepts <= self.num_concepts:
-            raise ValueError(
-                f"num_active_concepts is {self.num_active_concepts}; with num_concepts {self.num_concepts} "
-                f"it must be 1 to {self.num_concepts}"
-            )
-        if not self.concept_loss_weight >= 0:
-            raise ValueError(f"concept_loss_weight is {self.concept_loss_weight}; it must be 0 or more")
-
-    @property
-    def slots_per_token(self) -> int:
-        """Positions that one token takes in the upper blocks: 2 when interleaved, else 1."""
-        return 2 if self.mixing == "interleave" else 1
+        """Raise ValueError for a value out of its range."""
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
         """The backbone's configuration, which knows widths, depth and vocabulary."""
@@ -113,10 +64,100 @@ class CoCoMixConfig(PretrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Blocks below and above the mixer together."""
+        """Blocks of all stacks together."""
         return self.backbone_config.num_hidden_layers
 
     @property
     def max_position_embeddings(self) -> int:
         """Context length in tokens."""
         return self.backbone_config.max_position_embeddings
+
+
+class CoCoMixConfig(StackedConfig):
+    """Configuration of `CoCoMixForCausalLM`; the defaults are the published settings.
+
+    Args:
+        backbone_config: configuration of the decoder that is split around the mixer.
+        insert_layer: number of backbone blocks that run before the mixer, 0 ≤ insert_layer < blocks.
+        content: what the inserted vector is made of: `concepts` that the model predicts; `hidden_states` of the
+            teacher, predicted in their place; or `pause`, a learned vector and no prediction.
+        num_concepts: C, concepts (SAE latents) that the model predicts.
+        num_active_concepts: K, predicted concepts that are mixed per token, 1 ≤ K ≤ C.
+        mixing: `interleave` puts the vector after each token (twice the positions above), `add` adds it to the
+            token's hidden state, `none` only predicts.
+        concept_slot: what the vector c becomes: `concept`, c as published, or `residual`, c + h − mean(h) where it is
+            interleaved and c − mean(h) where it is added, so that c = mean(h) changes nothing.
+        slot_positions: rotary positions of the two slots of token t: `interleaved` (2t, 2t+1) or
+            `repeat` (t, t). Backbones with learned positions do not use it.
+        slot_attention: `causal`, as published, or `pair`: the two slots of a token see each other.
+        concept_loss_weight: λ, weight of the loss of the prediction beside the token loss.
+        teacher_hidden_size: d, width of the predicted hidden states.
+        regression_loss: of predicted hidden states, l1, l2 or cosine.
+
+    Raises:
+        ValueError: a value is out of its range, or the backbone has none of the needed fields.
+    """
+
+    model_type = "cocomix"
+
+    def __init__(
+        self,
+        backbone_config: PretrainedConfig | dict[str, Any] | None = None,
+        insert_layer: int = 3,
+        content: str = "concepts",
+        num_concepts: int = 32768,
+        num_active_concepts: int = 32,
+        mixing: str = "interleave",
+        concept_slot: str = "concept",
+        slot_positions: str = "interleaved",
+        slot_attention: str = "causal",
+        concept_loss_weight: float = 0.1,
+        teacher_hidden_size: int | None = None,
+        regression_loss: str = "l2",
+        **kwargs: Any,
+    ) -> None:
+        self.insert_layer = insert_layer
+        self.content = content
+        self.num_concepts = num_concepts
+        self.num_active_concepts = num_active_concepts
+        self.mixing = mixing
+        self.concept_slot = concept_slot
+        self.slot_positions = slot_positions
+        self.slot_attention = slot_attention
+        self.concept_loss_weight = concept_loss_weight
+        self.teacher_hidden_size = teacher_hidden_size
+        self.regression_loss = regression_loss
+        super().__init__(backbone_config, **kwargs)
+
+    def _check(self) -> None:
+        _one_of("content", self.content, CONTENTS)
+        _one_of("mixing", self.mixing, MIXINGS)
+        _one_of("concept_slot", self.concept_slot, CONCEPT_SLOTS)
+        _one_of("slot_positions", self.slot_positions, SLOT_POSITIONS)
+        _one_of("slot_attention", self.slot_attention, SLOT_ATTENTIONS)
+        _one_of("regression_loss", self.regression_loss, REGRESSION_LOSSES)
+        blocks = self.backbone_config.num_hidden_layers
+        if not 0 <= self.insert_layer < blocks:
+            raise ValueError(
+                f"insert_layer is {self.insert_layer}; a backbone of {blocks} blocks takes 0 to {blocks - 1} "
+                "(the number of blocks before the mixer)"
+            )
+        if self.content == "concepts" and not 1 <= self.num_active_concepts <= self.num_concepts:
+            raise ValueError(
+                f"num_active_concepts is {self.num_active_concepts}; with num_concepts {self.num_concepts} "
+                f"it must be 1 to {self.num_concepts}"
+            )
+        if self.content == "hidden_states" and not (self.teacher_hidden_size or 0) >= 1:
+            raise ValueError(
+                f"teacher_hidden_size is {self.teacher_hidden_size}; to predict hidden states it must be the "
+                "teacher's width"
+            )
+        if self.content == "pause" and self.mixing == "none":
+            raise ValueError("mixing is 'none' with content 'pause', which leaves nothing of it; use interleave or add")
+        if not self.concept_loss_weight >= 0:
+            raise ValueError(f"concept_loss_weight is {self.concept_loss_weight}; it must be 0 or more")
+
+    @property
+    def slots_per_token(self) -> int:
+        """Positions that one token takes in the upper blocks: 2 when interleaved, else 1."""
+        return 2 if self.mixing == "interleave" else 1

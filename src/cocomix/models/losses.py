@@ -1,4 +1,7 @@
-"""The two losses, as pure functions. B sequences, T tokens, V vocabulary, C concepts, A labels per token."""
+"""The losses, as pure functions.
+
+B sequences, T tokens, V vocabulary, C concepts, A labels per token, d teacher width.
+"""
 
 from __future__ import annotations
 
@@ -49,3 +52,20 @@ def concept_loss(concept_logits: Tensor, concept_ids: Tensor, num_labelled: Tens
     has_label = labels_of_token > 0
     total = per_token.masked_fill(~has_label, 0.0).sum()
     return total / (num_labelled if num_labelled is not None else has_label.sum().clamp(min=1))
+
+
+def hidden_state_loss(predicted: Tensor, target: Tensor, kind: str, num_tokens: Tensor | int | None = None) -> Tensor:
+    """How far predicted hidden states are from the teacher's, averaged over tokens (arXiv 2502.08524, figure 6b).
+
+    Args:
+        predicted, target: (B, T, d).
+        kind: `l1` and `l2`, the mean absolute and squared difference over d, or `cosine`, 1 − cos.
+        num_tokens: what the sum over tokens is divided by; by default B · T.
+    """
+    predicted, target = _at_least_float32(predicted), target.to(_at_least_float32(predicted).dtype)
+    if kind == "cosine":
+        per_token = 1 - F.cosine_similarity(predicted, target, dim=-1)
+    else:
+        difference = predicted - target
+        per_token = (difference.abs() if kind == "l1" else difference.square()).mean(-1)
+    return per_token.sum() / (num_tokens if num_tokens is not None else per_token.numel())

@@ -1,7 +1,7 @@
-"""The concept mixer: predict concepts from the hidden state, keep the strongest, compress them, mix them in.
+"""The mixer: predict concepts from the hidden state, keep the strongest, compress them, mix them in.
 
-B sequences, T tokens, D width, C concepts, K concepts mixed per token. Formulas: DESIGN section 2,
-"Student"; the published form is `mixing="interleave"`, `concept_slot="concept"`.
+B sequences, T tokens, D width, C concepts, K concepts mixed per token, d teacher width. Formulas: DESIGN section 2,
+"Student"; the published form is `content="concepts"`, `mixing="interleave"`, `concept_slot="concept"`.
 """
 
 from __future__ import annotations
@@ -55,15 +55,48 @@ def interleave(h: Tensor, slots: Tensor) -> Tensor:
 
 
 class MixerOutput(NamedTuple):
-    """What the mixer hands to the upper blocks and to the concept loss."""
+    """What the mixer hands to the upper blocks and to the loss of its prediction."""
 
     hidden_states: Tensor
     """(B, slots·T, D), input of the upper blocks."""
-    concept_logits: Tensor
-    """z, (B, T, C)."""
+    predicted: Tensor | None
+    """Concept logits z (B, T, C), or hidden states of the teacher (B, T, d); None where nothing is predicted."""
 
 
-class ConceptMixer(nn.Module):
+class Mixer(nn.Module):
+    """Where and how a vector c enters the hidden states; what c is, the subclasses say."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__()
+        self.mixing = config.mixing
+        self.concept_slot = config.concept_slot
+
+    def reset_parameters(self, std: float) -> None:
+        """Weights N(0, std²), biases 0."""
+        for name, parameter in self.named_parameters():
+            if "bias" in name:
+                init.zeros_(parameter)
+            else:
+                init.normal_(parameter, mean=0.0, std=std)
+
+    def predict_and_compress(self, h: Tensor, of_h: Moments) -> tuple[Tensor | None, Tensor | None]:
+        """What is predicted from h (B, T, D), and c (B, T, D), which is None with mixing `none`."""
+        raise NotImplementedError
+
+    def forward(self, h: Tensor) -> MixerOutput:
+        """Mix into h (B, T, D) what is predicted from it."""
+        of_h = moments(h)
+        predicted, c = self.predict_and_compress(h, of_h)
+        return MixerOutput(h if c is None else self._mix(h, c, of_h), predicted)
+
+    def _mix(self, h: Tensor, c: Tensor, of_h: Moments) -> Tensor:
+        residual = self.concept_slot == "residual"
+        if self.mixing == "add":
+            return h + (c - of_h.mean if residual else c)
+        return interleave(h, c + h - of_h.mean if residual else c)
+
+
+class ConceptMixer(Mixer):
     """Predicts concepts and mixes them back into the hidden states.
 
     `predict` is W_pred, b_pred; `compress_weight` holds W_comp with one row per concept;
@@ -71,10 +104,8 @@ class ConceptMixer(nn.Module):
     """
 
     def __init__(self, config: CoCoMixConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         width = config.hidden_size
-        self.mixing = config.mixing
-        self.concept_slot = config.concept_slot
         self.num_active_concepts = config.num_active_concepts
         self.pre_bias = nn.Parameter(torch.zeros(width))
         self.predict = nn.Linear(width, config.num_concepts)
@@ -82,27 +113,49 @@ class ConceptMixer(nn.Module):
             self.compress_weight = nn.Parameter(torch.empty(config.num_concepts, width))
             self.compress_bias = nn.Parameter(torch.zeros(width))
 
-    def reset_parameters(self, std: float) -> None:
-        """Published initialisation: weights N(0, std²), biases 0."""
-        init.normal_(self.predict.weight, mean=0.0, std=std)
-        for bias in (self.predict.bias, self.pre_bias):
-            init.zeros_(bias)
-        if self.mixing != "none":
-            init.normal_(self.compress_weight, mean=0.0, std=std)
-            init.zeros_(self.compress_bias)
-
-    def forward(self, h: Tensor) -> MixerOutput:
-        """Mix the concepts predicted from h (B, T, D) into it."""
-        of_h = moments(h)
+    def predict_and_compress(self, h: Tensor, of_h: Moments) -> tuple[Tensor, Tensor | None]:
+        """z (B, T, C), and c."""
         z = self.predict((h - of_h.mean) / (of_h.std + EPSILON) - self.pre_bias)
         if self.mixing == "none":
-            return MixerOutput(h, z)
+            return z, None
         kept = z.topk(self.num_active_concepts, dim=-1)
         mixed = compress(kept.values, kept.indices, self.compress_weight)
-        c = (mixed + self.compress_bias + self.pre_bias) * of_h.std + of_h.mean
-        return MixerOutput(self._mix(h, c, of_h), z)
+        return z, (mixed + self.compress_bias + self.pre_bias) * of_h.std + of_h.mean
 
-    def _mix(self, h: Tensor, c: Tensor, of_h: Moments) -> Tensor:
-        if self.mixing == "add":
-            return h + c
-        return interleave(h, c if self.concept_slot == "concept" else c + h - of_h.mean)
+
+class HiddenStateMixer(Mixer):
+    """Predicts the teacher's hidden states with an MLP of two layers and mixes them in (paper, figure 6b)."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__(config)
+        width, of_teacher = config.hidden_size, config.teacher_hidden_size
+        assert of_teacher is not None, "the configuration checks it"
+        self.predict = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, of_teacher))
+        if self.mixing != "none":
+            self.compress = nn.Linear(of_teacher, width)
+
+    def predict_and_compress(self, h: Tensor, of_h: Moments) -> tuple[Tensor, Tensor | None]:
+        """The teacher's hidden states (B, T, d), and c."""
+        predicted = self.predict((h - of_h.mean) / (of_h.std + EPSILON))
+        if self.mixing == "none":
+            return predicted, None
+        return predicted, self.compress(predicted) * of_h.std + of_h.mean
+
+
+class PauseMixer(Mixer):
+    """One learned vector at every position: as much computation above, and nothing to say (Goyal et al., 2023)."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__(config)
+        self.vector = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def predict_and_compress(self, h: Tensor, of_h: Moments) -> tuple[None, Tensor]:
+        """No prediction, and the vector at every position."""
+        return None, self.vector.expand_as(h)
+
+
+MIXERS: dict[str, type[Mixer]] = {
+    "concepts": ConceptMixer,
+    "hidden_states": HiddenStateMixer,
+    "pause": PauseMixer,
+}

@@ -16,14 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, Cache, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, Cache, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbones import final_norm_name, positions_of, split_decoder
+from .configuration import StackedConfig
 from .losses import token_loss
 
 
-class MultiTokenConfig(PretrainedConfig):
+class MultiTokenConfig(StackedConfig):
     """Configuration of `MultiTokenForCausalLM`.
 
     Args:
@@ -35,7 +36,6 @@ class MultiTokenConfig(PretrainedConfig):
     """
 
     model_type = "cocomix_multi_token"
-    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (Transformers' own class attribute)
 
     def __init__(
         self,
@@ -43,41 +43,16 @@ class MultiTokenConfig(PretrainedConfig):
         num_future_tokens: int = 2,
         **kwargs: Any,
     ) -> None:
-        if backbone_config is None:
-            backbone_config = {"model_type": "gpt2"}
-        self.backbone_config: PretrainedConfig = (
-            AutoConfig.for_model(**backbone_config) if isinstance(backbone_config, dict) else backbone_config
-        )
         self.num_future_tokens = num_future_tokens
+        super().__init__(backbone_config, **kwargs)
+
+    def _check(self) -> None:
         blocks = self.backbone_config.num_hidden_layers
-        if not 1 <= num_future_tokens < blocks:
+        if not 1 <= self.num_future_tokens < blocks:
             raise ValueError(
-                f"num_future_tokens is {num_future_tokens}; each takes one block as its head and the trunk at least "
-                f"one, so a backbone of {blocks} blocks takes 1 to {blocks - 1}"
+                f"num_future_tokens is {self.num_future_tokens}; each takes one block as its head and the trunk at "
+                f"least one, so a backbone of {blocks} blocks takes 1 to {blocks - 1}"
             )
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            kwargs.setdefault(name, getattr(self.backbone_config, name, None))
-        kwargs["tie_word_embeddings"] = bool(self.backbone_config.tie_word_embeddings)
-        super().__init__(**kwargs)
-
-    def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
-        """The backbone's configuration, which knows widths and vocabulary."""
-        return self.backbone_config
-
-    @property
-    def vocab_size(self) -> int:
-        """Entries of the token vocabulary."""
-        return self.backbone_config.vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        """D, width of the residual stream."""
-        return self.backbone_config.hidden_size
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Blocks of trunk and heads together."""
-        return self.backbone_config.num_hidden_layers
 
 
 @dataclass

@@ -266,7 +266,9 @@ def test_an_answer_that_will_not_mend_is_one_line_without_the_key(answer, messag
     assert KEY not in str(error.value)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "7", '{"index": 0, "model": "small"}', '{"index": "x", "description": "y"}'])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "7", '{"index": 0, "model": "small"}', '{"index": "x", "description": "y", "model": "small"}']
+)
 def test_a_line_of_something_else_among_the_answers_is_passed_over(line, catalog, endpoint):
     (catalog.folder / ANSWERS_FILE).write_text(f"{line}\n")
     endpoint.script = ["fire"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from cocomix.models.backbones import decoder_blocks, final_norm_name, split_decoder
+from cocomix.models.backbones import decoder_blocks, final_norm_name, split_decoder, widen_windows
 
 KINDS = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt_neox"]
 
@@ -63,17 +63,27 @@ def test_nothing_stays_on_the_meta_device(kind, decoder):
         assert {tensor.device.type for tensor in tensors} == {"cpu"}
 
 
-def test_blocks_with_a_sliding_window_are_refused(decoder):
+def test_windows_stay_with_their_blocks(decoder):
     qwen = decoder("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    with pytest.raises(ValueError, match=r"'qwen2' has sliding-window .*sliding_attention.*only full attention"):
-        split_decoder(qwen, 1)
+    lower, upper = split_decoder(qwen, 1)
+    assert (lower.config.layer_types, upper.config.layer_types) == (["full_attention"], ["sliding_attention"] * 2)
 
 
-def test_a_window_over_all_of_a_backbone_is_refused(decoder):
-    """Above the mixer a window of n positions would be one of n/2 tokens."""
-    mistral = decoder("mistral", sliding_window=4)
-    with pytest.raises(ValueError, match="sliding"):
-        split_decoder(mistral, 1)
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_a_window_of_tokens_becomes_one_of_as_many_slots(kind, decoder):
+    windows = {"sliding_window": 4} | ({"use_sliding_window": True, "max_window_layers": 0} if kind == "qwen2" else {})
+    lower, upper = split_decoder(decoder(kind, **windows), 1)
+    widen_windows(upper, 2)
+    assert (lower.config.sliding_window, upper.config.sliding_window) == (4, 8)
+    kept = [getattr(block.self_attn, "sliding_window", 8) for block in decoder_blocks(upper)]
+    assert kept == [8, 8]
+
+
+def test_blocks_that_attend_in_another_way_are_refused(decoder):
+    model = decoder("llama")
+    model.config.layer_types = ["full_attention", "chunked_attention", "full_attention"]
+    with pytest.raises(ValueError, match=r"'llama' has blocks of other kinds .*chunked_attention"):
+        split_decoder(model, 1)
 
 
 def test_a_decoder_without_a_list_of_its_blocks_is_refused(decoder):
