@@ -22,8 +22,12 @@ COMPLETE = "complete"
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Blocks as a batch: every column stacked as int64 (stored integers are as small as they can be)."""
-    return {name: torch.from_numpy(np.stack([row[name] for row in rows]).astype(np.int64)) for name in rows[0]}
+    """Blocks as a batch, every column stacked; integers as int64 (stored, they are as small as they can be)."""
+    columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return {
+        name: torch.from_numpy(column if column.dtype.kind == "f" else column.astype(np.int64))
+        for name, column in columns.items()
+    }
 
 
 class ObjectiveTrainer(Trainer):

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -149,7 +150,10 @@ def test_unfinished_checkpoints_are_deleted(tmp_path: Path) -> None:
     assert last_complete_checkpoint(tmp_path / "checkpoint-4") is None
 
 
-def test_collate_widens_every_column() -> None:
+def test_collate_widens_integers_and_leaves_fractions() -> None:
+    log_probs = np.array([[-0.25], [-1.5]], dtype=np.float32)
+    (column,) = collate([{"teacher_log_probs": log_probs}]).values()
+    assert torch.equal(column, torch.from_numpy(log_probs)[None])
     rows = [{"input_ids": [1, 2], "concept_ids": [[3], [-100]]} for _ in range(3)]
     batch = collate(rows)
     assert batch["input_ids"].shape == (3, 2)
