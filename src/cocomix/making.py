@@ -46,7 +46,8 @@ from cocomix.objectives.distillation import TeacherLogits
 from cocomix.objectives.hidden_states import HiddenStates
 from cocomix.stages import Made
 from cocomix.students import build_student, student_config
-from cocomix.training.pretrain import TrainingConfig, pretrain
+from cocomix.training.config import TrainingConfig
+from cocomix.training.pretrain import pretrain
 from cocomix.training.run import Run, describe_run, save_run
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from cocomix.errors import InputError
 from cocomix.methods import METHODS, StudentConfig
 from cocomix.models.building import BackboneConfig
 from cocomix.suggest import did_you_mean
-from cocomix.training.pretrain import PRECISIONS, TrainingConfig
+from cocomix.training.config import PRECISIONS, TrainingConfig
 
 
 @dataclass

@@ -6,6 +6,7 @@ the whole square of scores, which is what dense kernels are measured by.
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -14,8 +15,18 @@ from cocomix.models.backbones import decoder_blocks
 from cocomix.models.causal_lm import CoCoMixForCausalLM
 from cocomix.models.multi_token import MultiTokenForCausalLM
 
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
+"""Dense matrix products in half precision per second, by what a GPU's name contains; the makers' figures."""
 BACKWARD = 2
 """A backward pass costs two forward passes: gradients of inputs and of weights."""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Half-precision FLOPs per second of a GPU; None of a CPU, or where they are not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
 def linear_flops(module: nn.Module) -> int:

@@ -20,8 +20,10 @@ from cocomix.models.losses import IGNORE, concept_loss, token_loss
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """The context in which a model of that precision runs: `fp32` or `bf16` (matrix products in bfloat16)."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    """The context in which a model of that precision runs: `fp32`, or `bf16` or `fp16` for its matrix products."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def batches(blocks: Dataset, columns: list[str], batch_size: int, device: torch.device) -> Iterator[dict[str, Tensor]]:

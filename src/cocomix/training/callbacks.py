@@ -10,6 +10,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 
+SHOWN = {
+    "token_loss": "loss",
+    "concept_loss": "concepts",
+    "hidden_loss": "hidden states",
+    "kd_loss": "teacher",
+    "eval_loss": "validation",
+}
+"""What is logged and also stands on the progress bar, and what it is called there."""
+
+
 class TokenProgress(TrainerCallback):
     """One progress bar that counts tokens and shows the last losses."""
 
@@ -43,7 +53,7 @@ class TokenProgress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        for key, label in (("token_loss", "loss"), ("concept_loss", "concepts"), ("eval_loss", "validation")):
+        for key, label in SHOWN.items():
             if logs and key in logs:
                 self.shown[label] = f"{logs[key]:.3f}"
         if self.bar is not None:

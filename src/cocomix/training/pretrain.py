@@ -6,86 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from safetensors.torch import load_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from cocomix import files
 from cocomix.errors import InputError
+from cocomix.evaluation.flops import training_flops_per_token
 from cocomix.evaluation.validation import evaluate_model
 from cocomix.objectives import Objective
 from cocomix.training.callbacks import TokenProgress, TrainingTime
+from cocomix.training.config import TrainingConfig, training_arguments
 from cocomix.training.trainer import ObjectiveTrainer, last_complete_checkpoint, step_of
 
-PRECISIONS = ("fp32", "bf16")
 MEANINGLESS_LOSS = 100.0
 """Nats per token; a model that diverged is above it, or is not a number."""
-
-
-@dataclass
-class TrainingConfig:
-    """How a model is trained.
-
-    Args:
-        max_tokens: training tokens; the corpus is repeated if it has fewer.
-        tokens_per_step: tokens of one optimiser step, over all its micro-batches.
-        blocks_per_batch: blocks of one micro-batch on one device.
-        learning_rate: peak of the schedule: linear warm-up, then cosine.
-        min_learning_rate_ratio: end of the schedule as a share of the peak.
-        warmup_ratio: share of the steps that warm up.
-        weight_decay: AdamW's, on matrices; biases and norms are left out.
-        adam_beta1: AdamW's first moment.
-        adam_beta2: AdamW's second moment.
-        max_grad_norm: gradients are clipped to this norm.
-        precision: fp32, or bf16 for matrix products in bfloat16 (autocast).
-        tokens_per_evaluation: training tokens between two evaluations, each followed by a checkpoint.
-    """
-
-    max_tokens: int = 2_000_000
-    tokens_per_step: int = 4_096
-    blocks_per_batch: int = 16
-    learning_rate: float = 1e-3
-    min_learning_rate_ratio: float = 0.1
-    warmup_ratio: float = 0.05
-    weight_decay: float = 0.1
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    max_grad_norm: float = 1.0
-    precision: str = "fp32"
-    tokens_per_evaluation: int = 200_000
-
-    def problems(self, block_size: int) -> list[str]:
-        """What cannot work about these settings for blocks of `block_size` tokens, a line each."""
-        found = [
-            f"{name} is {getattr(self, name)}; expected 1 or more"
-            for name in ("max_tokens", "tokens_per_step", "blocks_per_batch", "tokens_per_evaluation")
-            if getattr(self, name) < 1
-        ]
-        if found:
-            return found
-        batch = self.blocks_per_batch * block_size
-        if self.tokens_per_step % batch:
-            found.append(
-                f"tokens_per_step is {self.tokens_per_step}; it must be a multiple of blocks_per_batch × block_size "
-                f"= {self.blocks_per_batch} × {block_size} = {batch}"
-            )
-        if self.max_tokens < self.tokens_per_step:
-            found.append(f"max_tokens is {self.max_tokens}, less than one step of {self.tokens_per_step} tokens")
-        if self.precision not in PRECISIONS:
-            found.append(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
-        if not self.learning_rate > 0:
-            found.append(f"learning_rate is {self.learning_rate}; it must be above 0")
-        return found
-
-    def steps(self) -> int:
-        """Optimiser steps."""
-        return self.max_tokens // self.tokens_per_step
-
-    def steps_per_evaluation(self) -> int:
-        """Optimiser steps between two evaluations."""
-        return max(1, round(self.tokens_per_evaluation / self.tokens_per_step))
 
 
 @dataclass(frozen=True)
@@ -103,40 +39,6 @@ class TrainingResult:
     curve: list[dict[str, float]]
     tokens: int
     seconds: float
-
-
-def _arguments(config: TrainingConfig, folder: Path, block_size: int, seed: int) -> TrainingArguments:
-    every = config.steps_per_evaluation()
-    steps = config.steps()
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=config.blocks_per_batch,
-        gradient_accumulation_steps=config.tokens_per_step // (config.blocks_per_batch * block_size),
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": config.min_learning_rate_ratio},
-        warmup_steps=round(config.warmup_ratio * steps),
-        weight_decay=config.weight_decay,
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.precision == "bf16",
-        use_cpu=not torch.cuda.is_available(),  # on a CPU, bfloat16 is refused unless the CPU was asked for
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        logging_steps=every,
-        seed=seed,
-        data_seed=seed,
-        report_to="none",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-    )
-    assert arguments.device is not None
-    arguments._n_gpu = 1  # of several visible GPUs the Trainer would use all, by DataParallel
-    return arguments
 
 
 def pretrain(
@@ -169,7 +71,7 @@ def pretrain(
         tokenizer: saved beside the model.
 
     Raises:
-        InputError: the training diverged.
+        InputError: the training diverged; checkpoints stay.
     """
     unfinished = files.partial(folder)
     block_size = len(train[0]["input_ids"])
@@ -178,11 +80,17 @@ def pretrain(
     timer = TrainingTime()
     trainer = ObjectiveTrainer(
         model,
-        _arguments(config, unfinished, block_size, seed),
+        training_arguments(config, unfinished, block_size, seed),
         objective=objective,
         train_dataset=train,
         eval_dataset=validation,
         evaluate=lambda m, blocks: evaluate_model(m, blocks, config.blocks_per_batch, config.precision),
+        description=description,
+        tokens_per_step=config.tokens_per_step,
+        timer=timer,
+        flops_per_token=training_flops_per_token(model, block_size),
+        keep_checkpoints=config.keep_checkpoints,
+        keep_best=config.keep_best,
         callbacks=[TokenProgress(description, config.tokens_per_step), timer],
     )
     trainer.remove_callback(PrinterCallback)

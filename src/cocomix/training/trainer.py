@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +14,15 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 
+from cocomix import files
+from cocomix.errors import InputError
+from cocomix.evaluation.flops import peak_flops
 from cocomix.objectives import Counts, Objective
+from cocomix.training.callbacks import TrainingTime
 
 Evaluate = Callable[[PreTrainedModel, Dataset], dict[str, float]]
 
+BEST = "best"
 COMPLETE = "complete"
 """File that a checkpoint folder gets last; one without it was cut off while being written."""
 
@@ -43,6 +49,12 @@ class ObjectiveTrainer(Trainer):
         train_dataset: blocks with the objective's columns.
         eval_dataset: validation blocks.
         evaluate: metrics of the model on `eval_dataset`, called at every evaluation.
+        description: what messages call the model.
+        tokens_per_step: of one optimiser step.
+        timer: a callback that counts the seconds of training steps.
+        flops_per_token: of a training step, for the utilisation of a GPU.
+        keep_checkpoints: how many of the newest stay.
+        keep_best: keep the weights with the lowest validation loss in `best/`.
     """
 
     def __init__(
@@ -54,6 +66,12 @@ class ObjectiveTrainer(Trainer):
         train_dataset: Dataset,
         eval_dataset: Dataset,
         evaluate: Evaluate,
+        description: str,
+        tokens_per_step: int,
+        timer: TrainingTime,
+        flops_per_token: int,
+        keep_checkpoints: int = 1,
+        keep_best: bool = False,
         **kwargs: Any,
     ) -> None:
         columns = train_dataset.select_columns(list(objective.columns)).with_format("numpy")
@@ -61,8 +79,15 @@ class ObjectiveTrainer(Trainer):
         self.objective = objective
         self.evaluate_model = evaluate
         self.loss_is_scaled_for_ga = True  # the counts below span all accumulated micro-batches
+        self.description = description
+        self.tokens_per_step = tokens_per_step
+        self.timer = timer
+        self.flops_per_token = flops_per_token
+        self.keep_checkpoints = keep_checkpoints
+        self.keep_best = keep_best
         self._parts: dict[str, Tensor] = {}
         self._steps_in_parts = 0
+        self._logged = (0, 0.0)  # steps and seconds at the last log
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
@@ -92,12 +117,46 @@ class ObjectiveTrainer(Trainer):
         return losses.total * self.accelerator.num_processes  # gradients are averaged over processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as the Trainer does, the parts of the training loss beside their sum."""
+        """Log as the Trainer does; beside the training loss its parts, and how fast it goes.
+
+        Raises:
+            InputError: the loss is not a finite number. No checkpoint is written of such weights.
+        """
         if "loss" in logs:
             steps = self._steps_in_parts
             logs |= {name: self.accelerator.reduce(part).item() / steps for name, part in self._parts.items()}
             self._parts, self._steps_in_parts = {}, 0
+            self._require_finite("loss", logs["loss"])
+            logs |= self._speed()
         super().log(logs, start_time)
+
+    def _speed(self) -> dict[str, float]:
+        """Tokens so far and per second since the last log, and the share of the GPU's arithmetic that they used."""
+        step, seconds = self.state.global_step, self.timer.seconds
+        tokens = (step - self._logged[0]) * self.tokens_per_step
+        elapsed = seconds - self._logged[1]
+        self._logged = (step, seconds)
+        found = {"tokens": float(step * self.tokens_per_step)}
+        if elapsed > 0:
+            found["tokens_per_second"] = tokens / elapsed
+            peak = peak_flops(self.args.device) if self.args.bf16 or self.args.fp16 else None
+            if peak is not None:
+                used = found["tokens_per_second"] * self.flops_per_token
+                found["model_flop_utilisation"] = used / peak / self.accelerator.num_processes
+        return found
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        tokens = self.state.global_step * self.tokens_per_step
+        good = last_complete_checkpoint(Path(self.args.output_dir))
+        kept = "no checkpoint was written before"
+        if good is not None:
+            kept = f"its last good checkpoint, of {step_of(good) * self.tokens_per_step:,} tokens, is kept in {good}"
+        raise InputError(
+            f"the training of {self.description} diverged: after {tokens:,} tokens its {what} is {value}; {kept}; "
+            "lower its learning_rate or raise its warmup_ratio (a changed recipe starts again and deletes it)"
+        )
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Metrics on the validation blocks, in evaluation mode."""
@@ -106,9 +165,20 @@ class ObjectiveTrainer(Trainer):
         found = self.evaluate_model(model.eval(), self.eval_dataset)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         model.train(was_training)
+        self._require_finite("validation loss", found.get("loss", 0.0))
+        if self.keep_best:
+            self._keep_if_best(metrics[f"{metric_key_prefix}_loss"], metric_key_prefix)
         self.log(dict(metrics))
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _keep_if_best(self, loss: float, prefix: str) -> None:
+        """Save the weights to `best/`, whole or not at all, if no evaluation before had a lower loss."""
+        before = [entry[f"{prefix}_loss"] for entry in self.state.log_history if f"{prefix}_loss" in entry]
+        if self.args.should_save and loss < min(before, default=math.inf):
+            with files.whole_folder(Path(self.args.output_dir) / BEST) as unfinished:
+                self.save_model(str(unfinished))
+                (unfinished / "training_args.bin").unlink()
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -116,7 +186,8 @@ class ObjectiveTrainer(Trainer):
             folder = Path(self.args.output_dir)
             newest = folder / f"checkpoint-{self.state.global_step}"
             (newest / COMPLETE).touch()
-            for older in set(folder.glob("checkpoint-*")) - {newest}:
+            by_age = sorted(folder.glob("checkpoint-*"), key=step_of)
+            for older in by_age[: -self.keep_checkpoints]:
                 (older / COMPLETE).unlink(missing_ok=True)  # first, so that none is ever complete and half deleted
                 shutil.rmtree(older)
 

@@ -22,6 +22,7 @@ from transformers import (
 
 import cocomix
 from cocomix.objectives import ConceptMixing, NextToken
+from cocomix.training.callbacks import TrainingTime
 from cocomix.training.trainer import ObjectiveTrainer, collate, last_complete_checkpoint
 
 BACKBONE = GPT2Config(
@@ -71,6 +72,7 @@ def trainer_of(method: str, folder: Path, batch: int, accumulation: int, **optio
         use_cpu=True,
         **{"max_steps": 6, "save_strategy": "no", **options},
     )
+    timer = TrainingTime()
     return ObjectiveTrainer(
         model_of(method),
         arguments,
@@ -78,6 +80,11 @@ def trainer_of(method: str, folder: Path, batch: int, accumulation: int, **optio
         train_dataset=blocks(),
         eval_dataset=blocks(2),
         evaluate=lambda model, data: {},
+        description="the model",
+        tokens_per_step=batch * accumulation * 16,
+        timer=timer,
+        flops_per_token=1,
+        callbacks=[timer],
     )
 
 

@@ -1,0 +1,268 @@
+"""Training settings: schedules, what is kept, what is reported, and how a training that diverges ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from test_trainer import blocks, model_of
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from cocomix import InputError, files
+from cocomix.objectives import ConceptMixing, NextToken
+from cocomix.training import config as training_config
+from cocomix.training import pretrain as pretrain_module
+from cocomix.training.config import TrainingConfig, training_arguments
+from cocomix.training.pretrain import TrainingResult, pretrain
+from cocomix.training.trainer import ObjectiveTrainer, last_complete_checkpoint
+
+OBJECTIVES = {"ntp": NextToken(), "cocomix": ConceptMixing()}
+STEPS, TOKENS_PER_STEP = 12, 64
+SMALL: dict[str, Any] = {
+    "max_tokens": STEPS * TOKENS_PER_STEP,
+    "tokens_per_step": TOKENS_PER_STEP,
+    "blocks_per_batch": 2,
+    "learning_rate": 5e-3,
+    "tokens_per_evaluation": 4 * TOKENS_PER_STEP,
+}
+
+
+def train(folder: Path, method: str = "ntp", data: Dataset | None = None, **changes: Any) -> TrainingResult:
+    files.partial(folder).mkdir(parents=True, exist_ok=True)
+    data = blocks() if data is None else data
+    settings = TrainingConfig(**{**SMALL, **changes})
+    assert settings.problems(16) == []
+    return pretrain(
+        model_of(method), OBJECTIVES[method], data, blocks(4), settings, folder, description="student ntp", seed=3
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(str(files.partial(folder) / "model.safetensors"))
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    checkpoint = last_complete_checkpoint(files.partial(folder))
+    assert checkpoint is not None
+    return json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_the_learning_rate_follows_its_schedule(schedule, tmp_path):
+    steps, warmup, decay = 100, 10, 20
+    settings = TrainingConfig(
+        max_tokens=steps * 64, tokens_per_step=64, blocks_per_batch=4, learning_rate=2.0, schedule=schedule,
+        warmup_ratio=warmup / steps, decay_ratio=decay / steps, min_learning_rate_ratio=0.1, tokens_per_evaluation=640,
+    )  # fmt: skip
+    trainer = ObjectiveTrainer(
+        model_of("ntp"), training_arguments(settings, tmp_path, 16, 0), objective=NextToken(), train_dataset=blocks(),
+        eval_dataset=blocks(2), evaluate=lambda model, data: {}, description="", tokens_per_step=64,
+        timer=pretrain_module.TrainingTime(), flops_per_token=1,
+    )  # fmt: skip
+    trainer.create_optimizer_and_scheduler(steps)
+    rates = []
+    for _ in range(steps + 1):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates[5] == pytest.approx(1.0, rel=0.11)
+    assert rates[warmup] == pytest.approx(2.0)
+    assert rates[steps] == pytest.approx(0.2, abs=1e-6)
+    if schedule == "wsd":
+        assert rates[warmup : steps - decay + 1] == pytest.approx([2.0] * (steps - decay - warmup + 1))
+        assert rates[steps - decay // 2] == pytest.approx(1.1)
+    else:
+        assert rates[(warmup + steps) // 2] == pytest.approx(1.1)
+
+
+# The same weights
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"schedule": "wsd"}, {"gradient_checkpointing": True}, {"precision": "bf16"}, {"keep_checkpoints": 2}],
+    ids=str,
+)
+def test_interrupted_it_ends_with_the_same_weights(settings, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    step = ObjectiveTrainer.training_step
+
+    def killed_at_step_6(self: ObjectiveTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == 6:
+            raise Killed
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ObjectiveTrainer, "training_step", killed_at_step_6)
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", "cocomix", **settings)
+    assert last_complete_checkpoint(files.partial(tmp_path / "killed")) is not None
+    train(tmp_path / "killed", "cocomix", **settings)
+    train(tmp_path / "undisturbed", "cocomix", **settings)
+    found, expected = weights(tmp_path / "killed"), weights(tmp_path / "undisturbed")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("method", ["ntp", "cocomix"])
+def test_gradient_checkpointing_changes_no_weight(method, tmp_path):
+    train(tmp_path / "a", method)
+    train(tmp_path / "b", method, gradient_checkpointing=True)
+    found, expected = weights(tmp_path / "b"), weights(tmp_path / "a")
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["ntp", "cocomix"])
+def test_a_compiled_training_saves_a_model_like_any_other(method, tmp_path, monkeypatch):
+    """Traced and cut up as torch.compile does, without the C++ compiler that a machine may lack."""
+    monkeypatch.setattr(training_config, "COMPILE_BACKEND", "aot_eager")
+    plain = train(tmp_path / "plain", method)
+    compiled = train(tmp_path / "compiled", method, compile=True)
+    assert compiled.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=1e-4)
+    assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "plain").keys()
+    assert isinstance(AutoModelForCausalLM.from_pretrained(files.partial(tmp_path / "compiled")), PreTrainedModel)
+
+
+# What is kept
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_the_newest_checkpoints_stay(keep, tmp_path):
+    train(tmp_path / "run", keep_checkpoints=keep)
+    found = sorted(path.name for path in files.partial(tmp_path / "run").glob("checkpoint-*"))
+    assert found == sorted(["checkpoint-4", "checkpoint-8", "checkpoint-12"][-keep:])
+
+
+def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path, monkeypatch):
+    losses = iter([3.0, 2.0, 2.5])
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def evaluate(model: PreTrainedModel, *args: object) -> dict[str, float]:
+        seen.append({name: weight.clone() for name, weight in model.state_dict().items()})
+        return {"loss": next(losses)}
+
+    monkeypatch.setattr(pretrain_module, "evaluate_model", evaluate)
+    train(tmp_path / "run", keep_best=True)
+    best = AutoModelForCausalLM.from_pretrained(files.partial(tmp_path / "run") / "best").state_dict()
+    last = AutoModelForCausalLM.from_pretrained(files.partial(tmp_path / "run")).state_dict()
+    assert all(torch.equal(best[name], weight) for name, weight in seen[1].items())
+    assert all(torch.equal(last[name], weight) for name, weight in seen[2].items())
+
+
+# What is logged
+
+
+def test_every_part_of_the_loss_is_logged_with_the_speed(tmp_path):
+    train(tmp_path / "run", "cocomix")
+    logs = [entry for entry in log_of(tmp_path / "run") if "loss" in entry]
+    assert [entry["tokens"] for entry in logs] == [(i + 1) * TOKENS_PER_STEP for i in range(STEPS)]
+    for entry in logs:
+        assert entry["loss"] == pytest.approx(entry["token_loss"] + 0.1 * entry["concept_loss"], rel=1e-3)
+        assert entry["tokens_per_second"] > 0 and entry["grad_norm"] > 0 and "learning_rate" in entry
+    evaluations = [entry for entry in log_of(tmp_path / "run") if "eval_loss" in entry]
+    assert all("eval_concept_precision" in entry and "eval_concept_recall" in entry for entry in evaluations)
+
+
+def test_tensorboard_gets_the_curves(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tmp_path / "run", "cocomix", report_to=["tensorboard"])
+    (events,) = files.partial(tmp_path / "run").rglob("events.out.tfevents*")
+    accumulator = EventAccumulator(str(events.parent))
+    accumulator.Reload()
+    points = accumulator.Scalars("train/concept_loss")
+    assert [point.step for point in points] == list(range(1, STEPS + 1))
+    assert {"train/token_loss", "train/grad_norm", "train/tokens_per_second", "eval/loss"} <= {
+        tag for tag in accumulator.Tags()["scalars"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"report_to": ["tensorbord"]}, "report_to names 'tensorbord'; .*did you mean 'tensorboard'"),
+        ({"report_to": ["comet_ml"]}, "report_to names comet_ml, which is not installed"),
+        ({"schedule": "wds"}, "schedule is 'wds'; expected one of cosine, wsd; did you mean 'wsd'"),
+        ({"schedule": "wsd", "warmup_ratio": 0.6, "decay_ratio": 0.6}, "exceed 1 together"),
+        ({"decay_ratio": 1.5}, "decay_ratio is 1.5; it is a share"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints is 0; expected 1 or more"),
+        ({"precision": "fp8"}, "precision is 'fp8'; expected one of fp32, bf16, fp16"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(settings, expected):
+    (line,) = TrainingConfig(**{**SMALL, **settings}).problems(16)
+    assert re.search(expected, line)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which fp16 works")
+def test_fp16_without_a_gpu_is_refused():
+    (line,) = TrainingConfig(**SMALL, precision="fp16").problems(16)
+    assert line == "precision is 'fp16', which needs a GPU; use bf16, or fp32"
+
+
+# Divergence
+
+
+def test_a_training_whose_loss_is_no_number_ends_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    def spoil(self: ObjectiveTrainer, model: PreTrainedModel, inputs: Any, **kwargs: Any) -> torch.Tensor:
+        loss = compute(self, model, inputs, **kwargs)
+        return loss * math.nan if self.state.global_step == 6 else loss
+
+    compute = ObjectiveTrainer.compute_loss
+    monkeypatch.setattr(ObjectiveTrainer, "compute_loss", spoil)
+    good = files.partial(tmp_path / "run") / "checkpoint-4"
+    for _ in range(2):  # the same command meets the same end
+        with pytest.raises(InputError) as caught:
+            train(tmp_path / "run")
+        message = str(caught.value)
+        assert "\n" not in message
+        assert "the training of student ntp diverged: after 448 tokens its loss is nan; " in message
+        assert "its last good checkpoint, of 256 tokens, is kept in" in message
+        assert str(good) in message
+        assert last_complete_checkpoint(files.partial(tmp_path / "run")) == good
+    assert all(weight.isfinite().all() for weight in load_file(str(good / "model.safetensors")).values())
+
+
+def test_a_validation_loss_that_is_no_number_ends_it_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain_module, "evaluate_model", lambda *args: {"loss": math.inf})
+    with pytest.raises(InputError, match=r"after 256 tokens its validation loss is inf; no checkpoint was written"):
+        train(tmp_path / "run")
+
+
+def test_trackio_gets_the_curves_without_a_network(tmp_path):
+    """In a process of its own, as trackio decides when it is imported where its files lie."""
+    script = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from pathlib import Path\n"
+        "from test_pretrain import train\n"
+        "train(Path(sys.argv[1]) / 'run', 'cocomix', report_to=['trackio'])\n"
+    )
+    here = Path(__file__).parent
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), str(here), str(here.parents[1])],
+        env=environment, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (database,) = (tmp_path / "trackio").glob("*.db")
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        logged = [json.loads(row[0]) for row in connection.execute("SELECT metrics FROM metrics ORDER BY step")]
+    assert len([entry for entry in logged if "train/concept_loss" in entry]) == STEPS
+    assert any("eval/loss" in entry for entry in logged)
