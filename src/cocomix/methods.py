@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from cocomix.models.building import BackboneConfig
+from cocomix.suggest import did_you_mean
 
 METHODS: dict[str, tuple[str, ...]] = {
     "ntp": (),
@@ -15,6 +16,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "cocomix": ("mixer", "labels"),
 }
 """The training methods, each with the sections of a student that have an effect on it."""
+SPLIT_METHODS = ("pause", "mtp", "cocomix")
+"""Methods that take their backbone apart."""
 SECTIONS = ("mixer", "labels", "distillation", "num_future_tokens")
 ONLY_FOR = {
     "content": ("concepts", "hidden_states"),
@@ -51,6 +54,10 @@ class MixerConfig:
 
     def problems(self, method: str) -> list[str]:
         """Settings that have no effect on a student of that method, a line each; the model checks their values."""
+        if self.content not in ONLY_FOR["content"]:
+            known = ONLY_FOR["content"]
+            hint = did_you_mean(self.content, known)
+            return [f"mixer.content is {self.content!r}; expected {' or '.join(known)}{hint}"]
         content = "pause" if method == "pause" else self.content
         idle = [key for key, contents in ONLY_FOR.items() if content not in contents]
         defaults = {setting.name: setting.default for setting in dataclasses.fields(self)}

@@ -14,9 +14,11 @@ from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_training import require_saelens
 from cocomix.concepts.teacher import teacher_config
 from cocomix.data.corpus import check_corpus, is_token_folder
-from cocomix.data.tokenizer import load_tokenizer, same_tokenizer, vocabulary_size
+from cocomix.data.tokenizer import MIN_VOCAB_SIZE, load_tokenizer, same_tokenizer, vocabulary_size
 from cocomix.errors import InputError
-from cocomix.models.building import backbone_config
+from cocomix.methods import SPLIT_METHODS
+from cocomix.models.building import BackboneConfig, backbone_config
+from cocomix.models.checking import check_backbone
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
 from cocomix.students import student_config
@@ -66,8 +68,11 @@ def check(pipeline: Pipeline, with_catalog: bool = False) -> None:
             )
         else:
             attempt(lambda: _check_teacher(recipe, with_sae=True))
-    for name in recipe.students:
-        attempt(partial(_check_student, pipeline, name))
+    for sizes in _backbones_to_split(pipeline):
+        attempt(partial(_check_backbone, recipe, sizes))
+    if not problems:  # nothing else can be said of a backbone that cannot be used
+        for name in recipe.students:
+            attempt(partial(_check_student, pipeline, name))
     _raise(list(dict.fromkeys(problems)))
 
 
@@ -164,8 +169,29 @@ def _check_same_tokenizer(recipe: Recipe, teacher: str, config: PretrainedConfig
         )
 
 
+def _backbones_to_split(pipeline: Pipeline) -> list[BackboneConfig]:
+    """The backbones, each once, of the students yet to be trained that are taken apart."""
+    found: list[BackboneConfig] = []
+    for name, student in pipeline.recipe.students.items():
+        sizes = student.backbone or pipeline.recipe.backbone
+        if student.method in SPLIT_METHODS and not pipeline.student_stages[name].is_done() and sizes not in found:
+            found.append(sizes)
+    return found
+
+
+def _check_backbone(recipe: Recipe, sizes: BackboneConfig) -> None:
+    # The vocabulary says nothing about the blocks, so a small one will do.
+    check_backbone(backbone_config(sizes, vocab_size=MIN_VOCAB_SIZE, block_size=recipe.block_size, eos_token_id=0))
+
+
 def _check_student(pipeline: Pipeline, name: str) -> None:
     recipe = pipeline.recipe
     source = recipe.tokenizer.source
     vocab_size = vocabulary_size(load_tokenizer(source)) if source else recipe.tokenizer.vocab_size
+    distillation = recipe.students[name].distillation_config()
+    if distillation is not None and (distillation.top_k or 0) >= vocab_size:
+        raise InputError(
+            f"students.{name}: distillation.top_k is {distillation.top_k}, of {vocab_size} tokens; "
+            "give fewer, or leave it out"
+        )
     student_config(recipe, name, pipeline.student_context(vocab_size, eos_token_id=0))

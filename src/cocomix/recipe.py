@@ -142,6 +142,8 @@ class Recipe:
             lines = student.problems() + self._match_problems(name, student)
             if not name.replace("-", "").replace("_", "").isalnum():
                 lines.insert(0, "a name is made of letters, digits, - and _, because it becomes a folder")
+            if student.labels is not None and student.learns_concepts():
+                lines += self.labels_of(student).problems()
             if self.labels.source is not None and self.labels_of(student) != self.labels:
                 lines.append("labels has no effect with labels.source, which has been labelled; leave one of them out")
             found += [f"students.{name}: {line}" for line in lines]

@@ -60,10 +60,36 @@ def refused(runner: Runner, capsys: pytest.CaptureFixture[str], *words: str, com
         ({"backbone": {"num_attention_heads": 0}}, ["cannot be built"]),
         ({"backbone": {"model_type": "llama", "hidden_size": 33}}, ["cannot be built", "33"]),
         ({"backbone": {"options": {"activation_function": "gelu_knew"}}}, ["cannot be built", "gelu_knew"]),
-        ({"backbone": {"model_type": "mistral", "options": {"sliding_window": 8}}}, ["sliding-window"]),
         ({"students": {"ntp": {"method": "nptt"}}}, ["nptt"]),
         ({"students": {"ntp": {"method": "ntp", "match": "other"}}}, ["match is 'other'"]),
         ({"students": {"ntp": {"method": "ntp", "mixer": {"insert_layer": 1}}}}, ["mixer has no effect"]),
+        ({"students": {"kd": {"method": "kd", "labels": {"selection": "activation"}}}}, ["labels has no effect"]),
+        ({"students": {"m": {"method": "mtp", "num_future_tokens": 3}}}, ["num_future_tokens is 3", "takes 1 to 2"]),
+        ({"students": {"m": {"method": "mtp", "num_future_tokens": 0}}}, ["num_future_tokens is 0"]),
+        (
+            {"students": {"p": {"method": "pause", "mixer": {"insert_layer": 1, "num_active_concepts": 4}}}},
+            ["mixer.num_active_concepts has no effect on what is mixed here (pause)"],
+        ),
+        ({"students": {"kd": {"method": "kd", "distillation": {"temperature": 0}}}}, ["temperature is 0", "above 0"]),
+        ({"students": {"kd": {"method": "kd", "distillation": {"top_k": 0}}}}, ["top_k is 0"]),
+        ({"students": {"kd": {"method": "kd", "distillation": {"top_k": 300}}}}, ["top_k is 300, of 300 tokens"]),
+        (
+            {
+                "students": {
+                    "c": {"method": "cocomix", "labels": {"selection": "atribution"}, "mixer": {"insert_layer": 1}}
+                }
+            },
+            ["labels.selection is 'atribution'", "did you mean 'attribution'"],
+        ),
+        (
+            {"students": {"c": {"method": "cocomix", "mixer": {"insert_layer": 1, "content": "thoughts"}}}},
+            ["content is 'thoughts'"],
+        ),
+        ({"training": {"report_to": ["tensorbord"]}}, ["report_to names 'tensorbord'", "did you mean 'tensorboard'"]),
+        (
+            {"backbone": {"model_type": "opt"}},
+            ["the backbone 'opt' cannot be split around the mixer", "exactly one final norm"],
+        ),
     ],
     ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
 )

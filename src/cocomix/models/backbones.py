@@ -168,18 +168,18 @@ def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
 
     del blocks[insert_layer:]
     setattr(decoder, norm, nn.Identity())
-    _describe_blocks(config, slice(insert_layer))
+    keep_blocks(config, slice(insert_layer))
     return Stacks(lower=decoder, upper=upper)
 
 
 def _with_blocks(config: PretrainedConfig, blocks: slice) -> PretrainedConfig:
     """A copy of `config` that describes only these of its blocks."""
     cut = copy.deepcopy(config)
-    _describe_blocks(cut, blocks)
+    keep_blocks(cut, blocks)
     return cut
 
 
-def _describe_blocks(config: PretrainedConfig, blocks: slice) -> None:
+def keep_blocks(config: PretrainedConfig, blocks: slice) -> None:
     """Make `config` describe only these of its blocks."""
     kept = range(config.num_hidden_layers)[blocks]
     if getattr(config, "layer_types", None):

@@ -73,6 +73,7 @@ def backbone_config(sizes: BackboneConfig, *, vocab_size: int, block_size: int, 
         "num_attention_heads": sizes.num_attention_heads,
         "bos_token_id": eos_token_id,
         "eos_token_id": eos_token_id,
+        "pad_token_id": None,  # else the token of that id, a real one in our vocabularies, would have no embedding
         "tie_word_embeddings": True,
         **_no_dropout(default),
     }

@@ -9,7 +9,6 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-
 SHOWN = {
     "token_loss": "loss",
     "concept_loss": "concepts",

@@ -1,0 +1,64 @@
+"""Whether a backbone that nothing here knows by name can be split: tried out, not looked up."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from cocomix.errors import InputError
+from cocomix.models.backbones import keep_blocks
+from cocomix.models.building import build_plain
+from cocomix.models.causal_lm import CoCoMixForCausalLM
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit, relative to the largest, that rounding explains."""
+
+
+@torch.no_grad()
+def check_backbone(config: PretrainedConfig) -> None:
+    """Raise InputError unless decoders of this configuration can be split around a mixer.
+
+    A decoder of two blocks is made, whole and split. It must be causal, predict the same split as whole, and the same
+    read in pieces with a cache as in one pass.
+    """
+    problem = None
+    with torch.random.fork_rng(devices=[]):
+        try:
+            small = copy.deepcopy(config)
+            keep_blocks(small, slice(2))
+            plain = build_plain(small).float().eval()
+            ids = torch.arange(1, 9).unsqueeze(0) % config.vocab_size
+            problem = _not_causal(plain, ids)
+            if problem is None:
+                split = CoCoMixForCausalLM.from_backbone(plain, 1, num_concepts=2, num_active_concepts=1, mixing="none")
+                problem = _not_cached(split, ids)
+        except ValueError as error:
+            problem = " ".join(str(error).split())[:300]
+        except Exception as error:  # the ways in which an unknown decoder can be of another form are many
+            problem = f"taken apart it fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    if problem is not None:
+        named = f"the backbone {config.model_type!r} "
+        reason = f"it {problem.removeprefix(named)}" if problem.startswith(named) else problem
+        raise InputError(f"{named}cannot be split around the mixer: {reason}")
+
+
+def _not_causal(plain: PreTrainedModel, ids: Tensor) -> str | None:
+    changed = ids.clone()
+    changed[:, -1] = 0
+    before, after = (plain(input_ids=x, use_cache=False).logits[:, :-1] for x in (ids, changed))
+    return None if _alike(before, after) else "a later token changes its predictions at earlier ones"
+
+
+def _not_cached(split: PreTrainedModel, ids: Tensor) -> str | None:
+    first = split(input_ids=ids[:, :5], use_cache=True)
+    rest = split(input_ids=ids[:, 5:], past_key_values=first.past_key_values, use_cache=True)
+    whole = split(input_ids=ids, use_cache=False).logits
+    pieces = torch.cat([first.logits, rest.logits], dim=1)
+    return None if _alike(pieces, whole) else "read in pieces with a cache it predicts something else than in one pass"
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() <= TOLERANCE * other.abs().max())

@@ -1,0 +1,54 @@
+"""Any decoder can be tried: it is split exactly, or refused by name with what is missing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cocomix import InputError
+from cocomix.models.building import BackboneConfig, backbone_config
+from cocomix.models.checking import check_backbone
+
+WORK = (
+    *("gpt2", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt_neox"),
+    *("gemma", "gemma3_text", "phi3", "falcon", "mixtral", "qwen3_moe", "stablelm", "starcoder2", "granite", "mpt"),
+)
+REFUSED = {
+    "gemma2": r"scales its embeddings or logits \(final_logit_softcapping 30.0\)",
+    "cohere": r"scales its embeddings or logits \(logit_scale",
+    "phi": "has a bias on its token head",
+    "opt": "OPTModel has 0 norms beside its blocks; exactly one final norm",
+    "bloom": "BloomModel has 2 norms",
+    "llama4_text": r"blocks of other kinds than full and sliding-window attention \(layer_types chunked_attention\)",
+    "bert": "a later token changes its predictions at earlier ones",
+    "mamba": "taken apart it fails",
+}
+
+
+def tiny(kind: str):
+    sizes = BackboneConfig(kind, hidden_size=32, num_hidden_layers=3, num_attention_heads=4)
+    return backbone_config(sizes, vocab_size=64, block_size=32, eos_token_id=0)
+
+
+@pytest.mark.parametrize("kind", WORK)
+def test_decoders_that_can_be_split_pass(kind):
+    config = tiny(kind)
+    before, state = config.to_dict(), torch.get_rng_state()
+    check_backbone(config)
+    assert config.to_dict() == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("kind", "missing"), REFUSED.items())
+def test_others_are_refused_by_name_with_what_is_missing(kind, missing):
+    with pytest.raises(InputError, match=missing) as caught:
+        check_backbone(tiny(kind))
+    message = str(caught.value)
+    assert message.startswith(f"the backbone {kind!r} cannot be split around the mixer: ")
+    assert "\n" not in message
+
+
+def test_no_token_is_padding_in_a_vocabulary_of_our_own():
+    """Padding has no embedding, and many types take 0 or 1 for it."""
+    for kind in ("gemma", "phi3", "olmo2"):
+        assert tiny(kind).pad_token_id is None
