@@ -35,7 +35,7 @@ from cocomix.distillation.predictions import (
 )
 from cocomix.errors import InputError
 from cocomix.evaluation.concepts import constant_recall
-from cocomix.evaluation.flops import labelling_flops_per_token
+from cocomix.evaluation.flops import forward_flops_per_token, labelling_flops_per_token
 from cocomix.evaluation.validation import evaluate_model
 from cocomix.methods import DistillationConfig, StudentConfig
 from cocomix.models.building import backbone_config, build_plain
@@ -153,14 +153,7 @@ def make_labels(pipeline: Pipeline, config: LabelsConfig) -> Made:
         return Made(labels_fingerprint(labelled.info), dataclasses.asdict(labelled.info))
     extractor = _extractor(pipeline, config)
     info = _label_into(pipeline, config, files.partial(pipeline.labels_stage_of(config).folder), extractor)
-    cost = labelling_flops_per_token(
-        extractor.teacher,
-        extractor.teacher_layer,
-        extractor.sae.d_sae,
-        extractor.sae.max_active,
-        pipeline.recipe.block_size,
-    )
-    summary = {**dataclasses.asdict(info), "flops_per_token": cost}
+    summary = {**dataclasses.asdict(info), "flops_per_token": _labelling_flops(pipeline, extractor)}
     return Made(labels_fingerprint(info), summary)
 
 
@@ -282,6 +275,7 @@ def make_student(pipeline: Pipeline, name: str) -> Made:
         name,
         student.method,
         blocks,
+        _teacher_flops(pipeline, student),
     )
     if student.learns_concepts():
         assert isinstance(config, CoCoMixConfig)
@@ -320,6 +314,29 @@ def _objective(pipeline: Pipeline, student: StudentConfig, vocab_size: int) -> O
         labels = pipeline.recipe.labels_of(student)
         return ConceptMixing(_labeller(pipeline, labels) if labels.online else None)
     return NextToken()
+
+
+def _teacher_flops(pipeline: Pipeline, student: StudentConfig) -> int:
+    """What the teacher computes per token of a student's training; 0 where all that it says was stored."""
+    block_size, layer = pipeline.recipe.block_size, pipeline.recipe.sae.teacher_layer
+    distillation = student.distillation_config()
+    if student.learns_concepts() and pipeline.recipe.labels.online:
+        return _labelling_flops(pipeline, _extractor(pipeline, pipeline.recipe.labels_of(student)))
+    if student.mixes_hidden_states():
+        return forward_flops_per_token(pipeline.teacher(), block_size, up_to_layer=layer)
+    if distillation is not None and distillation.top_k is None:
+        return forward_flops_per_token(pipeline.teacher(), block_size)
+    return 0
+
+
+def _labelling_flops(pipeline: Pipeline, extractor: ConceptExtractor) -> int:
+    return labelling_flops_per_token(
+        extractor.teacher,
+        extractor.teacher_layer,
+        extractor.sae.d_sae,
+        extractor.sae.max_active,
+        pipeline.recipe.block_size,
+    )
 
 
 def _labeller(pipeline: Pipeline, config: LabelsConfig) -> Labeller:
@@ -366,6 +383,7 @@ def _pretrain(
     name: str,
     method: str,
     blocks: PackedCorpus | None = None,
+    teacher_flops_per_token: int = 0,
 ) -> Run:
     """Train into the unfinished folder."""
     blocks = blocks or corpus
@@ -390,6 +408,7 @@ def _pretrain(
         block_size=pipeline.recipe.block_size,
         bytes_per_token=corpus.info.bytes_per_token,
         recipe=pipeline.recipe.to_dict(),
+        teacher_flops_per_token=teacher_flops_per_token,
     )
 
 

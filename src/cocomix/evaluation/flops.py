@@ -41,8 +41,14 @@ def attention_flops(model: PreTrainedModel, blocks: int, positions: int) -> int:
     return blocks * 2 * 2 * positions * head * config.num_attention_heads
 
 
-def forward_flops_per_token(model: PreTrainedModel, block_size: int) -> int:
-    """FLOPs of a forward pass, per token, in blocks of `block_size` tokens."""
+def forward_flops_per_token(model: PreTrainedModel, block_size: int, up_to_layer: int | None = None) -> int:
+    """FLOPs of a forward pass, per token, in blocks of `block_size` tokens.
+
+    With `up_to_layer`, only of the blocks up to that 0-based one, of a model that is not taken apart.
+    """
+    if up_to_layer is not None:
+        depth = up_to_layer + 1
+        return linear_flops(decoder_blocks(model)[:depth]) + attention_flops(model, depth, block_size)
     if isinstance(model, MultiTokenForCausalLM):
         blocks = decoder_blocks(model.trunk)
         of_heads = linear_flops(model.heads) + len(model.heads) * linear_flops(model.lm_head)

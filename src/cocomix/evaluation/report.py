@@ -188,24 +188,31 @@ def caveats(results: dict[str, Any]) -> list[str]:
             f"FLOPs of a student are those of its own training. What the concepts cost before it ({parts} FLOPs, and "
             "the training of the SAE) is spent once, and is not counted in the comparison."
         )
+    inside = {
+        name: student["tokens"] * student["teacher_flops_per_token"]
+        for name, student in results["students"].items()
+        if student["teacher_flops_per_token"]
+    }
+    if inside:
+        parts = ", ".join(f"{name} {value:.2e}" for name, value in inside.items())
+        lines.append(f"Nor is what the teacher computes inside a student's training steps counted ({parts} FLOPs).")
     return lines
 
 
 def preparation_flops(results: dict[str, Any]) -> dict[str, float] | None:
-    """FLOPs of training the teacher and of labelling the corpus, as far as they were spent in this run."""
+    """FLOPs of training the teacher and of labelling the corpus, as far as they were spent once, in this run."""
     labels, packed = results.get("labels"), results.get("corpus", {}).get("packed")
     if not labels or not packed or "flops_per_token" not in labels:
         return None
+    every = [value for name, value in results.items() if name == "labels" or name.startswith("labels-")]
     cost = {}
     teacher = results.get("teacher", {})
     if "training_flops_per_token" in teacher:
         cost["teacher"] = float(teacher["training_flops_per_token"] * teacher["tokens"])
     tokens = packed["validation_blocks"] * packed["block_size"]
-    if labels["online"]:  # each student had its own training text labelled as it went
-        tokens += sum(student["tokens"] for student in results["students"].values() if student["method"] == "cocomix")
-    else:
+    if not labels["online"]:
         tokens += packed["train_blocks"] * packed["block_size"]
-    cost["labels"] = float(labels["flops_per_token"] * tokens)
+    cost["labels"] = float(sum(made["flops_per_token"] for made in every) * tokens)
     return cost
 
 

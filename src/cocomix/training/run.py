@@ -34,6 +34,7 @@ class Run:
         activated_parameters: weights that one token uses.
         tokens: training tokens.
         training_flops_per_token: of the model's own training step, teacher and labels left out.
+        teacher_flops_per_token: of what the teacher computes inside each training step (distillation, online labels).
         metrics: of the last evaluation; losses in nats.
         curve: metrics by training tokens.
         timing: `seconds` in training steps and `tokens_per_second`; the only part that differs between repeats.
@@ -56,6 +57,7 @@ class Run:
     timing: dict[str, float]
     recipe: dict[str, Any]
     environment: dict[str, Any]
+    teacher_flops_per_token: int = 0
 
 
 def activated_parameters(model: PreTrainedModel) -> int:
@@ -76,6 +78,7 @@ def describe_run(
     block_size: int,
     bytes_per_token: float,
     recipe: dict[str, Any],
+    teacher_flops_per_token: int = 0,
 ) -> Run:
     """The figures of a model that has just been trained."""
     metrics = {
@@ -99,6 +102,7 @@ def describe_run(
         timing={"seconds": result.seconds, "tokens_per_second": result.tokens / result.seconds},
         recipe=recipe,
         environment=environment.describe(),
+        teacher_flops_per_token=teacher_flops_per_token,
     )
 
 

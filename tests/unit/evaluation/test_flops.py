@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import cocomix
+from cocomix.concepts.teacher import residual_stream
 from cocomix.evaluation.flops import forward_flops_per_token, labelling_flops_per_token, training_flops_per_token
 from cocomix.models.building import BackboneConfig, backbone_config, build_plain
 
@@ -53,6 +54,43 @@ def test_forward_and_training_agree_with_the_counter(model_type: str, mixing: st
     assert forward_flops_per_token(model, BLOCK) == pytest.approx(counted(model, ids, False), rel=0.03)
     if mixing != "none":  # the counter sees no backward of an unused concept head
         assert training_flops_per_token(model, BLOCK) == pytest.approx(counted(model, ids, True), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"content": "pause"},
+        {"content": "hidden_states", "teacher_hidden_size": 48},
+        {"content": "hidden_states", "teacher_hidden_size": 48, "mixing": "add"},
+    ],
+    ids=str,
+)
+def test_other_contents_agree_with_the_counter(settings) -> None:
+    model = cocomix.CoCoMixForCausalLM(cocomix.CoCoMixConfig(plain("llama"), insert_layer=1, **settings))
+    model.set_attn_implementation("eager")
+    ids = torch.zeros(2, BLOCK, dtype=torch.long)
+    assert forward_flops_per_token(model, BLOCK) == pytest.approx(counted(model, ids, False), rel=0.03)
+    assert training_flops_per_token(model, BLOCK) == pytest.approx(counted(model, ids, True), rel=0.03)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_several_heads_agree_with_the_counter(heads: int) -> None:
+    model = cocomix.MultiTokenForCausalLM(cocomix.MultiTokenConfig(plain("gpt2"), num_future_tokens=heads))
+    model.set_attn_implementation("eager")
+    ids = torch.zeros(2, BLOCK, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, output_all_heads=True)
+    assert forward_flops_per_token(model, BLOCK) == pytest.approx(counter.get_total_flops() / ids.numel(), rel=0.03)
+
+
+def test_the_blocks_up_to_the_tap_agree_with_the_counter() -> None:
+    teacher = build_plain(plain("gpt2"))
+    teacher.set_attn_implementation("eager")
+    ids = torch.zeros(2, BLOCK, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        residual_stream(teacher, ids, 1)
+    found = forward_flops_per_token(teacher, BLOCK, up_to_layer=1)
+    assert found == pytest.approx(counter.get_total_flops() / ids.numel(), rel=0.03)
 
 
 def test_labelling_agrees_with_the_counter() -> None:
