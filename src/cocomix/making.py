@@ -6,9 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from datasets import Dataset, load_from_disk
-from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from cocomix import files, fingerprint
@@ -17,33 +15,25 @@ from cocomix.concepts.alignment import OtherTokens
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.label_statistics import label_statistics
 from cocomix.concepts.label_store import LabelsInfo, labels_fingerprint, labels_whole
-from cocomix.concepts.labelling import LabelsConfig, Side, label_corpus, label_in_equal_batches
+from cocomix.concepts.labelling import LabelsConfig, Side, label_corpus
 from cocomix.concepts.reading import SameTokens, TeacherReader
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_quality import sae_quality, write_quality
 from cocomix.concepts.sae_training import train_sae
-from cocomix.concepts.teacher import check_causal, residual_stream, teacher_fingerprint
+from cocomix.concepts.teacher import check_causal, teacher_fingerprint
 from cocomix.data.corpus import is_token_folder, write_documents
 from cocomix.data.documents import load_documents
 from cocomix.data.packing import PackedCorpus, pack_documents, pack_token_files
 from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
-from cocomix.distillation.predictions import (
-    PredictionsInfo,
-    load_predictions,
-    predict_corpus,
-    predictions_whole,
-)
+from cocomix.distillation.predictions import PredictionsInfo, predict_corpus, predictions_whole
 from cocomix.errors import InputError
 from cocomix.evaluation.concepts import constant_recall
-from cocomix.evaluation.flops import forward_flops_per_token, labelling_flops_per_token
 from cocomix.evaluation.validation import evaluate_model
-from cocomix.methods import DistillationConfig, StudentConfig
+from cocomix.learning import concept_extractor, labelling_flops, student_blocks, student_objective, teacher_flops
+from cocomix.methods import DistillationConfig
 from cocomix.models.building import backbone_config, build_plain
 from cocomix.models.configuration import CoCoMixConfig
-from cocomix.objectives import ConceptMixing, Distillation, HiddenStateMixing, MultiToken, NextToken, Objective
-from cocomix.objectives.cocomix import Labeller
-from cocomix.objectives.distillation import TeacherLogits
-from cocomix.objectives.hidden_states import HiddenStates
+from cocomix.objectives import NextToken, Objective
 from cocomix.stages import Made
 from cocomix.students import build_student, student_config
 from cocomix.training.config import TrainingConfig
@@ -151,9 +141,9 @@ def make_labels(pipeline: Pipeline, config: LabelsConfig) -> Made:
     if config.source is not None:
         labelled = pipeline.labels(config)
         return Made(labels_fingerprint(labelled.info), dataclasses.asdict(labelled.info))
-    extractor = _extractor(pipeline, config)
+    extractor = concept_extractor(pipeline, config)
     info = _label_into(pipeline, config, files.partial(pipeline.labels_stage_of(config).folder), extractor)
-    summary = {**dataclasses.asdict(info), "flops_per_token": _labelling_flops(pipeline, extractor)}
+    summary = {**dataclasses.asdict(info), "flops_per_token": labelling_flops(pipeline, extractor)}
     return Made(labels_fingerprint(info), summary)
 
 
@@ -162,7 +152,7 @@ def repair_labels(pipeline: Pipeline, config: LabelsConfig) -> bool:
     folder = pipeline.labels_stage_of(config).folder
     if labels_whole(folder):
         return False
-    _label_into(pipeline, config, folder, _extractor(pipeline, config))
+    _label_into(pipeline, config, folder, concept_extractor(pipeline, config))
     return True
 
 
@@ -263,7 +253,8 @@ def make_student(pipeline: Pipeline, name: str) -> Made:
     recipe, student = pipeline.recipe, pipeline.recipe.students[name]
     corpus, tokenizer = pipeline.corpus(), pipeline.tokenizer()
     config = student_config(recipe, name, pipeline.student_context(corpus.info.vocab_size, tokenizer.eos_token_id))
-    blocks, objective = _blocks(pipeline, student, corpus), _objective(pipeline, student, corpus.info.vocab_size)
+    blocks = student_blocks(pipeline, student, corpus)
+    objective = student_objective(pipeline, student, corpus.info.vocab_size)
     set_seed(recipe.seed)
     run = _pretrain(
         pipeline,
@@ -275,7 +266,7 @@ def make_student(pipeline: Pipeline, name: str) -> Made:
         name,
         student.method,
         blocks,
-        _teacher_flops(pipeline, student),
+        teacher_flops(pipeline, student),
     )
     if student.learns_concepts():
         assert isinstance(config, CoCoMixConfig)
@@ -285,92 +276,6 @@ def make_student(pipeline: Pipeline, name: str) -> Made:
         run.metrics["constant_recall"] = recall
     save_run(run, files.partial(pipeline.student_stages[name].folder))
     return Made(fingerprint.of_json(run.curve), _figures(run))
-
-
-def _blocks(pipeline: Pipeline, student: StudentConfig, corpus: PackedCorpus) -> PackedCorpus:
-    """The corpus with the columns that a student learns from, as far as they are stored."""
-    distillation = student.distillation_config()
-    if student.learns_concepts():
-        labelled = pipeline.labels(pipeline.recipe.labels_of(student))
-        train = corpus.train if labelled.train is None else labelled.train
-        return PackedCorpus(train, labelled.validation, corpus.info)
-    if distillation is not None and distillation.top_k is not None:
-        train = load_predictions(pipeline.predictions_stage_of(distillation).folder)
-        return PackedCorpus(train, corpus.validation, corpus.info)
-    return corpus
-
-
-def _objective(pipeline: Pipeline, student: StudentConfig, vocab_size: int) -> Objective:
-    """What a student minimises."""
-    distillation = student.distillation_config()
-    if distillation is not None:
-        teacher = None if distillation.top_k is not None else _teacher_logits(pipeline, vocab_size)
-        return Distillation(distillation.weight, distillation.temperature, teacher)
-    if student.method == "mtp":
-        return MultiToken()
-    if student.mixes_hidden_states():
-        return HiddenStateMixing(_teacher_hidden_states(pipeline))
-    if student.learns_concepts():
-        labels = pipeline.recipe.labels_of(student)
-        return ConceptMixing(_labeller(pipeline, labels) if labels.online else None)
-    return NextToken()
-
-
-def _teacher_flops(pipeline: Pipeline, student: StudentConfig) -> int:
-    """What the teacher computes per token of a student's training; 0 where all that it says was stored."""
-    block_size, layer = pipeline.recipe.block_size, pipeline.recipe.sae.teacher_layer
-    distillation = student.distillation_config()
-    if student.learns_concepts() and pipeline.recipe.labels.online:
-        return _labelling_flops(pipeline, _extractor(pipeline, pipeline.recipe.labels_of(student)))
-    if student.mixes_hidden_states():
-        return forward_flops_per_token(pipeline.teacher(), block_size, up_to_layer=layer)
-    if distillation is not None and distillation.top_k is None:
-        return forward_flops_per_token(pipeline.teacher(), block_size)
-    return 0
-
-
-def _labelling_flops(pipeline: Pipeline, extractor: ConceptExtractor) -> int:
-    return labelling_flops_per_token(
-        extractor.teacher,
-        extractor.teacher_layer,
-        extractor.sae.d_sae,
-        extractor.sae.max_active,
-        pipeline.recipe.block_size,
-    )
-
-
-def _labeller(pipeline: Pipeline, config: LabelsConfig) -> Labeller:
-    """Labels of a training batch, computed now: those that would have been stored, to the last bit."""
-    extractor = _extractor(pipeline, config)
-    return lambda input_ids: label_in_equal_batches(extractor, input_ids, None, config.blocks_per_batch).ids
-
-
-def _teacher_logits(pipeline: Pipeline, vocab_size: int) -> TeacherLogits:
-    """What the teacher says of a training batch, computed now; of tokens that no text has, nothing."""
-    teacher = pipeline.teacher()
-
-    def logits(input_ids: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
-            return teacher(input_ids=input_ids, use_cache=False).logits[..., :vocab_size]
-
-    return logits
-
-
-def _teacher_hidden_states(pipeline: Pipeline) -> HiddenStates:
-    """The teacher's residual stream at the tap, computed now."""
-    teacher, layer = pipeline.teacher(), pipeline.recipe.sae.teacher_layer
-
-    def hidden_states(input_ids: Tensor) -> Tensor:
-        with torch.autocast(input_ids.device.type, enabled=False):
-            return residual_stream(teacher, input_ids, layer)
-
-    return hidden_states
-
-
-def _extractor(pipeline: Pipeline, config: LabelsConfig) -> ConceptExtractor:
-    return ConceptExtractor(
-        pipeline.teacher(), pipeline.sae(), pipeline.recipe.sae.teacher_layer, config.labels_per_token, config.selection
-    )
 
 
 def _pretrain(

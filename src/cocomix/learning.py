@@ -1,0 +1,111 @@
+"""What a student learns from: the blocks, what it minimises, and what the teacher computes for it meanwhile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cocomix.concepts.attribution import ConceptExtractor
+from cocomix.concepts.labelling import LabelsConfig, label_in_equal_batches
+from cocomix.concepts.teacher import residual_stream
+from cocomix.data.packing import PackedCorpus
+from cocomix.distillation.predictions import load_predictions
+from cocomix.evaluation.flops import forward_flops_per_token, labelling_flops_per_token
+from cocomix.methods import StudentConfig
+from cocomix.objectives import ConceptMixing, Distillation, HiddenStateMixing, MultiToken, NextToken, Objective
+from cocomix.objectives.cocomix import Labeller
+from cocomix.objectives.distillation import TeacherLogits
+from cocomix.objectives.hidden_states import HiddenStates
+
+if TYPE_CHECKING:
+    from cocomix.pipeline import Pipeline
+
+
+def student_blocks(pipeline: Pipeline, student: StudentConfig, corpus: PackedCorpus) -> PackedCorpus:
+    """The corpus with the columns that a student learns from, as far as they are stored."""
+    distillation = student.distillation_config()
+    if student.learns_concepts():
+        labelled = pipeline.labels(pipeline.recipe.labels_of(student))
+        train = corpus.train if labelled.train is None else labelled.train
+        return PackedCorpus(train, labelled.validation, corpus.info)
+    if distillation is not None and distillation.top_k is not None:
+        train = load_predictions(pipeline.predictions_stage_of(distillation).folder)
+        return PackedCorpus(train, corpus.validation, corpus.info)
+    return corpus
+
+
+def student_objective(pipeline: Pipeline, student: StudentConfig, vocab_size: int) -> Objective:
+    """What a student minimises."""
+    distillation = student.distillation_config()
+    if distillation is not None:
+        teacher = None if distillation.top_k is not None else _teacher_logits(pipeline, vocab_size)
+        return Distillation(distillation.weight, distillation.temperature, teacher)
+    if student.method == "mtp":
+        return MultiToken()
+    if student.mixes_hidden_states():
+        return HiddenStateMixing(_teacher_hidden_states(pipeline))
+    if student.learns_concepts():
+        labels = pipeline.recipe.labels_of(student)
+        return ConceptMixing(_labeller(pipeline, labels) if labels.online else None)
+    return NextToken()
+
+
+def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> int:
+    """What the teacher computes per token of a student's training; 0 where all that it says was stored."""
+    block_size, layer = pipeline.recipe.block_size, pipeline.recipe.sae.teacher_layer
+    distillation = student.distillation_config()
+    if student.learns_concepts() and pipeline.recipe.labels.online:
+        return labelling_flops(pipeline, concept_extractor(pipeline, pipeline.recipe.labels_of(student)))
+    if student.mixes_hidden_states():
+        return forward_flops_per_token(pipeline.teacher(), block_size, up_to_layer=layer)
+    if distillation is not None and distillation.top_k is None:
+        return forward_flops_per_token(pipeline.teacher(), block_size)
+    return 0
+
+
+def labelling_flops(pipeline: Pipeline, extractor: ConceptExtractor) -> int:
+    """What labelling computes per token."""
+    return labelling_flops_per_token(
+        extractor.teacher,
+        extractor.teacher_layer,
+        extractor.sae.d_sae,
+        extractor.sae.max_active,
+        pipeline.recipe.block_size,
+    )
+
+
+def _labeller(pipeline: Pipeline, config: LabelsConfig) -> Labeller:
+    """Labels of a training batch, computed now: those that would have been stored, to the last bit."""
+    extractor = concept_extractor(pipeline, config)
+    return lambda input_ids: label_in_equal_batches(extractor, input_ids, None, config.blocks_per_batch).ids
+
+
+def _teacher_logits(pipeline: Pipeline, vocab_size: int) -> TeacherLogits:
+    """What the teacher says of a training batch, computed now; of tokens that no text has, nothing."""
+    teacher = pipeline.teacher()
+
+    def logits(input_ids: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
+            return teacher(input_ids=input_ids, use_cache=False).logits[..., :vocab_size]
+
+    return logits
+
+
+def _teacher_hidden_states(pipeline: Pipeline) -> HiddenStates:
+    """The teacher's residual stream at the tap, computed now."""
+    teacher, layer = pipeline.teacher(), pipeline.recipe.sae.teacher_layer
+
+    def hidden_states(input_ids: Tensor) -> Tensor:
+        with torch.autocast(input_ids.device.type, enabled=False):
+            return residual_stream(teacher, input_ids, layer)
+
+    return hidden_states
+
+
+def concept_extractor(pipeline: Pipeline, config: LabelsConfig) -> ConceptExtractor:
+    """The recipe's teacher and SAE, labelling as `config` says."""
+    return ConceptExtractor(
+        pipeline.teacher(), pipeline.sae(), pipeline.recipe.sae.teacher_layer, config.labels_per_token, config.selection
+    )
