@@ -73,7 +73,8 @@ class Mixer(nn.Module):
 
     def reset_parameters(self, std: float) -> None:
         """Weights N(0, std²), biases 0."""
-        for name, parameter in self.named_parameters():
+        # What predicts is drawn first: the order decides what a seed stands for.
+        for name, parameter in sorted(self.named_parameters(), key=lambda item: not item[0].startswith("predict")):
             if "bias" in name:
                 init.zeros_(parameter)
             else:
