@@ -8,13 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, PreTrainedModel
 
 from cocomix import InputError
 from cocomix.concepts import attribution as attribution_module
 from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels, attribution_scores
 from cocomix.concepts.sae import Latents, SparseAutoencoder
 from cocomix.concepts.teacher import (
+    check_causal,
     freeze,
     loss_with_residual,
     next_token_targets,
@@ -327,3 +328,10 @@ def test_labels_are_the_same_inside_autocast(kind, random_teacher, sae, ids):
         found = extractor(ids)
     assert torch.equal(found.ids, expected.ids)
     assert torch.equal(found.scores, expected.scores)
+
+
+def test_a_teacher_that_looks_ahead_is_refused(random_teacher):
+    check_causal(random_teacher("llama"), "TEACHER")
+    encoder = BertConfig(vocab_size=53, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    with pytest.raises(InputError, match="the teacher TEACHER is no causal language model: a later token changes"):
+        check_causal(AutoModelForCausalLM.from_config(encoder).eval(), "TEACHER")
