@@ -68,9 +68,10 @@ def check(pipeline: Pipeline, with_catalog: bool = False) -> None:
             )
         else:
             attempt(lambda: _check_teacher(recipe, with_sae=True))
+    before = len(problems)
     for sizes in _backbones_to_split(pipeline):
         attempt(partial(_check_backbone, recipe, sizes))
-    if not problems:  # nothing else can be said of a backbone that cannot be used
+    if len(problems) == before:  # nothing else can be said of a backbone that cannot be used
         for name in recipe.students:
             attempt(partial(_check_student, pipeline, name))
     _raise(list(dict.fromkeys(problems)))

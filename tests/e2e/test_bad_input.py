@@ -402,3 +402,12 @@ def test_settings_of_concepts(
     recipe: Recipe, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: list[str]
 ) -> None:
     refused(recipe(**changes), capsys, *words, command="label")
+
+
+def test_mistakes_in_the_corpus_and_in_a_student_are_told_together(recipe, capsys) -> None:
+    students = {"cocomix": {"method": "cocomix", "mixer": {"insert_layer": 9}}}
+    runner = recipe(corpus={"source": "no/such/folder"}, students=students)
+    assert runner("run") == 2
+    said = capsys.readouterr().err
+    assert "no/such/folder" in said
+    assert "insert_layer is 9" in said

@@ -21,7 +21,6 @@ from cocomix.errors import InputError
 
 LABELS_FILE = "labels.json"
 CARD_FILE = "README.md"
-SIDES = ("train", "validation")
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,20 @@ hold two entries per token when the concepts are interleaved.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbones import has_windows, pair_mask, positions_of, split_decoder, widen_windows
+from .backbones import has_windows, pair_mask, split_decoder, widen_windows
 from .configuration import CoCoMixConfig
 from .losses import concept_loss, hidden_state_loss, token_loss
 from .mixer import MIXERS, Mixer
 from .retrofit import Retrofit
+from .stacked import StackedForCausalLM
 
 IGNORED_ARGUMENTS = {"cache_position", "output_attentions", "output_hidden_states", "token_type_ids"}
 """Passed by callers that treat all Hugging Face decoders alike; without effect here."""
@@ -48,17 +48,11 @@ class CoCoMixOutput(ModelOutput):
     """(B, T, C) predicted concepts, with `output_concepts=True`."""
 
 
-class CoCoMixForCausalLM(Retrofit, PreTrainedModel, GenerationMixin):
+class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
     """A causal language model with continuous concept mixing (arXiv 2502.08524)."""
 
     config_class = CoCoMixConfig
-    base_model_prefix = ""
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = False  # generation keeps to dynamic caches: the two halves differ in length
+    bottom = "lower"
 
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__(config)
@@ -67,37 +61,16 @@ class CoCoMixForCausalLM(Retrofit, PreTrainedModel, GenerationMixin):
                 f"slot_attention is 'pair', whose mask knows no sliding window, and the backbone "
                 f"{config.backbone_config.model_type!r} has one; use slot_attention 'causal' or mixing 'add'"
             )
-        backbone = copy.deepcopy(config.backbone_config)  # the stacks change theirs
-        decoder = AutoModel.from_config(backbone, attn_implementation=backbone._attn_implementation)
-        self.lower, self.upper = split_decoder(decoder, config.insert_layer)
+        self.lower, self.upper = split_decoder(self._decoder(config), config.insert_layer)
         widen_windows(self.upper, config.slots_per_token)
         self.mixer = MIXERS[config.content](config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        embedding = self.lower.get_input_embeddings()
-        name = next(name for name, module in self.named_modules() if module is embedding)
-        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self._add_head()
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, Mixer):
             module.reset_parameters(std=getattr(self.config.backbone_config, "initializer_range", 0.02))
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding, at the bottom of the lower stack."""
-        return self.lower.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding."""
-        self.lower.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The token head."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replace the token head."""
-        self.lm_head = new_embeddings
 
     def num_activated_parameters(self) -> int:
         """Weights that one token uses: all but the C − K compress rows that it does not read."""
@@ -237,13 +210,6 @@ class CoCoMixForCausalLM(Retrofit, PreTrainedModel, GenerationMixin):
         if cache is None:
             return 0
         return cache.get_seq_length() // (self.config.slots_per_token if self.config.insert_layer == 0 else 1)
-
-    def _positions(self, inputs_embeds: Tensor, mask: Tensor | None, past: int) -> Tensor:
-        """(B, T) or (1, T) positions of the given tokens, not counting padding."""
-        length = inputs_embeds.shape[1]
-        if mask is not None:
-            return positions_of(mask)[:, -length:]
-        return torch.arange(past, past + length, device=inputs_embeds.device).unsqueeze(0)
 
     def _slot_positions(self, position_ids: Tensor) -> Tensor:
         """(B, slots·T) positions in the upper stack."""

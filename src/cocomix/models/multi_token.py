@@ -10,18 +10,17 @@ backbone. Generation uses the trunk and head 1, which is a decoder of blocks −
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, PretrainedConfig
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbones import final_norm_name, positions_of, split_decoder
+from .backbones import final_norm_name, split_decoder
 from .configuration import StackedConfig
 from .losses import token_loss
+from .stacked import StackedForCausalLM
 
 
 class MultiTokenConfig(StackedConfig):
@@ -69,23 +68,15 @@ class MultiTokenOutput(ModelOutput):
     """Logits of all n heads, with `output_all_heads=True`."""
 
 
-class MultiTokenForCausalLM(PreTrainedModel, GenerationMixin):
+class MultiTokenForCausalLM(StackedForCausalLM):
     """A causal language model with n heads for the next n tokens."""
 
     config_class = MultiTokenConfig
-    base_model_prefix = ""
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = False  # generation keeps to dynamic caches, as the trunk's and the head's are views
+    bottom = "trunk"
 
     def __init__(self, config: MultiTokenConfig) -> None:
         super().__init__(config)
-        backbone = copy.deepcopy(config.backbone_config)  # the stacks change theirs
-        decoder = AutoModel.from_config(backbone, attn_implementation=backbone._attn_implementation)
-        self.trunk, last = split_decoder(decoder, config.num_hidden_layers - config.num_future_tokens)
+        self.trunk, last = split_decoder(self._decoder(config), config.num_hidden_layers - config.num_future_tokens)
         heads = []
         for _ in range(config.num_future_tokens - 1):
             head, last = split_decoder(last, 1)
@@ -93,27 +84,8 @@ class MultiTokenForCausalLM(PreTrainedModel, GenerationMixin):
         self.heads = nn.ModuleList([*heads, last])
         self.norm = getattr(last, final_norm_name(last))
         setattr(last, final_norm_name(last), nn.Identity())
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        embedding = self.trunk.get_input_embeddings()
-        name = next(name for name, module in self.named_modules() if module is embedding)
-        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self._add_head()
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding, at the bottom of the trunk."""
-        return self.trunk.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding."""
-        self.trunk.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The token head."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replace the token head."""
-        self.lm_head = new_embeddings
 
     @can_return_tuple
     def forward(
@@ -152,11 +124,7 @@ class MultiTokenForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values = DynamicCache()
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
-            length = inputs_embeds.shape[1]
-            if attention_mask is not None:
-                position_ids = positions_of(attention_mask)[:, -length:]
-            else:
-                position_ids = torch.arange(past, past + length, device=inputs_embeds.device).unsqueeze(0)
+            position_ids = self._positions(inputs_embeds, attention_mask, past)
         of_trunk, of_head = self._cache_views(past_key_values)
         shared = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": use_cache}
         h = self.trunk(inputs_embeds=inputs_embeds, past_key_values=of_trunk, **shared).last_hidden_state
