@@ -17,6 +17,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from cocomix import fingerprint
 from cocomix.errors import InputError
 from cocomix.models.backbones import decoder_blocks, positions_of
+from cocomix.models.linear_loss import linear_cross_entropy
 from cocomix.models.losses import IGNORE
 
 
@@ -133,13 +134,31 @@ def _sum_of_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
+@torch.no_grad()
+def plain_head(teacher: PreTrainedModel) -> nn.Linear | None:
+    """The token head, if the logits are just that of what the decoder returns (which is tried), else None."""
+    head = teacher.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return None
+    inputs = _inputs(torch.arange(3, device=teacher.device).unsqueeze(0), None)
+    hidden = getattr(teacher.base_model(**inputs), "last_hidden_state", None)
+    if hidden is None or hidden.shape[-1] != head.in_features:
+        return None
+    wanted, found = teacher(**inputs).logits, head(hidden)
+    return head if wanted.shape == found.shape and torch.allclose(found, wanted, rtol=1e-4, atol=1e-6) else None
+
+
 def tapped_residual(
-    teacher: PreTrainedModel, input_ids: Tensor, layer: int, attention_mask: Tensor | None = None
+    teacher: PreTrainedModel,
+    input_ids: Tensor,
+    layer: int,
+    attention_mask: Tensor | None = None,
+    head: nn.Linear | None = None,
 ) -> TappedResidual:
     """One forward pass, and a backward pass that ends at the tap (DESIGN section 2, extraction 1).
 
     The blocks below the tap build no graph and no weight gets a gradient: the graph starts at x.
-    The teacher must be frozen (`freeze`).
+    The teacher must be frozen (`freeze`). With its `plain_head`, its logits (B, T, V) never live whole.
     """
     tapped: list[Tensor] = []
 
@@ -149,8 +168,13 @@ def tapped_residual(
 
     targets = next_token_targets(input_ids, attention_mask)
     with torch.enable_grad(), _tap(teacher, layer, start_graph):
-        logits = teacher(**_inputs(input_ids, attention_mask)).logits
-        (gradient,) = torch.autograd.grad(_sum_of_losses(logits, targets), tapped[0])
+        inputs = _inputs(input_ids, attention_mask)
+        if head is None:
+            loss = _sum_of_losses(teacher(**inputs).logits, targets)
+        else:
+            hidden = teacher.base_model(**inputs).last_hidden_state
+            loss = linear_cross_entropy(hidden.flatten(0, 1), head.weight, head.bias, targets.view(-1, 1)).total
+        (gradient,) = torch.autograd.grad(loss, tapped[0])
     return TappedResidual(tapped[0].detach(), gradient, targets != IGNORE)
 
 

@@ -19,7 +19,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbones import has_windows, pair_mask, split_decoder, widen_windows
 from .configuration import CoCoMixConfig
-from .losses import concept_loss, hidden_state_loss, token_loss
+from .linear_loss import linear_cross_entropy
+from .losses import IGNORE, concept_loss, hidden_state_loss, token_loss
 from .mixer import MIXERS, Mixer
 from .retrofit import Retrofit
 from .stacked import StackedForCausalLM
@@ -92,6 +93,7 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
         teacher_hidden_states: Tensor | None = None,
         use_cache: bool | None = None,
         output_concepts: bool = False,
+        output_logits: bool = True,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         num_labelled_in_batch: Tensor | int | None = None,
@@ -110,6 +112,8 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
             teacher_hidden_states: (B, T, d) targets of predicted hidden states.
             use_cache: return a cache; by default outside training.
             output_concepts: also return the concept logits, (B, T, C).
+            output_logits: return the logits. Without them a loss costs less memory and time, as do concept labels
+                without `output_concepts`: neither (B, T, V) nor (B, T, C) lives whole.
             logits_to_keep: as in Transformers: the last so many positions, or their indices; 0 for all.
             num_items_in_batch: number of token targets of the whole batch of which this is a part.
             num_labelled_in_batch: number of labelled tokens of that batch.
@@ -144,7 +148,7 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
             past_key_values=lower_cache,
             use_cache=use_cache,
         ).last_hidden_state
-        mixed = self.mixer(h)
+        mixed = self.mixer(h, None if output_concepts else concept_ids)
         h = self.upper(
             inputs_embeds=mixed.hidden_states,
             attention_mask=self._slot_mask(attention_mask, mixed.hidden_states, past),
@@ -156,10 +160,14 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
         h = h[:, slots - 1 :: slots]  # the token is predicted from its last slot
 
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(h[:, kept])
-        of_tokens = token_loss(logits, labels, num_items_in_batch) if labels is not None else None
-        of_concepts = of_hidden = None
-        if concept_ids is not None:
+        logits = self.lm_head(h[:, kept]) if output_logits else None
+        of_tokens = of_concepts = of_hidden = None
+        if labels is not None:
+            of_tokens = self._token_loss(h, logits, labels, num_items_in_batch)
+        if mixed.concept_loss is not None:
+            labelled = (concept_ids != IGNORE).any(-1).sum().clamp(min=1)
+            of_concepts = mixed.concept_loss / (labelled if num_labelled_in_batch is None else num_labelled_in_batch)
+        elif concept_ids is not None:
             of_concepts = concept_loss(mixed.predicted, concept_ids, num_labelled_in_batch)
         if teacher_hidden_states is not None:
             of_hidden = hidden_state_loss(
@@ -174,6 +182,14 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
             concept_logits=mixed.predicted if output_concepts else None,
             past_key_values=past_key_values if use_cache else None,
         )
+
+    def _token_loss(self, h: Tensor, logits: Tensor | None, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """Of the logits, or without them from h (B, T, D)."""
+        if logits is not None:
+            return token_loss(logits, labels, num_items)
+        targets = labels[:, 1:].flatten()
+        total = linear_cross_entropy(h[:, :-1].flatten(0, 1), self.lm_head.weight, None, targets.unsqueeze(-1)).total
+        return total / (num_items if num_items is not None else (targets != IGNORE).sum().clamp(min=1))
 
     def _check_asked(self, content: str, **asked: object) -> None:
         """Raise ValueError if something is asked for that belongs to another content than this model's."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration import CoCoMixConfig
+from .linear_loss import linear_cross_entropy
 
 EPSILON = 1e-5
 """Added to the standard deviation where the hidden state is divided by it."""
@@ -60,7 +61,10 @@ class MixerOutput(NamedTuple):
     hidden_states: Tensor
     """(B, slots·T, D), input of the upper blocks."""
     predicted: Tensor | None
-    """Concept logits z (B, T, C), or hidden states of the teacher (B, T, d); None where nothing is predicted."""
+    """Concept logits z (B, T, C), or hidden states of the teacher (B, T, d); None where nothing is predicted, or where
+    the loss was asked for instead."""
+    concept_loss: Tensor | None = None
+    """Sum over labelled tokens of the loss of their prediction, nats."""
 
 
 class Mixer(nn.Module):
@@ -84,9 +88,19 @@ class Mixer(nn.Module):
         """What is predicted from h (B, T, D), and c (B, T, D), which is None with mixing `none`."""
         raise NotImplementedError
 
-    def forward(self, h: Tensor) -> MixerOutput:
-        """Mix into h (B, T, D) what is predicted from it."""
+    def loss_and_compress(self, h: Tensor, of_h: Moments, concept_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The summed loss of the prediction on labels (B, T, A), and c, of a mixer that predicts concepts."""
+        raise NotImplementedError
+
+    def forward(self, h: Tensor, concept_ids: Tensor | None = None) -> MixerOutput:
+        """Mix into h (B, T, D) what is predicted from it.
+
+        With concept_ids (B, T, A) the prediction is not returned but its loss, and (B, T, C) never lives whole.
+        """
         of_h = moments(h)
+        if concept_ids is not None:
+            concept_loss, c = self.loss_and_compress(h, of_h, concept_ids)
+            return MixerOutput(h if c is None else self._mix(h, c, of_h), None, concept_loss)
         predicted, c = self.predict_and_compress(h, of_h)
         return MixerOutput(h if c is None else self._mix(h, c, of_h), predicted)
 
@@ -116,12 +130,34 @@ class ConceptMixer(Mixer):
 
     def predict_and_compress(self, h: Tensor, of_h: Moments) -> tuple[Tensor, Tensor | None]:
         """z (B, T, C), and c."""
-        z = self.predict((h - of_h.mean) / (of_h.std + EPSILON) - self.pre_bias)
+        z = self.predict(self._normalised(h, of_h))
         if self.mixing == "none":
             return z, None
         kept = z.topk(self.num_active_concepts, dim=-1)
-        mixed = compress(kept.values, kept.indices, self.compress_weight)
-        return z, (mixed + self.compress_bias + self.pre_bias) * of_h.std + of_h.mean
+        return z, self._compressed(kept.values, kept.indices, of_h)
+
+    def loss_and_compress(self, h: Tensor, of_h: Moments, concept_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Loss and c, as from z (B, T, C) and `concept_loss`."""
+        shape = h.shape[:-1]
+        found = linear_cross_entropy(
+            self._normalised(h, of_h).flatten(0, -2),
+            self.predict.weight,
+            self.predict.bias,
+            concept_ids.flatten(0, -2).long(),
+            keep=0 if self.mixing == "none" else self.num_active_concepts,
+        )
+        if self.mixing == "none":
+            return found.total, None
+        return found.total, self._compressed(found.values.view(*shape, -1), found.indices.view(*shape, -1), of_h)
+
+    def _normalised(self, h: Tensor, of_h: Moments) -> Tensor:
+        """n, what concepts are predicted from."""
+        return (h - of_h.mean) / (of_h.std + EPSILON) - self.pre_bias
+
+    def _compressed(self, values: Tensor, indices: Tensor, of_h: Moments) -> Tensor:
+        """c of kept logits and their concepts (B, T, K)."""
+        mixed = compress(values, indices, self.compress_weight)
+        return (mixed + self.compress_bias + self.pre_bias) * of_h.std + of_h.mean
 
 
 class HiddenStateMixer(Mixer):

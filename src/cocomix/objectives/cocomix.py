@@ -53,6 +53,7 @@ class ConceptMixing:
             concept_ids=batch["concept_ids"],
             num_items_in_batch=counts["token"],
             num_labelled_in_batch=counts["concept"],
+            output_logits=False,
             use_cache=False,
         )
         parts = {"token_loss": output.token_loss.detach(), "concept_loss": output.concept_loss.detach()}

@@ -34,6 +34,7 @@ class HiddenStateMixing(NextToken):
             teacher_hidden_states=self.teacher(ids),
             num_items_in_batch=counts["token"],
             num_hidden_in_batch=counts["hidden"],
+            output_logits=False,
             use_cache=False,
         )
         parts = {"token_loss": output.token_loss.detach(), "hidden_loss": output.hidden_loss.detach()}

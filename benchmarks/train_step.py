@@ -1,0 +1,228 @@
+"""One training step of every method, against a plain GPT-2 step of the same shape in the same process.
+
+    python benchmarks/train_step.py --shape small
+    python benchmarks/train_step.py --shape 69m --methods plain ntp cocomix online
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+
+import measuring
+import shapes
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cocomix import CoCoMixForCausalLM
+from cocomix.evaluation.flops import (
+    forward_flops_per_token,
+    labelling_flops_per_token,
+    peak_flops,
+    training_flops_per_token,
+)
+from cocomix.objectives import ConceptMixing, Distillation, NextToken, Objective
+
+METHODS = ("plain", "ntp", "kd", "pause", "cocomix", "online", "labels")
+"""`plain` is Transformers' own model and loss; `cocomix` has stored labels, `online` makes them in the step, and
+`labels` makes them and does nothing else."""
+
+
+class Step:
+    """A method's training step: forward, loss, backward, AdamW.
+
+    Attributes:
+        flops: of a step.
+    """
+
+    def __init__(self, method: str, shape: shapes.Shape, precision: str, compiled: bool) -> None:
+        torch.manual_seed(0)
+        self.device = measuring.device()
+        self.precision = precision
+        self.batch = shapes.random_batch(shape, self.device)
+        self.extractor = shapes.extractor(shape, self.device) if method in ("online", "labels") else None
+        self.objective: Objective | None = None
+        self.model: PreTrainedModel | None = None
+        self.flops = 0
+        if self.extractor is not None:
+            per_token = labelling_flops_per_token(
+                self.extractor.teacher, shape.teacher_layer, shape.concepts, shapes.ACTIVE_LATENTS, shape.block_size
+            )
+            self.flops += per_token * shape.tokens
+        if method == "labels":
+            return
+        self.model = self._model(method, shape).to(self.device)
+        self.flops += training_flops_per_token(self.model, shape.block_size) * shape.tokens
+        self.objective = self._objective(method, shape)
+        self.run: nn.Module = torch.compile(self.model) if compiled else self.model  # type: ignore[assignment]
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+
+    @staticmethod
+    def _model(method: str, shape: shapes.Shape) -> PreTrainedModel:
+        if method in ("plain", "ntp", "kd"):
+            return shapes.plain(shape).train()
+        return shapes.cocomix_model(shape, content="pause" if method == "pause" else "concepts").train()
+
+    def _objective(self, method: str, shape: shapes.Shape) -> Objective | None:
+        if method == "plain":
+            return None
+        if method == "kd":
+            of_kd = shapes.teacher(shape).to(self.device).eval().requires_grad_(False)
+            self.flops += forward_flops_per_token(of_kd, shape.block_size) * shape.tokens
+
+            @torch.no_grad()
+            def teacher_logits(ids: Tensor) -> Tensor:
+                return of_kd(input_ids=ids, use_cache=False).logits
+
+            return Distillation(teacher=teacher_logits)
+        if method == "online":
+            assert self.extractor is not None
+            extract = self.extractor
+            return ConceptMixing(lambda ids: extract(ids).ids)
+        return ConceptMixing() if method == "cocomix" else NextToken()
+
+    def __call__(self) -> None:
+        """The step."""
+        if self.model is None:
+            assert self.extractor is not None
+            self.extractor(self.batch["input_ids"])
+            return
+        with self.autocast():
+            loss = self._loss()
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _loss(self) -> Tensor:
+        if self.objective is None:
+            ids = self.batch["input_ids"]
+            return self.run(input_ids=ids, labels=ids, use_cache=False).loss
+        columns = {name: self.batch[name] for name in self.objective.columns}
+        (batch,) = self.objective.prepare([columns])
+        return self.objective(self.run, batch, self.objective.count(batch)).total  # type: ignore[arg-type]
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The precision of matrix products."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, measuring.PRECISIONS[self.precision])
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of one step by part, forward and backward together, of a CoCoMix model."""
+        assert isinstance(self.model, CoCoMixForCausalLM)
+        clock = Clock()
+        handles = []
+        for name in ("lower", "mixer", "upper"):
+            module = getattr(self.model, name)
+            before = "labels" if name == "lower" else "other"
+            handles.append(module.register_forward_pre_hook(lambda *_, b=before: clock.lap(b)))
+            handles.append(module.register_forward_hook(lambda _m, _i, out, n=name: clock.after(n, out)))
+        with self.autocast():
+            loss = self._loss()
+        clock.lap("heads and losses")
+        loss.backward()
+        clock.lap("lower")  # the last to be reached going backwards
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        clock.lap("optimiser")
+        for handle in handles:
+            handle.remove()
+        return clock.parts
+
+
+class Clock:
+    """Adds the time since it was last read to a part."""
+
+    BACKWARD = {"upper": "heads and losses", "mixer": "upper", "lower": "mixer"}  # noqa: RUF012
+    """What lies above a stack, and so is done when the gradient reaches its output."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        measuring.synchronise()
+        self.last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """`part` ends here."""
+        measuring.synchronise()
+        now = time.perf_counter()
+        self.parts[part] = self.parts.get(part, 0.0) + now - self.last
+        self.last = now
+
+    def after(self, name: str, output: object) -> None:
+        """A stack's forward pass ends here; note when its gradient arrives."""
+        self.lap(name)
+        hidden = getattr(output, "hidden_states" if name == "mixer" else "last_hidden_state")
+        hidden.register_hook(lambda _: self.lap(self.BACKWARD[name]))
+
+
+def median_parts(step: Step, repeats: int) -> dict[str, float]:
+    """Share of each part in the step's time."""
+    step.parts()
+    found = [step.parts() for _ in range(repeats)]
+    medians = {name: statistics.median(parts[name] for parts in found) for name in found[0]}
+    return {name: round(value / sum(medians.values()), 3) for name, value in medians.items()}
+
+
+def main() -> None:
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--shape", choices=shapes.SHAPES, default="69m-gpu" if torch.cuda.is_available() else "small")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--precision", nargs="+", choices=measuring.PRECISIONS, default=["fp32"])
+    parser.add_argument("--compile", action="store_true", help="torch.compile the students")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peaks, each in a process of its own")
+    parser.add_argument("--peak-of", metavar="METHOD", choices=METHODS, help="three steps of one method, then its peak")
+    arguments = parser.parse_args()
+    shape = shapes.SHAPES[arguments.shape]
+    if arguments.peak_of:
+        step = Step(arguments.peak_of, shape, arguments.precision[0], arguments.compile)
+        for _ in range(3):
+            step()
+        print(measuring.peak_bytes())
+        return
+
+    steps: dict[tuple[str, str], Step] = {
+        (method, precision): Step(method, shape, precision, arguments.compile)
+        for precision in arguments.precision
+        for method in arguments.methods
+    }
+    named: dict[str, Callable[[], None]] = {f"{m} {p}": step for (m, p), step in steps.items()}
+    times = measuring.alternating(named, arguments.repeats)
+    rate = {precision: measuring.matmul_flops_per_second(precision) for precision in arguments.precision}
+    rows = []
+    for (method, precision), step in steps.items():
+        taken = times[f"{method} {precision}"]
+        median = statistics.median(taken)
+        reference = times.get(f"plain {arguments.precision[0]}")
+        memory = None
+        if not arguments.no_memory:
+            options = ["--shape", arguments.shape, "--precision", precision, "--peak-of", method]
+            memory = measuring.peak_bytes_of(__file__, options + ["--compile"] * arguments.compile) / 1e6
+        peak = peak_flops(step.device) if precision == "bf16" else None
+        rows.append(
+            (
+                method,
+                precision,
+                1e3 * median,
+                shape.tokens / median,
+                measuring.median_ratio(taken, reference) if reference else None,
+                memory,
+                step.flops / shape.tokens / 1e6,
+                median * rate[precision] / step.flops,
+                100 * step.flops / median / peak if peak else None,
+            )
+        )
+    columns = ("method", "precision", "ms", "tokens/s", "× plain", "peak MB", "MFLOP/token", "× matmul time", "MFU %")
+    shares = {
+        f"{method} {precision}": median_parts(step, 3)
+        for (method, precision), step in steps.items()
+        if isinstance(step.model, CoCoMixForCausalLM) and not arguments.compile
+    }
+    rates = {precision: round(value / 1e9) for precision, value in rate.items()}
+    measuring.finish(arguments, columns, rows, shape=arguments.shape, shares=shares, matmul_gflops=rates)
+
+
+if __name__ == "__main__":
+    main()
