@@ -21,7 +21,7 @@ from .backbones import has_windows, pair_mask, split_decoder, widen_windows
 from .configuration import CoCoMixConfig
 from .linear_loss import linear_cross_entropy
 from .losses import IGNORE, concept_loss, hidden_state_loss, token_loss
-from .mixer import MIXERS, Mixer
+from .mixer import MIXERS, MixedWithLoss, Mixer
 from .retrofit import Retrofit
 from .stacked import StackedForCausalLM
 
@@ -149,6 +149,7 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
             use_cache=use_cache,
         ).last_hidden_state
         mixed = self.mixer(h, None if output_concepts else concept_ids)
+        predicted = None if isinstance(mixed, MixedWithLoss) else mixed.predicted
         h = self.upper(
             inputs_embeds=mixed.hidden_states,
             attention_mask=self._slot_mask(attention_mask, mixed.hidden_states, past),
@@ -164,14 +165,14 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
         of_tokens = of_concepts = of_hidden = None
         if labels is not None:
             of_tokens = self._token_loss(h, logits, labels, num_items_in_batch)
-        if mixed.concept_loss is not None:
+        if isinstance(mixed, MixedWithLoss):
             labelled = (concept_ids != IGNORE).any(-1).sum().clamp(min=1)
             of_concepts = mixed.concept_loss / (labelled if num_labelled_in_batch is None else num_labelled_in_batch)
         elif concept_ids is not None:
-            of_concepts = concept_loss(mixed.predicted, concept_ids, num_labelled_in_batch)
+            of_concepts = concept_loss(predicted, concept_ids, num_labelled_in_batch)
         if teacher_hidden_states is not None:
             of_hidden = hidden_state_loss(
-                mixed.predicted, teacher_hidden_states, self.config.regression_loss, num_hidden_in_batch
+                predicted, teacher_hidden_states, self.config.regression_loss, num_hidden_in_batch
             )
         return CoCoMixOutput(
             loss=self._total(of_tokens, of_concepts if of_hidden is None else of_hidden),
@@ -179,7 +180,7 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
             concept_loss=of_concepts,
             hidden_loss=of_hidden,
             logits=logits,
-            concept_logits=mixed.predicted if output_concepts else None,
+            concept_logits=predicted if output_concepts else None,
             past_key_values=past_key_values if use_cache else None,
         )
 

@@ -61,9 +61,15 @@ class MixerOutput(NamedTuple):
     hidden_states: Tensor
     """(B, slots·T, D), input of the upper blocks."""
     predicted: Tensor | None
-    """Concept logits z (B, T, C), or hidden states of the teacher (B, T, d); None where nothing is predicted, or where
-    the loss was asked for instead."""
-    concept_loss: Tensor | None = None
+    """Concept logits z (B, T, C), or hidden states of the teacher (B, T, d); None where nothing is predicted."""
+
+
+class MixedWithLoss(NamedTuple):
+    """The same, with the loss of the prediction in its place."""
+
+    hidden_states: Tensor
+    """(B, slots·T, D), input of the upper blocks."""
+    concept_loss: Tensor
     """Sum over labelled tokens of the loss of their prediction, nats."""
 
 
@@ -92,7 +98,7 @@ class Mixer(nn.Module):
         """The summed loss of the prediction on labels (B, T, A), and c, of a mixer that predicts concepts."""
         raise NotImplementedError
 
-    def forward(self, h: Tensor, concept_ids: Tensor | None = None) -> MixerOutput:
+    def forward(self, h: Tensor, concept_ids: Tensor | None = None) -> MixerOutput | MixedWithLoss:
         """Mix into h (B, T, D) what is predicted from it.
 
         With concept_ids (B, T, A) the prediction is not returned but its loss, and (B, T, C) never lives whole.
@@ -100,7 +106,7 @@ class Mixer(nn.Module):
         of_h = moments(h)
         if concept_ids is not None:
             concept_loss, c = self.loss_and_compress(h, of_h, concept_ids)
-            return MixerOutput(h if c is None else self._mix(h, c, of_h), None, concept_loss)
+            return MixedWithLoss(h if c is None else self._mix(h, c, of_h), concept_loss)
         predicted, c = self.predict_and_compress(h, of_h)
         return MixerOutput(h if c is None else self._mix(h, c, of_h), predicted)
 
