@@ -93,7 +93,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     cells = [[_shown(value) for value in row] for row in (columns, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = [
-        "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        "| "
+        + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         + " |"
         for row in cells
     ]
@@ -117,7 +118,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def finish(arguments: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[object]], **more: object) -> None:
+def finish(
+    arguments: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[object]], **more: object
+) -> None:
     """Print the table, and write the figures with command, commit, versions, hardware and date."""
     print(table(columns, rows))
     for name, value in more.items():
@@ -127,5 +130,11 @@ def finish(arguments: argparse.Namespace, columns: Sequence[str], rows: Sequence
     command = " ".join(["python", *sys.argv])
     figures = [dict(zip(columns, row, strict=True)) for row in rows]
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    content = {"command": command, **environment.describe(), "threads": torch.get_num_threads(), "rows": figures, **more}
+    content = {
+        "command": command,
+        **environment.describe(),
+        "threads": torch.get_num_threads(),
+        "rows": figures,
+        **more,
+    }
     arguments.json.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """One training step of every method, against a plain GPT-2 step of the same shape in the same process.
 
-    python benchmarks/train_step.py --shape small
-    python benchmarks/train_step.py --shape 69m --methods plain ntp cocomix online
+python benchmarks/train_step.py --shape small
+python benchmarks/train_step.py --shape 69m --methods plain ntp cocomix online
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cocomix import CoCoMixForCausalLM
+from cocomix.concepts.teacher import freeze
 from cocomix.evaluation.flops import (
     forward_flops_per_token,
     labelling_flops_per_token,
     peak_flops,
     training_flops_per_token,
 )
+from cocomix.models.building import build_plain
 from cocomix.objectives import ConceptMixing, Distillation, NextToken, Objective
 
 METHODS = ("plain", "ntp", "kd", "pause", "cocomix", "online", "labels")
@@ -62,15 +64,17 @@ class Step:
 
     @staticmethod
     def _model(method: str, shape: shapes.Shape) -> PreTrainedModel:
-        if method in ("plain", "ntp", "kd"):
+        if method == "plain":
             return shapes.plain(shape).train()
+        if method in ("ntp", "kd"):
+            return build_plain(shapes.decoder_config(shape.student, shape)).train()
         return shapes.cocomix_model(shape, content="pause" if method == "pause" else "concepts").train()
 
     def _objective(self, method: str, shape: shapes.Shape) -> Objective | None:
         if method == "plain":
             return None
         if method == "kd":
-            of_kd = shapes.teacher(shape).to(self.device).eval().requires_grad_(False)
+            of_kd = freeze(shapes.teacher(shape).to(self.device))
             self.flops += forward_flops_per_token(of_kd, shape.block_size) * shape.tokens
 
             @torch.no_grad()

@@ -132,7 +132,7 @@ class ConceptExtractor:
         if labels_per_token < 1:
             raise InputError(f"labels_per_token is {labels_per_token}; expected 1 or more")
         self.teacher = freeze(teacher)
-        self._head = plain_head(teacher)
+        self.head = plain_head(teacher)
         self.sae = sae.to(teacher.device)
         self.teacher_layer = teacher_layer
         self.labels_per_token = labels_per_token
@@ -141,7 +141,7 @@ class ConceptExtractor:
     def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ConceptLabels:
         """Labels of input_ids (B, T); padding, where attention_mask (B, T) is 0, gets none."""
         with torch.autocast(input_ids.device.type, enabled=False):  # the same labels inside a training step
-            tapped = tapped_residual(self.teacher, input_ids, self.teacher_layer, attention_mask, self._head)
+            tapped = tapped_residual(self.teacher, input_ids, self.teacher_layer, attention_mask, self.head)
             latents = self.sae.encode(tapped.residual)
             # Chosen on the gradient of the summed loss, so that labels do not depend on what shares the batch.
             scores = attribution_scores(latents, tapped.gradient.to(self.sae.W_dec.dtype), self.sae.W_dec)

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from cocomix import fingerprint
 from cocomix.errors import InputError
-from cocomix.models.backbones import decoder_blocks, positions_of
+from cocomix.models.backbones import decoder_blocks, fuse_activations, positions_of
 from cocomix.models.linear_loss import linear_cross_entropy
 from cocomix.models.losses import IGNORE
 
@@ -56,7 +56,7 @@ def teacher_config(source: str) -> PretrainedConfig:
 
 def freeze(teacher: PreTrainedModel) -> PreTrainedModel:
     """The same model in evaluation mode, none of its weights asking for a gradient."""
-    return teacher.eval().requires_grad_(False)
+    return fuse_activations(teacher).eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 
 
 class Stacks(NamedTuple):
@@ -65,6 +66,19 @@ def final_norm_name(decoder: PreTrainedModel) -> str:
             f"{type(decoder).__name__} has {len(names)} norms beside its blocks; exactly one final norm is needed"
         )
     return names[0]
+
+
+def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model with torch's kernel of GPT-2's activation, which Transformers spells out in eight operations.
+
+    One function in another order of rounding; each operation would write, and keep, four times the hidden states.
+    """
+    spelled_out = type(ACT2FN["gelu_new"])
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is spelled_out:
+                setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
+    return model
 
 
 def positions_of(attention_mask: Tensor) -> Tensor:

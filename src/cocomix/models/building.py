@@ -11,6 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from cocomix.errors import InputError
+from cocomix.models.backbones import fuse_activations
 from cocomix.suggest import did_you_mean
 
 MATCH_TOLERANCE = 0.02
@@ -98,7 +99,7 @@ def _mlp_width(sizes: BackboneConfig) -> int:
 
 def build_plain(config: PretrainedConfig) -> PreTrainedModel:
     """A freshly initialised causal language model of that configuration (seeded by torch's generator)."""
-    return AutoModelForCausalLM.from_config(config)
+    return fuse_activations(AutoModelForCausalLM.from_config(config))
 
 
 def count_parameters(config: PretrainedConfig) -> int:

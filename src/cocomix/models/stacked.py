@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 
-from .backbones import positions_of
+from .backbones import fuse_activations, positions_of
 from .configuration import StackedConfig
 
 
@@ -28,7 +28,7 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
     def _decoder(config: StackedConfig) -> PreTrainedModel:
         """The backbone's decoder, freshly made, to be taken apart."""
         backbone = copy.deepcopy(config.backbone_config)  # the stacks change theirs
-        return AutoModel.from_config(backbone, attn_implementation=backbone._attn_implementation)
+        return fuse_activations(AutoModel.from_config(backbone, attn_implementation=backbone._attn_implementation))
 
     def _add_head(self) -> None:
         """Make the token head; it is the token embedding where the configuration ties them."""
