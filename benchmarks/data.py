@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
 
 from cocomix.concepts.label_store import features
-from cocomix.data.packing import load_corpus, pack_documents
+from cocomix.data.packing import load_packed, pack_documents
 from cocomix.data.tokenizer import train_tokenizer
 from cocomix.training.trainer import collate
 
@@ -55,7 +55,7 @@ def main() -> None:
             )
             for i in range(max(1, arguments.repeats // 3))
         ]
-        packed = load_corpus(here / "packed-0").train
+        packed = load_packed(here / "packed-0").train
         tokens = len(packed) * arguments.block_size
         labels = np.random.default_rng(0).integers(0, 8_192, (len(packed), arguments.block_size, arguments.labels))
         columns = features(arguments.block_size, arguments.labels, packed.features["input_ids"].feature.dtype, 8_192)
@@ -66,7 +66,9 @@ def main() -> None:
         reading = {}
         for workers in (0, 1):
             loader = DataLoader(stored, arguments.batch, shuffle=True, collate_fn=collate, num_workers=workers)
-            reading[workers] = [measuring.seconds(lambda: [None for _ in loader]) for _ in range(arguments.repeats)]
+            reading[workers] = [
+                measuring.seconds(lambda loader=loader: [None for _ in loader]) for _ in range(arguments.repeats)
+            ]
     rows = [("tokenise and pack", tokens / statistics.median(packing))]
     rows += [
         (

@@ -30,6 +30,7 @@ def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--shape", choices=shapes.SHAPES, default="69m-gpu" if torch.cuda.is_available() else "small")
     parser.add_argument("--axes", nargs="+", choices=VALUES, default=list(VALUES))
+    parser.add_argument("--values", nargs="+", type=int, help="of the one axis that is given, instead of its own")
     parser.add_argument("--peak-of", nargs=2, metavar=("AXIS", "VALUE"), help="three steps of one point, then its peak")
     arguments = parser.parse_args()
     shape = shapes.SHAPES[arguments.shape]
@@ -40,10 +41,12 @@ def main() -> None:
             step()
         print(measuring.peak_bytes())
         return
+    if arguments.values and len(arguments.axes) != 1:
+        parser.error("--values needs exactly one of --axes")
     rate = measuring.matmul_flops_per_second("fp32")
     rows = []
     for axis in arguments.axes:
-        points = {value: varied(shape, axis, value) for value in VALUES[axis]}
+        points = {value: varied(shape, axis, value) for value in arguments.values or VALUES[axis]}
         steps = {value: Step("cocomix", point, "fp32", compiled=False) for value, point in points.items()}
         times = measuring.alternating({str(value): step for value, step in steps.items()}, arguments.repeats)
         for value, step in steps.items():

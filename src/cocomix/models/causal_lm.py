@@ -149,7 +149,7 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
             use_cache=use_cache,
         ).last_hidden_state
         mixed = self.mixer(h, None if output_concepts else concept_ids)
-        predicted = None if isinstance(mixed, MixedWithLoss) else mixed.predicted
+        predicted: Any = None if isinstance(mixed, MixedWithLoss) else mixed.predicted
         h = self.upper(
             inputs_embeds=mixed.hidden_states,
             attention_mask=self._slot_mask(attention_mask, mixed.hidden_states, past),
@@ -165,7 +165,7 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
         of_tokens = of_concepts = of_hidden = None
         if labels is not None:
             of_tokens = self._token_loss(h, logits, labels, num_items_in_batch)
-        if isinstance(mixed, MixedWithLoss):
+        if isinstance(mixed, MixedWithLoss) and concept_ids is not None:
             labelled = (concept_ids != IGNORE).any(-1).sum().clamp(min=1)
             of_concepts = mixed.concept_loss / (labelled if num_labelled_in_batch is None else num_labelled_in_batch)
         elif concept_ids is not None:

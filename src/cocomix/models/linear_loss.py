@@ -67,7 +67,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         parts = (each.split(rows) for each in (x, safe, share, has_loss))
         for x_, labels_, share_, has_loss_ in zip(*parts, strict=True):
             z = F.linear(x_, weight, bias)
-            kept.append(tuple(z.topk(keep, dim=-1)) if keep else (z[:, :0], labels_[:, :0]))
+            values, indices = z.topk(keep, dim=-1)
+            kept.append((values, indices))
             log_p = z.log_softmax(-1, dtype=full)
             del z
             total = total - (log_p.gather(-1, labels_) * share_).sum()

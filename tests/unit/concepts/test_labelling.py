@@ -21,8 +21,6 @@ from cocomix.concepts.reading import SameTokens
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.data import shards
 from cocomix.data.shards import Shard, shards_of
-from cocomix.data import shards
-from cocomix.data.shards import Shard, shards_of
 
 BLOCKS, T, A, C = 11, 9, 3, 60
 CONFIG = LabelsConfig(labels_per_token=A, blocks_per_batch=2, blocks_per_shard=4)
