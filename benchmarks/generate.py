@@ -61,9 +61,11 @@ def main() -> None:
         )
         for name, taken in times.items():
             same = ["--shape", arguments.shape, "--prompt", str(arguments.prompt), "--new-tokens", str(new_tokens)]
-            peak = measuring.peak_bytes_of(__file__, [*same, "--batch", str(batch), "--peak-of", name])
+            peak = None
+            if not arguments.no_memory:
+                peak = measuring.peak_bytes_of(__file__, [*same, "--batch", str(batch), "--peak-of", name]) / 1e6
             speed = measuring.median_ratio(times["plain"], taken)
-            rows.append((name, batch, batch * new_tokens / statistics.median(taken), speed, peak / 1e6))
+            rows.append((name, batch, batch * new_tokens / statistics.median(taken), speed, peak))
     columns = ("model", "batch", "tokens/s", "× plain tokens/s", "peak MB")
     measuring.finish(arguments, columns, rows, shape=arguments.shape, prompt=arguments.prompt, new_tokens=new_tokens)
 

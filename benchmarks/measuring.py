@@ -114,6 +114,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """Options of all benchmarks."""
     made = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     made.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and where they were taken, here")
+    made.add_argument("--no-memory", action="store_true", help="do not measure peaks, each in a process of its own")
     made.add_argument("--repeats", type=int, default=7, help="rounds of which the median is taken")
     return made
 

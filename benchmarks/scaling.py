@@ -51,11 +51,13 @@ def main() -> None:
         times = measuring.alternating({str(value): step for value, step in steps.items()}, arguments.repeats)
         for value, step in steps.items():
             median = statistics.median(times[str(value)])
-            peak = measuring.peak_bytes_of(__file__, ["--shape", arguments.shape, "--peak-of", axis, str(value)])
+            peak = None
+            if not arguments.no_memory:
+                peak = (
+                    measuring.peak_bytes_of(__file__, ["--shape", arguments.shape, "--peak-of", axis, str(value)]) / 1e6
+                )
             least = step.flops / rate
-            rows.append(
-                (axis, value, 1e3 * median, points[value].tokens / median, 1e3 * least, median / least, peak / 1e6)
-            )
+            rows.append((axis, value, 1e3 * median, points[value].tokens / median, 1e3 * least, median / least, peak))
     columns = ("axis", "value", "ms", "tokens/s", "ms of its products", "×", "peak MB")
     measuring.finish(arguments, columns, rows, shape=arguments.shape)
 

@@ -176,7 +176,6 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--precision", nargs="+", choices=measuring.PRECISIONS, default=["fp32"])
     parser.add_argument("--compile", action="store_true", help="torch.compile the students")
-    parser.add_argument("--no-memory", action="store_true", help="do not measure peaks, each in a process of its own")
     parser.add_argument("--peak-of", metavar="METHOD", choices=METHODS, help="three steps of one method, then its peak")
     arguments = parser.parse_args()
     shape = shapes.SHAPES[arguments.shape]
