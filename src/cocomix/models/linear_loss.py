@@ -58,6 +58,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         has_loss = has.any(-1, keepdim=True).to(full)
         safe = labels.clamp(min=0)
 
+        device = x.device.type
+        products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         total = x.new_zeros((), dtype=full)
         kept: list[tuple[Tensor, Tensor]] = []
         of_x: list[Tensor] = []
@@ -78,11 +80,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             of_z = log_p.exp_().scatter_add_(-1, labels_, -share_)
             if of_bias is not None:
                 of_bias += (has_loss_.T @ of_z).squeeze(0)
-            of_z = of_z.to(weight.dtype)
+            of_z = of_z.to(products)
             if need_x:
                 of_x.append((of_z @ weight) * has_loss_)
             if of_weight is not None:
-                _add_product(of_weight, of_z, (x_ * has_loss_).to(weight.dtype))
+                _add_product(of_weight, of_z, (x_ * has_loss_).to(products))
         values, indices = (torch.cat(each) for each in zip(*kept, strict=True))
         ctx.save_for_backward(torch.cat(of_x).to(x.dtype) if need_x else None, of_weight, of_bias, x, weight, indices)
         ctx.mark_non_differentiable(indices)
@@ -112,8 +114,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, of_z: Tensor, x: Tensor) -> None:
-    """total (C, D) += of_zᵀ x, the product in autocast's precision where one is set, the sum in the total's."""
-    if torch.is_autocast_enabled(x.device.type):
-        total += of_z.T @ x
-    else:
+    """total (C, D) += of_zᵀ x, the product in their precision, the sum in the total's."""
+    if total.dtype == x.dtype:
         total.addmm_(of_z.T, x)
+    else:
+        total += of_z.T @ x
