@@ -16,9 +16,9 @@ from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
 
 from cocomix.concepts.label_store import features
+from cocomix.data.blocks import Blocks, collate
 from cocomix.data.packing import load_packed, pack_documents
 from cocomix.data.tokenizer import train_tokenizer
-from cocomix.training.trainer import collate
 
 WORDS = 20_000
 
@@ -62,7 +62,7 @@ def main() -> None:
         ids = packed.with_format("numpy")[:]["input_ids"]
         labelled = Dataset.from_dict({"input_ids": ids, "concept_ids": labels.astype("int16")}, features=columns)
         labelled.save_to_disk(here / "labelled")
-        stored = Dataset.load_from_disk(here / "labelled").with_format("numpy")
+        stored = Blocks(Dataset.load_from_disk(here / "labelled"), ("input_ids", "concept_ids"))
         reading = {}
         for workers in (0, 1):
             loader = DataLoader(stored, arguments.batch, shuffle=True, collate_fn=collate, num_workers=workers)

@@ -26,7 +26,7 @@ from cocomix.evaluation.flops import (
     training_flops_per_token,
 )
 from cocomix.models.building import build_plain
-from cocomix.objectives import ConceptMixing, Distillation, NextToken, Objective
+from cocomix.objectives import ConceptMixing, Distillation, NextToken, Objective, Pausing
 
 METHODS = ("plain", "ntp", "kd", "pause", "cocomix", "online", "labels")
 """`plain` is Transformers' own model and loss; `cocomix` has stored labels, `online` makes them in the step, and
@@ -86,7 +86,7 @@ class Step:
             assert self.extractor is not None
             extract = self.extractor
             return ConceptMixing(lambda ids: extract(ids).ids)
-        return ConceptMixing() if method == "cocomix" else NextToken()
+        return {"cocomix": ConceptMixing, "pause": Pausing, "ntp": NextToken}[method]()
 
     def __call__(self) -> None:
         """The step."""

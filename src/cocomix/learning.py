@@ -14,7 +14,7 @@ from cocomix.data.packing import PackedCorpus
 from cocomix.distillation.predictions import load_predictions
 from cocomix.evaluation.flops import forward_flops_per_token, labelling_flops_per_token
 from cocomix.methods import StudentConfig
-from cocomix.objectives import ConceptMixing, Distillation, HiddenStateMixing, MultiToken, NextToken, Objective
+from cocomix.objectives import ConceptMixing, Distillation, HiddenStateMixing, MultiToken, NextToken, Objective, Pausing
 from cocomix.objectives.cocomix import Labeller
 from cocomix.objectives.distillation import TeacherLogits
 from cocomix.objectives.hidden_states import HiddenStates
@@ -49,7 +49,7 @@ def student_objective(pipeline: Pipeline, student: StudentConfig, vocab_size: in
     if student.learns_concepts():
         labels = pipeline.recipe.labels_of(student)
         return ConceptMixing(_labeller(pipeline, labels) if labels.online else None)
-    return NextToken()
+    return Pausing() if student.method == "pause" else NextToken()
 
 
 def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> int:

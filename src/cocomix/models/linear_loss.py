@@ -63,28 +63,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = x.new_zeros((), dtype=full)
         kept: list[tuple[Tensor, Tensor]] = []
         of_x: list[Tensor] = []
-        of_weight = torch.zeros_like(weight) if need_weight else None
-        of_bias = torch.zeros_like(bias) if bias is not None and need_bias else None
-        rows = max(1, CHUNK_BYTES.get(x.device.type, CHUNK_BYTES["cuda"]) // (4 * len(weight)))
-        parts = (each.split(rows) for each in (x, safe, share, has_loss))
-        for x_, labels_, share_, has_loss_ in zip(*parts, strict=True):
-            z = F.linear(x_, weight, bias)
-            values, indices = z.topk(keep, dim=-1)
-            kept.append((values, indices))
-            log_p = z.log_softmax(-1, dtype=full)
-            del z
-            total = total - (log_p.gather(-1, labels_) * share_).sum()
-            if not (need_x or need_weight or need_bias):
-                continue
-            # The gradient of z, but for rows without a loss, which are left out by what it is multiplied with.
-            of_z = log_p.exp_().scatter_add_(-1, labels_, -share_)
-            if of_bias is not None:
-                of_bias += (has_loss_.T @ of_z).squeeze(0)
-            of_z = of_z.to(products)
-            if need_x:
-                of_x.append((of_z @ weight) * has_loss_)
-            if of_weight is not None:
-                _add_product(of_weight, of_z, (x_ * has_loss_).to(products))
+        of_weight = torch.zeros_like(weight, dtype=full) if need_weight else None
+        of_bias = torch.zeros_like(bias, dtype=full) if bias is not None and need_bias else None
+        # Cast here, once: autocast would cast the weight again in every product of every chunk.
+        with torch.autocast(device, enabled=False):
+            w, b = weight.to(products), None if bias is None else bias.to(products)
+            rows = _rows_of_chunk(len(x), 4 * len(weight), device)
+            parts = (each.split(rows) for each in (x.to(products), safe, share, has_loss))
+            for x_, labels_, share_, has_loss_ in zip(*parts, strict=True):
+                z = F.linear(x_, w, b)
+                values, indices = z.topk(keep, dim=-1)
+                kept.append((values, indices))
+                log_p = z.log_softmax(-1, dtype=full)
+                del z
+                total = total - (log_p.gather(-1, labels_) * share_).sum()
+                if not (need_x or need_weight or need_bias):
+                    continue
+                # The gradient of z, but for rows without a loss, which are left out by what it is multiplied with.
+                of_z = log_p.exp_().scatter_add_(-1, labels_, -share_)
+                if of_bias is not None:
+                    of_bias += (has_loss_.T @ of_z).squeeze(0)
+                of_z = of_z.to(products)
+                if need_x:
+                    of_x.append((of_z @ w) * has_loss_)
+                if of_weight is not None:
+                    _add_product(of_weight, of_z, x_ * has_loss_.to(products))
         values, indices = (torch.cat(each) for each in zip(*kept, strict=True))
         ctx.save_for_backward(torch.cat(of_x).to(x.dtype) if need_x else None, of_weight, of_bias, x, weight, indices)
         ctx.mark_non_differentiable(indices)
@@ -96,7 +99,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         of_x, of_weight, of_bias, x, weight, indices = ctx.saved_tensors
         scale = 0.0 if of_total is None else of_total
         of_x, of_weight, of_bias = (
-            None if each is None else (each * scale).to(each.dtype) for each in (of_x, of_weight, of_bias)
+            None if each is None else (each * scale).to(dtype)
+            for each, dtype in ((of_x, x.dtype), (of_weight, weight.dtype), (of_bias, weight.dtype))
         )
         if of_values is None or not indices.shape[-1]:
             return of_x, of_weight, of_bias, None, None
@@ -104,7 +108,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if of_x is not None:
             of_x += F.embedding_bag(indices, weight, per_sample_weights=of_values, mode="sum").to(of_x.dtype)
         if of_weight is not None:
-            rows = max(1, CHUNK_BYTES.get(x.device.type, CHUNK_BYTES["cuda"]) // (4 * indices.shape[-1] * x.shape[-1]))
+            rows = _rows_of_chunk(len(x), 4 * indices.shape[-1] * x.shape[-1], x.device.type)
             for i, v, x_ in zip(indices.split(rows), of_values.split(rows), x.split(rows), strict=True):
                 outer = v.unsqueeze(-1) * x_.to(v.dtype).unsqueeze(-2)  # (rows, K, D)
                 of_weight.index_add_(0, i.flatten(), outer.flatten(0, 1))
@@ -113,9 +117,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return of_x, of_weight, of_bias, None, None
 
 
+def _rows_of_chunk(rows: int, bytes_per_row: int, device: str) -> int:
+    """Rows that go through at once: as few chunks as `CHUNK_BYTES` allows, all about as large."""
+    chunks = -(-rows * bytes_per_row // CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]))
+    return max(1, -(-rows // max(1, chunks)))
+
+
 def _add_product(total: Tensor, of_z: Tensor, x: Tensor) -> None:
     """total (C, D) += of_zᵀ x, the product in their precision, the sum in the total's."""
     if total.dtype == x.dtype:
         total.addmm_(of_z.T, x)
-    else:
-        total += of_z.T @ x
+        return
+    # In parts: a product as large as the weight would cost more in memory traffic than in arithmetic.
+    rows = max(1, CHUNK_BYTES.get(x.device.type, CHUNK_BYTES["cuda"]) // (32 * x.shape[-1]))
+    for part, of_part in zip(total.split(rows), of_z.split(rows, dim=1), strict=True):
+        part += of_part.T @ x

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 
 from cocomix import files
+from cocomix.data.blocks import Blocks, collate
 from cocomix.errors import InputError
 from cocomix.evaluation.flops import peak_flops
 from cocomix.objectives import Counts, Objective
@@ -25,15 +25,6 @@ Evaluate = Callable[[PreTrainedModel, Dataset], dict[str, float]]
 BEST = "best"
 COMPLETE = "complete"
 """File that a checkpoint folder gets last; one without it was cut off while being written."""
-
-
-def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Blocks as a batch, every column stacked; integers as int64 (stored, they are as small as they can be)."""
-    columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return {
-        name: torch.from_numpy(column if column.dtype.kind == "f" else column.astype(np.int64))
-        for name, column in columns.items()
-    }
 
 
 class ObjectiveTrainer(Trainer):
@@ -74,8 +65,8 @@ class ObjectiveTrainer(Trainer):
         keep_best: bool = False,
         **kwargs: Any,
     ) -> None:
-        columns = train_dataset.select_columns(list(objective.columns)).with_format("numpy")
-        super().__init__(model, args, train_dataset=columns, eval_dataset=eval_dataset, data_collator=collate, **kwargs)
+        blocks = Blocks(train_dataset, objective.columns)
+        super().__init__(model, args, train_dataset=blocks, eval_dataset=eval_dataset, data_collator=collate, **kwargs)
         self.objective = objective
         self.evaluate_model = evaluate
         self.loss_is_scaled_for_ga = True  # the counts below span all accumulated micro-batches

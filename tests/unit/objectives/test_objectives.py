@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.distillation.divergence import top_tokens
 from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
-from cocomix.objectives import Distillation, MultiToken, NextToken
+from cocomix.objectives import Distillation, MultiToken, NextToken, Pausing
 
 V, ROWS, T = 31, 3, 8
 BACKBONE = {
@@ -60,6 +61,14 @@ def test_distillation_leaves_the_teacher_without_gradients(model, teacher, batch
     objective(model, batch, objective.count(batch)).total.backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_pausing_is_the_token_loss(batch):
+    model = CoCoMixForCausalLM(CoCoMixConfig(GPT2Config(**BACKBONE), insert_layer=2, content="pause"))
+    counts = NextToken().count(batch)
+    found, wanted = (objective(model, batch, counts) for objective in (Pausing(), NextToken()))
+    assert found.total.item() == pytest.approx(wanted.total.item(), rel=1e-6)
+    assert found.parts == {"token_loss": found.total.detach()}
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -21,9 +21,10 @@ from transformers import (
 )
 
 import cocomix
+from cocomix.concepts.label_store import features
 from cocomix.objectives import ConceptMixing, NextToken
 from cocomix.training.callbacks import TrainingTime
-from cocomix.training.trainer import ObjectiveTrainer, collate, last_complete_checkpoint
+from cocomix.training.trainer import ObjectiveTrainer, last_complete_checkpoint
 
 BACKBONE = GPT2Config(
     vocab_size=61,
@@ -55,7 +56,8 @@ def blocks(count: int = 64) -> Dataset:
     labels = torch.randint(0, 24, (count, 16, 3), generator=generator)
     labels[::3, 2:] = -100
     labels[1::3, :, 2] = -100
-    return Dataset.from_dict({"input_ids": ids.tolist(), "concept_ids": labels.tolist()})
+    columns = {"input_ids": ids.tolist(), "concept_ids": labels.tolist()}
+    return Dataset.from_dict(columns, features=features(16, 3, "int64", 24))
 
 
 def trainer_of(method: str, folder: Path, batch: int, accumulation: int, **options: Any) -> ObjectiveTrainer:
@@ -157,12 +159,30 @@ def test_unfinished_checkpoints_are_deleted(tmp_path: Path) -> None:
     assert last_complete_checkpoint(tmp_path / "checkpoint-4") is None
 
 
-def test_collate_widens_integers_and_leaves_fractions() -> None:
-    log_probs = np.array([[-0.25], [-1.5]], dtype=np.float32)
-    (column,) = collate([{"teacher_log_probs": log_probs}]).values()
-    assert torch.equal(column, torch.from_numpy(log_probs)[None])
-    rows = [{"input_ids": [1, 2], "concept_ids": [[3], [-100]]} for _ in range(3)]
-    batch = collate(rows)
-    assert batch["input_ids"].shape == (3, 2)
-    assert batch["concept_ids"].shape == (3, 2, 1)
-    assert {column.dtype for column in batch.values()} == {torch.int64}
+class Waits(TorchDispatchMode):
+    """Counts operations whose result Python waits for."""
+
+    OPERATIONS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        if name in self.OPERATIONS:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", OBJECTIVES)
+def test_a_step_waits_for_the_device_no_more_often_than_transformers_own_model_makes_it(method, tmp_path):
+    waits = {}
+    for steps in (2, 5):
+        trainer = trainer_of(method, tmp_path, 2, 2, max_steps=steps, logging_steps=100, logging_nan_inf_filter=False)
+        with Waits() as mode:
+            trainer.train()
+        waits[steps] = len(mode.found)
+    per_step = (waits[5] - waits[2]) / 3
+    print("WAITS", method, waits, per_step)
+    assert per_step == 0
