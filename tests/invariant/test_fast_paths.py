@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cocomix import CoCoMixForCausalLM
 from cocomix.concepts.teacher import freeze, plain_head, tapped_residual
@@ -89,3 +90,20 @@ def test_the_fused_activation_is_gpt2s(random_teacher, relative_error):
     fuse_activations(model)
     assert not [module for module in model.modules() if type(module).__name__ == "NewGELUActivation"]
     assert relative_error(model(ids).logits, wanted) < 1e-12
+
+
+@pytest.mark.parametrize("slot_positions", ["interleaved", "repeat"])
+def test_flex_attention_gives_what_sdpa_gives(slot_positions, random_model, monkeypatch, relative_error):
+    model = random_model("llama", slot_positions=slot_positions).float().eval()
+    flex, calls = ALL_ATTENTION_FUNCTIONS["flex_attention"], []
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flex_attention", lambda *a, **k: calls.append(None) or flex(*a, **k))
+    ids = torch.randint(model.config.vocab_size, (2, 16))
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    with torch.no_grad():
+        wanted = [model(ids).logits, model(ids, attention_mask=mask).logits[mask.bool()]]
+        model.set_attn_implementation("flex_attention")
+        found = [model(ids).logits, model(ids, attention_mask=mask).logits[mask.bool()]]
+    assert len(calls) == 2 * model.config.num_hidden_layers
+    for one, other in zip(found, wanted, strict=True):
+        assert relative_error(one, other) < 1e-5
