@@ -92,6 +92,7 @@ def test_the_fused_activation_is_gpt2s(random_teacher, relative_error):
     assert relative_error(model(ids).logits, wanted) < 1e-12
 
 
+@pytest.mark.slow  # it compiles
 @pytest.mark.parametrize("slot_positions", ["interleaved", "repeat"])
 def test_flex_attention_gives_what_sdpa_gives(slot_positions, random_model, monkeypatch, relative_error):
     model = random_model("llama", slot_positions=slot_positions).float().eval()
