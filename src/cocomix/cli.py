@@ -135,7 +135,9 @@ def _dispatch(arguments: list[str]) -> int:
     from cocomix import workflow
 
     if until == "report":
-        _show_results(workflow.run_recipe(recipe), Path(recipe.output), str(path), options.json)
+        results = workflow.run_recipe(recipe)
+        if results is not None:
+            _show_results(results, Path(recipe.output), str(path), options.json)
         return 0
     pipeline = workflow.run_until(recipe, until, getattr(options, "only", None))
     if not processes.is_first():
@@ -216,9 +218,10 @@ def _compare(options: argparse.Namespace, unknown: list[str]) -> int:
 
 
 def _show_tables(results: dict[str, Any]) -> None:
-    from cocomix.evaluation.report import comparison_sentences, concepts_table, students_table
+    from cocomix.evaluation.report import comparison_sentences, concepts_table, equal_cost_table, students_table
 
     show("\n" + students_table(results["students"]))
+    show("\n" + equal_cost_table(results))
     if concepts := concepts_table(results["students"]):
         show("\n" + concepts)
     for sentence in comparison_sentences(results):
@@ -236,9 +239,9 @@ def _show_results(results: dict[str, Any], folder: Path, recipe: str, as_json: b
     _show_tables(results)
     show("\n" + caveats(results)[0])
     show(f"\nReport:  {folder / 'report' / 'report.html'}\nFigures: {folder / 'report' / 'results.json'}")
-    show("Models:  " + "  ".join(str(folder / "students" / name) for name in results["students"]))
+    show(f"Models:  {folder / 'students'}")
     mixed = next((name for name, run in results["students"].items() if run["method"] == "cocomix"), None)
-    if mixed is None:
+    if mixed is None or mixed not in results["groups"]:
         return
     call, model = program(), folder / "students" / mixed
     show(

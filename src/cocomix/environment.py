@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import cocomix
+from cocomix import processes
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "sae-lens")
 
@@ -63,5 +64,6 @@ def describe() -> dict[str, object]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": commit(),
         "hardware": hardware(),
+        "processes": processes.count(),
         "versions": versions(),
     }

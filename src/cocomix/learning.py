@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.labelling import LabelsConfig, label_in_equal_batches
 from cocomix.concepts.teacher import residual_stream
 from cocomix.data.packing import PackedCorpus
 from cocomix.distillation.predictions import load_predictions
-from cocomix.evaluation.flops import forward_flops_per_token, labelling_flops_per_token
+from cocomix.evaluation.flops import BACKWARD, forward_flops_per_token, labelling_flops_per_token
 from cocomix.methods import StudentConfig
 from cocomix.objectives import ConceptMixing, Distillation, HiddenStateMixing, MultiToken, NextToken, Objective, Pausing
 from cocomix.objectives.cocomix import Labeller
 from cocomix.objectives.distillation import TeacherLogits
 from cocomix.objectives.hidden_states import HiddenStates
+from cocomix.training.run import Preparation
 
 if TYPE_CHECKING:
     from cocomix.pipeline import Pipeline
@@ -63,6 +65,41 @@ def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> int:
     if distillation is not None and distillation.top_k is None:
         return forward_flops_per_token(pipeline.teacher(), block_size)
     return 0
+
+
+def sae_training_flops(pipeline: Pipeline, teacher: PreTrainedModel, d_sae: int) -> int:
+    """Of training the SAE: the teacher up to the tap, and encoder and decoder forward and backward, for each token."""
+    config = pipeline.recipe.sae
+    tap = forward_flops_per_token(teacher, pipeline.recipe.block_size, up_to_layer=config.teacher_layer)
+    both = 2 * 2 * d_sae * teacher.config.get_text_config().hidden_size
+    return config.training_tokens * (tap + (1 + BACKWARD) * both)
+
+
+def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Preparation]:
+    """What was made before for this student to learn from; labels made elsewhere count as nobody's work here."""
+    found: dict[str, Preparation] = {}
+    recipe, distillation = pipeline.recipe, student.distillation_config()
+    if student.learns_concepts():
+        stage = pipeline.labels_stage_of(recipe.labels_of(student))
+        labels, packed = stage.record(), pipeline.corpus().info
+        flops = labels.summary.get("flops_per_token")
+        blocks = packed.validation_blocks + (0 if recipe.labels.online else packed.train_blocks)
+        found["labels"] = Preparation(labels.fingerprint, flops and float(flops * blocks * packed.block_size))
+        if recipe.labels.source is not None:
+            return found
+        sae = pipeline.sae_stage.record()
+        found["sae"] = Preparation(sae.fingerprint, sae.summary["training_flops"])
+    elif distillation is not None and distillation.top_k is not None:
+        tokens = pipeline.corpus().info.train_blocks * recipe.block_size
+        flops = tokens * forward_flops_per_token(pipeline.teacher(), recipe.block_size)
+        record = pipeline.predictions_stage_of(distillation).record()
+        found["predictions"] = Preparation(record.fingerprint, float(flops))
+    if student.learns_concepts() or student.asks_teacher():
+        teacher = pipeline.teacher_stage.record()
+        trained = "tokens" in teacher.summary
+        cost = float(teacher.summary["tokens"] * teacher.summary["training_flops_per_token"]) if trained else None
+        found["teacher"] = Preparation(teacher.fingerprint, cost)
+    return found
 
 
 def labelling_flops(pipeline: Pipeline, extractor: ConceptExtractor) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, load_from_disk
-from transformers import PreTrainedModel, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
-from cocomix import files, fingerprint
+from cocomix import files, fingerprint, processes
 from cocomix.catalog.building import build_catalog
 from cocomix.concepts.alignment import OtherTokens
 from cocomix.concepts.attribution import ConceptExtractor
@@ -28,8 +28,17 @@ from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
 from cocomix.distillation.predictions import PredictionsInfo, predict_corpus, predictions_whole
 from cocomix.errors import InputError
 from cocomix.evaluation.concepts import constant_recall
+from cocomix.evaluation.documents import document_losses, save_document_losses
 from cocomix.evaluation.validation import evaluate_model
-from cocomix.learning import concept_extractor, labelling_flops, student_blocks, student_objective, teacher_flops
+from cocomix.learning import (
+    concept_extractor,
+    labelling_flops,
+    preparation,
+    sae_training_flops,
+    student_blocks,
+    student_objective,
+    teacher_flops,
+)
 from cocomix.methods import DistillationConfig
 from cocomix.models.building import backbone_config, build_plain
 from cocomix.models.configuration import CoCoMixConfig
@@ -37,7 +46,7 @@ from cocomix.objectives import NextToken, Objective
 from cocomix.stages import Made
 from cocomix.students import build_student, student_config
 from cocomix.training.config import TrainingConfig
-from cocomix.training.pretrain import pretrain
+from cocomix.training.pretrain import TrainingResult, pretrain
 from cocomix.training.run import Run, describe_run, save_run
 
 if TYPE_CHECKING:
@@ -114,9 +123,16 @@ def make_teacher(pipeline: Pipeline) -> Made:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
-    run = _pretrain(pipeline, model, NextToken(), corpus, config.training, folder, "teacher", "ntp")
-    save_run(run, files.partial(folder))
-    return Made(teacher_fingerprint(model.to(config.dtype() or model.dtype)), _figures(run))
+    seed = pipeline.recipe.seed
+    result = _pretrain(pipeline, model, NextToken(), corpus, config.training, folder, "teacher", seed)
+    run = describe_run(
+        model, result, name="teacher", method="ntp", seed=seed, corpus=corpus.info, recipe=pipeline.recipe.to_dict()
+    )
+    if processes.is_first():
+        save_run(run, files.partial(folder))
+    # From its file, which is whole however the training was shared out.
+    saved = AutoModelForCausalLM.from_pretrained(files.partial(folder), dtype=config.dtype())
+    return Made(teacher_fingerprint(saved), _figures(run))
 
 
 def make_sae(pipeline: Pipeline) -> Made:
@@ -132,7 +148,14 @@ def make_sae(pipeline: Pipeline) -> Made:
     write_quality(measured, folder)
     quality = dataclasses.asdict(measured.quality)
     return Made(
-        sae.fingerprint(), {"source": config.source, "d_sae": sae.d_sae, "k": sae.max_active, "quality": quality}
+        sae.fingerprint(),
+        {
+            "source": config.source,
+            "d_sae": sae.d_sae,
+            "k": sae.max_active,
+            "quality": quality,
+            "training_flops": None if config.source else sae_training_flops(pipeline, teacher, sae.d_sae),
+        },
     )
 
 
@@ -248,25 +271,27 @@ def make_catalog(pipeline: Pipeline) -> Made:
     return Made(fingerprint.of_json(dataclasses.asdict(info)), dataclasses.asdict(info))
 
 
-def make_student(pipeline: Pipeline, name: str) -> Made:
+def make_student(pipeline: Pipeline, name: str, seed: int) -> Made:
     """Train one student."""
     recipe, student = pipeline.recipe, pipeline.recipe.students[name]
     corpus, tokenizer = pipeline.corpus(), pipeline.tokenizer()
     config = student_config(recipe, name, pipeline.student_context(corpus.info.vocab_size, tokenizer.eos_token_id))
     blocks = student_blocks(pipeline, student, corpus)
     objective = student_objective(pipeline, student, corpus.info.vocab_size)
-    set_seed(recipe.seed)
-    run = _pretrain(
-        pipeline,
-        build_student(config),
-        objective,
-        corpus,
-        recipe.training,
-        pipeline.student_stages[name].folder,
-        name,
-        student.method,
-        blocks,
-        teacher_flops(pipeline, student),
+    set_seed(seed)
+    model, folder = build_student(config), pipeline.student_stages[name, seed].folder
+    result = _pretrain(pipeline, model, objective, blocks, recipe.training, folder, folder.name, seed)
+    _save_document_losses(pipeline, model, corpus, files.partial(folder))
+    run = describe_run(
+        model,
+        result,
+        name=name,
+        method=student.method,
+        seed=seed,
+        corpus=corpus.info,
+        recipe=recipe.to_dict(),
+        teacher_flops_per_token=teacher_flops(pipeline, student),
+        preparation=preparation(pipeline, student),
     )
     if student.learns_concepts():
         assert isinstance(config, CoCoMixConfig)
@@ -274,7 +299,8 @@ def make_student(pipeline: Pipeline, name: str) -> Made:
         known = blocks.train if "concept_ids" in blocks.train.column_names else blocks.validation
         recall = constant_recall(known, blocks.validation, config.num_concepts, config.num_active_concepts)
         run.metrics["constant_recall"] = recall
-    save_run(run, files.partial(pipeline.student_stages[name].folder))
+    if processes.is_first():
+        save_run(run, files.partial(folder))
     return Made(fingerprint.of_json(run.curve), _figures(run))
 
 
@@ -282,39 +308,34 @@ def _pretrain(
     pipeline: Pipeline,
     model: PreTrainedModel,
     objective: Objective,
-    corpus: PackedCorpus,
+    blocks: PackedCorpus,
     training: TrainingConfig,
     folder: Path,
-    name: str,
-    method: str,
-    blocks: PackedCorpus | None = None,
-    teacher_flops_per_token: int = 0,
-) -> Run:
+    description: str,
+    seed: int,
+) -> TrainingResult:
     """Train into the unfinished folder."""
-    blocks = blocks or corpus
-    result = pretrain(
+    return pretrain(
         model,
         objective,
         blocks.train,
         blocks.validation,
         training,
         folder,
-        description=name,
-        seed=pipeline.recipe.seed,
+        description=description,
+        seed=seed,
         tokenizer=pipeline.tokenizer(),
+        parallel=pipeline.recipe.parallel,
     )
-    return describe_run(
-        model,
-        result,
-        name=name,
-        method=method,
-        seed=pipeline.recipe.seed,
-        corpus=corpus.info.fingerprint,
-        block_size=pipeline.recipe.block_size,
-        bytes_per_token=corpus.info.bytes_per_token,
-        recipe=pipeline.recipe.to_dict(),
-        teacher_flops_per_token=teacher_flops_per_token,
-    )
+
+
+def _save_document_losses(pipeline: Pipeline, model: PreTrainedModel, corpus: PackedCorpus, folder: Path) -> None:
+    """What the trained model says of each validation document, for paired comparisons."""
+    training = pipeline.recipe.training
+    documents = load_documents(pipeline.corpus_stage.folder, "validation")
+    found = document_losses(model.eval(), corpus.validation, documents, training.blocks_per_batch, training.precision)
+    if processes.is_first():
+        save_document_losses(found, folder)
 
 
 def _figures(run: Run) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Pipeline:
                 "teacher-corpus", ("teacher", "block_size"), (self.corpus_stage,), making.make_teacher_corpus
             )
         read = self.teacher_corpus_stage
-        self.teacher_stage = self._stage("teacher", ("teacher", "seed"), (read,), making.make_teacher)
+        self.teacher_stage = self._stage("teacher", ("teacher", "seed"), (read,), making.make_teacher, together=True)
         self.sae_stage = self._stage("sae", ("sae", "seed"), (read, self.teacher_stage), making.make_sae)
         self._labels_stages: dict[tuple[str, int], Stage] = {}
         self._predictions_stages: dict[tuple[int, float], Stage] = {}
@@ -49,7 +49,9 @@ class Pipeline:
         self.catalog_stage = self._stage(
             "catalog", ("catalog",), (read, self.teacher_stage, self.sae_stage, self.labels_stage), making.make_catalog
         )
-        self.student_stages = {name: self._student_stage(name) for name in recipe.students}
+        self.student_stages = {
+            (name, seed): self._student_stage(name, seed) for name in recipe.students for seed in recipe.student_seeds()
+        }
 
     def stages(self) -> list[Stage]:
         """What this recipe makes, in order; of teacher, SAE, labels and predictions only what a student needs."""
@@ -212,13 +214,18 @@ class Pipeline:
         return self._predictions_stages[key]
 
     def _stage(
-        self, name: str, keys: tuple[str, ...], needs: tuple[Stage, ...], make: Callable[[Pipeline], Made]
+        self,
+        name: str,
+        keys: tuple[str, ...],
+        needs: tuple[Stage, ...],
+        make: Callable[[Pipeline], Made],
+        together: bool = False,
     ) -> Stage:
         everything = self.recipe.to_dict()
         settings = {key: everything[key] for key in keys}
-        return Stage(name, self.folder / name, settings, needs, lambda: make(self))
+        return Stage(name, self.folder / name, settings, needs, lambda: make(self), together)
 
-    def _student_stage(self, name: str) -> Stage:
+    def _student_stage(self, name: str, seed: int) -> Stage:
         student = self.recipe.students[name]
         matched = self.recipe.students.get(student.match or "")
         settings = {
@@ -226,7 +233,7 @@ class Pipeline:
             "match": matched and dataclasses.asdict(matched),
             "backbone": dataclasses.asdict(self.recipe.backbone),
             "training": dataclasses.asdict(self.recipe.training),
-            "seed": self.recipe.seed,
+            "seed": seed,
         }
         needs = [self.corpus_stage]
         distillation = student.distillation_config()
@@ -237,5 +244,8 @@ class Pipeline:
         elif student.asks_teacher():
             needs.append(self.teacher_stage)
             settings["teacher_layer"] = self.recipe.sae.teacher_layer
-        folder = self.folder / "students" / name
-        return Stage(f"student {name}", folder, settings, tuple(needs), lambda: making.make_student(self, name))
+        called = name if self.recipe.seeds is None else f"{name}-seed-{seed}"
+        folder = self.folder / "students" / called
+        return Stage(
+            f"student {called}", folder, settings, tuple(needs), lambda: making.make_student(self, name, seed), True
+        )

@@ -175,7 +175,8 @@ def _backbones_to_split(pipeline: Pipeline) -> list[BackboneConfig]:
     found: list[BackboneConfig] = []
     for name, student in pipeline.recipe.students.items():
         sizes = student.backbone or pipeline.recipe.backbone
-        if student.method in SPLIT_METHODS and not pipeline.student_stages[name].is_done() and sizes not in found:
+        done = all(pipeline.student_stages[name, seed].is_done() for seed in pipeline.recipe.student_seeds())
+        if student.method in SPLIT_METHODS and not done and sizes not in found:
             found.append(sizes)
     return found
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -33,6 +34,23 @@ def share(items: Sequence[T]) -> list[T]:
     return list(items[int(os.environ.get("RANK", "0")) :: count()])
 
 
+def sum_arrays(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Arrays of one shape, float64, each summed over all processes."""
+    if count() == 1:
+        return arrays
+    found = torch.from_numpy(np.stack(arrays)).to(device())
+    torch.distributed.all_reduce(found)
+    return list(found.cpu().numpy())
+
+
+def sum_over(values: dict[str, float]) -> dict[str, float]:
+    """Each figure summed over all processes, which all have the same names."""
+    if count() == 1:
+        return values
+    (summed,) = sum_arrays([np.array(list(values.values()), dtype=np.float64)])
+    return dict(zip(values, summed.tolist(), strict=True))
+
+
 def device() -> str:
     """The device of this process."""
     return str(_state().device)
@@ -49,13 +67,16 @@ def wait_for_all() -> None:
 
 
 def wait_for_first() -> None:
-    """All but the first wait here until it calls them, so that a mistake in the input is told once."""
+    """All but the first wait here until it calls them, so that a mistake in the input is told once.
+
+    Where every process meets the same mistake later, the others wait here for the first to end of it.
+    """
     if not is_first():
         wait_for_all()
 
 
 def call_others() -> None:
-    """The first, in `run_until`, has checked everything."""
+    """What the first does in `run_until` when it has checked everything."""
     if is_first():
         wait_for_all()
 

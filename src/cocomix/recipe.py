@@ -14,6 +14,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from cocomix import processes
 from cocomix.catalog.building import CatalogConfig
 from cocomix.concepts.labelling import LabelsConfig
 from cocomix.concepts.sae_training import SAEConfig
@@ -23,7 +24,7 @@ from cocomix.errors import InputError
 from cocomix.methods import METHODS, StudentConfig
 from cocomix.models.building import BackboneConfig
 from cocomix.suggest import did_you_mean
-from cocomix.training.config import PRECISIONS, TrainingConfig
+from cocomix.training.config import PARALLEL, PRECISIONS, TrainingConfig
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Recipe:
         name: what the run is called in its report.
         output: folder of everything that it makes.
         seed: of every random choice.
+        seeds: of the students, each of which is trained once with each; without them it is `seed`.
         block_size: context length in tokens.
         corpus: where the text comes from.
         tokenizer: trained on the corpus, or an existing one.
@@ -64,12 +66,14 @@ class Recipe:
         catalog: what `cocomix concepts` shows of each.
         backbone: sizes of the students.
         training: how every student is trained.
+        parallel: how the processes that torchrun starts share a training: ddp, fsdp or fsdp+cpu-offload.
         students: the models, by name.
     """
 
     name: str
     output: str
     seed: int = 0
+    seeds: list[int] | None = None
     block_size: int = 256
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -79,7 +83,12 @@ class Recipe:
     catalog: CatalogConfig = field(default_factory=CatalogConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: str = "ddp"
     students: dict[str, StudentConfig] = field(default_factory=dict)
+
+    def student_seeds(self) -> list[int]:
+        """The seeds with which every student is trained."""
+        return [self.seed] if self.seeds is None else self.seeds
 
     def needs_labels(self) -> bool:
         """Whether any student learns concepts."""
@@ -117,7 +126,8 @@ class Recipe:
             ]
         if self.block_size < 2:
             return [f"block_size is {self.block_size}; expected 2 or more, for a token and the next one"]
-        found = [f"training.{line}" for line in self.training.problems(self.block_size)]
+        found = self._parallel_problems()
+        found += [f"training.{line}" for line in self.training.problems(self.block_size)]
         if self.trains_teacher():
             found += [f"teacher.training.{line}" for line in self.teacher.training.problems(self.block_size)]
         if self.needs_teacher() and self.teacher.precision not in (None, *PRECISIONS):
@@ -136,6 +146,8 @@ class Recipe:
                 f"tokenizer.vocab_size is {self.tokenizer.vocab_size}; expected {MIN_VOCAB_SIZE} or more, "
                 "for the 256 bytes and end-of-text"
             )
+        if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            found.append(f"seeds is {self.seeds}; give one or more, each once, or leave it out")
         if not self.students:
             found.append("students is empty; name at least one, e.g. students: {ntp: {method: ntp}}")
         for name, student in self.students.items():
@@ -148,6 +160,14 @@ class Recipe:
                 lines.append("labels has no effect with labels.source, which has been labelled; leave one of them out")
             found += [f"students.{name}: {line}" for line in lines]
         return found
+
+    def _parallel_problems(self) -> list[str]:
+        if self.parallel not in PARALLEL:
+            hint = did_you_mean(self.parallel, PARALLEL)
+            return [f"parallel is {self.parallel!r}; expected one of {', '.join(PARALLEL)}{hint}"]
+        if self.parallel == "fsdp+cpu-offload" and processes.count() > 1 and not torch.cuda.is_available():
+            return ["parallel is 'fsdp+cpu-offload', but there is no GPU from which to offload; use fsdp"]
+        return []
 
     def _match_problems(self, name: str, student: StudentConfig) -> list[str]:
         if student.match is None:

@@ -53,8 +53,8 @@ class Stage:
         needs: stages whose contents it reads.
         make: writes everything into `files.partial(folder)`, where its folders `checkpoint-*` are deleted once the
             result is recorded.
-        together: whether all processes call `make`, each for its share; otherwise the first makes the stage
-            while the others wait.
+        together: whether all processes call `make`, each for its share or all as one; otherwise the first makes the
+            stage while the others wait.
         repair: makes anew, in place, what is damaged of the finished folder; whether anything was.
     """
 

@@ -24,9 +24,6 @@ from cocomix.recipe import Recipe
 from cocomix.stages import Stage
 from cocomix.suggest import did_you_mean
 
-_COMMANDS = {"corpus": "data", "teacher-corpus": "teacher"}
-"""Commands that make a stage, where they have another name."""
-
 
 def command_line() -> str:
     """The command as the person typed it, the program by its name."""
@@ -45,24 +42,15 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
     Args:
         recipe: what to run.
         until: the last stage.
-        only: of the students, just this one.
+        only: of the students, just this one, with all its seeds.
 
     Raises:
         InputError: with a line for each thing that cannot work; nothing was made then.
     """
     pipeline = Pipeline(recipe)
     if processes.is_first():
-        if processes.count() > 1 and until != "labels":
-            raise InputError("only cocomix label runs in several processes; start this command without torchrun")
-        stages = pipeline.stages_until(until)  # refuses a stage that the recipe has not, before the others can
+        pipeline.stages_until(until)  # refuses a stage that the recipe has not, before the others can
         preflight.check(pipeline, with_catalog=until == "catalog")
-        alone = [stage.name for stage in stages if not stage.together and not stage.is_done()]
-        if processes.count() > 1 and alone:
-            # A Trainer that sees other processes would wait for them to train with it.
-            raise InputError(
-                f"several processes share the labels only; make {', '.join(alone)} first, in one process: "
-                f"cocomix {_COMMANDS.get(alone[-1], alone[-1])} with this recipe"
-            )
     processes.call_others()
     stages = pipeline.stages_until(until)
     if only is not None:
@@ -71,7 +59,8 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
                 f"--only is {only!r}; the recipe's students are {', '.join(recipe.students)}"
                 + did_you_mean(only, recipe.students)
             )
-        stages = pipeline.student_stages[only].with_needs()
+        own = [pipeline.student_stages[only, seed] for seed in recipe.student_seeds()]
+        stages = list(dict.fromkeys(needed for stage in own for needed in stage.with_needs()))
     complete = all(stage.is_done() for stage in stages)
     finished = [stage for stage in stages if stage.is_done()]
     if not complete:
@@ -117,11 +106,14 @@ def labelling_remarks(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def run_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Run a whole recipe and write its report, if it is not there; returns the results."""
+def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
+    """Run a whole recipe and write its report, if it is not there; returns the results, in the first process."""
     folder = Path(recipe.output) / "report"
-    check_report_folder(folder)
+    if processes.is_first():
+        check_report_folder(folder)
     pipeline = run_until(recipe, "students")
+    if not processes.is_first():
+        return None
     inputs = {stage.name: stage.record().fingerprint for stage in pipeline.stages()}
     if (folder / RESULTS).is_file():
         results = files.read_json(folder / RESULTS)

@@ -88,27 +88,6 @@ def test_killed_by_two_and_finished_by_three(finished: Runner, unlabelled: Runne
             assert (labels / "train" / path.name).stat().st_mtime_ns == since
 
 
-def test_only_labelling_runs_in_several_processes(finished: Runner, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    assert finished("run") == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line == "cocomix: only cocomix label runs in several processes; start this command without torchrun"
-
-
-def test_what_comes_before_the_labels_is_made_in_one_process(recipe, capsys, monkeypatch) -> None:
-    runner = recipe()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    assert runner("label") == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line == (
-        "cocomix: several processes share the labels only; make corpus, teacher, sae first, in one process: "
-        "cocomix sae with this recipe"
-    )
-    assert not (runner.folder / "out").exists()
-
-
 def test_a_damaged_shard_is_repaired_by_the_same_command(finished: Runner, tmp_path: Path, capsys) -> None:
     shutil.copytree(finished.folder / "out", tmp_path / "out")
     labels = tmp_path / "out" / "labels"

@@ -49,6 +49,7 @@ class PackedInfo:
             included; turns nats per token into bits per byte.
         tokenizer_fingerprint: of the tokenizer that made the tokens.
         fingerprint: SHA-256 over block size and token ids of train and validation blocks.
+        validation_fingerprint: the same of validation alone.
     """
 
     block_size: int
@@ -62,6 +63,7 @@ class PackedInfo:
     bytes_per_token: float
     tokenizer_fingerprint: str
     fingerprint: str
+    validation_fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def _pack(
     train_side = _write_blocks(train, block_size, vocab_size, folder / "train")
     validation_side = _write_blocks(validation, block_size, vocab_size, folder / "validation")
     content = hashlib.sha256(f"{block_size} ".encode() + train_side.digest + validation_side.digest)
+    validation_content = hashlib.sha256(f"{block_size} ".encode() + validation_side.digest)
     info = PackedInfo(
         block_size=block_size,
         vocab_size=vocab_size,
@@ -163,6 +166,7 @@ def _pack(
         bytes_per_token=validation_bytes / validation_side.tokens,
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         fingerprint=content.hexdigest(),
+        validation_fingerprint=validation_content.hexdigest(),
     )
     write_json(folder / INFO_FILE, asdict(info))
     return info

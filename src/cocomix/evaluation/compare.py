@@ -1,27 +1,71 @@
-"""Compare finished runs: losses at equal tokens, and the cost at which one reaches another's loss."""
+"""Compare finished runs: losses at equal cost, and the cost at which one reaches another's loss.
+
+Runs of one method that differ in their seed only are one group: its mean is compared, and how it scatters is said.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cocomix import fingerprint
 from cocomix.errors import InputError
+from cocomix.evaluation.costs import AXES, at_equal_cost, cost_to_reach
+from cocomix.evaluation.documents import DocumentLosses, PairedDifference, load_document_losses, paired_difference
 from cocomix.training.run import Run, load_run
+
+SAME = {"validation": "validation text", "tokenizer": "tokenizer", "block_size": "block size"}
+"""What compared runs must have in common."""
+NOT_OF_THE_MODEL = ("name", "output", "seed", "seeds", "parallel", "students", "catalog")
+"""Recipe keys that may differ between the runs of a group."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One way of training, with one or more seeds.
+
+    Attributes:
+        name: what tables call it.
+        runs: its runs, by seed.
+        documents: their losses by validation document, if all have them.
+    """
+
+    name: str
+    runs: list[Run]
+    documents: list[DocumentLosses] | None
+
+    @property
+    def final_losses(self) -> np.ndarray:
+        """(seeds,) validation losses at the end."""
+        return np.array([run.metrics["loss"] for run in self.runs])
+
+    @property
+    def mean_curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and the mean over seeds of the loss, at each evaluation; their recipes are the same."""
+        tokens = np.array([point["tokens"] for point in self.runs[0].curve], dtype=np.float64)
+        losses = [[point["loss"] for point in run.curve] for run in self.runs]
+        return tokens, np.mean(losses, axis=0)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run against the baseline.
+    """A group against the baseline.
 
     Attributes:
-        run: name of the run.
+        run: name of the group.
         baseline: name of the baseline.
-        loss_difference: run − baseline, nats per token at the end; below 0 is better.
-        tokens_to_baseline_loss: training tokens at which the run's validation curve first reaches the
-            baseline's final loss; None if it never does.
+        seeds: of the group and of the baseline.
+        loss_difference: mean of run − mean of baseline, nats per token at the end; below 0 is better.
+        loss_difference_sd: standard deviation of the difference from seed to seed; None unless both have the same
+            seeds, two or more.
+        documents: the same difference over the validation documents, with an interval; None where not recorded.
+        tokens_to_baseline_loss: training tokens at which the group's mean validation curve first reaches the
+            baseline's mean final loss; None if it never does.
         tokens_ratio: those tokens as a share of the baseline's.
         flops_to_baseline_loss: the run's own training FLOPs until then.
         flops_ratio: those FLOPs as a share of the baseline's.
@@ -29,69 +73,116 @@ class Comparison:
 
     run: str
     baseline: str
+    seeds: tuple[int, int]
     loss_difference: float
+    loss_difference_sd: float | None
+    documents: PairedDifference | None
     tokens_to_baseline_loss: float | None
     tokens_ratio: float | None
     flops_to_baseline_loss: float | None
     flops_ratio: float | None
 
 
-def tokens_to_reach(curve: list[dict[str, float]], loss: float) -> float | None:
-    """Training tokens at which a validation curve first falls to `loss`, linear between evaluations.
-
-    None if it never does. A curve that starts below `loss` gives its first evaluation, an upper bound.
-    """
-    tokens = np.array([point["tokens"] for point in curve])
-    losses = np.array([point["loss"] for point in curve])
-    reached = np.flatnonzero(losses <= loss)
-    if not len(reached):
-        return None
-    at = int(reached[0])
-    if at == 0:
-        return float(tokens[0])
-    return float(np.interp(-loss, [-losses[at - 1], -losses[at]], [tokens[at - 1], tokens[at]]))
-
-
-def compare_to_baseline(run: Run, baseline: Run) -> Comparison:
-    """One run against the baseline."""
-    final = baseline.metrics["loss"]
-    tokens = tokens_to_reach(run.curve, final)
+def compare_to_baseline(group: Group, baseline: Group) -> Comparison:
+    """One group against the baseline."""
+    final = float(baseline.final_losses.mean())
+    tokens = cost_to_reach(*group.mean_curve, final)
+    run, other = group.runs[0], baseline.runs[0]
     flops = None if tokens is None else tokens * run.training_flops_per_token
-    baseline_flops = baseline.tokens * baseline.training_flops_per_token
+    paired = None
+    if group.documents is not None and baseline.documents is not None:
+        paired = paired_difference(group.documents, baseline.documents)
     return Comparison(
-        run=run.name,
+        run=group.name,
         baseline=baseline.name,
-        loss_difference=run.metrics["loss"] - final,
+        seeds=(len(group.runs), len(baseline.runs)),
+        loss_difference=float(group.final_losses.mean()) - final,
+        loss_difference_sd=_scatter(group, baseline),
+        documents=paired,
         tokens_to_baseline_loss=tokens,
-        tokens_ratio=None if tokens is None else tokens / baseline.tokens,
+        tokens_ratio=None if tokens is None else tokens / other.tokens,
         flops_to_baseline_loss=flops,
-        flops_ratio=None if flops is None else flops / baseline_flops,
+        flops_ratio=None if flops is None else flops / (other.tokens * other.training_flops_per_token),
     )
 
 
+def _scatter(group: Group, baseline: Group) -> float | None:
+    if len(group.runs) < 2 or [run.seed for run in group.runs] != [run.seed for run in baseline.runs]:
+        return None
+    return float(np.std(group.final_losses - baseline.final_losses, ddof=1))
+
+
 def compare_runs(folders: list[Path]) -> dict[str, Any]:
-    """Results of several runs on the same corpus, and each against the baseline: the first `ntp` run, or the first.
+    """Results of several runs, at equal cost, and each group against the baseline: the first `ntp` one, or the first.
 
     Raises:
         InputError: a folder without a run, one that is given twice, or runs that were not evaluated on the same
-            corpus, tokenizer and block size.
+            text with the same tokenizer and block size.
     """
     runs = [load_run(folder) for folder in folders]
     for folder, run in zip(folders[1:], runs[1:], strict=True):
-        if run.corpus != runs[0].corpus:
-            raise InputError(
-                f"{folder} was evaluated on another corpus, tokenizer or block size than {folders[0]}; "
-                "losses of these runs cannot be compared"
-            )
+        for key, what in SAME.items():
+            if getattr(run, key) != getattr(runs[0], key):
+                raise InputError(
+                    f"{folder} was evaluated with another {what} than {folders[0]}; losses of these runs cannot be "
+                    "compared"
+                )
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError(f"the same run is given twice: {', '.join(map(str, folders))}")
-    if len({run.name for run in runs}) < len(runs):  # of different recipes: their folders tell them apart
-        runs = [replace(run, name=str(folder)) for folder, run in zip(folders, runs, strict=True)]
-    baseline = next((run for run in runs if run.method == "ntp"), runs[0])
+    groups = _grouped(folders, runs)
+    every = [run for group in groups for run in group.runs]
+    labels = [_label(group, run) for group in groups for run in group.runs]
+    baseline = next((group for group in groups if group.runs[0].method == "ntp"), groups[0])
+    equal = {name: at_equal_cost(every, axis) for name, axis in AXES.items()}
     return {
-        "students": {run.name: _figures(run) for run in runs},
-        "comparisons": [asdict(compare_to_baseline(run, baseline)) for run in runs if run is not baseline],
+        "students": {
+            label: {**_figures(run), "costs": {name: axis.costs(run, every).tolist() for name, axis in AXES.items()}}
+            for label, run in zip(labels, every, strict=True)
+        },
+        "groups": {group.name: [_label(group, run) for run in group.runs] for group in groups},
+        "equal_cost": {
+            name: {"budget": found.budget, "losses": dict(zip(labels, found.losses, strict=True))}
+            for name, found in equal.items()
+        },
+        "comparisons": [asdict(compare_to_baseline(group, baseline)) for group in groups if group is not baseline],
     }
+
+
+def _grouped(folders: Sequence[Path], runs: Sequence[Run]) -> list[Group]:
+    """Runs by what they are but for their seed, in the order given."""
+    members: defaultdict[str, list[int]] = defaultdict(list)
+    for index, run in enumerate(runs):
+        members[_kind(run)].append(index)
+    found = []
+    for indices in members.values():
+        if len({runs[index].seed for index in indices}) < len(indices):  # repeats, of other hardware, say
+            found += [[index] for index in indices]
+        else:
+            found.append(sorted(indices, key=lambda index: runs[index].seed))
+    names = [runs[indices[0]].name for indices in found]
+    return [
+        Group(
+            # Of different recipes their folders tell them apart.
+            name if names.count(name) == 1 else str(folders[indices[0]]),
+            [runs[index] for index in indices],
+            _documents([folders[index] for index in indices]),
+        )
+        for name, indices in sorted(zip(names, found, strict=True), key=lambda item: min(item[1]))
+    ]
+
+
+def _kind(run: Run) -> str:
+    recipe = {key: value for key, value in run.recipe.items() if key not in NOT_OF_THE_MODEL}
+    return fingerprint.of_json([run.name, run.recipe["students"].get(run.name), recipe])
+
+
+def _documents(folders: list[Path]) -> list[DocumentLosses] | None:
+    found = [load_document_losses(folder) for folder in folders]
+    return None if any(each is None for each in found) else [each for each in found if each is not None]
+
+
+def _label(group: Group, run: Run) -> str:
+    return group.name if len(group.runs) == 1 else f"{group.name}, seed {run.seed}"
 
 
 def _figures(run: Run) -> dict[str, Any]:

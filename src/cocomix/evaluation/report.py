@@ -6,13 +6,17 @@ import base64
 import html
 import re
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from cocomix import files
 from cocomix.console import table
 from cocomix.errors import InputError
+from cocomix.evaluation.costs import AXES
+from cocomix.evaluation.documents import RESAMPLES
 
 CURVES = "curves.png"
+CURVE_AXES = ("tokens", "student_flops", "all_flops")
 RESULTS = "results.json"
 FILES = {CURVES, RESULTS, "report.md", "report.html"}
 
@@ -54,36 +58,66 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
         folder: where to.
     """
     with files.whole_folder(folder) as unfinished:
-        plot_curves(results["students"], unfinished / CURVES)
+        plot_curves(results, unfinished / CURVES)
         text = markdown(results)
         (unfinished / "report.md").write_text(text, encoding="utf-8")
         (unfinished / "report.html").write_text(to_html(text, results["name"], unfinished), encoding="utf-8")
         files.write_json(unfinished / RESULTS, results)
 
 
-def plot_curves(students: dict[str, Any], path: Path) -> None:
-    """Validation loss of each student by training tokens and by its training FLOPs."""
+def plot_curves(results: dict[str, Any], path: Path) -> None:
+    """Mean validation loss of each group by tokens and by FLOPs; a band from the lowest to the highest seed."""
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    many = len(students) > len(rcParams["axes.prop_cycle"])
-    figure = Figure(figsize=(11, 7) if many else (10, 4), dpi=120, layout="constrained")
-    by_tokens, by_flops = figure.subplots(1, 2, sharey=True)
-    for number, (name, student) in enumerate(students.items()):
-        style = ("-", "--", ":")[number // len(rcParams["axes.prop_cycle"]) % 3]  # colours come round
-        losses = [point["loss"] for point in student["curve"]]
-        tokens = [point["tokens"] for point in student["curve"]]
-        by_tokens.plot([t / 1e6 for t in tokens], losses, style, marker=".", label=name)
-        by_flops.plot([t * student["training_flops_per_token"] for t in tokens], losses, style, marker=".")
-    by_tokens.set(xlabel="training tokens, millions", ylabel="validation loss, nats per token")
-    by_flops.set(xlabel="training FLOPs of the student")
-    for axes in (by_tokens, by_flops):
+    groups, colours = results["groups"], len(rcParams["axes.prop_cycle"])
+    many = len(groups) > colours
+    figure = Figure(figsize=(14, 7) if many else (13, 4), dpi=120, layout="constrained")
+    panels = dict(zip(CURVE_AXES, figure.subplots(1, len(CURVE_AXES), sharey=True), strict=True))
+    for number, (name, members) in enumerate(groups.items()):
+        style = ("-", "--", ":")[number // colours % 3]  # colours come round
+        runs = [results["students"][member] for member in members]
+        losses = [[point["loss"] for point in run["curve"]] for run in runs]
+        low, mean, high = ([f(column) for column in zip(*losses, strict=True)] for f in (min, fmean, max))
+        for axis, axes in panels.items():
+            at = [fmean(column) for column in zip(*(run["costs"][axis] for run in runs), strict=True)]
+            (line,) = axes.plot(at, mean, style, marker=".", label=name if axis == "tokens" else None)
+            if len(runs) > 1:
+                axes.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    for axis, axes in panels.items():
+        axes.set(xlabel=AXES[axis].label)
         axes.grid(alpha=0.3)
+    panels["tokens"].set(ylabel="validation loss, nats per token")
     if many:
         figure.legend(loc="outside lower center", ncols=6)
     else:
-        by_tokens.legend()
+        panels["tokens"].legend()
     figure.savefig(path)
+
+
+def equal_cost_table(results: dict[str, Any]) -> str:
+    """One row per group: its mean loss where all runs have cost the same, with the deviation from seed to seed."""
+    equal = results["equal_cost"]
+    header = [
+        "loss at equal cost",
+        "seeds",
+        f"{equal['tokens']['budget'] / 1e6:,.3g}M tokens",
+        f"{equal['student_flops']['budget']:.2e} FLOPs",
+        f"{equal['all_flops']['budget']:.2e} FLOPs, all",
+        duration(equal["seconds"]["budget"]),
+    ]
+    rows = [
+        [name, str(len(members)), *(_mean_and_scatter([equal[axis]["losses"][m] for m in members]) for axis in equal)]
+        for name, members in results["groups"].items()
+    ]
+    return table(header, rows)
+
+
+def _mean_and_scatter(losses: list[float | None]) -> str:
+    known = [loss for loss in losses if loss is not None]
+    if len(known) < len(losses):
+        return "–"
+    return f"{fmean(known):.4f}" + (f" ± {stdev(known):.4f}" if len(known) > 1 else "")
 
 
 def students_table(students: dict[str, Any]) -> str:
@@ -150,9 +184,10 @@ def comparison_sentences(results: dict[str, Any]) -> list[str]:
         run, baseline = comparison["run"], comparison["baseline"]
         difference = comparison["loss_difference"]
         word = "lower" if difference < 0 else "higher"
+        trained = results["students"][results["groups"][run][0]]["tokens"]
         sentence = (
-            f"After {results['students'][run]['tokens']:,} tokens `{run}` ends with a validation loss "
-            f"{abs(difference):.4f} nats {word} than `{baseline}`"
+            f"After {trained:,} tokens `{run}` ends with a validation loss {abs(difference):.4f} nats {word} than "
+            f"`{baseline}`{_certainty(comparison)}"
         )
         tokens = comparison["tokens_to_baseline_loss"]
         if tokens is None:
@@ -167,6 +202,21 @@ def comparison_sentences(results: dict[str, Any]) -> list[str]:
     return sentences
 
 
+def _certainty(comparison: dict[str, Any]) -> str:
+    """How sure seeds and validation documents make of a difference."""
+    found = []
+    if (deviation := comparison["loss_difference_sd"]) is not None:
+        found.append(f"standard deviation over {comparison['seeds'][0]} seeds {deviation:.4f}")
+    if documents := comparison["documents"]:
+        low, high = documents["interval"]
+        p = documents["p_value"]
+        found.append(
+            f"95 % interval over {documents['documents']:,} validation documents {low:+.4f} to {high:+.4f}, "
+            f"p {'<' if p == 0 else '='} {max(p, 1 / RESAMPLES):.2g}"
+        )
+    return f" ({'; '.join(found)})" if found else ""
+
+
 def _relative(ratio: float) -> str:
     return f"{1 - ratio:.1%} fewer" if ratio <= 1 else f"{ratio - 1:.1%} more"
 
@@ -174,45 +224,45 @@ def _relative(ratio: float) -> str:
 def caveats(results: dict[str, Any]) -> list[str]:
     """What a difference in these results means, and what it leaves out."""
     students = results["students"].values()
-    seeds = {student["seed"] for student in students}
+    seeds = sorted({student["seed"] for student in students})
     largest = max(student["tokens"] for student in students)
+    once = any(len(members) == 1 for members in results["groups"].values())
     lines = [
-        f"One seed ({', '.join(map(str, sorted(seeds)))}) per student: how much these figures vary from seed to seed "
-        "was not measured, so a small difference may be chance.",
+        f"One seed ({', '.join(map(str, seeds))}) per student: how much these figures vary from seed to seed "
+        "was not measured, so a small difference may be chance; the interval over validation documents does not "
+        "know of it."
+        if once
+        else f"Seeds {', '.join(map(str, seeds))}: the deviation from seed to seed says what training again changes, "
+        "the interval over validation documents what other validation text would.",
         f"Trained on {largest:,} tokens, which is small: nothing here says how larger models or longer runs compare.",
     ]
     cost = preparation_flops(results)
-    if cost is not None:
+    if cost:
         parts = ", ".join(f"{name} {value:.2e}" for name, value in cost.items())
         lines.append(
-            f"FLOPs of a student are those of its own training. What the concepts cost before it ({parts} FLOPs, and "
-            "the training of the SAE) is spent once, and is not counted in the comparison."
+            f"FLOPs of a student are those of its own training. What the concepts cost before it ({parts} FLOPs) is "
+            "spent once; `all` adds to each student an equal part of what it shares with others, and what its "
+            "teacher computes while it trains."
         )
-    inside = {
-        name: student["tokens"] * student["teacher_flops_per_token"]
-        for name, student in results["students"].items()
-        if student["teacher_flops_per_token"]
-    }
-    if inside:
-        parts = ", ".join(f"{name} {value:.2e}" for name, value in inside.items())
-        lines.append(f"Nor is what the teacher computes inside a student's training steps counted ({parts} FLOPs).")
+    elsewhere = sorted({k for s in students for k, made in s["preparation"].items() if made["flops"] is None})
+    if elsewhere:
+        lines.append(f"Made elsewhere, at a cost that is not counted: {', '.join(elsewhere)}.")
+    if len({student["environment"]["hardware"] for student in students}) > 1:
+        lines.append("These runs were trained on different hardware: their times do not compare.")
     return lines
 
 
-def preparation_flops(results: dict[str, Any]) -> dict[str, float] | None:
-    """FLOPs of training the teacher and of labelling the corpus, as far as they were spent once, in this run."""
-    labels, packed = results.get("labels"), results.get("corpus", {}).get("packed")
-    if not labels or not packed or "flops_per_token" not in labels:
-        return None
-    every = [value for name, value in results.items() if name == "labels" or name.startswith("labels-")]
-    cost = {}
-    teacher = results.get("teacher", {})
-    if "training_flops_per_token" in teacher:
-        cost["teacher"] = float(teacher["training_flops_per_token"] * teacher["tokens"])
-    tokens = packed["validation_blocks"] * packed["block_size"]
-    if not labels["online"]:
-        tokens += packed["train_blocks"] * packed["block_size"]
-    cost["labels"] = float(sum(made["flops_per_token"] for made in every) * tokens)
+def preparation_flops(results: dict[str, Any]) -> dict[str, float]:
+    """FLOPs of each kind of thing that was made once before these students were trained, as far as it was here."""
+    made = {
+        (kind, each["fingerprint"]): each["flops"]
+        for student in results["students"].values()
+        for kind, each in student["preparation"].items()
+        if each["flops"] is not None
+    }
+    cost: dict[str, float] = {}
+    for (kind, _), flops in made.items():
+        cost[kind] = cost.get(kind, 0.0) + flops
     return cost
 
 
@@ -282,7 +332,11 @@ def settings_table(recipe: dict[str, Any]) -> str | None:
 
 def markdown(results: dict[str, Any]) -> str:
     """The report as Markdown."""
-    parts = [f"# {results['name']}", students_table(results["students"])]
+    parts = [f"# {results['name']}", students_table(results["students"]), equal_cost_table(results)]
+    parts.append(
+        "Loss where every run has cost as much as the cheapest: in tokens, in FLOPs of its own training, in those and "
+        "its part of teacher, SAE and labels, and in time."
+    )
     sentences = comparison_sentences(results)
     if sentences:
         parts.append("\n\n".join(sentences))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 
 import torch
 from datasets import Dataset
@@ -15,6 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from cocomix import processes
+from cocomix.data.blocks import Blocks, collate
 from cocomix.models.configuration import CoCoMixConfig
 from cocomix.models.losses import IGNORE, concept_loss, token_loss
 
@@ -24,14 +25,6 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
-
-
-def batches(blocks: Dataset, columns: list[str], batch_size: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """Blocks in order, as int64 tensors on `device`."""
-    rows = blocks.select_columns(columns).with_format("numpy")
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        yield {name: torch.from_numpy(part[name].astype("int64")).to(device) for name in columns}
 
 
 def concept_hits(concept_logits: Tensor, concept_ids: Tensor, k: int) -> Tensor:
@@ -47,11 +40,30 @@ def concept_hits(concept_logits: Tensor, concept_ids: Tensor, k: int) -> Tensor:
     return found.sum()
 
 
+def _sums(model: PreTrainedModel, batch: dict[str, Tensor], precision: str) -> dict[str, float]:
+    """What `evaluate_model` adds up, of one batch."""
+    ids, concept_ids = batch["input_ids"], batch.get("concept_ids")
+    with autocast(model.device, precision):
+        extra = {} if concept_ids is None else {"output_concepts": True}
+        output = model(input_ids=ids, use_cache=False, **extra)
+    found = {"nll": token_loss(output.logits, ids, 1).item(), "tokens": ids[:, 1:].numel()}
+    if concept_ids is None:
+        return found
+    return found | {
+        "concept_nll": concept_loss(output.concept_logits, concept_ids, 1).item(),
+        "labelled": (concept_ids != IGNORE).any(-1).sum().item(),
+        "labels": (concept_ids != IGNORE).sum().item(),
+        "hits": concept_hits(output.concept_logits, concept_ids, model.config.num_active_concepts).item(),
+    }
+
+
 @torch.no_grad()
 def evaluate_model(
     model: PreTrainedModel, blocks: Dataset, batch_size: int, precision: str = "fp32", progress: bool = True
 ) -> dict[str, float]:
     """Mean losses over all blocks; the model must be in evaluation mode.
+
+    Called by every process, each reads its share of the blocks; all get the result.
 
     Returns:
         `loss`: nats per predicted token. For a CoCoMix model on labelled blocks also `concept_loss` (nats
@@ -60,30 +72,28 @@ def evaluate_model(
     """
     assert not model.training, "evaluation in training mode"
     with_concepts = isinstance(model.config, CoCoMixConfig) and "concept_ids" in blocks.column_names
-    columns = ["input_ids", "concept_ids"] if with_concepts else ["input_ids"]
+    rows = Blocks(blocks, ["input_ids", "concept_ids"] if with_concepts else ["input_ids"])
     sums: dict[str, float] = dict.fromkeys(("nll", "tokens", "concept_nll", "labelled", "hits", "labels"), 0.0)
-    rounds = math.ceil(len(blocks) / batch_size)
-    for batch in tqdm(
-        batches(blocks, columns, batch_size, model.device),
-        total=rounds,
+    starts = range(0, len(blocks), batch_size)
+    mine = processes.share(starts)
+    # A sharded model runs in all processes at once: who has none left reads its first, or the first, once more.
+    rounds = math.ceil(len(starts) / processes.count())
+    for turn in tqdm(
+        range(rounds),
         desc="validation",
         unit="batch",
         leave=False,
-        disable=not progress,
+        disable=not (progress and processes.is_first()),
         delay=1.0,
     ):
-        ids = batch["input_ids"]
-        with autocast(model.device, precision):
-            extra = {"output_concepts": True} if with_concepts else {}
-            output = model(input_ids=ids, use_cache=False, **extra)
-        sums["nll"] += token_loss(output.logits, ids, 1).item()
-        sums["tokens"] += ids[:, 1:].numel()
-        if with_concepts:
-            concept_ids = batch["concept_ids"]
-            sums["concept_nll"] += concept_loss(output.concept_logits, concept_ids, 1).item()
-            sums["labelled"] += (concept_ids != IGNORE).any(-1).sum().item()
-            sums["labels"] += (concept_ids != IGNORE).sum().item()
-            sums["hits"] += concept_hits(output.concept_logits, concept_ids, model.config.num_active_concepts).item()
+        start = mine[turn] if turn < len(mine) else starts[0]
+        indices = list(range(start, min(start + batch_size, len(blocks))))
+        batch = {name: part.to(model.device) for name, part in collate(rows.__getitems__(indices)).items()}
+        found = _sums(model, batch, precision)
+        if turn < len(mine):
+            for name, value in found.items():
+                sums[name] += value
+    sums = processes.sum_over(sums)
     metrics = {"loss": sums["nll"] / sums["tokens"]}
     if with_concepts and sums["labelled"]:
         metrics |= {

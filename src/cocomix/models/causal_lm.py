@@ -19,7 +19,6 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbones import has_windows, pair_mask, split_decoder, widen_windows
 from .configuration import CoCoMixConfig
-from .linear_loss import linear_cross_entropy
 from .losses import IGNORE, concept_loss, hidden_state_loss, token_loss
 from .mixer import MIXERS, MixedWithLoss, Mixer
 from .retrofit import Retrofit
@@ -188,8 +187,8 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
         """Of the logits, or without them from h (B, T, D)."""
         if logits is not None:
             return token_loss(logits, labels, num_items)
-        targets = labels[:, 1:].flatten()
-        total = linear_cross_entropy(h[:, :-1].flatten(0, 1), self.lm_head.weight, None, targets.unsqueeze(-1)).total
+        targets = labels[:, 1:]
+        total = self.lm_head(h[:, :-1], targets)
         return total / (num_items if num_items is not None else (targets != IGNORE).sum().clamp(min=1))
 
     def _check_asked(self, content: str, **asked: object) -> None:

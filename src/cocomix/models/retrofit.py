@@ -79,7 +79,7 @@ class Retrofit:
         model.mixer.reset_parameters(std=getattr(config.backbone_config, "initializer_range", 0.02))
         if mixing != "none":
             torch.nn.init.zeros_(model.mixer.compress_weight)
-        model.lm_head = copy.deepcopy(head)
+        model.lm_head.weight = torch.nn.Parameter(head.weight.detach().clone())
         model.tie_weights()
         model.generation_config = copy.deepcopy(pretrained.generation_config)
         model.train(pretrained.training)

@@ -10,6 +10,20 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 
 from .backbones import fuse_activations, positions_of
 from .configuration import StackedConfig
+from .linear_loss import linear_cross_entropy
+
+
+class TokenHead(nn.Linear):
+    """The token head, and the loss of its logits where they are not wanted themselves.
+
+    The loss is part of its forward pass, so that whatever gathers a sharded weight for that pass sees the use.
+    """
+
+    def forward(self, h: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of h (B, T, D); with targets (B, T), −100 for none, their summed cross-entropy, nats."""
+        if targets is None:
+            return super().forward(h)
+        return linear_cross_entropy(h.flatten(0, 1), self.weight, self.bias, targets.reshape(-1, 1)).total
 
 
 class StackedForCausalLM(PreTrainedModel, GenerationMixin):
@@ -32,7 +46,7 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _add_head(self) -> None:
         """Make the token head; it is the token embedding where the configuration ties them."""
-        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
+        self.lm_head = TokenHead(self.config.hidden_size, self.config.vocab_size, bias=False)
         embedding = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embedding)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
@@ -49,7 +63,7 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
         """The token head."""
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+    def set_output_embeddings(self, new_embeddings: TokenHead) -> None:
         """Replace the token head."""
         self.lm_head = new_embeddings
 

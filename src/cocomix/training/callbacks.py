@@ -38,6 +38,7 @@ class TokenProgress(TrainerCallback):
             unit="tok",
             unit_scale=True,
             dynamic_ncols=True,
+            disable=not state.is_world_process_zero,
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

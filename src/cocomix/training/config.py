@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from cocomix import processes
 from cocomix.suggest import did_you_mean
 
 PRECISIONS = ("fp32", "bf16")
 """Of models that are only read."""
 TRAINING_PRECISIONS = (*PRECISIONS, "fp16")
 SCHEDULES = ("cosine", "wsd")
+PARALLEL = ("ddp", "fsdp", "fsdp+cpu-offload")
+"""How several processes train one model: each keeps all of it, or a share, or a share in the memory of the CPU."""
 COMPILE_BACKEND = "inductor"
 LOGS_PER_EVALUATION = 10
 
@@ -71,11 +74,12 @@ class TrainingConfig:
         found = [f"{name} is {getattr(self, name)}; expected 1 or more" for name in counts if getattr(self, name) < 1]
         if found:
             return found
-        batch = self.blocks_per_batch * block_size
-        if self.tokens_per_step % batch:
+        batch, several = self.blocks_per_batch * block_size, processes.count()
+        if self.tokens_per_step % (batch * several):
+            times, value = (" × processes", f" × {several}") if several > 1 else ("", "")
             found.append(
-                f"tokens_per_step is {self.tokens_per_step}; it must be a multiple of blocks_per_batch × block_size "
-                f"= {self.blocks_per_batch} × {block_size} = {batch}"
+                f"tokens_per_step is {self.tokens_per_step}; it must be a multiple of blocks_per_batch × block_size"
+                f"{times} = {self.blocks_per_batch} × {block_size}{value} = {batch * several}"
             )
         if self.max_tokens < self.tokens_per_step:
             found.append(f"max_tokens is {self.max_tokens}, less than one step of {self.tokens_per_step} tokens")
@@ -126,14 +130,20 @@ class TrainingConfig:
         return max(1, round(self.tokens_per_evaluation / self.tokens_per_step))
 
 
-def training_arguments(config: TrainingConfig, folder: Path, block_size: int, seed: int) -> TrainingArguments:
-    """The Trainer's arguments for blocks of `block_size` tokens, with checkpoints in `folder`."""
+def training_arguments(
+    config: TrainingConfig, folder: Path, block_size: int, seed: int, parallel: str = "ddp"
+) -> TrainingArguments:
+    """The Trainer's arguments for blocks of `block_size` tokens, with checkpoints in `folder`.
+
+    `parallel` is how the processes share the work, if there are several.
+    """
     every = config.steps_per_evaluation()
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps(),
         per_device_train_batch_size=config.blocks_per_batch,
-        gradient_accumulation_steps=config.tokens_per_step // (config.blocks_per_batch * block_size),
+        gradient_accumulation_steps=config.tokens_per_step
+        // (config.blocks_per_batch * block_size * processes.count()),
         learning_rate=config.learning_rate,
         **_schedule(config),
         warmup_steps=round(config.warmup_ratio * config.steps()),
@@ -156,10 +166,28 @@ def training_arguments(config: TrainingConfig, folder: Path, block_size: int, se
         report_to=config.report_to or "none",
         remove_unused_columns=False,
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+        **_sharding(parallel),
     )
+    _keep_precision(arguments)
     assert arguments.device is not None
     arguments._n_gpu = 1  # of several visible GPUs the Trainer would use all, by DataParallel
     return arguments
+
+
+def _sharding(parallel: str) -> dict[str, Any]:
+    """One process trains alone, whatever the recipe says, so that the same recipe runs on a laptop and a cluster."""
+    if parallel == "ddp" or processes.count() == 1:
+        return {}
+    return {"fsdp": True, "fsdp_config": {"version": 2, "cpu_offload": parallel == "fsdp+cpu-offload"}}
+
+
+def _keep_precision(arguments: TrainingArguments) -> None:
+    """Weights are gathered and gradients summed in float32, products made by autocast: figures are those of ddp."""
+    if arguments.fsdp_plugin_args is not None:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
 
 
 def _memory_and_speed(config: TrainingConfig) -> dict[str, Any]:

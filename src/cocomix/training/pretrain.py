@@ -11,7 +11,7 @@ from safetensors.torch import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
-from cocomix import files
+from cocomix import files, processes
 from cocomix.errors import InputError
 from cocomix.evaluation.flops import training_flops_per_token
 from cocomix.evaluation.validation import evaluate_model
@@ -33,12 +33,14 @@ class TrainingResult:
         curve: the metrics of every evaluation, with `tokens` seen until then.
         tokens: training tokens.
         seconds: time in training steps, over all interruptions; evaluation is not counted.
+        seconds_curve: the same, at every evaluation.
     """
 
     metrics: dict[str, float]
     curve: list[dict[str, float]]
     tokens: int
     seconds: float
+    seconds_curve: list[float]
 
 
 def pretrain(
@@ -52,12 +54,14 @@ def pretrain(
     description: str,
     seed: int,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    parallel: str = "ddp",
 ) -> TrainingResult:
     """Train `model` and leave it, with its tokenizer, in `files.partial(folder)`.
 
     The caller adds what else belongs to the run, deletes the checkpoints and gives the folder its final name, as
     `stages.Stage` does. Checkpoints lie in the same unfinished folder until then; called again after an interruption,
-    training goes on from the last of them and ends with the same weights.
+    training goes on from the last of them and ends with the same weights; with as many processes as before, or not.
+    Called by every process, all of which train the one model.
 
     Args:
         model: freshly initialised.
@@ -69,6 +73,7 @@ def pretrain(
         description: what the progress bar calls it.
         seed: of the order of the blocks and of dropout.
         tokenizer: saved beside the model.
+        parallel: how several processes share the work, see `training.config.PARALLEL`.
 
     Raises:
         InputError: the training diverged; checkpoints stay.
@@ -80,7 +85,7 @@ def pretrain(
     timer = TrainingTime()
     trainer = ObjectiveTrainer(
         model,
-        training_arguments(config, unfinished, block_size, seed),
+        training_arguments(config, unfinished, block_size, seed, parallel),
         objective=objective,
         train_dataset=train,
         eval_dataset=validation,
@@ -95,6 +100,9 @@ def pretrain(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    if processes.is_first() and unfinished.exists():
+        last_complete_checkpoint(unfinished)  # deletes what was cut off, before the others look
+    processes.wait_for_all()
     checkpoint = last_complete_checkpoint(unfinished) if unfinished.exists() else None
     if checkpoint is not None and step_of(checkpoint) == config.steps():  # cut off after its last step
         load_model(model, str(checkpoint / "model.safetensors"))
@@ -106,16 +114,17 @@ def pretrain(
     curve = _curve(trainer.state.log_history, config.tokens_per_step)
     assert curve[-1]["tokens"] == config.steps() * config.tokens_per_step, "the last step was not evaluated"
     if not curve[-1]["loss"] < MEANINGLESS_LOSS:
+        processes.wait_for_first()
         raise InputError(
             f"the training of {description} diverged: its validation loss is {curve[-1]['loss']}; "
             "lower its learning_rate or raise its warmup_ratio"
         )
     trainer.save_model(str(unfinished))
-    (unfinished / "training_args.bin").unlink()
-    if tokenizer is not None:
+    if tokenizer is not None and processes.is_first():
         tokenizer.save_pretrained(str(unfinished))
     metrics = {name: value for name, value in curve[-1].items() if name != "tokens"}
-    return TrainingResult(metrics, curve, int(curve[-1]["tokens"]), timer.seconds)
+    seconds = [entry["seconds"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    return TrainingResult(metrics, curve, int(curve[-1]["tokens"]), timer.seconds, seconds)
 
 
 def _curve(history: list[dict[str, Any]], tokens_per_step: int) -> list[dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 
-from cocomix import files
+from cocomix import files, processes
 from cocomix.data.blocks import Blocks, collate
 from cocomix.errors import InputError
 from cocomix.evaluation.flops import peak_flops
@@ -22,6 +32,8 @@ from cocomix.training.callbacks import TrainingTime
 
 Evaluate = Callable[[PreTrainedModel, Dataset], dict[str, float]]
 
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+OPTIMIZER, SCHEDULE = "optimizer.pt", "scheduler.pt"
 BEST = "best"
 COMPLETE = "complete"
 """File that a checkpoint folder gets last; one without it was cut off while being written."""
@@ -67,6 +79,7 @@ class ObjectiveTrainer(Trainer):
     ) -> None:
         blocks = Blocks(train_dataset, objective.columns)
         super().__init__(model, args, train_dataset=blocks, eval_dataset=eval_dataset, data_collator=collate, **kwargs)
+        self.model_class = type(model)
         self.objective = objective
         self.evaluate_model = evaluate
         self.loss_is_scaled_for_ga = True  # the counts below span all accumulated micro-batches
@@ -79,6 +92,15 @@ class ObjectiveTrainer(Trainer):
         self._parts: dict[str, Tensor] = {}
         self._steps_in_parts = 0
         self._logged = (0, 0.0)  # steps and seconds at the last log
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer does, but that Accelerate shards on CPUs too, where it would quietly fall back to ddp."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self.args.fsdp and getattr(state, "fsdp_plugin", None) is None:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            state.distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
@@ -139,6 +161,7 @@ class ObjectiveTrainer(Trainer):
     def _require_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
             return
+        processes.wait_for_first()
         tokens = self.state.global_step * self.tokens_per_step
         good = last_complete_checkpoint(Path(self.args.output_dir))
         kept = "no checkpoint was written before"
@@ -159,20 +182,66 @@ class ObjectiveTrainer(Trainer):
         self._require_finite("validation loss", found.get("loss", 0.0))
         if self.keep_best:
             self._keep_if_best(metrics[f"{metric_key_prefix}_loss"], metric_key_prefix)
-        self.log(dict(metrics))
+        self.log({**metrics, "seconds": self.timer.seconds})
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _keep_if_best(self, loss: float, prefix: str) -> None:
         """Save the weights to `best/`, whole or not at all, if no evaluation before had a lower loss."""
         before = [entry[f"{prefix}_loss"] for entry in self.state.log_history if f"{prefix}_loss" in entry]
-        if self.args.should_save and loss < min(before, default=math.inf):
-            with files.whole_folder(Path(self.args.output_dir) / BEST) as unfinished:
+        if loss < min(before, default=math.inf):
+            best = Path(self.args.output_dir) / BEST
+            with files.whole_folder(best) if processes.is_first() else contextlib.nullcontext(best) as unfinished:
                 self.save_model(str(unfinished))
-                (unfinished / "training_args.bin").unlink()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model into a folder, whole, however it is shared out; every process calls this."""
+        model = self._gathered_model() if self.is_fsdp_enabled else self.model
+        if processes.is_first():
+            model.save_pretrained(output_dir or self.args.output_dir)
+        processes.wait_for_all()
+
+    def _gathered_model(self) -> PreTrainedModel:
+        """A model of the class that was given, which sharding has changed; in the first process with all weights."""
+        weights = get_model_state_dict(self.model, options=WHOLE)
+        with torch.device("meta"):
+            whole = self.model_class(self.model.config)
+        if processes.is_first():
+            whole.load_state_dict(weights, assign=True)
+            whole.tie_weights()
+            whole.generation_config = self.model.generation_config
+        return whole
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """In one form for any number of processes, each of which may keep all of it or a share."""
+        state = get_optimizer_state_dict(self.model, self._bare_optimizer(), options=WHOLE)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER)
+            torch.save(self._get_schedule().state_dict(), Path(output_dir) / SCHEDULE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER, map_location="cpu", weights_only=True)
+        set_optimizer_state_dict(self.model, self._bare_optimizer(), state, options=WHOLE)
+        self._get_schedule().load_state_dict(torch.load(Path(checkpoint) / SCHEDULE, weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        weights: dict[str, Any] = load_file(Path(resume_from_checkpoint) / "model.safetensors")
+        # Of tied weights one name is in the file.
+        set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        optimizer: Any = self.optimizer
+        return getattr(optimizer, "optimizer", optimizer)
+
+    def _get_schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
+        assert self.lr_scheduler is not None
+        return self.lr_scheduler
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        processes.wait_for_all()  # each has written its random state
         if self.args.should_save:
             folder = Path(self.args.output_dir)
             newest = folder / f"checkpoint-{self.state.global_step}"

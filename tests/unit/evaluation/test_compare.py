@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from cocomix.console import table
-from cocomix.evaluation.compare import tokens_to_reach
+from cocomix.evaluation.costs import cost_to_reach
 from cocomix.evaluation.report import comparison_sentences, duration
 from cocomix.evaluation.validation import bits_per_byte, concept_hits
 
-CURVE = [{"tokens": 100, "loss": 4.0}, {"tokens": 200, "loss": 3.0}, {"tokens": 300, "loss": 2.8}]
+TOKENS, LOSSES = np.array([100.0, 200.0, 300.0]), np.array([4.0, 3.0, 2.8])
 
 
 @pytest.mark.parametrize(
     ("loss", "tokens"),
     [(3.5, 150), (3.0, 200), (2.9, 250), (2.8, 300), (2.7, None), (5.0, 100)],
 )
-def test_tokens_to_reach_are_read_between_evaluations(loss: float, tokens: float | None) -> None:
-    assert tokens_to_reach(CURVE, loss) == (None if tokens is None else pytest.approx(tokens))
+def test_costs_to_reach_a_loss_are_read_between_evaluations(loss: float, tokens: float | None) -> None:
+    assert cost_to_reach(TOKENS, LOSSES, loss) == (None if tokens is None else pytest.approx(tokens))
 
 
 def test_the_first_crossing_counts_where_a_curve_rises_again() -> None:
-    curve = [{"tokens": 1, "loss": 4.0}, {"tokens": 2, "loss": 2.0}, {"tokens": 3, "loss": 3.0}]
-    assert tokens_to_reach(curve, 3.0) == pytest.approx(1.5)
+    assert cost_to_reach(np.array([1.0, 2.0, 3.0]), np.array([4.0, 2.0, 3.0]), 3.0) == pytest.approx(1.5)
 
 
 def results(ratio: float | None) -> dict:
@@ -33,12 +33,15 @@ def results(ratio: float | None) -> dict:
         "run": "a",
         "baseline": "b",
         "loss_difference": -0.1 if ratio else 0.1,
+        "loss_difference_sd": 0.02 if ratio else None,
+        "seeds": (3, 3),
+        "documents": {"interval": [-0.13, -0.07], "documents": 50, "p_value": 0.0} if ratio else None,
         "tokens_to_baseline_loss": ratio and 1000 * ratio,
         "tokens_ratio": ratio,
         "flops_to_baseline_loss": ratio and 2e9,
         "flops_ratio": ratio and 1.25,
     }
-    return {"students": {"a": {"tokens": 1000}}, "comparisons": [comparison]}
+    return {"students": {"a, seed 0": {"tokens": 1000}}, "groups": {"a": ["a, seed 0"]}, "comparisons": [comparison]}
 
 
 def test_sentences_say_reached_and_not_reached() -> None:
@@ -46,9 +49,14 @@ def test_sentences_say_reached_and_not_reached() -> None:
     assert "0.1000 nats lower" in reached
     assert "25.0% fewer tokens" in reached
     assert "25.0% more FLOPs" in reached
+    told = (
+        "(standard deviation over 3 seeds 0.0200; 95 % interval over 50 validation documents -0.1300 to -0.0700, p < "
+    )
+    assert told in reached
     (missed,) = comparison_sentences(results(None))
     assert "0.1000 nats higher" in missed
     assert "was not reached" in missed
+    assert "seeds" not in missed
 
 
 def test_bits_per_byte() -> None:

@@ -1,0 +1,136 @@
+"""The loss of each validation document, and what it says of two models: documents are the sample, not tokens.
+
+N documents, or blocks where the corpus has no documents.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from cocomix import processes
+from cocomix.data.blocks import Blocks, collate
+from cocomix.data.documents import DocumentTokens
+from cocomix.evaluation.validation import autocast
+
+LOSSES_FILE = "validation-documents.npz"
+RESAMPLES = 2000
+SAMPLED_AT_ONCE = 1 << 22
+"""Numbers drawn at once."""
+
+
+@dataclass(frozen=True)
+class DocumentLosses:
+    """A model on validation text.
+
+    Attributes:
+        nll: (N,) float64, summed over a document's predicted tokens, nats.
+        tokens: (N,) int64, predicted tokens of each; the first of a block is not predicted.
+    """
+
+    nll: np.ndarray
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A model's loss less another's, on the same documents.
+
+    Attributes:
+        difference: nats per token.
+        interval: in which it lies in 95 of 100 bootstrap samples of the documents.
+        p_value: twice the share of samples in which it has the other sign: how easily chance in the choice of the
+            validation documents gives such a difference. Chance in the training is another matter, see seeds.
+        documents: N.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+    documents: int
+
+
+@torch.no_grad()
+def document_losses(
+    model: PreTrainedModel, blocks: Dataset, documents: DocumentTokens | None, batch_size: int, precision: str
+) -> DocumentLosses:
+    """The losses of a model in evaluation mode; called by every process, each reads its share, all get the result.
+
+    Args:
+        model: any causal language model.
+        blocks: of the validation side, whole.
+        documents: which of them each token is in; without them, each block counts as one.
+        batch_size: blocks read at once.
+        precision: as in training.
+    """
+    assert not model.training, "evaluation in training mode"
+    rows = Blocks(blocks, ["input_ids"])
+    length = len(blocks[0]["input_ids"])
+    count = len(blocks) if documents is None else len(documents)
+    nll, tokens = np.zeros(count), np.zeros(count, dtype=np.int64)
+    starts = range(0, len(blocks), batch_size)
+    mine = processes.share(starts)
+    for turn in range(math.ceil(len(starts) / processes.count())):
+        start = mine[turn] if turn < len(mine) else starts[0]  # as in evaluate_model
+        stop = min(start + batch_size, len(blocks))
+        ids = collate(rows.__getitems__(list(range(start, stop))))["input_ids"].to(model.device)
+        with autocast(model.device, precision):
+            logits = model(input_ids=ids, use_cache=False).logits
+        losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        if turn >= len(mine):
+            continue
+        positions = (np.arange(start, stop)[:, None] * length + np.arange(1, length)).ravel()
+        numbers = positions // length if documents is None else documents.number_of(positions)
+        nll += np.bincount(numbers, weights=losses.double().cpu().numpy(), minlength=count)
+        tokens += np.bincount(numbers, minlength=count)
+    summed = processes.sum_arrays([nll, tokens.astype(np.float64)])
+    return DocumentLosses(summed[0], summed[1].astype(np.int64))
+
+
+def save_document_losses(losses: DocumentLosses, folder: Path) -> None:
+    """Into the folder of a run."""
+    np.savez_compressed(folder / LOSSES_FILE, **asdict(losses))
+
+
+def load_document_losses(folder: Path) -> DocumentLosses | None:
+    """Of the run in `folder`; None if it has none."""
+    if not (folder / LOSSES_FILE).is_file():
+        return None
+    with np.load(folder / LOSSES_FILE) as stored:
+        return DocumentLosses(stored["nll"], stored["tokens"])
+
+
+def paired_difference(ours: list[DocumentLosses], theirs: list[DocumentLosses]) -> PairedDifference:
+    """Mean over our seeds less mean over theirs, and how sure the validation documents make of it.
+
+    A paired bootstrap: whole documents are drawn with replacement, the same ones for both. The draws are the same
+    in every call.
+
+    Args:
+        ours: of each seed, on the same documents in the same order.
+        theirs: the same.
+    """
+    tokens = ours[0].tokens
+    apart = np.mean([each.nll for each in ours], axis=0) - np.mean([each.nll for each in theirs], axis=0)
+    kept = tokens > 0
+    apart, tokens = apart[kept], tokens[kept]
+    count = len(tokens)
+    draw = np.random.default_rng(0)
+    at_once = max(1, SAMPLED_AT_ONCE // count)
+    samples: list[np.ndarray] = []
+    for start in range(0, RESAMPLES, at_once):
+        chosen = draw.integers(count, size=(min(at_once, RESAMPLES - start), count))
+        samples.append(apart[chosen].sum(1) / tokens[chosen].sum(1))
+    found = np.concatenate(samples)
+    low, high = np.quantile(found, [0.025, 0.975])
+    opposite = min((found <= 0).mean(), (found >= 0).mean())
+    return PairedDifference(
+        float(apart.sum() / tokens.sum()), (float(low), float(high)), float(min(1.0, 2 * opposite)), count
+    )

@@ -1,0 +1,154 @@
+"""Training by several processes: the same figures as by one, sharded or not, killed and gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from several import run_in_several
+from tiny_run import Runner, tiny_recipe, training, write_text
+
+PREPARED = ("corpus", "teacher", "sae", "labels")
+STEP = {"tokens_per_step": 768, "blocks_per_batch": 2, "tokens_per_evaluation": 1536}  # 24 blocks: 12, 6 or 4 batches
+
+
+def curve(run: Path) -> list[dict[str, float]]:
+    return json.loads((run / "run.json").read_text())["curve"]
+
+
+def assert_close(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """The same evaluations, every figure to 1e-5."""
+    assert [point.keys() for point in found] == [point.keys() for point in expected]
+    for point, wanted in zip(found, expected, strict=True):
+        for name, value in wanted.items():
+            assert abs(point[name] - value) < 1e-5 * max(1.0, abs(value)), (name, point, wanted)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """One process's run, with steps that 2 and 3 processes can share."""
+    folder = tmp_path_factory.mktemp("alone")
+    recipe = tiny_recipe(write_text(folder / "text"), folder / "out")
+    recipe["training"] = {**training(7680), **STEP}
+    recipe["teacher"]["training"] = {**training(7680), **STEP}
+    recipe["students"]["loss-only"] = {"method": "cocomix", "mixer": {"insert_layer": 1, "mixing": "none"}}
+    recipe["students"]["pause"] = {"method": "pause", "mixer": {"insert_layer": 1}}
+    recipe["students"]["mtp"] = {"method": "mtp"}
+    recipe["students"]["kd"] = {"method": "kd"}
+    runner = Runner(folder)
+    runner.write(recipe)
+    assert runner("run") == 0
+    return runner
+
+
+def command(runner: Runner, output: Path, *options: str, prepared: tuple[str, ...] = PREPARED) -> list[str]:
+    """A training from what `alone` has prepared."""
+    for stage in prepared:
+        shutil.copytree(runner.folder / "out" / stage, output / stage)
+    return ["train", str(runner.recipe), "--output", str(output), *options]
+
+
+def assert_as_by_one(output: Path, alone: Runner) -> int:
+    """The students in `output` are those of one process; returns their number."""
+    students = list((output / "students").iterdir())
+    for student in students:
+        by_one = alone.folder / "out" / "students" / student.name
+        assert_close(curve(student), curve(by_one))
+        assert {file.name for file in student.iterdir()} == {file.name for file in by_one.iterdir()}
+        weights, expected = (load_file(folder / "model.safetensors") for folder in (student, by_one))
+        assert weights.keys() == expected.keys()
+        assert max((weights[key] - expected[key]).abs().max() for key in expected) < 1e-5
+    return len(students)
+
+
+@pytest.mark.parametrize(
+    ("processes", "everything"), [(2, False), (3, False), pytest.param(2, True, marks=pytest.mark.slow)]
+)
+def test_the_same_curve_as_one_process(processes: int, everything: bool, alone: Runner, tmp_path: Path) -> None:
+    """Cocomix with stored labels by ddp, with online ones by fsdp; or the other way round, and every other method."""
+    online = ("--only", "cocomix", "--labels.online", "true", "--parallel", "ddp" if everything else "fsdp")
+    stored = ("--parallel", "fsdp") if everything else ("--only", "cocomix", "--parallel", "ddp")
+    commands = [
+        command(alone, tmp_path / "stored", *stored),
+        command(alone, tmp_path / "online", *online, prepared=PREPARED[:3]),
+    ]
+    log = run_in_several(processes, tmp_path / "commands", commands)
+    assert log.endswith("exit code 0"), log
+    trained = assert_as_by_one(tmp_path / "stored", alone)
+    assert trained == (6 if everything else 1)
+    assert assert_as_by_one(tmp_path / "online", alone) == 1
+    for rank in range(processes):
+        kept_a_share = json.loads((tmp_path / "commands" / f"{rank}.json").read_text())
+        assert kept_a_share == [everything] * trained + [not everything]
+    environment = json.loads((tmp_path / "stored/students/cocomix/run.json").read_text())["environment"]
+    assert environment["processes"] == processes
+
+
+def test_weights_of_shares_are_whole_weights(alone: Runner, tmp_path: Path) -> None:
+    """Killed while two train by fsdp: one process reads their checkpoint, and goes on with it; so do two with one's."""
+    options = ("--only", "cocomix", "--parallel", "fsdp")
+    train = command(alone, tmp_path / "out", *options)
+    killed = run_in_several(2, tmp_path / "commands", [train], DIE_AT="6")
+    assert "exit code 1" in killed, killed
+    (checkpoint,) = (tmp_path / "out" / "students" / "cocomix.partial").glob("checkpoint-*")
+    assert checkpoint.name == "checkpoint-6"
+    loaded = AutoModelForCausalLM.from_pretrained(checkpoint)
+    assert all(type(weight) is torch.nn.Parameter for weight in loaded.parameters())
+    shutil.copytree(tmp_path / "out", tmp_path / "by-three")
+
+    assert alone("train", *options, "--output", str(tmp_path / "out")) == 0
+    expected = curve(alone.folder / "out" / "students" / "cocomix")
+    assert_close(curve(tmp_path / "out" / "students" / "cocomix"), expected)
+
+    train[train.index("--output") + 1] = str(tmp_path / "by-three")
+    train[train.index("fsdp")] = "ddp"
+    log = run_in_several(3, tmp_path / "commands", [train])
+    assert log.endswith("exit code 0"), log
+    assert_close(curve(tmp_path / "by-three" / "students" / "cocomix"), expected)
+
+
+def test_a_whole_recipe_by_two(alone: Runner, tmp_path: Path) -> None:
+    """From text to report; the teacher is trained by both too, what only one can make is made by one."""
+    out = tmp_path / "out"
+    run = ["run", str(alone.recipe), "--output", str(out), "--parallel", "fsdp"]
+    log = run_in_several(2, tmp_path / "commands", [run])
+    assert log.endswith("exit code 0"), log
+    assert_close(curve(out / "teacher"), curve(alone.folder / "out" / "teacher"))
+    assert (out / "report" / "report.html").is_file()
+    assert log.count("Report: ") == 1
+    assert log.count("/10] teacher\n") == 1
+
+
+def refusal(runner: Runner, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    assert runner("run", *options) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_what_several_processes_cannot_do_is_said_first(
+    alone: Runner, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    monkeypatch.setenv("RANK", "0")
+    new = ("--output", str(tmp_path / "new"))
+    assert alone("run", *new) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    told = "must be a multiple of blocks_per_batch × block_size × processes = 2 × 32 × 5 = 320"
+    assert lines == [
+        f"cocomix: {where}tokens_per_step is 768; it {told}" for where in ("training.", "teacher.training.")
+    ]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert refusal(alone, capsys, *new, "--parallel", "fsdp+cpu-offload") == (
+        "cocomix: parallel is 'fsdp+cpu-offload', but there is no GPU from which to offload; use fsdp"
+    )
+    assert "parallel is 'fdsp'; expected one of ddp, fsdp, fsdp+cpu-offload; did you mean 'fsdp'?" in refusal(
+        alone, capsys, *new, "--parallel", "fdsp"
+    )
+    assert not (tmp_path / "new").exists()
