@@ -351,9 +351,14 @@ def test_comparing_what_cannot_be_compared(
     other = tmp_path / "other"
     shutil.copytree(ntp, other)
     run = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps({**run, "name": "other", "corpus": "f00"}))
-    assert main(["compare", str(ntp), str(other)]) == 2
-    assert "another corpus" in capsys.readouterr().err
+    for key, what in (("validation", "validation text"), ("tokenizer", "tokenizer"), ("block_size", "block size")):
+        (other / "run.json").write_text(json.dumps({**run, "name": "other", key: 0}))
+        assert main(["compare", str(ntp), str(other)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"was evaluated with another {what} than" in line
+    (other / "run.json").write_text(json.dumps({**run, "name": "other", "corpus": "more text, the same validation"}))
+    assert main(["compare", str(ntp), str(other)]) == 0
+    capsys.readouterr()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "results.json").write_text("{}")
     (tmp_path / "taken" / "thesis.tex").write_text("years of work")

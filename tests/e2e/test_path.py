@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,36 @@ def test_compare_reads_run_folders(
     compared = json.loads(capsys.readouterr().out)
     assert compared["comparisons"] == results["comparisons"]
     assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_several_seeds_are_one_group_with_a_deviation(
+    finished: Runner, tmp_path: Path, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each student is trained once with each seed, what they learn from is made once, and their means are compared."""
+    out = tmp_path / "out"
+    for stage in ("corpus", "teacher", "sae", "labels"):
+        shutil.copytree(finished.folder / "out" / stage, out / stage)
+    assert finished("run", "--output", str(out), "--seeds", "[0, 1, 2]", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["groups"] == {name: [f"{name}, seed {seed}" for seed in range(3)] for name in ("ntp", "cocomix")}
+    assert sorted(path.name for path in (out / "students").iterdir()) == [
+        f"{name}-seed-{seed}" for name in ("cocomix", "ntp") for seed in range(3)
+    ]
+    losses = {
+        name: [found["students"][member]["metrics"]["loss"] for member in found["groups"][name]]
+        for name in ("ntp", "cocomix")
+    }
+    assert losses["ntp"][0] == results["students"]["ntp"]["metrics"]["loss"]  # seed 0 alone gave the same
+    assert len(set(losses["ntp"])) == 3
+    (comparison,) = found["comparisons"]
+    apart = [ours - theirs for ours, theirs in zip(losses["cocomix"], losses["ntp"], strict=True)]
+    assert comparison["loss_difference"] == pytest.approx(statistics.mean(apart))
+    assert comparison["loss_difference_sd"] == pytest.approx(statistics.stdev(apart))
+    low, high = comparison["documents"]["interval"]
+    assert low < comparison["documents"]["difference"] < high
+    # Over whole validation documents, so over the tokens that the losses at the end are means of.
+    assert comparison["documents"]["difference"] == pytest.approx(comparison["loss_difference"], abs=1e-4)
+    assert "± " in (out / "report" / "report.md").read_text()
 
 
 def test_stage_commands_stop_at_their_stage(recipe: Any) -> None:
