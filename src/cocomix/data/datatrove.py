@@ -27,8 +27,8 @@ _ENDS = 1 << 16  # document ends read at once
 
 
 def token_files(source: str) -> list[Path]:
-    """The token files of a folder, at any depth, sorted."""
-    return sorted(Path(source).rglob("*.ds"))
+    """The token files of a folder, sorted."""
+    return sorted(Path(source).glob("*.ds"))
 
 
 def is_datatrove_folder(source: str) -> bool:

@@ -70,8 +70,8 @@ class TextDocuments:
 
         if self.source.startswith(HUB_PREFIX):
             return open_hub(self.source)
-        files = [(file.name, str(file.path)) for file in source_files(self.source)]
-        return IterableDataset.from_generator(_records, gen_kwargs={"files": files, "text_field": self.text_field})
+        shards = {"files": source_files(self.source), "text_field": self.text_field}
+        return IterableDataset.from_generator(_records, gen_kwargs=shards)
 
     def content(self, record: dict[str, Any]) -> bytes | None:
         """Its text in UTF-8; None if it is blank or none."""
@@ -84,9 +84,9 @@ class TextDocuments:
         return joined(encoded, self.tokenizer.eos_token_id)
 
 
-def _records(files: list[tuple[str, str]], text_field: str) -> Iterator[dict[str, Any]]:
-    for name, path in files:
-        for document in read_file(SourceFile(name, path), text_field):
+def _records(files: list[SourceFile], text_field: str) -> Iterator[dict[str, Any]]:
+    for file in files:
+        for document in read_file(file, text_field):
             if document.text is not None:
                 yield {text_field: document.text}
 
@@ -239,7 +239,7 @@ def _made_ahead(items: Iterator[T]) -> Iterator[T]:
 def open_stream(
     config: CorpusConfig,
     tokenizer: PreTrainedTokenizerBase,
-    validation_texts: Iterable[str],
+    excluded_texts: Iterable[str],
     *,
     block_size: int,
     seed: int,
@@ -249,12 +249,11 @@ def open_stream(
     Args:
         config: with `streaming`.
         tokenizer: the stream's own, as it is used by a thread.
-        validation_texts: stored ones, which are not trained on if they come from a `validation_source`.
+        excluded_texts: documents of the `validation_source`, if there is one.
         block_size: tokens per block.
         seed: of every order.
     """
     assert config.streaming is not None
-    own = config.validation_source is not None
     documents: Documents
     if is_datatrove_folder(config.source):
         documents = TokenDocuments(config.source, vocabulary_size(tokenizer))
@@ -262,8 +261,8 @@ def open_stream(
         documents = TextDocuments(config.source, config.text_field, tokenizer)
     return BlockStream(
         documents,
-        validation_fraction=0.0 if own else config.validation_fraction,
-        excluded=frozenset(hashlib.sha256(text.encode()).digest() for text in validation_texts) if own else frozenset(),
+        validation_fraction=config.validation_fraction if config.validation_source is None else 0.0,
+        excluded=frozenset(hashlib.sha256(text.encode()).digest() for text in excluded_texts),
         block_size=block_size,
         vocab_size=vocabulary_size(tokenizer),
         shuffle_blocks=config.streaming.shuffle_blocks,
