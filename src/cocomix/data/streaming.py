@@ -161,7 +161,8 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         """Blocks (B,), int64."""
-        for self._begin, tokens in _made_ahead(self._windows(self._begin)):
+        for begin, tokens in _made_ahead(self._windows(self._begin)):
+            self._begin = begin
             blocks = tokens.reshape(self.shuffle_blocks, self.block_size)
             order = np.random.default_rng([self.seed, self._window]).permutation(len(blocks))
             while self._given < len(blocks):
