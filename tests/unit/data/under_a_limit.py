@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 
 from cocomix.data.corpus import CorpusConfig, StreamingConfig
@@ -29,12 +29,11 @@ def main(source: str, tokenizer: str, limit: int) -> None:
     config = CorpusConfig(source, streaming=StreamingConfig(shuffle_blocks=SHUFFLE_BLOCKS))
     stream = open_stream(config, load_tokenizer(tokenizer), [], block_size=BLOCK_SIZE, seed=0)
     blocks = iter(stream)
-    begun = len(list(islice(blocks, 2 * SHUFFLE_BLOCKS)))  # its threads run, its buffers are there
+    read = len(list(islice(blocks, 2 * SHUFFLE_BLOCKS)))  # its threads run, its buffers are there
     resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + limit,) * 2)
-    for read in count(begun):
-        if stream._begin.epoch > 0:
-            break
+    while stream._begin.epoch == 0:
         next(blocks)
+        read += 1
     try:
         bytearray(2 * limit)
     except MemoryError:
