@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -144,18 +145,24 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
         self._window = 0
         self._given = 0  # blocks of the window
 
+    @cached_property
+    def files(self) -> int:
+        """Files of the corpus, what its `IterableDataset` calls shards."""
+        return self.documents.open().num_shards
+
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, as JSON."""
         return {
             "processes": processes.count(),
+            "files": self.files,
             "window": self._window,
             "given": self._given,
             "begin": asdict(self._begin),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on, when next iterated over, where a stream of as many processes stood."""
-        assert state["processes"] == processes.count()
+        """Go on, when next iterated over, where a stream of as many processes and files stood."""
+        assert (state["processes"], state["files"]) == (processes.count(), self.files)
         self._window, self._given = state["window"], state["given"]
         self._begin = Position(**state["begin"])
 

@@ -19,7 +19,7 @@ from cocomix.evaluation.validation import evaluate_model
 from cocomix.objectives import Objective
 from cocomix.training.callbacks import TokenProgress, TrainingTime
 from cocomix.training.config import TrainingConfig, training_arguments
-from cocomix.training.trainer import ObjectiveTrainer, last_complete_checkpoint, step_of
+from cocomix.training.trainer import ObjectiveTrainer, last_complete_checkpoint, position_file, step_of
 
 MEANINGLESS_LOSS = 100.0
 """Nats per token; a model that diverged is above it, or is not a number."""
@@ -78,7 +78,7 @@ def pretrain(
         parallel: how several processes share the work, see `training.config.PARALLEL`.
 
     Raises:
-        InputError: the training diverged, or has read a stream in another number of processes; checkpoints stay.
+        InputError: the training diverged, or a stream is not what it was before an interruption; checkpoints stay.
     """
     unfinished = files.partial(folder)
     block_size = len(validation[0]["input_ids"])
@@ -113,7 +113,7 @@ def pretrain(
         timer.restore(trainer.state)
     else:
         if checkpoint is not None and isinstance(train, BlockStream):
-            _require_as_many_processes(checkpoint, description)
+            _require_same_stream(checkpoint, train, description)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     curve = _curve(trainer.state.log_history, config.tokens_per_step)
@@ -132,15 +132,16 @@ def pretrain(
     return TrainingResult(metrics, curve, int(curve[-1]["tokens"]), timer.seconds, seconds)
 
 
-def _require_as_many_processes(checkpoint: Path, description: str) -> None:
-    """Raise InputError unless as many processes go on as have read, each its own documents, until `checkpoint`."""
-    before = len(list(checkpoint.glob("position-*.json")))
-    if before != processes.count():
+def _require_same_stream(checkpoint: Path, stream: BlockStream, description: str) -> None:
+    """Raise InputError unless what was read until `checkpoint` was the same files, by as many processes."""
+    before = files.read_json(position_file(checkpoint, of=0))
+    now = {"processes": processes.count(), "files": stream.files}
+    changed = [f"{before[what]} {what}, now there are {count}" for what, count in now.items() if before[what] != count]
+    if changed:
         processes.wait_for_first()
         raise InputError(
-            f"{description} was trained by {before} process(es) until {checkpoint}, each of which reads documents of "
-            f"its own from the stream; go on with {before}, not {processes.count()}, or delete {checkpoint.parent} to "
-            "start again"
+            f"{description} cannot go on from {checkpoint}: its corpus was streamed with {' and '.join(changed)}; "
+            f"go on as it was, or delete {checkpoint.parent} to start again"
         )
 
 

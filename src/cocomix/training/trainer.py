@@ -243,7 +243,8 @@ class ObjectiveTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         weights: dict[str, Any] = load_file(Path(resume_from_checkpoint) / "model.safetensors")
         if isinstance(self.train_dataset, BlockStream):
-            self.train_dataset.load_state_dict(files.read_json(position_file(Path(resume_from_checkpoint))))
+            position = position_file(Path(resume_from_checkpoint), processes.rank())
+            self.train_dataset.load_state_dict(files.read_json(position))
         # Of tied weights one name is in the file.
         set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
@@ -260,7 +261,7 @@ class ObjectiveTrainer(Trainer):
         folder = Path(self.args.output_dir)
         newest = folder / f"checkpoint-{self.state.global_step}"
         if isinstance(self.train_dataset, BlockStream):
-            files.write_json(position_file(newest), self.train_dataset.state_dict())
+            files.write_json(position_file(newest, processes.rank()), self.train_dataset.state_dict())
         processes.wait_for_all()  # each has written its random state, and where it reads
         if self.args.should_save:
             (newest / COMPLETE).touch()
@@ -281,9 +282,9 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=step_of, default=None)
 
 
-def position_file(checkpoint: Path) -> Path:
-    """Where in its stream this process was when a checkpoint was written."""
-    return checkpoint / f"position-{processes.rank()}.json"
+def position_file(checkpoint: Path, of: int) -> Path:
+    """Says where process `of` was in its stream of blocks when a checkpoint was written."""
+    return checkpoint / f"position-{of}.json"
 
 
 def step_of(checkpoint: Path) -> int:
