@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.labelling import LabelsConfig, label_in_equal_batches
 from cocomix.concepts.teacher import residual_stream
+from cocomix.data.documents import load_documents
 from cocomix.data.packing import PackedCorpus
+from cocomix.data.streaming import BlockStream, open_stream
 from cocomix.distillation.predictions import load_predictions
 from cocomix.evaluation.flops import BACKWARD, forward_flops_per_token, labelling_flops_per_token
 from cocomix.methods import StudentConfig
@@ -36,6 +39,19 @@ def student_blocks(pipeline: Pipeline, student: StudentConfig, corpus: PackedCor
         train = load_predictions(pipeline.predictions_stage_of(distillation).folder)
         return PackedCorpus(train, corpus.validation, corpus.info)
     return corpus
+
+
+def training_blocks(pipeline: Pipeline, blocks: PackedCorpus, seed: int) -> Dataset | BlockStream:
+    """What a model is trained on: the stored blocks, or the documents that they are a sample of."""
+    recipe = pipeline.recipe
+    if recipe.corpus.streaming is None:
+        return blocks.train
+    excluded: list[str] = []
+    if recipe.corpus.validation_source is not None:
+        documents = load_documents(pipeline.corpus_stage.folder, "validation")
+        assert documents is not None, "token files were refused before"
+        excluded = documents.texts(0, len(documents))
+    return open_stream(recipe.corpus, pipeline.tokenizer(), excluded, block_size=recipe.block_size, seed=seed)
 
 
 def student_objective(pipeline: Pipeline, student: StudentConfig, vocab_size: int) -> Objective:

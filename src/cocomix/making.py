@@ -23,7 +23,7 @@ from cocomix.concepts.sae_training import train_sae
 from cocomix.concepts.teacher import check_causal, teacher_fingerprint
 from cocomix.data.corpus import is_token_folder, write_documents
 from cocomix.data.documents import load_documents
-from cocomix.data.packing import PackedCorpus, pack_documents, pack_token_files
+from cocomix.data.packing import PackedCorpus, pack_documents, pack_token_documents, pack_token_files
 from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
 from cocomix.distillation.predictions import PredictionsInfo, predict_corpus, predictions_whole
 from cocomix.errors import InputError
@@ -38,6 +38,7 @@ from cocomix.learning import (
     student_blocks,
     student_objective,
     teacher_flops,
+    training_blocks,
 )
 from cocomix.methods import DistillationConfig
 from cocomix.models.building import backbone_config, build_plain
@@ -66,13 +67,17 @@ def make_corpus(pipeline: Pipeline) -> Made:
             texts = load_from_disk(str(folder / "documents" / "train"))["text"]
             tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size)
         tokenizer.save_pretrained(str(folder / "tokenizer"))
-        if documents is None:
+        if documents is None and recipe.corpus.streaming is not None:
+            info = pack_token_documents(recipe.corpus, tokenizer, recipe.block_size, folder)
+        elif documents is None:
             info = pack_token_files(Path(recipe.corpus.source), tokenizer, recipe.block_size, folder)
         else:
             info = pack_documents(folder / "documents", tokenizer, recipe.block_size, folder)
-    _check_corpus_size(pipeline, info.train_blocks * info.block_size)
+    if recipe.corpus.streaming is None:
+        _check_corpus_size(pipeline, info.train_blocks * info.block_size)
+    streamed = "" if recipe.corpus.streaming is None else ", streamed; of it a sample"
     summary = {
-        "source": recipe.corpus.source,
+        "source": recipe.corpus.source + streamed,
         "documents": documents and dataclasses.asdict(documents),
         "packed": dataclasses.asdict(info),
     }
@@ -318,7 +323,7 @@ def _pretrain(
     return pretrain(
         model,
         objective,
-        blocks.train,
+        training_blocks(pipeline, blocks, seed),
         blocks.validation,
         training,
         folder,

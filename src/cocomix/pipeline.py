@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -223,7 +224,14 @@ class Pipeline:
     ) -> Stage:
         everything = self.recipe.to_dict()
         settings = {key: everything[key] for key in keys}
+        if name == "teacher":
+            settings |= self._stream_settings()
         return Stage(name, self.folder / name, settings, needs, lambda: make(self), together)
+
+    def _stream_settings(self) -> dict[str, Any]:
+        """What a training depends on, beside the stored sample, where it reads the corpus itself."""
+        corpus = self.recipe.corpus
+        return {} if corpus.streaming is None else {"corpus": dataclasses.asdict(corpus)}
 
     def _student_stage(self, name: str, seed: int) -> Stage:
         student = self.recipe.students[name]
@@ -234,6 +242,7 @@ class Pipeline:
             "backbone": dataclasses.asdict(self.recipe.backbone),
             "training": dataclasses.asdict(self.recipe.training),
             "seed": seed,
+            **self._stream_settings(),
         }
         needs = [self.corpus_stage]
         distillation = student.distillation_config()

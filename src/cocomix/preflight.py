@@ -14,6 +14,7 @@ from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_training import require_saelens
 from cocomix.concepts.teacher import teacher_config
 from cocomix.data.corpus import check_corpus, is_token_folder
+from cocomix.data.datatrove import check_token_files, is_datatrove_folder
 from cocomix.data.tokenizer import MIN_VOCAB_SIZE, load_tokenizer, same_tokenizer, vocabulary_size
 from cocomix.errors import InputError
 from cocomix.methods import SPLIT_METHODS
@@ -53,7 +54,7 @@ def check(pipeline: Pipeline, with_catalog: bool = False) -> None:
             )
         attempt(lambda: check_corpus(recipe.corpus))
         if recipe.tokenizer.source is not None:
-            attempt(lambda: _check_tokenizer(recipe.tokenizer.source))
+            attempt(lambda: _check_tokenizer(recipe.tokenizer.source, recipe.corpus.source))
     if recipe.labels.source is not None and recipe.needs_labels() and not pipeline.labels_stage.is_done():
         attempt(pipeline.labels)
     if recipe.needs_teacher() and not all(stage.is_done() for stage in pipeline.stages()):
@@ -82,9 +83,12 @@ def _raise(problems: list[str]) -> None:
         raise InputError("\n".join(problems))
 
 
-def _check_tokenizer(source: str | None) -> None:
+def _check_tokenizer(source: str | None, corpus: str) -> None:
+    """The tokenizer loads, and made the corpus' tokens if these tell."""
     assert source is not None
-    load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
+    if is_datatrove_folder(corpus):
+        check_token_files(corpus, tokenizer)
 
 
 def _check_teacher(recipe: Recipe, with_sae: bool) -> None:

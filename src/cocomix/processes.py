@@ -24,14 +24,19 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_first() -> bool:
     """Whether this is the process that makes what only one can make, and that speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
 def share(items: Sequence[T]) -> list[T]:
     """The items that fall to this process; every item falls to exactly one."""
-    return list(items[int(os.environ.get("RANK", "0")) :: count()])
+    return list(items[rank() :: count()])
 
 
 def sum_arrays(arrays: list[np.ndarray]) -> list[np.ndarray]:

@@ -137,6 +137,7 @@ class Recipe:
                 "labels.alignment is 'characters', but a student that learns from the teacher itself (kd, "
                 "hidden_states) needs a teacher that reads its tokens; leave it out, or set labels.alignment to tokens"
             )
+        found += self._streaming_problems()
         if self.needs_labels():
             found += self.labels.problems() + self.catalog.problems()
             if self.labels.source is None and self.sae.source is None:
@@ -159,6 +160,24 @@ class Recipe:
             if self.labels.source is not None and self.labels_of(student) != self.labels:
                 lines.append("labels has no effect with labels.source, which has been labelled; leave one of them out")
             found += [f"students.{name}: {line}" for line in lines]
+        return found
+
+    def _streaming_problems(self) -> list[str]:
+        """What a stream of blocks, none of which is stored, cannot be trained on with."""
+        if self.corpus.streaming is None:
+            return []
+        found = self.corpus.streaming.problems()
+        if self.needs_labels() and not self.labels.online:
+            found.append(
+                "corpus.streaming stores no training blocks, so no labels of them either; set labels.online to true"
+            )
+        for name, student in self.students.items():
+            distillation = student.distillation_config()
+            if distillation is not None and distillation.top_k is not None:
+                found.append(
+                    f"students.{name}: corpus.streaming stores no training blocks, so no predictions for them either; "
+                    "leave distillation.top_k out"
+                )
         return found
 
     def _parallel_problems(self) -> list[str]:

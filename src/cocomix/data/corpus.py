@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,9 +13,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from cocomix.data.arrow import dataset_writer
+from cocomix.data.datatrove import is_datatrove_folder
 from cocomix.data.sources import (
     HUB_PREFIX,
-    Document,
     is_record_file,
     read_documents,
     read_file,
@@ -29,20 +30,46 @@ _EXAMPLES = 5  # names of unreadable files to keep
 
 
 @dataclass
+class StreamingConfig:
+    """How a corpus is read that does not fit on the disk: students train on its documents as they are read.
+
+    Attributes:
+        sample_megabytes: training text that is stored, from the beginning of the source, for what is made once:
+            the tokenizer, the sparse autoencoder, the catalogue. (Of token files, megabytes of tokens.)
+        validation_megabytes: validation text that is stored.
+        shuffle_blocks: so many blocks are held in memory and shuffled, by each process.
+    """
+
+    sample_megabytes: float = 256
+    validation_megabytes: float = 8
+    shuffle_blocks: int = 2048
+
+    def problems(self) -> list[str]:
+        """What cannot work about these settings, a line each."""
+        return [
+            f"corpus.streaming.{name} is {value}; it must be above 0"
+            for name, value in vars(self).items()
+            if not value > 0
+        ]
+
+
+@dataclass
 class CorpusConfig:
     """The recipe's section `corpus`.
 
     Attributes:
         source: `python-stdlib` (the modules of Python's standard library, without their tests); a
             file or folder of text (.txt, .md, .py: one document each) or of records (.jsonl,
-            .jsonl.gz, .jsonl.zst, .parquet); a folder with nanoGPT's train.bin and val.bin; or
-            `hf:NAME` or `hf:NAME:SPLIT`, a Hugging Face dataset, streamed (split `train` unless given).
+            .jsonl.gz, .jsonl.zst, .parquet); a folder with nanoGPT's train.bin and val.bin, or with
+            datatrove's token files (.ds); or `hf:NAME` or `hf:NAME:SPLIT`, a Hugging Face dataset,
+            streamed (split `train` unless given).
         validation_source: a second source, in the same forms, all of whose documents are the
             validation set. Without it, validation is a share of `source`.
         text_field: the field that holds the text, where documents are records.
         validation_fraction: share of the documents that go to validation, between 0 and 1. Unused
             with a `validation_source`.
         max_documents: stop after this many documents of `source`, empty ones and duplicates not counted.
+        streaming: store a sample only and train on the documents as they are read; without it, all are stored.
     """
 
     source: str = "python-stdlib"
@@ -50,6 +77,7 @@ class CorpusConfig:
     text_field: str = "text"
     validation_fraction: float = 0.05
     max_documents: int | None = None
+    streaming: StreamingConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +107,12 @@ class CorpusSummary:
 
 
 def is_token_folder(source: str) -> bool:
-    """Whether `source` holds tokens rather than text: a folder with nanoGPT's train.bin and val.bin."""
+    """Whether `source` holds tokens rather than text: nanoGPT's train.bin and val.bin, or datatrove's files."""
+    return is_nanogpt_folder(source) or is_datatrove_folder(source)
+
+
+def is_nanogpt_folder(source: str) -> bool:
+    """Whether `source` is a folder with nanoGPT's train.bin and val.bin."""
     return all(Path(source, name).is_file() for name in ("train.bin", "val.bin"))
 
 
@@ -95,10 +128,28 @@ def check_corpus(config: CorpusConfig) -> None:
         )
     if config.max_documents is not None and config.max_documents < 1:
         raise InputError(f"max_documents is {config.max_documents}: give at least 1, or leave it out for all")
-    if is_token_folder(config.source):
+    if config.streaming is not None and config.max_documents is not None:
+        raise InputError("corpus.max_documents has no effect on what is streamed: leave it out, or corpus.streaming")
+    if is_nanogpt_folder(config.source):
         if config.validation_source is not None:
             raise InputError(
                 f"corpus source {config.source!r} has its own validation tokens in val.bin: leave validation_source out"
+            )
+        if config.streaming is not None:
+            raise InputError(
+                f"corpus source {config.source!r} holds train.bin, which is not streamed: leave corpus.streaming out"
+            )
+        return
+    if is_datatrove_folder(config.source):
+        if config.streaming is None:
+            raise InputError(
+                f"corpus source {config.source!r} holds datatrove's token files, which are streamed: "
+                "set corpus.streaming, for its defaults to {}"
+            )
+        if config.validation_source is not None:
+            raise InputError(
+                f"corpus source {config.source!r} holds token files, of which validation_fraction is held out: "
+                "leave validation_source out"
             )
         return
     _check_source(config.source, config.text_field)
@@ -122,7 +173,8 @@ def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
     Columns: `text` (large string) and `source` (string: the record's own field of that name, else
     the file's relative name). A document is the same document wherever its text is the same: it is
     kept once, and never on both sides. Which side it falls on depends on its text alone. The
-    documents stream through; what grows with their number is a 16-byte digest of each.
+    documents stream through; what grows with their number is a 16-byte digest of each. Of a corpus
+    that is streamed, reading ends as soon as both sides have what is to be stored of them.
 
     Raises `InputError` as `check_corpus` does, for what only reading shows, and if a side ends empty.
     """
@@ -133,12 +185,22 @@ def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
         dataset_writer(folder / "validation", _SCHEMA) as validation_writer,
     ):
         train, validation = _Side(train_writer), _Side(validation_writer)
+        if config.streaming is not None:
+            train.limit = round(config.streaming.sample_megabytes * 1e6)
+            validation.limit = round(config.streaming.validation_megabytes * 1e6)
         if config.validation_source is not None:
             for document in sieve.distinct(config.validation_source, config.text_field):
                 validation.add(document)
+                if validation.is_full():
+                    break
+            validation.limit = validation.bytes
         for document in islice(sieve.distinct(config.source, config.text_field), config.max_documents):
-            held_out = config.validation_source is None and document.is_held_out(config.validation_fraction)
-            (validation if held_out else train).add(document)
+            held_out = config.validation_source is None and is_held_out(document.digest, config.validation_fraction)
+            side = validation if held_out else train
+            if not side.is_full():
+                side.add(document)
+            elif train.is_full() and validation.is_full():
+                break
         _require_both_sides(config, train.documents, validation.documents)
         train.flush()
         validation.flush()
@@ -179,8 +241,10 @@ class _Kept:
     source: str
     digest: bytes  # SHA-256 of the text
 
-    def is_held_out(self, fraction: float) -> bool:
-        return int.from_bytes(self.digest[:8], "big") / 2**64 < fraction
+
+def is_held_out(digest: bytes, fraction: float) -> bool:
+    """Whether the document with that SHA-256 belongs to the `fraction` that is validation."""
+    return int.from_bytes(digest[:8], "big") / 2**64 < fraction
 
 
 @dataclass
@@ -199,7 +263,7 @@ class _Sieve:
         for document in tqdm(
             read_documents(source, text_field), desc=f"Reading {source}", unit=" documents", disable=None
         ):
-            text = _utf8(document)
+            text = document.utf8()
             if text is None:
                 self.unreadable += 1
                 last_unreadable = document.source
@@ -220,23 +284,20 @@ class _Sieve:
             raise InputError(f"corpus source {source!r} has no document with text ({why}): give UTF-8 text")
 
 
-def _utf8(document: Document) -> bytes | None:
-    try:
-        return None if document.text is None else document.text.encode("utf-8")
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which is no text
-        return None
-
-
 class _Side:
     """One side of the split: counts its documents and writes them in batches of bounded size."""
 
     def __init__(self, writer: pa.RecordBatchStreamWriter) -> None:
         self.documents = 0
         self.bytes = 0
+        self.limit: float = math.inf  # bytes that are enough
         self.digests = hashlib.sha256()  # over the documents' digests, in order
         self._writer = writer
         self._pending: list[_Kept] = []
         self._pending_bytes = 0
+
+    def is_full(self) -> bool:
+        return self.bytes >= self.limit
 
     def add(self, document: _Kept) -> None:
         self.documents += 1

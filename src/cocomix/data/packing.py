@@ -1,4 +1,4 @@
-"""Documents, or nanoGPT's token files, to blocks of equal length; B is the block size in tokens.
+"""Documents, or token files, to blocks of equal length; B is the block size in tokens.
 
 A packed corpus is a folder with the dataset folders `train` and `validation`, whose column
 `input_ids` holds B token ids a row, and `corpus.json`, written last, with its `PackedInfo`.
@@ -12,13 +12,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
 from cocomix.data.arrow import dataset_writer
+from cocomix.data.corpus import CorpusConfig, is_held_out
+from cocomix.data.datatrove import TokenDocuments
 from cocomix.data.documents import save_document_lengths
 from cocomix.data.tokenizer import encode_documents, tokenizer_fingerprint, vocabulary_size
 from cocomix.errors import InputError
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+Text = TypeVar("Text", str, bytes)
 INFO_FILE = "corpus.json"
 
 _BATCH_DOCUMENTS = 256
@@ -117,6 +120,50 @@ def pack_token_files(source: Path, tokenizer: PreTrainedTokenizerBase, block_siz
     )
 
 
+def pack_token_documents(
+    config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path
+) -> PackedInfo:
+    """Pack what `corpus.streaming` wants stored of datatrove's token files, from their beginning, into `folder`.
+
+    Raises `InputError` if a file is not whole, holds an id outside the tokenizer's vocabulary, or if a
+    side has less than one block.
+    """
+    assert config.streaming is not None
+    documents = TokenDocuments(config.source, vocabulary_size(tokenizer))
+    limits = config.streaming
+    train = _token_documents(documents, config.validation_fraction, False, limits.sample_megabytes)
+    held_out = _token_documents(documents, config.validation_fraction, True, limits.validation_megabytes)
+    validation = np.concatenate([np.empty(0, np.uint32), *held_out])
+    return _pack(
+        train=tqdm(train, desc="Packing the sample", unit=" batches", disable=None),
+        validation=[validation],
+        validation_bytes=_text_bytes(tokenizer, validation),
+        tokenizer=tokenizer,
+        block_size=block_size,
+        folder=folder,
+    )
+
+
+def _token_documents(
+    documents: TokenDocuments, validation_fraction: float, held_out: bool, megabytes: float
+) -> Iterator[np.ndarray]:
+    """The tokens of one side, a few documents at a time, until they are that many."""
+
+    def contents() -> Iterator[bytes]:
+        for record in documents.open():
+            content = documents.content(record)
+            if content and is_held_out(hashlib.sha256(content).digest(), validation_fraction) == held_out:
+                yield content
+
+    missing = megabytes * 1e6
+    for batch in batches(contents(), _BATCH_CHARACTERS):
+        tokens = documents.encode(batch)
+        yield tokens
+        missing -= tokens.nbytes
+        if missing <= 0:
+            return
+
+
 def load_packed(folder: Path) -> PackedCorpus:
     """Open a packed corpus; `InputError` if `folder` is not a whole one."""
     from datasets import load_from_disk
@@ -204,23 +251,27 @@ def _write_blocks(stream: Iterable[np.ndarray], block_size: int, vocab_size: int
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], lengths: array[int]) -> Iterator[np.ndarray]:
     """The tokens of `texts`, end-of-text after each, in arrays of many documents; `lengths` gets each one's number."""
-    for batch in _batches(texts):
+    for batch in batches(texts, _BATCH_CHARACTERS):
         encoded = encode_documents(tokenizer, batch)
         lengths.extend(len(tokens) + 1 for tokens in encoded)
-        with_ends = chain.from_iterable(chain(tokens, (tokenizer.eos_token_id,)) for tokens in encoded)
-        yield np.fromiter(with_ends, np.int64)
+        yield joined(encoded, tokenizer.eos_token_id)
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """`texts` in lists that are bounded in number and in length."""
-    batch: list[str] = []
-    characters = 0
+def joined(encoded: Iterable[list[int]], eos_token_id: int) -> np.ndarray:
+    """The tokens of several documents, end to end, end-of-text after each; int64."""
+    return np.fromiter(chain.from_iterable(chain(tokens, (eos_token_id,)) for tokens in encoded), np.int64)
+
+
+def batches(texts: Iterable[Text], max_length: int) -> Iterator[list[Text]]:
+    """`texts` in lists that are bounded in number and in length, each given before the next text is asked for."""
+    batch: list[Text] = []
+    length = 0
     for text in texts:
         batch.append(text)
-        characters += len(text)
-        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+        length += len(text)
+        if len(batch) == _BATCH_DOCUMENTS or length >= max_length:
             yield batch
-            batch, characters = [], 0
+            batch, length = [], 0
     if batch:
         yield batch
 

@@ -9,12 +9,15 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocomix.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 PYTHON_STDLIB = "python-stdlib"
 HUB_PREFIX = "hf:"
@@ -32,6 +35,13 @@ class Document(NamedTuple):
 
     text: str | None  # None: the file is not UTF-8 text
     source: str  # the record's own "source", else the file's name relative to the corpus, or the dataset's
+
+    def utf8(self) -> bytes | None:
+        """The text in UTF-8; None if there is none, or if it cannot be written so."""
+        try:
+            return None if self.text is None else self.text.encode("utf-8")
+        except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which is no text
+            return None
 
 
 class SourceFile(NamedTuple):
@@ -127,7 +137,7 @@ def _read_jsonl(file: SourceFile, text_field: str) -> Iterator[Document]:
                     raise InputError(
                         f"{file.name}, line {number} is a {type(record).__name__}, not an object with fields"
                     )
-                yield _document(record, text_field, f"{file.name}, line {number}", file.name)
+                yield as_document(record, text_field, f"{file.name}, line {number}", file.name)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
             f"{file.name}, line {number} is not JSON ({error}): a jsonl file has one JSON object on each line"
@@ -151,27 +161,33 @@ def _read_parquet(file: SourceFile, text_field: str) -> Iterator[Document]:
         for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
             for record in batch.to_pylist():
                 row += 1
-                yield _document(record, text_field, f"{file.name}, row {row}", file.name)
+                yield as_document(record, text_field, f"{file.name}, row {row}", file.name)
 
 
-def _read_hub(source: str, text_field: str) -> Iterator[Document]:
+def open_hub(source: str) -> IterableDataset:
+    """The records of a Hugging Face dataset, streamed; `InputError` if it does not open."""
     from datasets import load_dataset
 
     name, _, split = source.removeprefix(HUB_PREFIX).partition(":")
     # Streamed, a dataset leaves nothing but a lock file behind; that goes with the temporary cache.
     with TemporaryDirectory() as cache:
         try:
-            records = load_dataset(name, split=split or "train", streaming=True, cache_dir=cache)
+            return load_dataset(name, split=split or "train", streaming=True, cache_dir=cache)
         except (OSError, ValueError, RuntimeError) as error:  # unreachable, no such split, needs a script
             raise InputError(
                 f"corpus source {source!r} cannot be opened as a Hugging Face dataset "
                 f"({_one_line(error)}): give {HUB_PREFIX}NAME or {HUB_PREFIX}NAME:SPLIT"
             ) from error
-        for number, record in enumerate(records, 1):
-            yield _document(record, text_field, f"{source}, record {number}", name)
 
 
-def _document(record: Mapping[str, Any], text_field: str, where: str, name: str) -> Document:
+def _read_hub(source: str, text_field: str) -> Iterator[Document]:
+    name = source.removeprefix(HUB_PREFIX).partition(":")[0]
+    for number, record in enumerate(open_hub(source), 1):
+        yield as_document(record, text_field, f"{source}, record {number}", name)
+
+
+def as_document(record: Mapping[str, Any], text_field: str, where: str, name: str) -> Document:
+    """The document of a record; `InputError`, which says `where` it is, unless `text_field` holds a string."""
     _require_field(record, text_field, where)
     text, source = record[text_field], record.get("source")
     if not isinstance(text, str):

@@ -131,11 +131,12 @@ class TrainingConfig:
 
 
 def training_arguments(
-    config: TrainingConfig, folder: Path, block_size: int, seed: int, parallel: str = "ddp"
+    config: TrainingConfig, folder: Path, block_size: int, seed: int, parallel: str = "ddp", streamed: bool = False
 ) -> TrainingArguments:
     """The Trainer's arguments for blocks of `block_size` tokens, with checkpoints in `folder`.
 
-    `parallel` is how the processes share the work, if there are several.
+    `parallel` is how the processes share the work, if there are several. A stream of blocks that is gone on with
+    begins where it was: nothing of it is skipped.
     """
     every = config.steps_per_evaluation()
     arguments = TrainingArguments(
@@ -163,6 +164,7 @@ def training_arguments(
         logging_nan_inf_filter=False,  # it would hide that a training has diverged
         seed=seed,
         data_seed=seed,
+        ignore_data_skip=streamed,
         report_to=config.report_to or "none",
         remove_unused_columns=False,
         disable_tqdm=True,

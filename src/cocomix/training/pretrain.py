@@ -1,4 +1,4 @@
-"""Train one model from scratch on packed blocks; interrupted, it goes on from its last checkpoint."""
+"""Train one model from scratch on packed or streamed blocks; interrupted, it goes on from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from cocomix import files, processes
+from cocomix.data.streaming import BlockStream
 from cocomix.errors import InputError
 from cocomix.evaluation.flops import training_flops_per_token
 from cocomix.evaluation.validation import evaluate_model
 from cocomix.objectives import Objective
 from cocomix.training.callbacks import TokenProgress, TrainingTime
 from cocomix.training.config import TrainingConfig, training_arguments
-from cocomix.training.trainer import ObjectiveTrainer, last_complete_checkpoint, step_of
+from cocomix.training.trainer import ObjectiveTrainer, last_complete_checkpoint, position_file, step_of
 
 MEANINGLESS_LOSS = 100.0
 """Nats per token; a model that diverged is above it, or is not a number."""
@@ -46,7 +47,7 @@ class TrainingResult:
 def pretrain(
     model: PreTrainedModel,
     objective: Objective,
-    train: Dataset,
+    train: Dataset | BlockStream,
     validation: Dataset,
     config: TrainingConfig,
     folder: Path,
@@ -60,13 +61,14 @@ def pretrain(
 
     The caller adds what else belongs to the run, deletes the checkpoints and gives the folder its final name, as
     `stages.Stage` does. Checkpoints lie in the same unfinished folder until then; called again after an interruption,
-    training goes on from the last of them and ends with the same weights; with as many processes as before, or not.
+    training goes on from the last of them and ends with the same weights; with as many processes as before, or, of
+    packed blocks, with others.
     Called by every process, all of which train the one model.
 
     Args:
         model: freshly initialised.
         objective: what is minimised.
-        train: blocks with the columns that the objective reads, enough for a step.
+        train: blocks with the columns that the objective reads, enough for a step; or this process' stream of blocks.
         validation: blocks to evaluate on; all of them, every time.
         config: settings.
         folder: final place of the run.
@@ -76,16 +78,17 @@ def pretrain(
         parallel: how several processes share the work, see `training.config.PARALLEL`.
 
     Raises:
-        InputError: the training diverged; checkpoints stay.
+        InputError: the training diverged, or a stream is not what it was before an interruption; checkpoints stay.
     """
     unfinished = files.partial(folder)
-    block_size = len(train[0]["input_ids"])
-    per_step = config.tokens_per_step // block_size
-    train = train.select(range(len(train) - len(train) % per_step))  # every step is whole, in every epoch
+    block_size = len(validation[0]["input_ids"])
+    if not isinstance(train, BlockStream):
+        per_step = config.tokens_per_step // block_size
+        train = train.select(range(len(train) - len(train) % per_step))  # every step is whole, in every epoch
     timer = TrainingTime()
     trainer = ObjectiveTrainer(
         model,
-        training_arguments(config, unfinished, block_size, seed, parallel),
+        training_arguments(config, unfinished, block_size, seed, parallel, streamed=isinstance(train, BlockStream)),
         objective=objective,
         train_dataset=train,
         eval_dataset=validation,
@@ -109,6 +112,8 @@ def pretrain(
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         timer.restore(trainer.state)
     else:
+        if checkpoint is not None and isinstance(train, BlockStream):
+            _require_same_stream(checkpoint, train, description)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     curve = _curve(trainer.state.log_history, config.tokens_per_step)
@@ -125,6 +130,19 @@ def pretrain(
     metrics = {name: value for name, value in curve[-1].items() if name != "tokens"}
     seconds = [entry["seconds"] for entry in trainer.state.log_history if "eval_loss" in entry]
     return TrainingResult(metrics, curve, int(curve[-1]["tokens"]), timer.seconds, seconds)
+
+
+def _require_same_stream(checkpoint: Path, stream: BlockStream, description: str) -> None:
+    """Raise InputError unless what was read until `checkpoint` was the same files, by as many processes."""
+    before = files.read_json(position_file(checkpoint, of=0))
+    now = {"processes": processes.count(), "files": stream.files}
+    changed = [f"{before[what]} {what}, now there are {count}" for what, count in now.items() if before[what] != count]
+    if changed:
+        processes.wait_for_first()
+        raise InputError(
+            f"{description} cannot go on from {checkpoint}: its corpus was streamed with {' and '.join(changed)}; "
+            f"go on as it was, or delete {checkpoint.parent} to start again"
+        )
 
 
 def _curve(history: list[dict[str, Any]], tokens_per_step: int) -> list[dict[str, float]]:

@@ -21,10 +21,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 
 from cocomix import files, processes
 from cocomix.data.blocks import Blocks, collate
+from cocomix.data.streaming import BlockStream
 from cocomix.errors import InputError
 from cocomix.evaluation.flops import peak_flops
 from cocomix.objectives import Counts, Objective
@@ -49,7 +51,7 @@ class ObjectiveTrainer(Trainer):
         model: the model to train.
         args: Transformers' training arguments.
         objective: what is minimised.
-        train_dataset: blocks with the objective's columns.
+        train_dataset: blocks with the objective's columns, or this process' stream of blocks.
         eval_dataset: validation blocks.
         evaluate: metrics of the model on `eval_dataset`, called at every evaluation.
         description: what messages call the model.
@@ -66,7 +68,7 @@ class ObjectiveTrainer(Trainer):
         args: TrainingArguments,
         *,
         objective: Objective,
-        train_dataset: Dataset,
+        train_dataset: Dataset | BlockStream,
         eval_dataset: Dataset,
         evaluate: Evaluate,
         description: str,
@@ -77,7 +79,8 @@ class ObjectiveTrainer(Trainer):
         keep_best: bool = False,
         **kwargs: Any,
     ) -> None:
-        blocks = Blocks(train_dataset, objective.columns)
+        streamed = isinstance(train_dataset, BlockStream)
+        blocks = train_dataset if streamed else Blocks(train_dataset, objective.columns)
         super().__init__(model, args, train_dataset=blocks, eval_dataset=eval_dataset, data_collator=collate, **kwargs)
         self.model_class = type(model)
         self.objective = objective
@@ -102,12 +105,23 @@ class ObjectiveTrainer(Trainer):
             state.distributed_type = DistributedType.FSDP
             self.is_fsdp_enabled = True
 
+    def get_train_dataloader(self) -> DataLoader:
+        """As the Trainer does; of a stream the batches just as they come, which are this process' own already."""
+        if not isinstance(self.train_dataset, BlockStream):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            self.args.per_device_train_batch_size,
+            collate_fn=lambda blocks: {"input_ids": torch.stack(blocks)},
+            generator=torch.Generator(),  # else it would draw from the one that dropout draws from, at each beginning
+        )
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Any]:
         """The micro-batches of the next step, and their targets counted over all of them and all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = self.objective.prepare(batches)
+        batches = self.objective.prepare([self._prepare_inputs(batch) for batch in batches])
         self._steps_in_parts += 1
         counted = [self.objective.count(batch) for batch in batches]
         counts = {
@@ -228,6 +242,9 @@ class ObjectiveTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         weights: dict[str, Any] = load_file(Path(resume_from_checkpoint) / "model.safetensors")
+        if isinstance(self.train_dataset, BlockStream):
+            position = position_file(Path(resume_from_checkpoint), processes.rank())
+            self.train_dataset.load_state_dict(files.read_json(position))
         # Of tied weights one name is in the file.
         set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
@@ -241,10 +258,12 @@ class ObjectiveTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        processes.wait_for_all()  # each has written its random state
+        folder = Path(self.args.output_dir)
+        newest = folder / f"checkpoint-{self.state.global_step}"
+        if isinstance(self.train_dataset, BlockStream):
+            files.write_json(position_file(newest, processes.rank()), self.train_dataset.state_dict())
+        processes.wait_for_all()  # each has written its random state, and where it reads
         if self.args.should_save:
-            folder = Path(self.args.output_dir)
-            newest = folder / f"checkpoint-{self.state.global_step}"
             (newest / COMPLETE).touch()
             by_age = sorted(folder.glob("checkpoint-*"), key=step_of)
             for older in by_age[: -self.keep_checkpoints]:
@@ -261,6 +280,11 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
         else:
             shutil.rmtree(checkpoint)
     return max(complete, key=step_of, default=None)
+
+
+def position_file(checkpoint: Path, of: int) -> Path:
+    """Says where process `of` was in its stream of blocks when a checkpoint was written."""
+    return checkpoint / f"position-{of}.json"
 
 
 def step_of(checkpoint: Path) -> int:

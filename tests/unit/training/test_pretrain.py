@@ -10,17 +10,22 @@ import re
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from test_trainer import blocks, model_of
+from test_trainer import BACKBONE, blocks, model_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cocomix import InputError, files
+from cocomix.data.datatrove import TokenDocuments
+from cocomix.data.streaming import BlockStream
 from cocomix.objectives import ConceptMixing, NextToken
 from cocomix.training import config as training_config
 from cocomix.training import pretrain as pretrain_module
@@ -39,7 +44,13 @@ SMALL: dict[str, Any] = {
 }
 
 
-def train(folder: Path, method: str = "ntp", data: Dataset | None = None, **changes: Any) -> TrainingResult:
+class Killed(BaseException):
+    pass
+
+
+def train(
+    folder: Path, method: str = "ntp", data: Dataset | BlockStream | None = None, **changes: Any
+) -> TrainingResult:
     files.partial(folder).mkdir(parents=True, exist_ok=True)
     data = blocks() if data is None else data
     settings = TrainingConfig(**{**SMALL, **changes})
@@ -99,9 +110,6 @@ def test_the_learning_rate_follows_its_schedule(schedule, tmp_path):
     ids=str,
 )
 def test_interrupted_it_ends_with_the_same_weights(settings, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
-
     step = ObjectiveTrainer.training_step
 
     def killed_at_step_6(self: ObjectiveTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -118,6 +126,66 @@ def test_interrupted_it_ends_with_the_same_weights(settings, tmp_path, monkeypat
     train(tmp_path / "undisturbed", "cocomix", **settings)
     found, expected = weights(tmp_path / "killed"), weights(tmp_path / "undisturbed")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Callable[[], BlockStream]:
+    """New streams of one corpus, of 80 documents in two files, so of less than the training's 48 blocks."""
+    draw = np.random.default_rng(0)
+    for name in ("a.ds", "b.ds"):
+        documents = [draw.integers(1, 61, draw.integers(4, 12)) for _ in range(40)]
+        (tmp_path / name).write_bytes(np.concatenate(documents).astype("<u2").tobytes())
+        (tmp_path / f"{name}.index").write_bytes(np.cumsum([len(d) for d in documents]).astype("<u8").tobytes())
+    return lambda: BlockStream(
+        TokenDocuments(str(tmp_path), 61), validation_fraction=0.1, excluded=frozenset(), block_size=16,
+        vocab_size=61, shuffle_blocks=5, seed=3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("killed_at", [5, 6, 9])
+def test_interrupted_on_a_stream_it_ends_with_the_same_weights(killed_at, stream, tmp_path, monkeypatch):
+    """Dropout included: going on draws no random number that the undisturbed training does not."""
+    for dropout in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        monkeypatch.setattr(BACKBONE, dropout, 0.1)
+    step = ObjectiveTrainer.training_step
+    read: list[torch.Tensor] = []
+
+    def killed(self: ObjectiveTrainer, model: PreTrainedModel, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == killed_at:
+            raise Killed
+        return step(self, model, inputs, *args, **kwargs)
+
+    def watched(self: ObjectiveTrainer, model: PreTrainedModel, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        read.append(inputs["input_ids"])
+        return step(self, model, inputs, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ObjectiveTrainer, "training_step", killed)
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", data=stream())
+    train(tmp_path / "killed", data=stream())
+    monkeypatch.setattr(ObjectiveTrainer, "training_step", watched)
+    undisturbed = train(tmp_path / "undisturbed", data=stream())
+    found, expected = weights(tmp_path / "killed"), weights(tmp_path / "undisturbed")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert undisturbed.tokens == STEPS * TOKENS_PER_STEP
+    assert torch.equal(torch.cat(read), torch.stack(list(islice(stream(), 4 * STEPS))))
+
+
+def test_a_stream_that_has_changed_is_not_gone_on_with(stream, tmp_path):
+    train(tmp_path / "run", data=stream())
+    last = files.partial(tmp_path / "run") / "checkpoint-12"
+    checkpoint = last.rename(last.with_name("checkpoint-8"))  # so that there is something to go on with
+    position = files.read_json(checkpoint / "position-0.json")
+    files.write_json(checkpoint / "position-0.json", {**position, "processes": 2})
+    (tmp_path / "b.ds").rename(tmp_path / "b.other")
+    with pytest.raises(InputError) as caught:
+        train(tmp_path / "run", data=stream())
+    assert str(caught.value) == (
+        f"student ntp cannot go on from {checkpoint}: its corpus was streamed with 2 processes, now there are 1 and "
+        f"2 files, now there are 1; go on as it was, or delete {checkpoint.parent} to start again"
+    )
+    assert (checkpoint / "complete").is_file()
 
 
 @pytest.mark.parametrize("method", ["ntp", "cocomix"])
