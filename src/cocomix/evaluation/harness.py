@@ -49,7 +49,7 @@ class TaskSettings:
     data: Path | None = None
     definitions: Path | None = None
     limit: int | None = None
-    batch_size: int = 16
+    batch_size: int = 8
     precision: str = "fp32"
 
 
