@@ -26,12 +26,13 @@ def run(arguments: Sequence[str]) -> int:
             raise InputError(f"--{name.replace('_', '-')} is {value}; give 1 or more")
 
     from cocomix.evaluation.harness import TaskSettings, evaluate_tasks, plan_tasks
-    from cocomix.evaluation.record import EVALUATION_FILE, add_evaluations
+    from cocomix.evaluation.record import EVALUATION_FILE, add_evaluations, check_evaluations
     from cocomix.evaluation.subject import open_subject
     from cocomix.evaluation.tables import evaluation_tables
     from cocomix.evaluation.text import TextSettings, evaluate_text
 
     subject = open_subject(options.run)
+    check_evaluations(options.run)
     common = {key: getattr(options, key) for key in ("limit", "batch_size", "precision")}
     plan = None
     if options.tasks is not None:
