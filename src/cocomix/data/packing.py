@@ -156,7 +156,7 @@ def _token_documents(
                 yield content
 
     missing = megabytes * 1e6
-    for batch in batches(contents(), _BATCH_CHARACTERS):
+    for batch in batches(contents()):
         tokens = documents.encode(batch)
         yield tokens
         missing -= tokens.nbytes
@@ -251,7 +251,7 @@ def _write_blocks(stream: Iterable[np.ndarray], block_size: int, vocab_size: int
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], lengths: array[int]) -> Iterator[np.ndarray]:
     """The tokens of `texts`, end-of-text after each, in arrays of many documents; `lengths` gets each one's number."""
-    for batch in batches(texts, _BATCH_CHARACTERS):
+    for batch in batches(texts):
         encoded = encode_documents(tokenizer, batch)
         lengths.extend(len(tokens) + 1 for tokens in encoded)
         yield joined(encoded, tokenizer.eos_token_id)
@@ -262,7 +262,7 @@ def joined(encoded: Iterable[list[int]], eos_token_id: int) -> np.ndarray:
     return np.fromiter(chain.from_iterable(chain(tokens, (eos_token_id,)) for tokens in encoded), np.int64)
 
 
-def batches(texts: Iterable[Text], max_length: int) -> Iterator[list[Text]]:
+def batches(texts: Iterable[Text], max_length: int = _BATCH_CHARACTERS) -> Iterator[list[Text]]:
     """`texts` in lists that are bounded in number and in length, each given before the next text is asked for."""
     batch: list[Text] = []
     length = 0
@@ -302,10 +302,18 @@ def _chunks(tokens: np.ndarray) -> Iterator[np.ndarray]:
 
 def _text_bytes(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> int:
     """UTF-8 bytes of the text behind `tokens`, without what stands for end-of-text."""
+    return sum(len(text.encode()) for text in _texts(tokenizer, tokens))
+
+
+def validation_texts(source: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """The texts of the documents in nanoGPT's `val.bin`; raises `InputError` as `pack_token_files` does."""
+    return _texts(tokenizer, _token_file(source / "val.bin", vocabulary_size(tokenizer)))
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> Iterator[str]:
+    """What lies between the end-of-text tokens, decoded."""
     ends = np.flatnonzero(tokens == tokenizer.eos_token_id).tolist()
-    total, start = 0, 0
+    start = 0
     for end in [*ends, len(tokens)]:
-        text = tokenizer.decode(tokens[start:end].tolist(), clean_up_tokenization_spaces=False)
-        total += len(text.encode())
+        yield tokenizer.decode(tokens[start:end].tolist(), clean_up_tokenization_spaces=False)
         start = end + 1
-    return total
