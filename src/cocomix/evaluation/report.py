@@ -13,7 +13,6 @@ from cocomix import files
 from cocomix.console import table
 from cocomix.errors import InputError
 from cocomix.evaluation.costs import AXES
-from cocomix.evaluation.documents import RESAMPLES
 from cocomix.evaluation.tables import evaluation_tables
 
 CURVES = "curves.png"
@@ -210,10 +209,9 @@ def _certainty(comparison: dict[str, Any]) -> str:
         found.append(f"standard deviation over {comparison['seeds'][0]} seeds {deviation:.4f}")
     if documents := comparison["documents"]:
         low, high = documents["interval"]
-        p = documents["p_value"]
         found.append(
             f"95 % interval over {documents['documents']:,} validation documents {low:+.4f} to {high:+.4f}, "
-            f"p {'<' if p == 0 else '='} {max(p, 1 / RESAMPLES):.2g}"
+            f"p = {documents['p_value']:.2g}"
         )
     return f" ({'; '.join(found)})" if found else ""
 

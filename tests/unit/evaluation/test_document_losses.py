@@ -77,3 +77,14 @@ def test_seeds_are_averaged_and_empty_documents_left_out() -> None:
     found = paired_difference(ours, theirs)
     assert found.difference == pytest.approx((15 - 20 + 75 - 60) / 40)
     assert found.documents == 2
+
+
+@pytest.mark.parametrize("apart", [[1.0, 2.0, 4.0], [-1.0, -2.0, -4.0], [1.0, 3.0, -2.0], [0.0, 0.0, 0.0]])
+def test_the_p_value_is_the_share_of_signs_that_go_as_far(apart: list[float]) -> None:
+    """Three documents have eight choices of signs, so never a small p, however alike they differ."""
+    tokens = np.full(3, 10)
+    theirs = DocumentLosses(np.full(3, 30.0), tokens)
+    found = paired_difference([DocumentLosses(theirs.nll + apart, tokens)], [theirs])
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1)
+    exact = (np.abs(np.array(apart) @ signs) >= abs(sum(apart))).mean()
+    assert found.p_value == pytest.approx(exact, abs=0.015)
