@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cocomix import __version__, cli_concepts, processes
+from cocomix import __version__, cli_concepts, cli_plan, processes
 from cocomix.console import say, show
 from cocomix.errors import InputError
 
@@ -50,6 +50,7 @@ OPTIONS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 """Options of a recipe's commands that are not recipe keys: how usage shows them, and what argparse is told."""
 QUICKSTART = "quickstart"
 COMPARE = "compare"
+PLAN = "plan"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("recipe", metavar="RECIPE", help="recipe file (YAML)")
         for option, (_, about) in OPTIONS.get(name, {}).items():
             command.add_argument(option, **about)
+    add(PLAN, "compute what a recipe will cost: parameters, FLOPs, memory, storage, hours")
     command = add(COMPARE, "compare finished runs on the same corpus")
     command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a trained model")
     command.add_argument("--output", metavar="FOLDER", type=Path, help="write the report there")
@@ -114,6 +116,8 @@ def _dispatch(arguments: list[str]) -> int:
     command = arguments[0] if arguments else ""
     if command == "concepts" and arguments[1:2] and arguments[1] in cli_concepts.COMMANDS:
         return cli_concepts.run(arguments[1:])
+    if command == PLAN:
+        return cli_plan.run(arguments[1:])
     if command in (QUICKSTART, *RECIPE_COMMANDS) and {"-h", "--help"} & set(arguments):
         return _recipe_help(command)
     options, overrides = _parser().parse_known_args(arguments)

@@ -13,8 +13,9 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
+from cocomix.evaluation.validation import evaluation_sums
 from cocomix.models import linear_loss
 from cocomix.models.backbones import decoder_blocks
 from cocomix.models.causal_lm import CoCoMixForCausalLM
@@ -40,6 +42,9 @@ BACKWARD, TEACHER, BUCKETS, GATHERED = "backward pass", "teacher and SAE", "ddp'
 PARTS = (WEIGHTS, GRADIENTS, STATES, BUCKETS, GATHERED, CASTS, BLOCKS, MIXER, HEAD, BACKWARD, TEACHER)
 GATHERED_BLOCKS = 2
 """Blocks that fsdp holds whole at once: one at work, and the next on its way."""
+Labeller = Callable[[], object]
+"""Labels a batch of its own when called."""
+STEP = "training step"
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -125,59 +130,81 @@ class LiveMemory(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class StepMemory:
-    """What one process holds at the peak of a training step.
+class Peak:
+    """The most that a process holds at once in a phase of a training.
 
     Attributes:
-        parts: bytes by part, of a process that trains alone.
+        phase: training step, evaluation or online labelling.
+        parts: bytes by part.
+    """
+
+    phase: str
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What a process that trains alone holds, and what has to be known to share it out.
+
+    Attributes:
+        phases: bytes by part at the peak of each phase: a training step, an evaluation, online labelling.
         weights: bytes of all weights, 4 P.
         block: bytes of the weights of the largest block.
         outside: bytes of the weights outside the blocks.
         accumulates: whether a step has several micro-batches, between which gradients are kept.
     """
 
-    parts: Counter[str]
+    phases: dict[str, Counter[str]]
     weights: int
     block: int
     outside: int
     accumulates: bool
 
-    def per_process(self, parallel: str, processes: int) -> dict[str, int]:
-        """Bytes on each GPU, by part, where `processes` of them train one model.
+    def peaks(self, parallel: str, processes: int) -> list[Peak]:
+        """Of each phase, on each GPU, where `processes` of them train one model.
 
         ddp keeps everything, and buckets as large as the gradients, in which they are averaged. fsdp
         (`training.config`: version 2, float32) keeps 1/N of weights, gradients and states. What lies outside the blocks
         stays gathered through the step, blocks come and go, each with its gradient; gradients of several micro-batches
         wait whole, because they are only shared out in the last one.
         """
-        found = Counter(self.parts)
-        if processes == 1:
-            return _in_order(found)
+        share = Counter if processes == 1 else partial(self._share, parallel, processes)
+        return [Peak(phase, _in_order(share(parts))) for phase, parts in self.phases.items()]
+
+    def _share(self, parallel: str, processes: int, parts: Counter[str]) -> Counter[str]:
+        found = Counter(parts)
         if parallel == "ddp":
             found[BUCKETS] = self.weights
-            return _in_order(found)
+            return found
         gathered = self.outside + min(GATHERED_BLOCKS * self.block, self.weights - self.outside)
-        found[WEIGHTS] = self.weights // processes
-        found[STATES] = self.parts[STATES] // processes
-        shared_out = self.weights // processes
-        found[GRADIENTS] = shared_out + (self.weights if self.accumulates else gathered)
         found[GATHERED] = gathered
+        found[WEIGHTS] = self.weights // processes
+        found[STATES] = parts[STATES] // processes
+        kept = self.weights // processes
+        if parts[GRADIENTS] or parts[BACKWARD]:
+            found[GRADIENTS] = kept + (self.weights if self.accumulates else gathered)
         if parallel == "fsdp+cpu-offload":
             found[WEIGHTS] = found[STATES] = 0
-            found[GRADIENTS] -= shared_out
-        return _in_order(found)
+            found[GRADIENTS] = max(0, found[GRADIENTS] - kept)
+        return found
 
 
-def step_memory(
+def training_memory(
     build: Callable[[], PreTrainedModel],
     make_objective: Callable[[], Objective],
-    make_batch: Callable[[Objective], Batch],
+    make_batch: Callable[[], Batch],
     training: TrainingConfig,
     *,
     accumulates: bool,
+    make_labeller: Callable[[], Labeller] | None = None,
     device: str = "cuda",
-) -> StepMemory:
-    """Run a micro-batch on fake tensors, as Accelerate and the Trainer run it.
+) -> TrainingMemory:
+    """Run a micro-batch and an evaluation on fake tensors, as Accelerate and the Trainer run them.
 
     Args:
         build: makes the model.
@@ -185,8 +212,10 @@ def step_memory(
         make_batch: a micro-batch of the columns that the objective reads.
         training: its settings.
         accumulates: whether other micro-batches came before it in the same step.
+        make_labeller: makes what labels the blocks of a step before it, if that is done online.
         device: cpu or cuda, whose sizes of chunks are taken (`linear_loss.CHUNK_BYTES`).
     """
+    phases: dict[str, Counter[str]] = {}
     with FakeTensorMode(), _chunks_of(device), LiveMemory() as live:
         with live.counting(WEIGHTS):
             model = build().train()
@@ -197,25 +226,41 @@ def step_memory(
             live.count_module(block, BLOCKS)
         if isinstance(model, CoCoMixForCausalLM):
             live.count_module(model.mixer, MIXER)
-        _make_states(model, live, accumulates)
+        optimizer = _with_states(model, live)
+        if not accumulates:
+            optimizer.zero_grad()
         with live.counting(TEACHER):
             objective = make_objective()
-        batch = make_batch(objective)
-        counts = objective.count(batch)
+            label = make_labeller and make_labeller()
+        batch = make_batch()
         _autocast(model, training.precision)
+
         live.forget_peak()
-        loss = objective(model, batch, counts).total
+        losses = objective(model, batch, objective.count(batch))
         with live.counting(BACKWARD):
-            loss.backward()
+            losses.total.backward()
+        phases[STEP] = live.peak
+        del losses
+        optimizer.zero_grad()
+        live.forget_peak()
+        with torch.no_grad():
+            evaluation_sums(model.eval(), batch, training.precision)
+        phases["evaluation"] = live.peak
+        if label is not None:
+            live.forget_peak()
+            with live.counting(TEACHER):
+                label()
+            phases["online labelling"] = live.peak
         weights = [parameter.nbytes for parameter in model.parameters()]
         of_blocks = [sum(parameter.nbytes for parameter in block.parameters()) for block in blocks]
-        return StepMemory(live.peak, sum(weights), max(of_blocks), sum(weights) - sum(of_blocks), accumulates)
+    return TrainingMemory(phases, sum(weights), max(of_blocks), sum(weights) - sum(of_blocks), accumulates)
 
 
-def call_memory(build: Callable[[], Callable[[], object]], device: str = "cuda") -> int:
-    """Peak bytes of what `build` makes and then calls, with what it made."""
+def peak_of_call(make: Callable[[], Labeller], device: str = "cuda") -> int:
+    """Peak bytes of making something and calling it."""
     with FakeTensorMode(), _chunks_of(device), LiveMemory() as live:
-        build()()
+        call = make()
+        call()
         return live.peak.total()
 
 
@@ -229,19 +274,16 @@ def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
     return list(decoder_blocks(model))
 
 
-def _make_states(model: nn.Module, live: LiveMemory, accumulates: bool) -> None:
-    """AdamW's states, as a step leaves them; and gradients, now or whenever there are some."""
+def _with_states(model: nn.Module, live: LiveMemory) -> torch.optim.Optimizer:
+    """AdamW with its states, as a step leaves it, and with gradients; they are told apart from now on."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
         live.belongs(parameter.grad, GRADIENTS)
+        parameter.register_post_accumulate_grad_hook(lambda weight: live.belongs(weight.grad, GRADIENTS))
     with live.counting(STATES):
         optimizer.step()
-    model.states_of_the_plan = optimizer  # kept alive with the model
-    if not accumulates:
-        optimizer.zero_grad()
-    for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(lambda weight: live.belongs(weight.grad, GRADIENTS))
+    return optimizer
 
 
 def _autocast(model: PreTrainedModel, precision: str) -> None:

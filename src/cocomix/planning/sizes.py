@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from cocomix.concepts.label_store import read_labels_info
@@ -16,7 +17,6 @@ from cocomix.concepts.sae import MAX_ACTIVE, SparseAutoencoder
 from cocomix.concepts.sae_loading import REGISTRY, load_sae, published_sizes
 from cocomix.concepts.sae_training import SAEConfig
 from cocomix.concepts.teacher import freeze, teacher_config
-from cocomix.data.packing import INFO_FILE
 from cocomix.data.tokenizer import TokenizerConfig, load_tokenizer, vocabulary_size
 from cocomix.errors import InputError, UnreachableError
 from cocomix.models.building import BackboneConfig, backbone_config
@@ -24,6 +24,7 @@ from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
 
 T = TypeVar("T")
+HUB_SECONDS = 5
 
 
 class SAESizes(NamedTuple):
@@ -48,7 +49,6 @@ class PlannedPipeline(Pipeline):
         super().__init__(recipe)
         self.device = torch.device("cpu")
         self.remarks: list[str] = []
-        self._hub_silent = False
 
     @cached_property
     def vocab_size(self) -> int:
@@ -121,9 +121,12 @@ class PlannedPipeline(Pipeline):
 
     def teacher(self) -> PreTrainedModel:
         """The frozen teacher, made anew where the caller says: on the meta device, or of fake tensors."""
-        config = self.teacher_model_config
-        dtype = self.recipe.teacher.dtype() or getattr(config, "dtype", None) or torch.float32
-        return freeze(AutoModelForCausalLM.from_config(config, dtype=dtype))
+        return freeze(AutoModelForCausalLM.from_config(self.teacher_model_config, dtype=self.teacher_dtype))
+
+    @property
+    def teacher_dtype(self) -> torch.dtype:
+        """Of the running teacher's weights."""
+        return self.recipe.teacher.dtype() or self.teacher_model_config.dtype or torch.float32
 
     def sae(self) -> SparseAutoencoder:
         """The SAE, likewise; one that keeps its strongest latents, which is what any costs at most."""
@@ -136,20 +139,24 @@ class PlannedPipeline(Pipeline):
             k=active,
         )
 
-    def corpus_tokens(self) -> int | None:
-        """Training tokens of the packed corpus, if it is made already."""
-        if not (self.corpus_stage.folder / INFO_FILE).is_file():
-            return None
-        return self.corpus().info.train_blocks * self.recipe.block_size
-
     def _of_source(self, read: Callable[[], T]) -> T | None:
-        """What `read` finds; None of a hub that is silent, which is then not asked again: that takes half a minute."""
-        with _offline(self._hub_silent):
+        """What `read` finds; None of a hub that cannot be reached."""
+        with _offline(not self._hub_answers):
             try:
                 return read()
             except UnreachableError:
-                self._hub_silent = True
                 return None
+
+    @cached_property
+    def _hub_answers(self) -> bool:
+        """Asked once, because its library would ask for half a minute, several times."""
+        if constants.HF_HUB_OFFLINE:
+            return False
+        try:
+            get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+        except Exception:  # of several libraries
+            return False
+        return True
 
     def _checked(self, found: T | None, stated: T, is_stated: bool, source: str, keys: str) -> T:
         """What is planned with: what the source says, else what the recipe states of it."""
@@ -171,10 +178,10 @@ def _weights_of(config: PretrainedConfig) -> int:
 
 
 @contextmanager
-def _offline(only_cached: bool) -> Iterator[None]:
-    """While open, the hub is not asked, if so wanted."""
+def _offline(wanted: bool) -> Iterator[None]:
+    """While open, only what is on this machine is looked at, if so wanted."""
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or only_cached
+    constants.HF_HUB_OFFLINE = before or wanted
     try:
         yield
     finally:
