@@ -216,9 +216,12 @@ def training_memory(
         device: cpu or cuda, whose sizes of chunks are taken (`linear_loss.CHUNK_BYTES`).
     """
     phases: dict[str, Counter[str]] = {}
+    with torch.device("meta"):  # a fake tensor cannot be copied as modules are where a decoder is taken apart
+        model = build()
     with FakeTensorMode(), _chunks_of(device), LiveMemory() as live:
         with live.counting(WEIGHTS):
-            model = build().train()
+            model._apply(lambda weight: torch.empty(weight.shape, dtype=weight.dtype)).tie_weights()
+        model.train()
         if training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         blocks = blocks_of(model)
