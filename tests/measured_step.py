@@ -58,4 +58,4 @@ def peak_of(recipe_file: str, student: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps({one: peak_of(*one.split(":")) for one in sys.argv[1:]}))
+    sys.stdout.write(json.dumps({one: peak_of(*one.split(":")) for one in sys.argv[1:]}))

@@ -6,10 +6,11 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from cocomix.console import show
 
-OPTIONS = (
+OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--gpu", {"metavar": "NAME", "default": "h100", "help": "kind of GPU (default: h100)"}),
     ("--gpus", {"metavar": "N", "type": int, "default": 8, "help": "how many (default: 8)"}),
     (
@@ -50,5 +51,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file (YAML)")
     for name, about in OPTIONS:
-        parser.add_argument(name, **about)  # type: ignore[arg-type]
+        parser.add_argument(name, **about)
     return parser

@@ -46,7 +46,7 @@ def evaluation_sums(model: PreTrainedModel, batch: dict[str, Tensor], precision:
     with autocast(model.device, precision):
         extra = {} if concept_ids is None else {"output_concepts": True}
         output = model(input_ids=ids, use_cache=False, **extra)
-    found = {"nll": token_loss(output.logits, ids, 1), "tokens": ids[:, 1:].numel()}
+    found: dict[str, Tensor | int] = {"nll": token_loss(output.logits, ids, 1), "tokens": ids[:, 1:].numel()}
     if concept_ids is None:
         return found
     return found | {

@@ -272,8 +272,8 @@ def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
     if isinstance(model, MultiTokenForCausalLM):
         return [*decoder_blocks(model.trunk), *(block for head in model.heads for block in decoder_blocks(head))]
     if isinstance(model, CoCoMixForCausalLM):
-        lower = decoder_blocks(model.lower) if model.config.insert_layer else []
-        return [*lower, *decoder_blocks(model.upper)]
+        stacks = [model.lower, model.upper] if model.config.insert_layer else [model.upper]
+        return [block for stack in stacks for block in decoder_blocks(stack)]
     return list(decoder_blocks(model))
 
 
@@ -293,7 +293,7 @@ def _autocast(model: PreTrainedModel, precision: str) -> None:
     """Wrap the forward pass as Accelerate does: products in low precision, what comes out in float32."""
     if precision in AUTOCAST:
         in_low_precision = torch.autocast("cpu", AUTOCAST[precision])(model.forward)
-        model.forward = convert_outputs_to_fp32(in_low_precision)  # type: ignore[method-assign]
+        model.forward = convert_outputs_to_fp32(in_low_precision)
 
 
 @contextmanager

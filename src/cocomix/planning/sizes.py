@@ -106,7 +106,7 @@ class PlannedPipeline(Pipeline):
         return self._checked(found, own, is_stated, source, "sae.d_sae and sae.k")
 
     @property
-    def num_concepts(self) -> int:  # type: ignore[override]
+    def num_concepts(self) -> int:
         """C, of the labels."""
         if not self.recipe.needs_labels():
             return 0

@@ -81,7 +81,7 @@ def _assumptions(plan: Plan) -> list[str]:
         f"Hours: FLOPs / ({on.gpu.half / 1e12:.0f} TFLOP/s in half precision, {on.gpu.single / 1e12:.0f} in float32, "
         f"× utilisation {on.utilisation} × {on.count} GPUs); assumed, not measured. The SAE works in float32. Reading, "
         "evaluations and checkpoints are not counted.",
-        "Memory: of tensors, without torch.compile, which needs less.",
+        "Memory: of tensors; what torch.compile changes is not planned.",
         *plan.remarks,
     ]
 

@@ -21,6 +21,10 @@ def plain(model_type: str):
     return backbone_config(sizes, vocab_size=256, block_size=BLOCK, eos_token_id=0)
 
 
+FORMULAS = {**flop_registry, torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm]}
+"""Torch's, which has none of the product that is added in place."""
+
+
 class FlopSum(TorchDispatchMode):
     """Torch's FLOP formulas, summed. Its own counter tracks modules, which fails on gradients of a leaf."""
 
@@ -28,7 +32,7 @@ class FlopSum(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
-        if formula := flop_registry.get(function._overloadpacket):
+        if formula := FORMULAS.get(function._overloadpacket):
             self.total += formula(*arguments, **(keywords or {}), out_val=result)
         return result
 
