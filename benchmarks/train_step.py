@@ -22,9 +22,9 @@ from cocomix.concepts.teacher import freeze
 from cocomix.evaluation.flops import (
     forward_flops_per_token,
     labelling_flops_per_token,
-    peak_flops,
     training_flops_per_token,
 )
+from cocomix.evaluation.gpus import peak_flops
 from cocomix.models.building import build_plain
 from cocomix.objectives import ConceptMixing, Distillation, NextToken, Objective, Pausing
 
@@ -53,7 +53,7 @@ class Step:
             per_token = labelling_flops_per_token(
                 self.extractor.teacher, shape.teacher_layer, shape.concepts, shapes.ACTIVE_LATENTS, shape.block_size
             )
-            self.flops += per_token * shape.tokens
+            self.flops += per_token.total * shape.tokens
         if method == "labels":
             return
         self.model = self._model(method, shape).to(self.device)

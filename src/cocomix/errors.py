@@ -8,3 +8,7 @@ class InputError(ValueError):
     command line prints it without a traceback and exits with 2; Python callers catch it as the
     `ValueError` that it is. Our own mistakes are assertions, never this.
     """
+
+
+class UnreachableError(InputError):
+    """A source that is not on this machine could not be fetched."""

@@ -11,12 +11,18 @@ from transformers import PreTrainedModel
 
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.labelling import LabelsConfig, label_in_equal_batches
+from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import residual_stream
 from cocomix.data.documents import load_documents
 from cocomix.data.packing import PackedCorpus
 from cocomix.data.streaming import BlockStream, open_stream
 from cocomix.distillation.predictions import load_predictions
-from cocomix.evaluation.flops import BACKWARD, forward_flops_per_token, labelling_flops_per_token
+from cocomix.evaluation.flops import (
+    BACKWARD,
+    LabellingFlops,
+    forward_flops_per_token,
+    labelling_flops_per_token,
+)
 from cocomix.methods import StudentConfig
 from cocomix.objectives import ConceptMixing, Distillation, HiddenStateMixing, MultiToken, NextToken, Objective, Pausing
 from cocomix.objectives.cocomix import Labeller
@@ -75,7 +81,7 @@ def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> int:
     block_size, layer = pipeline.recipe.block_size, pipeline.recipe.sae.teacher_layer
     distillation = student.distillation_config()
     if student.learns_concepts() and pipeline.recipe.labels.online:
-        return labelling_flops(pipeline, concept_extractor(pipeline, pipeline.recipe.labels_of(student)))
+        return labelling_flops(pipeline, pipeline.teacher(), pipeline.sae()).total
     if student.mixes_hidden_states():
         return forward_flops_per_token(pipeline.teacher(), block_size, up_to_layer=layer)
     if distillation is not None and distillation.top_k is None:
@@ -118,15 +124,10 @@ def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Prepara
     return found
 
 
-def labelling_flops(pipeline: Pipeline, extractor: ConceptExtractor) -> int:
+def labelling_flops(pipeline: Pipeline, teacher: PreTrainedModel, sae: SparseAutoencoder) -> LabellingFlops:
     """What labelling computes per token."""
-    return labelling_flops_per_token(
-        extractor.teacher,
-        extractor.teacher_layer,
-        extractor.sae.d_sae,
-        extractor.sae.max_active,
-        pipeline.recipe.block_size,
-    )
+    recipe = pipeline.recipe
+    return labelling_flops_per_token(teacher, recipe.sae.teacher_layer, sae.d_sae, sae.max_active, recipe.block_size)
 
 
 def _labeller(pipeline: Pipeline, config: LabelsConfig) -> Labeller:

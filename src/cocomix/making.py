@@ -171,7 +171,8 @@ def make_labels(pipeline: Pipeline, config: LabelsConfig) -> Made:
         return Made(labels_fingerprint(labelled.info), dataclasses.asdict(labelled.info))
     extractor = concept_extractor(pipeline, config)
     info = _label_into(pipeline, config, files.partial(pipeline.labels_stage_of(config).folder), extractor)
-    summary = {**dataclasses.asdict(info), "flops_per_token": labelling_flops(pipeline, extractor)}
+    flops = labelling_flops(pipeline, extractor.teacher, extractor.sae).total
+    summary = {**dataclasses.asdict(info), "flops_per_token": flops}
     return Made(labels_fingerprint(info), summary)
 
 

@@ -136,10 +136,14 @@ class Pipeline:
 
     def student_context(self, vocab_size: int, eos_token_id: int) -> StudentContext:
         """What students' sizes depend on; 0 for what none of them needs."""
-        width, teacher = 0, self.recipe.teacher
-        if self.recipe.mixes_hidden_states():
-            width = teacher_config(teacher.source).hidden_size if teacher.source else teacher.backbone.hidden_size
+        width = self.teacher_hidden_size if self.recipe.mixes_hidden_states() else 0
         return StudentContext(vocab_size, eos_token_id, self.num_concepts, width)
+
+    @property
+    def teacher_hidden_size(self) -> int:
+        """d, width of the teacher's residual stream."""
+        teacher = self.recipe.teacher
+        return teacher_config(teacher.source).hidden_size if teacher.source else teacher.backbone.hidden_size
 
     def labels_folder(self) -> Path:
         """Where the labelled corpus is."""

@@ -34,7 +34,8 @@ class TeacherConfig:
     Args:
         source: a Hugging Face causal language model, folder or id, instead of training one.
         precision: fp32 or bf16, in which it runs while it labels; without it, the one that it was saved in.
-        backbone: sizes of the trained teacher.
+        backbone: sizes of the trained teacher; beside a source, what `cocomix plan` counts with where that cannot be
+            reached.
         training: how it is trained.
     """
 

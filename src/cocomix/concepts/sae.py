@@ -131,8 +131,8 @@ class SparseAutoencoder(nn.Module):
             kept = [self._strongest(part) for part in rows.split(max(1, ENCODE_BUFFER_BYTES // dense_row))]
         values, indices = torch.cat([each.values for each in kept]), torch.cat([each.indices for each in kept])
         cut = (values[:, self.max_active :] > 0).any(-1)
-        self._count_cut(cut)
         if self.threshold is not None:
+            self._count_cut(cut)
             # Sorted, so a column is in use where any token has that many active.
             width = max(1, int((values[:, : self.max_active] > 0).any(0).sum()))
             values, indices = values[:, :width].contiguous(), indices[:, :width].contiguous()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cocomix.concepts.sae import MAX_ACTIVE, SparseAutoencoder
-from cocomix.errors import InputError
+from cocomix.errors import InputError, UnreachableError
 from cocomix.suggest import did_you_mean
 
 REGISTRY = "saelens:"
@@ -71,6 +71,22 @@ def load_sae(source: str | Path, max_active: int | None = None) -> SparseAutoenc
     raise _nothing_at(path)
 
 
+def published_sizes(source: str, max_active: int | None = None) -> tuple[int, int, int]:
+    """d_in, d_sae and the latents kept per token of a `saelens:` source; its weights are not fetched.
+
+    Raises:
+        InputError: no such SAE, or the hub cannot be reached for its configuration.
+    """
+    release, sae_id, _ = _in_registry(source)
+    from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
+
+    try:
+        config = _today(load_sae_config_from_huggingface(release, sae_id))
+    except Exception as error:
+        raise _not_fetched(source, error, "") from None
+    return config["d_in"], config["d_sae"], config.get("k", MAX_ACTIVE if max_active is None else max_active)
+
+
 # SAELens
 
 
@@ -84,13 +100,9 @@ def _from_saelens_folder(folder: Path, max_active: int) -> SparseAutoencoder:
 
 
 def _from_registry(source: str, max_active: int) -> SparseAutoencoder:
-    try:
-        from sae_lens import SAE
-        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-    except ImportError:
-        raise InputError(f"{source} needs SAELens; install it with: pip install 'cocomix[sae]'") from None
-    published = {name: list(entry.saes_map) for name, entry in get_pretrained_saes_directory().items()}
-    release, sae_id = _release_and_id(source.removeprefix(REGISTRY), published)
+    release, sae_id, published = _in_registry(source)
+    from sae_lens import SAE
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they say how to load TransformerLens' models, which are not used here
         try:
@@ -102,6 +114,19 @@ def _from_registry(source: str, max_active: int) -> SparseAutoencoder:
         config = _today(theirs.cfg.to_dict())
         _refuse_saelens(config, source)
         return _from_saelens(config, theirs.state_dict(), source, max_active)
+
+
+def _in_registry(source: str) -> tuple[str, str, dict[str, list[str]]]:
+    """Release and SAE id of a `saelens:` source, and all that SAELens publishes beside it.
+
+    Raises InputError if it has no such SAE, or is not installed.
+    """
+    try:
+        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+    except ImportError:
+        raise InputError(f"{source} needs SAELens; install it with: pip install 'cocomix[sae]'") from None
+    published = {name: list(entry.saes_map) for name, entry in get_pretrained_saes_directory().items()}
+    return *_release_and_id(source.removeprefix(REGISTRY), published), published
 
 
 def _release_and_id(text: str, published: Mapping[str, list[str]]) -> tuple[str, str]:
@@ -126,7 +151,7 @@ def _release_and_id(text: str, published: Mapping[str, list[str]]) -> tuple[str,
 def _not_fetched(source: str, error: Exception, hint: str) -> InputError:
     silent = isinstance(error, ConnectionError) or re.search("LocalEntry|Connect|Offline|Timeout", type(error).__name__)
     if silent:
-        return InputError(
+        return UnreachableError(
             f"{source} is not in the local cache and the Hugging Face hub cannot be reached{hint}; download it on a "
             "machine with access, or unset HF_HUB_OFFLINE if that is set"
         )

@@ -50,7 +50,8 @@ class SAEConfig:
         source: what `load_sae` takes (a folder, `saelens:RELEASE/SAE_ID`, an OpenAI .pt file), instead of training one.
         teacher_layer: 0-based teacher block after which it reads.
         architecture: topk, batchtopk or jumprelu.
-        d_sae: C, latents of the trained SAE.
+        d_sae: C, latents of the trained SAE; beside a source, this and k are what `cocomix plan` counts with where
+            that cannot be reached.
         k: active latents per token, of topk and batchtopk.
         l0_coefficient: price of an active latent, of jumprelu.
         max_active: latents looked at per token at most (256 where it is not given); of no effect on TopK.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from cocomix import fingerprint
-from cocomix.errors import InputError
+from cocomix.errors import InputError, UnreachableError
 from cocomix.models.backbones import decoder_blocks, fuse_activations, positions_of
 from cocomix.models.linear_loss import linear_cross_entropy
 from cocomix.models.losses import IGNORE
@@ -49,7 +50,8 @@ def teacher_config(source: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(source).get_text_config()
     except (OSError, ValueError) as error:
-        raise InputError(
+        elsewhere = isinstance(error, OSError) and not Path(source).exists()
+        raise (UnreachableError if elsewhere else InputError)(
             f"teacher.source is {source!r}, which does not load: {' '.join(str(error).split())[:200]}"
         ) from None
 

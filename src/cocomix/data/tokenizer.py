@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from cocomix.errors import InputError
+from cocomix.errors import InputError, UnreachableError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -31,7 +31,8 @@ class TokenizerConfig:
 
     Attributes:
         source: a Hugging Face tokenizer folder or hub id. Without it, one is trained on the corpus.
-        vocab_size: tokens of the trained one, end-of-text included; at least 257. Unused with a `source`.
+        vocab_size: tokens of the trained one, end-of-text included; at least 257. Beside a `source`,
+            what `cocomix plan` counts with where that cannot be reached.
     """
 
     source: str | None = None
@@ -86,7 +87,8 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # a malformed tokenizer.json raises a bare Exception, other faults many types
         reason = " ".join(str(error).split())
-        raise InputError(
+        elsewhere = isinstance(error, OSError) and not Path(source).exists()
+        raise (UnreachableError if elsewhere else InputError)(
             f"tokenizer {source!r} does not load ({type(error).__name__}: {reason:.200}): "
             "give a folder made by save_pretrained, or a Hugging Face hub id"
         ) from error

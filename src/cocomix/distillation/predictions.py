@@ -76,7 +76,7 @@ def predict_corpus(
             f"distillation.top_k is {plan.top_k}; there are {vocab_size} tokens: give fewer, or leave it out"
         )
     ids = blocks.select_columns("input_ids").with_format("numpy")
-    columns = _columns(blocks, plan.top_k)
+    columns = prediction_columns(blocks.features["input_ids"], plan.top_k)
 
     @torch.no_grad()
     def make(_: str, start: int, stop: int) -> Iterator[Part]:
@@ -128,8 +128,8 @@ def predictions_whole(folder: Path) -> bool:
     return all_whole(folder, {SIDE: read_predictions_info(folder).shards})
 
 
-def _columns(blocks: Dataset, k: int) -> Features:
-    ids = blocks.features["input_ids"]
+def prediction_columns(ids: List, k: int) -> Features:
+    """Columns of stored predictions; `ids` is the corpus' column `input_ids`."""
     per_token = {
         "teacher_ids": List(Value(ids.feature.dtype), length=k),
         "teacher_log_probs": List(Value("float32"), length=k),

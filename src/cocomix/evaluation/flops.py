@@ -6,7 +6,8 @@ the whole square of scores, which is what dense kernels are measured by.
 
 from __future__ import annotations
 
-import torch
+from typing import NamedTuple
+
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -15,18 +16,8 @@ from cocomix.models.backbones import decoder_blocks
 from cocomix.models.causal_lm import CoCoMixForCausalLM
 from cocomix.models.multi_token import MultiTokenForCausalLM
 
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
-"""Dense matrix products in half precision per second, by what a GPU's name contains; the makers' figures."""
 BACKWARD = 2
 """A backward pass costs two forward passes: gradients of inputs and of weights."""
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Half-precision FLOPs per second of a GPU; None of a CPU, or where they are not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
 def linear_flops(module: nn.Module) -> int:
@@ -75,12 +66,28 @@ def training_flops_per_token(model: PreTrainedModel, block_size: int) -> int:
     return (1 + BACKWARD) * forward_flops_per_token(model, block_size)
 
 
+class LabellingFlops(NamedTuple):
+    """FLOPs of labelling one token."""
+
+    teacher: int
+    """Forward pass, and the gradient of its activations back to the tap."""
+    sae: int
+    """Encoder, and the active directions against the gradient."""
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.teacher + self.sae
+
+
 def labelling_flops_per_token(
     teacher: PreTrainedModel, teacher_layer: int, d_sae: int, active: int, block_size: int
-) -> int:
-    """FLOPs of labelling, per token: teacher forward, gradient of activations back to the tap, SAE encoder."""
+) -> LabellingFlops:
+    """FLOPs of labelling, per token."""
     blocks = decoder_blocks(teacher)
     above = linear_flops(blocks[teacher_layer + 1 :]) + linear_flops(teacher.get_output_embeddings())
     above += 2 * attention_flops(teacher, len(blocks) - teacher_layer - 1, block_size)
     width = teacher.config.get_text_config().hidden_size
-    return forward_flops_per_token(teacher, block_size) + above + 2 * d_sae * width + 2 * active * width
+    return LabellingFlops(
+        teacher=forward_flops_per_token(teacher, block_size) + above, sae=2 * d_sae * width + 2 * active * width
+    )

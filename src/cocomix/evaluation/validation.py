@@ -40,20 +40,20 @@ def concept_hits(concept_logits: Tensor, concept_ids: Tensor, k: int) -> Tensor:
     return found.sum()
 
 
-def _sums(model: PreTrainedModel, batch: dict[str, Tensor], precision: str) -> dict[str, float]:
-    """What `evaluate_model` adds up, of one batch."""
+def evaluation_sums(model: PreTrainedModel, batch: dict[str, Tensor], precision: str) -> dict[str, Tensor | int]:
+    """What `evaluate_model` adds up, of one batch; 0-dimensional."""
     ids, concept_ids = batch["input_ids"], batch.get("concept_ids")
     with autocast(model.device, precision):
         extra = {} if concept_ids is None else {"output_concepts": True}
         output = model(input_ids=ids, use_cache=False, **extra)
-    found = {"nll": token_loss(output.logits, ids, 1).item(), "tokens": ids[:, 1:].numel()}
+    found: dict[str, Tensor | int] = {"nll": token_loss(output.logits, ids, 1), "tokens": ids[:, 1:].numel()}
     if concept_ids is None:
         return found
     return found | {
-        "concept_nll": concept_loss(output.concept_logits, concept_ids, 1).item(),
-        "labelled": (concept_ids != IGNORE).any(-1).sum().item(),
-        "labels": (concept_ids != IGNORE).sum().item(),
-        "hits": concept_hits(output.concept_logits, concept_ids, model.config.num_active_concepts).item(),
+        "concept_nll": concept_loss(output.concept_logits, concept_ids, 1),
+        "labelled": (concept_ids != IGNORE).any(-1).sum(),
+        "labels": (concept_ids != IGNORE).sum(),
+        "hits": concept_hits(output.concept_logits, concept_ids, model.config.num_active_concepts),
     }
 
 
@@ -89,10 +89,10 @@ def evaluate_model(
         start = mine[turn] if turn < len(mine) else starts[0]
         indices = list(range(start, min(start + batch_size, len(blocks))))
         batch = {name: part.to(model.device) for name, part in collate(rows.__getitems__(indices)).items()}
-        found = _sums(model, batch, precision)
+        found = evaluation_sums(model, batch, precision)
         if turn < len(mine):
             for name, value in found.items():
-                sums[name] += value
+                sums[name] += float(value)
     sums = processes.sum_over(sums)
     metrics = {"loss": sums["nll"] / sums["tokens"]}
     if with_concepts and sums["labelled"]:

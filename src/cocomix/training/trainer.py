@@ -28,7 +28,7 @@ from cocomix import files, processes
 from cocomix.data.blocks import Blocks, collate
 from cocomix.data.streaming import BlockStream
 from cocomix.errors import InputError
-from cocomix.evaluation.flops import peak_flops
+from cocomix.evaluation.gpus import peak_flops
 from cocomix.objectives import Counts, Objective
 from cocomix.training.callbacks import TrainingTime
 

@@ -11,6 +11,7 @@ import cocomix
 from cocomix.concepts.teacher import residual_stream
 from cocomix.evaluation.flops import forward_flops_per_token, labelling_flops_per_token, training_flops_per_token
 from cocomix.models.building import BackboneConfig, backbone_config, build_plain
+from cocomix.objectives import ConceptMixing, Distillation
 
 BLOCK = 64
 
@@ -20,6 +21,10 @@ def plain(model_type: str):
     return backbone_config(sizes, vocab_size=256, block_size=BLOCK, eos_token_id=0)
 
 
+FORMULAS = {**flop_registry, torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm]}
+"""Torch's, which has none of the product that is added in place."""
+
+
 class FlopSum(TorchDispatchMode):
     """Torch's FLOP formulas, summed. Its own counter tracks modules, which fails on gradients of a leaf."""
 
@@ -27,9 +32,15 @@ class FlopSum(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
-        if formula := flop_registry.get(function._overloadpacket):
+        if formula := FORMULAS.get(function._overloadpacket):
             self.total += formula(*arguments, **(keywords or {}), out_val=result)
         return result
+
+
+def grouped_queries():
+    """A Llama whose keys and values are fewer than its queries, each of a width of its own."""
+    sizes = BackboneConfig("llama", 64, 4, 4, options={"num_key_value_heads": 2, "head_dim": 8})
+    return backbone_config(sizes, vocab_size=256, block_size=BLOCK, eos_token_id=0)
 
 
 def counted(model, ids: torch.Tensor, backward: bool) -> int:
@@ -73,6 +84,42 @@ def test_other_contents_agree_with_the_counter(settings) -> None:
     assert training_flops_per_token(model, BLOCK) == pytest.approx(counted(model, ids, True), rel=0.03)
 
 
+def test_grouped_queries_agree_with_the_counter() -> None:
+    model = build_plain(grouped_queries())
+    model.set_attn_implementation("eager")
+    ids = torch.zeros(2, BLOCK, dtype=torch.long)
+    assert forward_flops_per_token(model, BLOCK) == pytest.approx(counted(model, ids, False), rel=0.03)
+    assert training_flops_per_token(model, BLOCK) == pytest.approx(counted(model, ids, True), rel=0.03)
+
+
+def test_distillation_agrees_with_the_counter() -> None:
+    """A step of kd, its objective's own call: the student's three passes and the teacher's one."""
+    student, teacher = build_plain(plain("llama")), build_plain(plain("gpt2")).requires_grad_(False)
+    for model in (student, teacher):
+        model.set_attn_implementation("eager")
+    objective = Distillation(teacher=lambda ids: teacher(input_ids=ids, use_cache=False).logits)
+    batch = {"input_ids": torch.zeros(2, BLOCK, dtype=torch.long)}
+    with FlopSum() as counter:
+        objective(student, batch, objective.count(batch)).total.backward()
+    expected = training_flops_per_token(student, BLOCK) + forward_flops_per_token(teacher, BLOCK)
+    assert expected == pytest.approx(counter.total / batch["input_ids"].numel(), rel=0.03)
+
+
+@pytest.mark.parametrize("mixing", ["interleave", "add", "none"])
+def test_a_step_of_cocomix_agrees_with_the_counter(mixing: str) -> None:
+    """The objective's own call, with its losses that build no logits."""
+    config = cocomix.CoCoMixConfig(
+        plain("llama"), insert_layer=1, num_concepts=512, num_active_concepts=8, mixing=mixing
+    )
+    model, objective = cocomix.CoCoMixForCausalLM(config), ConceptMixing()
+    model.set_attn_implementation("eager")
+    ids = torch.zeros(2, BLOCK, dtype=torch.long)
+    batch = {"input_ids": ids, "concept_ids": torch.zeros(2, BLOCK, 4, dtype=torch.long)}
+    with FlopSum() as counter:
+        objective(model, batch, objective.count(batch)).total.backward()
+    assert training_flops_per_token(model, BLOCK) == pytest.approx(counter.total / ids.numel(), rel=0.03)
+
+
 @pytest.mark.parametrize("heads", [1, 3])
 def test_several_heads_agree_with_the_counter(heads: int) -> None:
     model = cocomix.MultiTokenForCausalLM(cocomix.MultiTokenConfig(plain("gpt2"), num_future_tokens=heads))
@@ -93,8 +140,9 @@ def test_the_blocks_up_to_the_tap_agree_with_the_counter() -> None:
     assert found == pytest.approx(counter.get_total_flops() / ids.numel(), rel=0.03)
 
 
-def test_labelling_agrees_with_the_counter() -> None:
-    teacher = build_plain(plain("gpt2"))
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_labelling_agrees_with_the_counter(model_type: str) -> None:
+    teacher = build_plain(plain(model_type))
     teacher.set_attn_implementation("eager")
     sae = cocomix.SparseAutoencoder(
         W_enc=torch.randn(64, 512), b_enc=torch.zeros(512), W_dec=torch.randn(512, 64), b_dec=torch.zeros(64), k=8
@@ -104,4 +152,4 @@ def test_labelling_agrees_with_the_counter() -> None:
     with FlopSum() as counter:
         extractor(ids)
     expected = counter.total / ids.numel()
-    assert labelling_flops_per_token(teacher, 1, 512, 8, BLOCK) == pytest.approx(expected, rel=0.03)
+    assert labelling_flops_per_token(teacher, 1, 512, 8, BLOCK).total == pytest.approx(expected, rel=0.03)

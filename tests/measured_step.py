@@ -1,0 +1,61 @@
+"""Train students and print the memory that each took at its peak, beyond what was there before, as JSON.
+
+`python measured_step.py RECIPE:STUDENT ...`. The real pipeline and trainer run, in one process one after another, with
+what the recipe needs made before; nothing is estimated here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import sys
+from pathlib import Path
+
+
+class _Measured(Exception):
+    """Ends a training after its first evaluation."""
+
+
+def _status(field: str) -> int:
+    """Bytes of a field of /proc/self/status: VmRSS, resident now, or VmHWM, its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def peak_of(recipe_file: str, student: str) -> int:
+    """Bytes at the peak, above those before teacher and student are made."""
+    from cocomix import making
+    from cocomix.pipeline import Pipeline
+    from cocomix.recipe import load_recipe
+    from cocomix.training.trainer import ObjectiveTrainer
+
+    recipe = load_recipe(recipe_file)
+    stage = Pipeline(recipe).student_stages[student, recipe.seed]
+    before: list[int] = []
+    objective_of, save = making.student_objective, ObjectiveTrainer._save_checkpoint
+
+    def begin(*arguments):
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        before.append(_status("VmRSS"))
+        ObjectiveTrainer._save_checkpoint = stop  # follows the first evaluation; a checkpoint is no part of a step
+        return objective_of(*arguments)
+
+    def stop(*_):
+        raise _Measured
+
+    making.student_objective = begin
+    try:
+        for needed in stage.with_needs():
+            needed.run()
+    except _Measured:
+        return _status("VmHWM") - before[0]
+    finally:
+        making.student_objective, ObjectiveTrainer._save_checkpoint = objective_of, save
+    raise AssertionError("the training was not evaluated")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps({one: peak_of(*one.split(":")) for one in sys.argv[1:]}))

@@ -1,0 +1,121 @@
+"""Planned memory against that of real trainings, and how it is shared out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from cocomix.data.sources import read_documents
+from cocomix.data.tokenizer import train_tokenizer, vocabulary_size
+from cocomix.planning.costs import machines
+from cocomix.planning.memory import BUCKETS, GATHERED, GRADIENTS, STATES, WEIGHTS, Peak
+from cocomix.planning.plan import plan_recipe
+from cocomix.recipe import load_recipe
+
+ROOT = Path(__file__).parents[3]
+BLOCK, WIDTH, LATENTS = 256, 256, 4096
+TRAINING = {"tokens_per_step": 2048, "blocks_per_batch": 4, "max_tokens": 4096, "tokens_per_evaluation": 4096}
+SIZES = {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory) -> dict[str, Path]:
+    """Recipes of models that are large beside a process' own noise, on a corpus of two steps."""
+    folder = tmp_path_factory.mktemp("memory")
+    documents = read_documents("python-stdlib", "text")
+    tokenizer = train_tokenizer([next(documents).text or "" for _ in range(40)], 4096)
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    (folder / "tokens").mkdir()
+    draw = np.random.default_rng(0)
+    for name, blocks in (("train", 20), ("val", 5)):
+        ids = draw.integers(vocabulary_size(tokenizer), size=blocks * BLOCK, dtype=np.uint16)
+        ids.tofile(folder / "tokens" / f"{name}.bin")
+    weights = {"encoder.weight": torch.randn(LATENTS, WIDTH) / 16, "decoder.weight": torch.randn(WIDTH, LATENTS) / 16}
+    biases = {"latent_bias": torch.zeros(LATENTS), "pre_bias": torch.zeros(WIDTH)}
+    torch.save({**weights, **biases, "activation": "TopK", "activation_state_dict": {"k": 32}}, folder / "sae.pt")
+
+    def write(name: str, **changes: object) -> Path:
+        content = {
+            "name": name,
+            "output": str(folder / name),
+            "block_size": BLOCK,
+            "corpus": {"source": str(folder / "tokens")},
+            "tokenizer": {"source": str(folder / "tokenizer")},
+            "teacher": {"backbone": SIZES, "training": {**TRAINING, "max_tokens": 2048}},
+            "sae": {"source": str(folder / "sae.pt"), "teacher_layer": 1},
+            "labels": {"blocks_per_batch": 4},
+            "backbone": SIZES,
+            "training": TRAINING,
+            "students": {
+                "ntp": {"method": "ntp"},
+                "kd": {"method": "kd"},
+                "cocomix": {"method": "cocomix", "mixer": {"insert_layer": 1}},
+            },
+            **changes,
+        }
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return {
+        "stored": write("stored"),
+        "online": write("online", labels={"online": True, "blocks_per_batch": 4}),
+        "bf16": write("bf16", training={**TRAINING, "precision": "bf16"}),
+    }
+
+
+def planned(recipe: Path, student: str, gpus: int = 1) -> dict[str, list[Peak]]:
+    plan = plan_recipe(load_recipe(recipe), machines("h100", gpus, 0.4), only=student, device="cpu")
+    return plan.students[0].memory
+
+
+def measured(*cases: str) -> dict[str, int]:
+    """Peaks of RECIPE:STUDENT, taken in a process whose allocator gives back what is freed."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "src"),
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "OMP_NUM_THREADS": "1",
+    }
+    script = str(ROOT / "tests" / "measured_step.py")
+    done = subprocess.run([sys.executable, script, *cases], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "cases",
+    [
+        ["stored:ntp", "stored:cocomix", "online:cocomix"],
+        pytest.param(["bf16:ntp", "bf16:cocomix", "stored:kd"], marks=pytest.mark.slow),
+    ],
+    ids=lambda cases: "+".join(cases),
+)
+def test_the_plan_is_within_a_fifth_of_a_training(recipes, cases) -> None:
+    names = [f"{recipes[recipe]}:{student}" for recipe, student in (case.split(":") for case in cases)]
+    found = measured(*names)
+    for name in names:
+        recipe, student = name.split(":")
+        peak = max(phase.total for phase in planned(Path(recipe), student)["ddp"])
+        assert peak == pytest.approx(found[name], rel=0.2), name
+
+
+def test_sharing_out(recipes) -> None:
+    """ddp keeps everything and adds buckets; fsdp keeps a share of weights and states, and gathers blocks."""
+    alone = planned(recipes["stored"], "cocomix")["ddp"][0]
+    several = planned(recipes["stored"], "cocomix", gpus=2)
+    ddp, fsdp = several["ddp"][0], several["fsdp"][0]
+    assert ddp.parts[WEIGHTS] == alone.parts[WEIGHTS] == alone.parts[GRADIENTS] == ddp.parts[BUCKETS]
+    assert fsdp.parts[WEIGHTS] == alone.parts[WEIGHTS] // 2
+    assert fsdp.parts[STATES] == alone.parts[STATES] // 2
+    assert 0 < fsdp.parts[GATHERED] <= alone.parts[WEIGHTS]
+    assert alone.parts[STATES] == pytest.approx(2 * alone.parts[WEIGHTS], rel=1e-3)
