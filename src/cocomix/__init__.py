@@ -10,6 +10,7 @@ from cocomix.models.causal_lm import CoCoMixForCausalLM, CoCoMixOutput
 from cocomix.models.configuration import CoCoMixConfig
 from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
 from cocomix.models.reference_checkpoint import load_reference_checkpoint
+from cocomix.models.steering import Steering
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MultiTokenConfig",
     "MultiTokenForCausalLM",
     "SparseAutoencoder",
+    "Steering",
     "load_reference_checkpoint",
     "load_sae",
 ]
