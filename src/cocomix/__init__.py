@@ -11,6 +11,7 @@ from cocomix.models.configuration import CoCoMixConfig
 from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
 from cocomix.models.reference_checkpoint import load_reference_checkpoint
 from cocomix.models.steering import Steering
+from cocomix.steering.trace import Trace, trace
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "MultiTokenForCausalLM",
     "SparseAutoencoder",
     "Steering",
+    "Trace",
     "load_reference_checkpoint",
     "load_sae",
+    "trace",
 ]
 
 for config, model in ((CoCoMixConfig, CoCoMixForCausalLM), (MultiTokenConfig, MultiTokenForCausalLM)):

@@ -27,6 +27,8 @@ LARGEST_VALUE = 1e4
 """Of an operation, either way; logits are of the order of 10, and what is mixed must stay finite in half precision."""
 ALL = "all"
 GENERATED = "generated"
+FOREVER = sys.maxsize
+"""End of a span of positions that has none."""
 
 Positions = str | range | tuple[int, ...]
 """Tokens counted from 0 at the beginning of their text, without padding: `all`, `generated`, or these."""
@@ -42,7 +44,7 @@ def _positions(given: Any) -> Positions:
             raise ValueError(f"positions are {given!r}; expected 'all', 'generated', numbers, or slice(first, end)")
         return given
     if isinstance(given, slice):
-        given = range(given.start or 0, sys.maxsize if given.stop is None else given.stop, given.step or 1)
+        given = range(given.start or 0, FOREVER if given.stop is None else given.stop, given.step or 1)
     if not isinstance(given, range) or given.step != 1:
         given = tuple(sorted({_whole("a position", each) for each in given}))
     if len(given) and given[0] < 0:
@@ -169,7 +171,7 @@ class Steering:
 
     def after_prompt(self, tokens: int) -> Steering:
         """The same with `generated` put in numbers: from the end of a prompt of so many tokens on."""
-        span = range(tokens, sys.maxsize)
+        span = range(tokens, FOREVER)
         return Steering(
             tuple(replace(each, positions=span) if each.positions == GENERATED else each for each in self.operations)
         )
@@ -270,6 +272,11 @@ def active_steering(model: nn.Module) -> Any:
 class Steerable:
     """The steering of a model whose mixer has concepts."""
 
+    @property
+    def mixes_concepts(self: Any) -> bool:
+        """Whether concepts are mixed in, which can be steered and traced."""
+        return self.config.content == "concepts" and self.config.mixing != "none"
+
     @contextmanager
     def steered(self: Any, steering: Any) -> Iterator[None]:
         """Within the block, every pass of this model in this thread is steered, unless it is given its own `steering`.
@@ -294,7 +301,7 @@ class Steerable:
 
     def _check_steering(self: Any, steering: Any) -> None:
         """Raise ValueError unless it is steering for this model; how many rows it is for is not known yet."""
-        if self.config.content != "concepts" or self.config.mixing == "none":
+        if not self.mixes_concepts:
             what = "nothing" if self.config.mixing == "none" else self.config.content
             raise ValueError(f"steering was given, but this model mixes in {what}, and no concepts; leave it out")
         for given in steering if isinstance(steering, PER_ROW) else [steering]:
