@@ -11,7 +11,8 @@ from cocomix.models.configuration import CoCoMixConfig
 from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
 from cocomix.models.reference_checkpoint import load_reference_checkpoint
 from cocomix.models.steering import Steering
-from cocomix.steering.trace import Trace, trace
+from cocomix.steering.trace import Trace
+from cocomix.steering.tracing import trace
 
 __version__ = "0.1.0"
 __all__ = [

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cocomix import __version__, cli_concepts, processes
+from cocomix import __version__, cli_concepts, cli_inspect, processes
 from cocomix.console import say, show
 from cocomix.errors import InputError
 
@@ -104,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("recipe", metavar="RECIPE", help="recipe file (YAML)")
         for option, (_, about) in OPTIONS.get(name, {}).items():
             command.add_argument(option, **about)
+    for name, summary in cli_inspect.COMMANDS.items():
+        add(name, summary)
     command = add(COMPARE, "compare finished runs on the same corpus")
     command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a trained model")
     command.add_argument("--output", metavar="FOLDER", type=Path, help="write the report there")
@@ -114,6 +116,8 @@ def _dispatch(arguments: list[str]) -> int:
     command = arguments[0] if arguments else ""
     if command == "concepts" and arguments[1:2] and arguments[1] in cli_concepts.COMMANDS:
         return cli_concepts.run(arguments[1:])
+    if command in cli_inspect.COMMANDS:
+        return cli_inspect.run(arguments)
     if command in (QUICKSTART, *RECIPE_COMMANDS) and {"-h", "--help"} & set(arguments):
         return _recipe_help(command)
     options, overrides = _parser().parse_known_args(arguments)

@@ -329,7 +329,10 @@ def test_gradients_flow_through_a_steered_pass(random_model):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Steering.add({3: float("nan")}), "concept 3 is to be steered by nan; expected a number from -10000 to"),
+        (
+            lambda: Steering.add({3: float("nan")}),
+            "concept 3 is to be steered by nan; expected a number from -10000",
+        ),
         (lambda: Steering.scale({3: float("inf")}), "steered by inf"),
         (lambda: Steering.set({3: 1e300}), r"steered by 1e\+300"),
         (lambda: Steering.add({3: "much"}), "steered by 'much'"),

@@ -23,7 +23,7 @@ from .losses import IGNORE, concept_loss, hidden_state_loss, token_loss
 from .mixer import MIXERS, MixedWithLoss, Mixer
 from .retrofit import Retrofit
 from .stacked import StackedForCausalLM
-from .steering import Steerable
+from .steerable import Steerable
 
 IGNORED_ARGUMENTS = {"cache_position", "output_attentions", "output_hidden_states", "token_type_ids"}
 """Passed by callers that treat all Hugging Face decoders alike; without effect here."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from cocomix import processes
 from cocomix.catalog.rows import INFO_FILE
 from cocomix.catalog.search import Catalog, open_catalog
 from cocomix.data.tokenizer import load_tokenizer
@@ -66,8 +66,7 @@ def open_run(folder: Path | None, catalog: Path | None = None) -> OpenRun:
             f"the catalogue {found.folder} has {found.info.num_concepts} concepts and the model in {folder} "
             f"{model.config.num_concepts}; give --catalog FOLDER of the concepts that it was trained with"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return OpenRun(folder, model.to(device).eval(), load_tokenizer(str(folder)), found)
+    return OpenRun(folder, model.to(processes.device()).eval(), load_tokenizer(str(folder)), found)
 
 
 def _catalog(run: Path, given: Path | None) -> Catalog | None:

@@ -1,0 +1,181 @@
+"""Make a trace of a text: read it once, ask for a gradient at each token, and leave concepts out.
+
+T tokens, D width, C concepts, K concepts mixed per token, M of them ablated, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cocomix.errors import InputError
+from cocomix.models.mixer import MixerOutput, moments
+from cocomix.models.steerable import active_steering
+from cocomix.models.steering import Steering, as_steering
+from cocomix.steering.trace import Mixture, Trace, TracedConcept, TracedToken
+
+
+def trace(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    names: Mapping[int, str] | None = None,
+    steering: Any = None,
+    ablate: int = 4,
+    progress: bool = False,
+) -> Trace:
+    """Which concepts `model` mixes while it reads `text`, and what they do.
+
+    Costs one pass, a backward pass through the upper blocks for each token, and, with `ablate` M, for each token a
+    batch of M + 1 passes over the text up to it.
+
+    Args:
+        model: one that mixes concepts in; it is read in evaluation mode.
+        tokenizer: its own.
+        text: what to read.
+        names: of the concepts, as a catalogue has them.
+        steering: as the model takes it, but not by row; by default what a `with model.steered(...)` around says.
+        ablate: M, how many concepts of each token are ablated, the first of `concepts`; 0 for none, K for all.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: a model without concepts, a text without tokens or longer than the model's context, a negative M.
+    """
+    if not getattr(model, "mixes_concepts", False):
+        raise InputError("this model mixes no concepts in, so there are none to trace; give one trained with cocomix")
+    if ablate < 0:
+        raise InputError(f"ablate is {ablate}; expected 0 for none, or how many concepts of each token")
+    ids = text_ids(tokenizer, text, model.config.max_position_embeddings)[None].to(model.device)
+    steering = as_steering(active_steering(model) if steering is None else steering)
+    with _evaluating(model):
+        z, mixed, mixture, logprobs = _read(model, ids, steering)
+        choice = logprobs[-1:].argmax(-1)
+        targets = torch.cat((ids[0, 1:], choice))
+        chosen = logprobs.gather(-1, targets[:, None])[:, 0]  # (T,)
+        concepts = min(ablate, mixed.shape[-1])
+        tokens = []
+        for at in tqdm(range(len(targets)), desc="trace", unit=" tokens", disable=not progress):
+            (slope,) = torch.autograd.grad(chosen[at], mixed, retain_graph=True)
+            ablated = _ablation_effects(model, ids[:, : at + 1], mixture, concepts, targets[at], steering)
+            tokens.append(
+                TracedToken(
+                    position=at,
+                    token_id=int(ids[0, at]),
+                    text=tokenizer.decode([int(ids[0, at])]),
+                    next_id=int(targets[at]),
+                    next_text=tokenizer.decode([int(targets[at])]),
+                    next_in_text=at + 1 < len(targets),
+                    next_logprob=chosen[at].item(),
+                    concepts=_concepts(mixture, at, z[at], slope[0, at], ablated, names or {}),
+                    bias_share=mixture.shares(at)[-1].item(),
+                )
+            )
+    return Trace(text, tuple(tokens), mixture, model.dtype)
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, context: int) -> Tensor:
+    """(T,) the tokens of a text for a model with a context of so many.
+
+    Raises:
+        InputError: there are none, or too many.
+    """
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)  # as it was trained
+    if not 0 < len(ids) <= context:
+        raise InputError(f"the text has {len(ids)} tokens; this model reads 1 to {context}")
+    return ids
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode with gradients, whatever the caller is in; afterwards as before."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _read(model: Any, ids: Tensor, steering: Steering) -> tuple[Tensor, Tensor, Mixture, Tensor]:
+    """One pass over ids (1, T): log-probabilities of concepts (T, C), the kept logits (1, T, K), of which the
+    log-probabilities of tokens (T, V), which come last, depend; and between them the mixture."""
+    seen: list[tuple[Tensor, MixerOutput]] = []
+    hook = model.mixer.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
+    try:
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()  # frozen weights would leave no graph
+        logits = model(inputs_embeds=embedded, steering=steering, use_cache=False).logits[0]
+    finally:
+        hook.remove()
+    ((h, output),) = seen
+    assert output.kept is not None and output.c is not None and output.predicted is not None
+    values, indices = output.kept
+    of_h, mixer, full = moments(h[0].detach()), model.mixer, torch.promote_types(logits.dtype, torch.float32)
+    mixture = Mixture(
+        values=values[0].detach().to(full),
+        indices=indices[0],
+        c=output.c[0].detach().to(full),
+        mean=of_h.mean.to(full),
+        std=of_h.std.to(full),
+        bias=(mixer.compress_bias + mixer.pre_bias).detach().to(full),
+        weight=mixer.compress_weight.detach(),
+    )
+    return output.predicted[0].detach().to(full).log_softmax(-1), values, mixture, logits.to(full).log_softmax(-1)
+
+
+@torch.no_grad()
+def _ablation_effects(
+    model: Any, ids: Tensor, mixture: Mixture, concepts: int, target: Tensor, steering: Steering
+) -> list[float]:
+    """What the strongest concepts at the last of ids (1, t) add to the log-probability of `target` after it."""
+    if concepts == 0:
+        return []
+    last = ids.shape[1] - 1
+    without = [
+        steering + Steering.set({int(concept): 0.0}, positions=[last], after_choice=True)
+        for concept in mixture.indices[last, :concepts]
+    ]
+    # The plain pass is a row of the same batch, so that both round alike.
+    logits = model(
+        ids.expand(1 + concepts, -1), steering=[steering, *without], logits_to_keep=1, use_cache=False
+    ).logits[:, 0]
+    logprob = logits.to(mixture.c.dtype).log_softmax(-1)[:, target]
+    return (logprob[0] - logprob[1:]).tolist()
+
+
+def _concepts(
+    mixture: Mixture, at: int, logprobs: Tensor, slope: Tensor, ablated: list[float], names: Mapping[int, str]
+) -> tuple[TracedConcept, ...]:
+    """The concepts of the token `at`.
+
+    Args:
+        mixture: of the text.
+        at: position of the token.
+        logprobs: (C,) log-probabilities of its concepts.
+        slope: (K,) ∂ log p / ∂z of those that are mixed in.
+        ablated: effects of the first of them by ablation.
+        names: of concepts.
+    """
+    ids, values = mixture.indices[at], mixture.values[at]
+    probabilities, shares = logprobs[ids].exp().tolist(), mixture.shares(at).tolist()
+    norms, gradient = mixture.parts(at).norm(dim=-1).tolist(), (slope.to(values.dtype) * values).tolist()
+    return tuple(
+        TracedConcept(
+            concept_id=concept,
+            name=names.get(concept),
+            logit=values[number].item(),
+            probability=probabilities[number],
+            share=shares[number],
+            norm=norms[number],
+            gradient_effect=gradient[number],
+            ablation_effect=ablated[number] if number < len(ablated) else None,
+        )
+        for number, concept in enumerate(ids.tolist())
+    )
