@@ -354,8 +354,8 @@ def test_operations_that_make_no_sense(make: Callable[[], Any], message: str):
     ("steering", "message"),
     [
         ({40: 1.0}, "no concept 40 to steer: this model has 0 to 39"),
-        (7, "steering is a int; expected"),
-        ("3=+4", "steering is a str; expected"),
+        (7, "steering is of type int; expected"),
+        ("3=+4", "steering is of type str; expected"),
         ([{3: 1.0}], "steering has 1 entries for"),
         ([{3: 1.0}, {40: 0.0}], "no concept 40"),
     ],

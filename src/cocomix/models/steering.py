@@ -146,7 +146,7 @@ class Steering:
 
     @classmethod
     def scale(cls, factors: Strengths, *, positions: Any = ALL, after_choice: bool = False) -> Steering:
-        """z_i · factor, as the paper steers (section 4.3). A concept that stays below the K largest stays out."""
+        """z_i · factor, as the paper steers, by −10 to 10. A concept that stays below the K largest stays out."""
         return cls._of("scale", factors, positions, after_choice)
 
     @classmethod
@@ -188,7 +188,7 @@ def as_steering(given: Any) -> Steering:
     if (operations := getattr(given, "operations", None)) is not None:
         return Steering(operations)
     raise ValueError(
-        f"steering is a {type(given).__name__}; expected {{concept: strength}}, a Steering, or a list with one per row"
+        f"steering is of type {type(given).__name__}; expected {{concept: strength}}, a Steering, or a list of them by row"
     )
 
 
