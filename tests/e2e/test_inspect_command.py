@@ -174,6 +174,7 @@ def test_other_catalogues_and_models_are_refused(run, catalogued, tmp_path, caps
         (("inspect", TEXT, "--steer", "64=+4"), "no concept 64 to steer: this model has 0 to 63"),
         (("generate", TEXT, "--steer", "5=+nan"), "to be steered by nan"),
         (("generate", TEXT, "--steer", "5=+4", "--positions", "x"), "cannot read positions 'x'"),
+        (("generate", TEXT, "--after-choice"), "have no effect without --steer"),
         (("generate", TEXT, "--compare"), "--compare without --steer"),
         (("generate", TEXT, "--max-new-tokens", "0"), "max_new_tokens is 0"),
         (("generate", TEXT, "--max-new-tokens", "999"), "this model's context is"),

@@ -34,7 +34,8 @@ def trace(
 ) -> Trace:
     """Which concepts `model` mixes while it reads `text`, and what they do.
 
-    Costs one pass, a backward pass through the upper blocks for each token, and, to ablate M, M + 1 passes with a cache.
+    Costs one pass, a backward pass through the upper blocks for each token, and M + 1 passes with a cache where M
+    concepts of each token are ablated.
 
     Args:
         model: one that mixes concepts in; it is read in evaluation mode.
