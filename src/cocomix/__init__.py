@@ -10,6 +10,9 @@ from cocomix.models.causal_lm import CoCoMixForCausalLM, CoCoMixOutput
 from cocomix.models.configuration import CoCoMixConfig
 from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
 from cocomix.models.reference_checkpoint import load_reference_checkpoint
+from cocomix.models.steering import Steering
+from cocomix.steering.trace import Trace
+from cocomix.steering.tracing import trace
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,8 +26,11 @@ __all__ = [
     "MultiTokenConfig",
     "MultiTokenForCausalLM",
     "SparseAutoencoder",
+    "Steering",
+    "Trace",
     "load_reference_checkpoint",
     "load_sae",
+    "trace",
 ]
 
 for config, model in ((CoCoMixConfig, CoCoMixForCausalLM), (MultiTokenConfig, MultiTokenForCausalLM)):

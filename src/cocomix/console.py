@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from tqdm.auto import tqdm
@@ -16,6 +17,16 @@ def show(text: str) -> None:
     """A result."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+BOLD, DIM, RED, GREEN = 1, 2, 31, 32
+
+
+def styled(text: str, *styles: int) -> str:
+    """The text in these styles where a result goes to a terminal, unless NO_COLOR is set (no-color.org)."""
+    if not styles or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\033[{';'.join(map(str, styles))}m{text}\033[0m"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -81,7 +81,7 @@ def test_mixer_and_all_its_gradients(mixing, concept_slot, backbone_config, redr
     def gradients(hidden_states: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad((hidden_states * along).sum() + (logits * along_logits).sum(), list(inputs.values()))
 
-    of_wanted, of_found = gradients(wanted, wanted_logits), gradients(*found)
+    of_wanted, of_found = gradients(wanted, wanted_logits), gradients(found.hidden_states, found.predicted)
     for name, gradient, expected in zip(inputs, of_found, of_wanted, strict=True):
         assert relative_error(gradient, expected) < TOLERANCE, name
 

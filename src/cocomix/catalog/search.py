@@ -6,7 +6,6 @@ C concepts (SAE latents).
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +27,7 @@ from cocomix.catalog.rows import (
     Context,
     visible,
 )
+from cocomix.console import BOLD, styled
 from cocomix.errors import InputError
 
 
@@ -118,6 +118,26 @@ class Catalog:
         best = np.argsort(-score, kind="stable")[:limit]
         return [self._hit(int(row), float(score[row]), in_context) for row in best if score[row] > 0]
 
+    def find(self, name: str) -> int:
+        """The concept that a person means by `name`.
+
+        That is the one with exactly this name, but for case; without one, the one that a search finds, if it finds no
+        other with at least half of its score.
+
+        Raises:
+            InputError: none fits, or several do; the message lists them.
+        """
+        wanted = name.strip().casefold()
+        same = [concept for concept, known in self.names.items() if known.strip().casefold() == wanted]
+        hits = [] if same else self.search(name, limit=5)
+        likely = same or [hit.concept_id for hit in hits if hit.score >= hits[0].score / 2]
+        if len(likely) == 1:
+            return likely[0]
+        if not likely:
+            raise InputError(f"no concept fits the name {name!r}; look for others with: cocomix concepts search TEXT")
+        candidates = ", ".join(f"{concept} ({visible(self.names[concept])})" for concept in likely[:5])
+        raise InputError(f"several concepts fit the name {name!r}: {candidates}; give a number instead")
+
     @cached_property
     def _searched(self) -> _SearchedText:
         contexts = self.table["contexts"].combine_chunks()
@@ -193,8 +213,8 @@ def show_concept(folder: Path, concept_id: int) -> Concept:
 
 def _highlighted(context: Context) -> str:
     """The context in one line, the token in «», and bold in a terminal."""
-    bold, normal = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
-    return f"{visible(context.before)}{bold}«{visible(context.token)}»{normal}{visible(context.after)}"
+    token = styled(f"«{visible(context.token)}»", BOLD)
+    return f"{visible(context.before)}{token}{visible(context.after)}"
 
 
 def _percent(share: float) -> str:

@@ -23,6 +23,7 @@ from .losses import IGNORE, concept_loss, hidden_state_loss, token_loss
 from .mixer import MIXERS, MixedWithLoss, Mixer
 from .retrofit import Retrofit
 from .stacked import StackedForCausalLM
+from .steerable import Steerable
 
 IGNORED_ARGUMENTS = {"cache_position", "output_attentions", "output_hidden_states", "token_type_ids"}
 """Passed by callers that treat all Hugging Face decoders alike; without effect here."""
@@ -45,10 +46,10 @@ class CoCoMixOutput(ModelOutput):
     hidden_loss: Tensor | None = None
     """Distance to the teacher's hidden states, not weighted; needs `teacher_hidden_states`."""
     concept_logits: Tensor | None = None
-    """(B, T, C) predicted concepts, with `output_concepts=True`."""
+    """(B, T, C) predicted concepts, with `output_concepts=True`; as steered, where that is before the choice."""
 
 
-class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
+class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
     """A causal language model with continuous concept mixing (arXiv 2502.08524)."""
 
     config_class = CoCoMixConfig
@@ -91,6 +92,7 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
         concept_ids: Tensor | None = None,
         teacher_hidden_states: Tensor | None = None,
         use_cache: bool | None = None,
+        steering: Any = None,
         output_concepts: bool = False,
         output_logits: bool = True,
         logits_to_keep: int | Tensor = 0,
@@ -110,6 +112,8 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
             concept_ids: (B, T, A) concept labels, −100 for none.
             teacher_hidden_states: (B, T, d) targets of predicted hidden states.
             use_cache: return a cache; by default outside training.
+            steering: {concept: strength} to add to concept logits before the choice, a `Steering`, or a list with one
+                of either, or None, for each row. By default what a `with model.steered(...)` around the call says.
             output_concepts: also return the concept logits, (B, T, C).
             output_logits: return the logits. Without them a loss costs less memory and time, as do concept labels
                 without `output_concepts`: neither (B, T, V) nor (B, T, C) lives whole.
@@ -119,8 +123,8 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
             num_hidden_in_batch: number of tokens with a hidden state of that batch.
 
         Raises:
-            ValueError: a mask that is not 2-dimensional, a cache of fixed size, or targets of something that is not
-                predicted here.
+            ValueError: a mask that is not 2-dimensional, a cache of fixed size, targets of something that is not
+                predicted here, or steering that is not for this model or comes with concept labels.
             TypeError: an argument that no Hugging Face decoder knows.
         """
         if unknown := kwargs.keys() - IGNORED_ARGUMENTS:
@@ -139,6 +143,9 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
         past = self._past_tokens(past_key_values)  # before the lower blocks add to it
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, past)
+        steered = self._steered_batch(steering, position_ids, len(inputs_embeds))
+        if steered is not None and concept_ids is not None:
+            raise ValueError("concept_ids score what the model itself predicts; leave out steering or them")
 
         h = self.lower(
             inputs_embeds=inputs_embeds,
@@ -147,7 +154,7 @@ class CoCoMixForCausalLM(Retrofit, StackedForCausalLM):
             past_key_values=lower_cache,
             use_cache=use_cache,
         ).last_hidden_state
-        mixed = self.mixer(h, None if output_concepts else concept_ids)
+        mixed = self.mixer(h, None if output_concepts else concept_ids, steered)
         predicted: Any = None if isinstance(mixed, MixedWithLoss) else mixed.predicted
         h = self.upper(
             inputs_embeds=mixed.hidden_states,

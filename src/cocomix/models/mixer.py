@@ -15,6 +15,7 @@ from transformers import initialization as init
 
 from .configuration import CoCoMixConfig
 from .linear_loss import linear_cross_entropy
+from .steering import SteeredBatch, steer_kept, steer_logits_
 
 EPSILON = 1e-5
 """Added to the standard deviation where the hidden state is divided by it."""
@@ -55,13 +56,38 @@ def interleave(h: Tensor, slots: Tensor) -> Tensor:
     return torch.stack((h, slots), dim=2).flatten(1, 2)
 
 
+class Kept(NamedTuple):
+    """The concepts that are mixed in."""
+
+    values: Tensor
+    """(B, T, K) their logits, as steered."""
+    indices: Tensor
+    """(B, T, K) which they are."""
+
+
+class Prediction(NamedTuple):
+    """What a mixer predicts, and the vector that it makes of it."""
+
+    predicted: Tensor | None
+    """Concept logits z (B, T, C), steered where that is before the choice, or hidden states of the teacher (B, T, d);
+    None where nothing is predicted."""
+    c: Tensor | None
+    """(B, T, D) the continuous vector; None with mixing `none`."""
+    kept: Kept | None = None
+    """The concepts in c; None where c is made of something else."""
+
+
 class MixerOutput(NamedTuple):
     """What the mixer hands to the upper blocks and to the loss of its prediction."""
 
     hidden_states: Tensor
     """(B, slots·T, D), input of the upper blocks."""
     predicted: Tensor | None
-    """Concept logits z (B, T, C), or hidden states of the teacher (B, T, d); None where nothing is predicted."""
+    """As in `Prediction`."""
+    c: Tensor | None
+    """The same."""
+    kept: Kept | None
+    """The same."""
 
 
 class MixedWithLoss(NamedTuple):
@@ -90,16 +116,18 @@ class Mixer(nn.Module):
             else:
                 init.normal_(parameter, mean=0.0, std=std)
 
-    def predict_and_compress(self, h: Tensor, of_h: Moments) -> tuple[Tensor | None, Tensor | None]:
-        """What is predicted from h (B, T, D), and c (B, T, D), which is None with mixing `none`."""
+    def predict_and_compress(self, h: Tensor, of_h: Moments, steered: SteeredBatch | None = None) -> Prediction:
+        """What is predicted from h (B, T, D), and c; steered only where concepts are mixed in."""
         raise NotImplementedError
 
     def loss_and_compress(self, h: Tensor, of_h: Moments, concept_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """The summed loss of the prediction on labels (B, T, A), and c, of a mixer that predicts concepts."""
         raise NotImplementedError
 
-    def forward(self, h: Tensor, concept_ids: Tensor | None = None) -> MixerOutput | MixedWithLoss:
-        """Mix into h (B, T, D) what is predicted from it.
+    def forward(
+        self, h: Tensor, concept_ids: Tensor | None = None, steered: SteeredBatch | None = None
+    ) -> MixerOutput | MixedWithLoss:
+        """Mix into h (B, T, D) what is predicted from it, as steered.
 
         With concept_ids (B, T, A) the prediction is not returned but its loss, and (B, T, C) never lives whole.
         """
@@ -107,8 +135,8 @@ class Mixer(nn.Module):
         if concept_ids is not None:
             concept_loss, c = self.loss_and_compress(h, of_h, concept_ids)
             return MixedWithLoss(h if c is None else self._mix(h, c, of_h), concept_loss)
-        predicted, c = self.predict_and_compress(h, of_h)
-        return MixerOutput(h if c is None else self._mix(h, c, of_h), predicted)
+        prediction = self.predict_and_compress(h, of_h, steered)
+        return MixerOutput(h if prediction.c is None else self._mix(h, prediction.c, of_h), *prediction)
 
     def _mix(self, h: Tensor, c: Tensor, of_h: Moments) -> Tensor:
         residual = self.concept_slot == "residual"
@@ -134,13 +162,17 @@ class ConceptMixer(Mixer):
             self.compress_weight = nn.Parameter(torch.empty(config.num_concepts, width))
             self.compress_bias = nn.Parameter(torch.zeros(width))
 
-    def predict_and_compress(self, h: Tensor, of_h: Moments) -> tuple[Tensor, Tensor | None]:
-        """z (B, T, C), and c."""
+    def predict_and_compress(self, h: Tensor, of_h: Moments, steered: SteeredBatch | None = None) -> Prediction:
+        """z (B, T, C), and c of its K largest."""
         z = self.predict(self._normalised(h, of_h))
         if self.mixing == "none":
-            return z, None
-        kept = z.topk(self.num_active_concepts, dim=-1)
-        return z, self._compressed(kept.values, kept.indices, of_h)
+            return Prediction(z, None)
+        if steered is not None:
+            steer_logits_(z, steered)
+        values, indices = z.topk(self.num_active_concepts, dim=-1)
+        if steered is not None:
+            values = steer_kept(values, indices, steered)
+        return Prediction(z, self._compressed(values, indices, of_h), Kept(values, indices))
 
     def loss_and_compress(self, h: Tensor, of_h: Moments, concept_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss and c, as from z (B, T, C) and `concept_loss`."""
@@ -177,12 +209,12 @@ class HiddenStateMixer(Mixer):
         if self.mixing != "none":
             self.compress = nn.Linear(of_teacher, width)
 
-    def predict_and_compress(self, h: Tensor, of_h: Moments) -> tuple[Tensor, Tensor | None]:
+    def predict_and_compress(self, h: Tensor, of_h: Moments, steered: SteeredBatch | None = None) -> Prediction:
         """The teacher's hidden states (B, T, d), and c."""
         predicted = self.predict((h - of_h.mean) / (of_h.std + EPSILON))
         if self.mixing == "none":
-            return predicted, None
-        return predicted, self.compress(predicted) * of_h.std + of_h.mean
+            return Prediction(predicted, None)
+        return Prediction(predicted, self.compress(predicted) * of_h.std + of_h.mean)
 
 
 class PauseMixer(Mixer):
@@ -192,9 +224,9 @@ class PauseMixer(Mixer):
         super().__init__(config)
         self.vector = nn.Parameter(torch.zeros(config.hidden_size))
 
-    def predict_and_compress(self, h: Tensor, of_h: Moments) -> tuple[None, Tensor]:
+    def predict_and_compress(self, h: Tensor, of_h: Moments, steered: SteeredBatch | None = None) -> Prediction:
         """No prediction, and the vector at every position."""
-        return None, self.vector.expand_as(h)
+        return Prediction(None, self.vector.expand_as(h))
 
 
 MIXERS: dict[str, type[Mixer]] = {

@@ -1,0 +1,93 @@
+"""Text from a model, plain and steered."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from cocomix.errors import InputError
+from cocomix.models.steering import Steering
+from cocomix.steering.runs import OpenRun
+from cocomix.steering.tracing import text_ids
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How text is generated.
+
+    Attributes:
+        max_new_tokens: at most.
+        temperature: of sampling; 0 takes the most probable token.
+        top_p: sample from the most probable tokens that together have this probability.
+        seed: of sampling.
+        num_beams: of beam search; 1 for none.
+        num_samples: texts.
+
+    Raises:
+        InputError: a value out of its range, or one that has no effect.
+    """
+
+    max_new_tokens: int = 40
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    num_beams: int = 1
+    num_samples: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_beams", "num_samples"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if not 0 <= self.temperature < math.inf:
+            raise InputError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; expected more than 0, and at most 1")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}; expected 0 to {2**32 - 1}")
+        if self.temperature == 0 and self.top_p < 1:
+            raise InputError(f"top_p is {self.top_p} without sampling, where it has no effect; set a temperature")
+        if self.temperature == 0 and self.num_samples > self.num_beams:
+            raise InputError(
+                f"{self.num_samples} samples would be the same at temperature 0; set a temperature, or as many beams"
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """For `generate`."""
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature else {}
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": bool(self.temperature),
+            "num_beams": self.num_beams,
+            "num_return_sequences": self.num_samples,
+            **sampling,
+        }
+
+
+def continuations(run: OpenRun, prompt: str, settings: GenerationSettings, steering: Steering) -> list[str]:
+    """Texts that go on after the prompt, steered.
+
+    Raises:
+        InputError: the prompt is empty, or leaves no room in the model's context.
+        ValueError: the steering is not for this model.
+    """
+    context = run.model.config.max_position_embeddings
+    ids = text_ids(run.tokenizer, prompt, context)
+    if len(ids) + settings.max_new_tokens > context:
+        raise InputError(
+            f"the prompt has {len(ids)} tokens and {settings.max_new_tokens} are to follow; this model's context is "
+            f"{context}: at most {context - len(ids)} can"
+        )
+    set_seed(settings.seed)
+    inputs = ids[None].to(run.model.device)
+    found = run.model.generate(
+        inputs,
+        attention_mask=torch.ones_like(inputs),
+        steering=steering,
+        pad_token_id=run.tokenizer.eos_token_id,
+        **settings.arguments(),
+    )
+    return run.tokenizer.batch_decode(found[:, len(ids) :], skip_special_tokens=True)

@@ -1,0 +1,94 @@
+"""Traces and generated texts in a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from itertools import zip_longest
+
+from cocomix.catalog.rows import visible
+from cocomix.console import BOLD, DIM, GREEN, RED, styled
+from cocomix.steering.trace import Comparison, Trace, TracedConcept, TracedToken
+
+HEADER = f"{'concept':>10}{'logit':>9}{'prob.':>9}{'share':>9}{'gradient':>10}{'ablated':>9}  name"
+NARROW = 72
+"""Columns of a terminal below which two texts do not fit side by side."""
+
+
+def trace_text(trace: Trace, concepts: int) -> str:
+    """A trace: of each token its first `concepts` concepts; green raises the next token, red lowers it."""
+    blocks = [token_text(token, concepts) for token in trace.tokens]
+    return "\n\n".join([styled(HEADER, DIM), *blocks, summary(trace)])
+
+
+def token_text(token: TracedToken, concepts: int) -> str:
+    """A token and its first `concepts` concepts, a line each."""
+    follows = "" if token.next_in_text else " (the model's choice)"
+    lines = [
+        f"{token.position:>4}  {styled(f'«{visible(token.text)}»', BOLD)} → «{visible(token.next_text)}»{follows}  "
+        f"log p {token.next_logprob:.3f}"
+    ]
+    return "\n".join([*lines, *map(_concept_line, token.concepts[:concepts])])
+
+
+def _concept_line(concept: TracedConcept) -> str:
+    effect = "–" if concept.ablation_effect is None else f"{concept.ablation_effect:+.3f}"
+    return (
+        f"{concept.concept_id:>10}{concept.logit:>+9.2f}{concept.probability:>9.1%}{concept.share:>+9.1%}"
+        f"{_effect(f'{concept.gradient_effect:+.3f}', 10, concept.gradient_effect)}"
+        f"{_effect(effect, 9, concept.ablation_effect or 0.0)}  {visible(concept.name or '')}"
+    ).rstrip()
+
+
+def _effect(text: str, width: int, effect: float) -> str:
+    """A figure in its column, coloured if it is no rounding of zero."""
+    return styled(text.rjust(width), *([] if abs(effect) < 0.0005 else [GREEN if effect > 0 else RED]))
+
+
+def summary(trace: Trace) -> str:
+    """What holds for all tokens of a trace."""
+    mixed, of = trace.mixture.values.shape[-1], len(trace.mixture.weight)
+    lines = [
+        f"{len(trace.tokens)} tokens, {mixed} of {of:,} concepts mixed in at each. Their parts, the biases and the "
+        f"mean sum to the continuous vector within {trace.verify():.0e} of it.",
+        "prob.: among all concepts; share: of the continuous vector, of which all concepts and the biases make 100%; "
+        "gradient, ablated: nats that the concept adds to log p of the next token.",
+    ]
+    if (comparison := trace.comparison) is not None:
+        lines.append(comparison_text(comparison))
+    return "\n".join(lines)
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """How far gradient and ablation agree, in a sentence."""
+    correlation = "not defined" if comparison.correlation is None else f"{comparison.correlation:.3f}"
+    agreement = "no" if comparison.sign_agreement is None else f"{comparison.sign_agreement:.1%}"
+    return (
+        f"Gradient against ablation, {comparison.concepts} concepts: correlation {correlation}, the same sign in "
+        f"{agreement} of them, at most {comparison.largest_difference:.3f} nats apart."
+    )
+
+
+def side_by_side(left: str, right: str, titles: tuple[str, str], columns: int) -> str:
+    """Two texts beside each other; one below the other where the terminal is narrow.
+
+    Args:
+        left, right: the texts.
+        titles: of each.
+        columns: width of the terminal.
+    """
+    if columns < NARROW:
+        return f"{styled(titles[0], BOLD)}\n{left}\n\n{styled(titles[1], BOLD)}\n{right}"
+    width = (columns - 3) // 2
+    rows = zip_longest(_lines(left, width), _lines(right, width), fillvalue="")
+    head = f"{styled(titles[0].ljust(width), BOLD)} │ {styled(titles[1], BOLD)}"
+    return "\n".join([head, *(f"{one.ljust(width)} │ {other}".rstrip() for one, other in rows)])
+
+
+def _lines(text: str, width: int) -> list[str]:
+    wrap = textwrap.TextWrapper(width, replace_whitespace=False, drop_whitespace=False)
+    return [piece for line in text.split("\n") for piece in wrap.wrap(line) or [""]]
+
+
+def harmless(text: str) -> str:
+    """The text in its lines, without anything else that a terminal would obey."""
+    return "\n".join(map(visible, text.expandtabs(4).split("\n")))
