@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -60,7 +61,7 @@ class PlannedPipeline(Pipeline):
         if tokenizer.source is None:
             return stated
         source = tokenizer.source
-        found = self._of_source(lambda: vocabulary_size(load_tokenizer(source)))
+        found = self._of_source(source, lambda: vocabulary_size(load_tokenizer(source)))
         return self._checked(found, stated, stated != TokenizerConfig().vocab_size, source, "tokenizer.vocab_size")
 
     @cached_property
@@ -73,17 +74,9 @@ class PlannedPipeline(Pipeline):
         if teacher.source is None:
             return own
         source = teacher.source
-        found = self._of_source(lambda: teacher_config(source))
+        found = self._of_source(source, lambda: teacher_config(source))
         is_stated = teacher.backbone != BackboneConfig()
-        sizes = None if found is None else _weights_of(found)
-        if found is None or sizes == _weights_of(own):
-            self._checked(sizes, _weights_of(own), is_stated, source, "teacher.backbone")
-            return found or own
-        if is_stated:
-            self.remarks.append(
-                f"teacher.backbone has {_weights_of(own):,} weights, {source} has {sizes:,}: planned with those"
-            )
-        return found
+        return self._checked(found, own, is_stated, source, "teacher.backbone", size_of=_weights_of)
 
     @cached_property
     def sae_sizes(self) -> SAESizes:
@@ -101,7 +94,7 @@ class PlannedPipeline(Pipeline):
             loaded = load_sae(source, sae.max_active)
             return SAESizes(loaded.d_in, loaded.d_sae, loaded.max_active)
 
-        found = self._of_source(opened)
+        found = self._of_source(source, opened)
         is_stated = sae.d_sae != SAEConfig().d_sae
         return self._checked(found, own, is_stated, source, "sae.d_sae and sae.k")
 
@@ -139,9 +132,9 @@ class PlannedPipeline(Pipeline):
             k=active,
         )
 
-    def _of_source(self, read: Callable[[], T]) -> T | None:
-        """What `read` finds; None of a hub that cannot be reached."""
-        with _offline(not self._hub_answers):
+    def _of_source(self, source: str, read: Callable[[], T]) -> T | None:
+        """What `read` finds at `source`; None of a hub that cannot be reached."""
+        with _offline(not Path(source).exists() and not self._hub_answers):
             try:
                 return read()
             except UnreachableError:
@@ -158,8 +151,16 @@ class PlannedPipeline(Pipeline):
             return False
         return True
 
-    def _checked(self, found: T | None, stated: T, is_stated: bool, source: str, keys: str) -> T:
-        """What is planned with: what the source says, else what the recipe states of it."""
+    def _checked(
+        self,
+        found: T | None,
+        stated: T,
+        is_stated: bool,
+        source: str,
+        keys: str,
+        size_of: Callable[[T], object] = lambda found: found,
+    ) -> T:
+        """What is planned with: what the source says, else what the recipe states; alike if their sizes are."""
         if found is None:
             if not is_stated:
                 raise InputError(
@@ -167,7 +168,7 @@ class PlannedPipeline(Pipeline):
                 )
             self.remarks.append(f"{source} was not reached: its sizes are those that the recipe states ({keys})")
             return stated
-        if is_stated and found != stated:
+        if is_stated and size_of(found) != size_of(stated):
             self.remarks.append(f"the recipe states another {keys} than {source} has: planned with what that has")
         return found
 

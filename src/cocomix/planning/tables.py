@@ -16,7 +16,7 @@ def describe(plan: Plan) -> str:
     on = plan.machines
     lines = [f"{plan.recipe} on {on.count} × {on.name}", "", _costs(plan)]
     if plan.preparation:
-        lines += ["", f"Made once, for a corpus of {plan.corpus_tokens / 1e9:,.2f}B training tokens:", "", _made(plan)]
+        lines += ["", f"Made once, for a corpus of {_count(plan.corpus_tokens)} training tokens:", "", _made(plan)]
     for student in plan.students:
         lines += ["", f"{student.name}: peak memory per GPU", "", _memory(student), ""]
         lines += [_fits(how, student.peak(how), on) for how in student.memory]
@@ -35,7 +35,7 @@ def _costs(plan: Plan) -> str:
             student.name,
             f"{student.stored_parameters / 1e6:,.1f}M",
             f"{student.activated_parameters / 1e6:,.1f}M",
-            f"{student.tokens / 1e9:,.2f}B",
+            _count(student.tokens),
             f"{student.steps:,}",
             *(f"{value:.3e}" if value else "–" for _, value in _named(student.flops_per_token)),
             f"{student.flops.total:.2e}",
@@ -88,6 +88,10 @@ def _assumptions(plan: Plan) -> list[str]:
 
 def _named(flops: Flops) -> list[tuple[str, float]]:
     return [(name, getattr(flops, name.lower())) for name in ("student", "teacher", "SAE")]
+
+
+def _count(tokens: int) -> str:
+    return f"{tokens / 1e9:,.2f}B" if tokens >= 1e9 else f"{tokens / 1e6:,.2f}M"
 
 
 def _hours(hours: float) -> str:
