@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cocomix import __version__, cli_concepts, cli_inspect, processes
+from cocomix import __version__, cli_concepts, cli_evaluate, cli_inspect, processes
 from cocomix.console import say, show
 from cocomix.errors import InputError
 
@@ -50,6 +50,7 @@ OPTIONS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 """Options of a recipe's commands that are not recipe keys: how usage shows them, and what argparse is told."""
 QUICKSTART = "quickstart"
 COMPARE = "compare"
+EVALUATE = "evaluate"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(option, **about)
     for name, summary in cli_inspect.COMMANDS.items():
         add(name, summary)
+    add(EVALUATE, "evaluate a trained model on text and on tasks")
     command = add(COMPARE, "compare finished runs on the same corpus")
     command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a trained model")
     command.add_argument("--output", metavar="FOLDER", type=Path, help="write the report there")
@@ -118,6 +120,8 @@ def _dispatch(arguments: list[str]) -> int:
         return cli_concepts.run(arguments[1:])
     if command in cli_inspect.COMMANDS:
         return cli_inspect.run(arguments)
+    if command == EVALUATE:
+        return cli_evaluate.run(arguments[1:])
     if command in (QUICKSTART, *RECIPE_COMMANDS) and {"-h", "--help"} & set(arguments):
         return _recipe_help(command)
     options, overrides = _parser().parse_known_args(arguments)
@@ -223,11 +227,14 @@ def _compare(options: argparse.Namespace, unknown: list[str]) -> int:
 
 def _show_tables(results: dict[str, Any]) -> None:
     from cocomix.evaluation.report import comparison_sentences, concepts_table, equal_cost_table, students_table
+    from cocomix.evaluation.tables import evaluation_tables
 
     show("\n" + students_table(results["students"]))
     show("\n" + equal_cost_table(results))
     if concepts := concepts_table(results["students"]):
         show("\n" + concepts)
+    for measured in evaluation_tables(results["evaluations"]):
+        show("\n" + measured)
     for sentence in comparison_sentences(results):
         show("\n" + sentence.replace("`", ""))
 

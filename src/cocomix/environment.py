@@ -14,7 +14,7 @@ import torch
 import cocomix
 from cocomix import processes
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "sae-lens")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "sae-lens", "lm_eval")
 
 
 def commit() -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cocomix import environment, files, preflight, processes
+from cocomix import environment, files, fingerprint, preflight, processes
 from cocomix.concepts.label_statistics import (
     CURVE_FILE,
     LabelStatistics,
@@ -18,6 +19,7 @@ from cocomix.concepts.label_store import load_labels, read_labels_info
 from cocomix.console import say
 from cocomix.errors import InputError
 from cocomix.evaluation.compare import compare_runs
+from cocomix.evaluation.record import load_evaluations
 from cocomix.evaluation.report import RESULTS, check_report_folder, write_report
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
@@ -108,26 +110,29 @@ def labelling_remarks(folder: Path) -> str:
 
 def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
     """Run a whole recipe and write its report, if it is not there; returns the results, in the first process."""
-    folder = Path(recipe.output) / "report"
+    report = Path(recipe.output) / "report"
     if processes.is_first():
-        check_report_folder(folder)
+        check_report_folder(report)
     pipeline = run_until(recipe, "students")
     if not processes.is_first():
         return None
+    folders = [stage.folder for stage in pipeline.student_stages.values()]
     inputs = {stage.name: stage.record().fingerprint for stage in pipeline.stages()}
-    if (folder / RESULTS).is_file():
-        results = files.read_json(folder / RESULTS)
+    evaluations = [asdict(each) for folder in folders for each in load_evaluations(folder)]
+    inputs["evaluations"] = fingerprint.of_json(evaluations)
+    if (report / RESULTS).is_file():
+        results = files.read_json(report / RESULTS)
         if results["inputs"] == inputs:
             return results
     results = {
         "name": recipe.name,
-        **compare_runs([stage.folder for stage in pipeline.student_stages.values()]),
+        **compare_runs(folders),
         **{stage.name: stage.record().summary for stage in _preparation(pipeline)},
         "recipe": recipe.to_dict(),
         "inputs": inputs,
         "environment": {"command": command_line(), **environment.describe()},
     }
-    write_report(results, folder)
+    write_report(results, report)
     return results
 
 

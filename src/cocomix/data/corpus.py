@@ -101,12 +101,13 @@ def check_corpus(config: CorpusConfig) -> None:
                 f"corpus source {config.source!r} has its own validation tokens in val.bin: leave validation_source out"
             )
         return
-    _check_source(config.source, config.text_field)
+    check_source(config.source, config.text_field)
     if config.validation_source is not None:
-        _check_source(config.validation_source, config.text_field)
+        check_source(config.validation_source, config.text_field)
 
 
-def _check_source(source: str, text_field: str) -> None:
+def check_source(source: str, text_field: str) -> None:
+    """Raise `InputError` for a source of text that is not there, or whose first record has not that field."""
     if source.startswith(HUB_PREFIX):
         if not source.removeprefix(HUB_PREFIX).partition(":")[0]:
             raise InputError(f"corpus source {source!r} names no dataset: give {HUB_PREFIX}NAME")
@@ -153,6 +154,14 @@ def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
         unreadable_examples=sieve.unreadable_examples,
         fingerprint=hashlib.sha256(train.digests.digest() + validation.digests.digest()).hexdigest(),
     )
+
+
+def distinct_texts(source: str, text_field: str) -> Iterator[str]:
+    """The documents of `source` as a corpus would hold them: each text once, none empty.
+
+    Raises `InputError` as `check_corpus` does, for what only reading shows, and if there is no text.
+    """
+    return (document.text.decode() for document in _Sieve().distinct(source, text_field))
 
 
 def _require_both_sides(config: CorpusConfig, train: int, validation: int) -> None:

@@ -204,14 +204,14 @@ def _write_blocks(stream: Iterable[np.ndarray], block_size: int, vocab_size: int
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], lengths: array[int]) -> Iterator[np.ndarray]:
     """The tokens of `texts`, end-of-text after each, in arrays of many documents; `lengths` gets each one's number."""
-    for batch in _batches(texts):
+    for batch in batched_texts(texts):
         encoded = encode_documents(tokenizer, batch)
         lengths.extend(len(tokens) + 1 for tokens in encoded)
         with_ends = chain.from_iterable(chain(tokens, (tokenizer.eos_token_id,)) for tokens in encoded)
         yield np.fromiter(with_ends, np.int64)
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def batched_texts(texts: Iterable[str]) -> Iterator[list[str]]:
     """`texts` in lists that are bounded in number and in length."""
     batch: list[str] = []
     characters = 0
@@ -251,10 +251,18 @@ def _chunks(tokens: np.ndarray) -> Iterator[np.ndarray]:
 
 def _text_bytes(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> int:
     """UTF-8 bytes of the text behind `tokens`, without what stands for end-of-text."""
+    return sum(len(text.encode()) for text in _texts(tokenizer, tokens))
+
+
+def validation_texts(source: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """The texts of the documents in nanoGPT's `val.bin`; raises `InputError` as `pack_token_files` does."""
+    return _texts(tokenizer, _token_file(source / "val.bin", vocabulary_size(tokenizer)))
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> Iterator[str]:
+    """What lies between the end-of-text tokens, decoded."""
     ends = np.flatnonzero(tokens == tokenizer.eos_token_id).tolist()
-    total, start = 0, 0
+    start = 0
     for end in [*ends, len(tokens)]:
-        text = tokenizer.decode(tokens[start:end].tolist(), clean_up_tokenization_spaces=False)
-        total += len(text.encode())
+        yield tokenizer.decode(tokens[start:end].tolist(), clean_up_tokenization_spaces=False)
         start = end + 1
-    return total

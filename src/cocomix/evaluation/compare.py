@@ -17,6 +17,7 @@ from cocomix import fingerprint
 from cocomix.errors import InputError
 from cocomix.evaluation.costs import AXES, at_equal_cost, cost_to_reach
 from cocomix.evaluation.documents import DocumentLosses, PairedDifference, load_document_losses, paired_difference
+from cocomix.evaluation.record import load_evaluations
 from cocomix.training.run import Run, load_run
 
 SAME = {"validation": "validation text", "tokenizer": "tokenizer", "block_size": "block size"}
@@ -32,11 +33,13 @@ class Group:
     Attributes:
         name: what tables call it.
         runs: its runs, by seed.
+        folders: where they are.
         documents: their losses by validation document, if all have them.
     """
 
     name: str
     runs: list[Run]
+    folders: list[Path]
     documents: list[DocumentLosses] | None
 
     @property
@@ -139,6 +142,11 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
             label: {**_figures(run), "costs": {name: axis.costs(run, every).tolist() for name, axis in AXES.items()}}
             for label, run in zip(labels, every, strict=True)
         },
+        "evaluations": {
+            _label(group, run): [asdict(each) for each in load_evaluations(folder)]
+            for group in groups
+            for run, folder in zip(group.runs, group.folders, strict=True)
+        },
         "groups": {group.name: [_label(group, run) for run in group.runs] for group in groups},
         "equal_cost": {
             name: {"budget": found.budget, "losses": dict(zip(labels, found.losses, strict=True))}
@@ -165,6 +173,7 @@ def _grouped(folders: Sequence[Path], runs: Sequence[Run]) -> list[Group]:
             # Of different recipes their folders tell them apart.
             name if names.count(name) == 1 else str(folders[indices[0]]),
             [runs[index] for index in indices],
+            [folders[index] for index in indices],
             _documents([folders[index] for index in indices]),
         )
         for name, indices in sorted(zip(names, found, strict=True), key=lambda item: min(item[1]))

@@ -110,8 +110,7 @@ def load_document_losses(folder: Path) -> DocumentLosses | None:
 def paired_difference(ours: list[DocumentLosses], theirs: list[DocumentLosses]) -> PairedDifference:
     """Mean over our seeds less mean over theirs, and how sure the validation documents make of it.
 
-    A paired bootstrap: whole documents are drawn with replacement, the same ones for both. The draws are the same
-    in every call.
+    A paired bootstrap: whole documents are drawn with replacement, the same ones for both.
 
     Args:
         ours: of each seed, on the same documents in the same order.
@@ -121,16 +120,32 @@ def paired_difference(ours: list[DocumentLosses], theirs: list[DocumentLosses]) 
     apart = np.mean([each.nll for each in ours], axis=0) - np.mean([each.nll for each in theirs], axis=0)
     kept = tokens > 0
     apart, tokens = apart[kept], tokens[kept]
-    count = len(tokens)
+    found = bootstrap_ratios(apart, tokens)
+    low, high = percentile_interval(found)
+    opposite = min((found <= 0).mean(), (found >= 0).mean())
+    return PairedDifference(float(apart.sum() / tokens.sum()), (low, high), float(min(1.0, 2 * opposite)), len(tokens))
+
+
+def bootstrap_ratios(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(RESAMPLES,) values of Σ sums / Σ counts over N documents drawn with replacement, whole ones.
+
+    The draws are the same in every call with the same number of documents.
+
+    Args:
+        sums: (N,) of each document, nats say.
+        counts: (N,) what they are divided by, tokens or bytes; above 0.
+    """
+    count = len(sums)
     draw = np.random.default_rng(0)
     at_once = max(1, SAMPLED_AT_ONCE // count)
     samples: list[np.ndarray] = []
     for start in range(0, RESAMPLES, at_once):
         chosen = draw.integers(count, size=(min(at_once, RESAMPLES - start), count))
-        samples.append(apart[chosen].sum(1) / tokens[chosen].sum(1))
-    found = np.concatenate(samples)
-    low, high = np.quantile(found, [0.025, 0.975])
-    opposite = min((found <= 0).mean(), (found >= 0).mean())
-    return PairedDifference(
-        float(apart.sum() / tokens.sum()), (float(low), float(high)), float(min(1.0, 2 * opposite)), count
-    )
+        samples.append(sums[chosen].sum(1) / counts[chosen].sum(1))
+    return np.concatenate(samples)
+
+
+def percentile_interval(samples: np.ndarray) -> tuple[float, float]:
+    """In which 95 of 100 bootstrap samples lie."""
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return float(low), float(high)

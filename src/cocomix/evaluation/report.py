@@ -14,6 +14,7 @@ from cocomix.console import table
 from cocomix.errors import InputError
 from cocomix.evaluation.costs import AXES
 from cocomix.evaluation.documents import RESAMPLES
+from cocomix.evaluation.tables import evaluation_tables
 
 CURVES = "curves.png"
 CURVE_AXES = ("tokens", "student_flops", "all_flops")
@@ -349,6 +350,13 @@ def markdown(results: dict[str, Any]) -> str:
             "Over validation tokens that have labels. Precision: share of the predicted concepts (the model's own "
             "top K) that are labels; with fewer labels than predictions it cannot reach 100%. Recall: share of the "
             "labels that are predicted; constant recall: that of always predicting the K most frequent labels.",
+        ]
+    if measured := evaluation_tables(results["evaluations"]):
+        parts += [
+            "## Evaluation",
+            *measured,
+            "By `cocomix evaluate`. In brackets: 95 % intervals over documents, which say what other text of the kind "
+            "would change. Tasks: lm-evaluation-harness, value ± standard error.",
         ]
     parts += ["## What this means", _bullets(caveats(results))]
     provenance = _provenance(results)

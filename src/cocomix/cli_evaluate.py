@@ -1,0 +1,78 @@
+"""`cocomix evaluate RUN`: a trained model on text and on the tasks of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from cocomix.console import say, show
+from cocomix.errors import InputError
+
+PRECISIONS = ("fp32", "bf16")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Evaluate one model, show what was measured and add it to the model's `evaluation.json`; returns the exit code.
+
+    Raises:
+        InputError: no such model, text or task, or settings that do not fit.
+    """
+    options = _parser().parse_args(arguments)
+    for name in ("limit", "batch_size"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; give 1 or more")
+
+    from cocomix.evaluation.harness import TaskSettings, evaluate_tasks, plan_tasks
+    from cocomix.evaluation.record import EVALUATION_FILE, add_evaluations
+    from cocomix.evaluation.subject import open_subject
+    from cocomix.evaluation.tables import evaluation_tables
+    from cocomix.evaluation.text import TextSettings, evaluate_text
+
+    subject = open_subject(options.run)
+    common = {key: getattr(options, key) for key in ("limit", "batch_size", "precision")}
+    plan = None
+    if options.tasks is not None:
+        names = [name for name in options.tasks.split(",") if name]
+        plan = plan_tasks(TaskSettings(names, options.data, options.tasks_path, **common))
+    found = []
+    if options.text is not None or plan is None:
+        text = TextSettings(options.text, options.text_field, options.window, options.stride, **common)
+        found.append(evaluate_text(subject, text))
+        add_evaluations(options.run, found)
+    if plan is not None:
+        of_tasks = evaluate_tasks(subject, plan)
+        add_evaluations(options.run, of_tasks)
+        found += of_tasks
+    if options.json:
+        show(json.dumps([asdict(each) for each in found], indent=2))
+    else:
+        show("\n\n".join(evaluation_tables({options.run.name: [asdict(each) for each in found]})))
+        say(f"Kept in {options.run / EVALUATION_FILE}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cocomix evaluate",
+        description="Evaluate a trained model on text (by default the validation documents of its own corpus) and on "
+        "tasks of lm-evaluation-harness; what was measured is kept in RUN/evaluation.json.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained model")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--limit", metavar="N", type=int, help="only so many documents, and items of each task")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of matrix products (default: fp32)")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="sequences read at once (default: 16)")
+    text = parser.add_argument_group("text")
+    text.add_argument("--text", metavar="SOURCE", help="file, folder or hf:NAME, as corpus.source of a recipe")
+    text.add_argument("--text-field", metavar="NAME", default="text", help="field of records that holds the text")
+    text.add_argument("--window", metavar="N", type=int, help="tokens read at once (default: as in training)")
+    text.add_argument("--stride", metavar="N", type=int, help="tokens that a window counts (default: half a window)")
+    tasks = parser.add_argument_group("tasks (pip install 'cocomix[eval]')")
+    tasks.add_argument("--tasks", metavar="NAME,...", help="tasks, groups or tags of the harness")
+    tasks.add_argument("--data", metavar="FOLDER", type=Path, help="local evaluation sets, for the tasks …_local")
+    tasks.add_argument("--tasks-path", metavar="FOLDER", type=Path, help="task definitions of your own")
+    return parser

@@ -1,0 +1,167 @@
+"""EleutherAI's lm-evaluation-harness on a saved model: its code, its tasks, its way of loading the model.
+
+Nothing of it is changed or bypassed: `lm_eval --model hf --model_args pretrained=RUN,trust_remote_code=True` gives the
+same figures to the last digit, at the same batch size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cocomix import environment, processes
+from cocomix.errors import InputError
+from cocomix.evaluation.record import Evaluation
+from cocomix.evaluation.subject import Subject
+from cocomix.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+OFFLINE_TASKS = Path(__file__).parent / "tasks"
+"""Definitions of tasks that read local files; their names end with `_local`."""
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """Which tasks, and how a model is evaluated on them.
+
+    Attributes:
+        names: tasks, groups or tags of the harness, `*` for any letters.
+        data: folder of the local evaluation sets, for tasks of `OFFLINE_TASKS`.
+        definitions: folder of task definitions of one's own.
+        limit: so many items of each task, the first; by default all.
+        batch_size: requests read at once.
+        precision: `fp32`, or `bf16` for matrix products.
+    """
+
+    names: list[str]
+    data: Path | None = None
+    definitions: Path | None = None
+    limit: int | None = None
+    batch_size: int = 16
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """Tasks that were found, with their data.
+
+    Attributes:
+        settings: as asked for.
+        tasks: of the harness.
+        manager: which knows them.
+    """
+
+    settings: TaskSettings
+    tasks: list[Task | Group]
+    manager: TaskManager
+
+
+def plan_tasks(settings: TaskSettings) -> TaskPlan:
+    """Find the tasks and read their data.
+
+    Raises:
+        InputError: the harness is not installed, a task is unknown, or its data cannot be had.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise InputError("tasks need lm-evaluation-harness: pip install 'cocomix[eval]'") from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for option, folder in (("--data", settings.data), ("--tasks-path", settings.definitions)):
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"{option} is {folder}, which is no folder")
+    paths = [OFFLINE_TASKS, *([settings.definitions] if settings.definitions is not None else [])]
+    metadata = {"data": str(settings.data)} if settings.data is not None else None
+    # Reading the definitions of all the harness' tasks takes many seconds.
+    manager = TaskManager(include_path=paths, include_defaults=False, metadata=metadata)
+    if not all(manager.match_tasks([name]) for name in settings.names):
+        manager = TaskManager(include_path=paths, metadata=metadata)
+    for name in settings.names:
+        if not manager.match_tasks([name]):
+            raise InputError(f"--tasks names {name!r}, which is no task" + did_you_mean(name, manager.all_tasks))
+    names = manager.match_tasks(settings.names)
+    offline = [name for name in names if _is_offline(manager, name)]
+    if offline and settings.data is None:
+        raise InputError(f"the task {offline[0]} reads local evaluation sets; give --data FOLDER")
+    return TaskPlan(settings, [task for name in names for task in _load(manager, name)], manager)
+
+
+def _load(manager: TaskManager, name: str) -> list[Task | Group]:
+    """The task, the group or the tasks of the tag that has this name."""
+    try:
+        loaded = manager.load(name)
+    except OSError as error:  # as FileNotFoundError and ConnectionError are
+        raise InputError(f"the data of task {name!r} cannot be had: {' '.join(str(error).split()):.300}") from error
+    groups = loaded.get("groups", {})
+    return [groups[name]] if name in groups else list(loaded["tasks"].values())
+
+
+def _is_offline(manager: TaskManager, name: str) -> bool:
+    entry = manager.task_index[name]
+    if entry.yaml_path is None:  # a tag
+        return any(_is_offline(manager, task) for task in entry.tags)
+    return OFFLINE_TASKS in entry.yaml_path.parents
+
+
+def evaluate_tasks(subject: Subject, plan: TaskPlan) -> list[Evaluation]:
+    """The harness' figures of each task and group."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    settings = plan.settings
+    with contextlib.redirect_stdout(sys.stderr):  # where the harness speaks of its progress
+        found = simple_evaluate(
+            model=HFLM(
+                pretrained=str(subject.folder),
+                dtype="float32",
+                mixed_precision_dtype="bfloat16" if settings.precision == "bf16" else None,
+                batch_size=settings.batch_size,
+                device=processes.device(),
+            ),
+            tasks=plan.tasks,
+            limit=settings.limit,
+            log_samples=False,
+            task_manager=plan.manager,
+        )
+    described = environment.describe()
+    return [
+        Evaluation(
+            kind="task",
+            name=name,
+            settings={
+                "limit": settings.limit,
+                "precision": settings.precision,
+                "num_fewshot": found["n-shot"].get(name, 0),
+                "version": found["versions"].get(name),
+            },
+            figures={"items": figures.get("sample_len"), "metrics": _metrics(figures)},
+            environment=described,
+        )
+        for name, figures in found["results"].items()
+    ]
+
+
+def _metrics(figures: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Value and standard error of each metric, whose keys are `METRIC,FILTER` and `METRIC_stderr,FILTER`."""
+    metrics = {}
+    for key, value in figures.items():
+        metric, comma, filtered = key.partition(",")
+        if comma and not metric.endswith("_stderr"):
+            called = metric if filtered == "none" else key
+            error = figures.get(f"{metric}_stderr,{filtered}")
+            metrics[called] = {"value": _finite(value), "stderr": _finite(error)}
+    return metrics
+
+
+def _finite(value: object) -> float | None:
+    """A number as JSON can hold it; the harness has "N/A" where there is none."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

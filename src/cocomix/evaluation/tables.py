@@ -1,0 +1,106 @@
+"""The tables of what `cocomix evaluate` measured: one model's, or several compared."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from cocomix.console import table
+
+Evaluations = dict[str, list[dict[str, Any]]]
+"""By model: its `Evaluation`s as dictionaries."""
+
+
+def evaluation_tables(evaluations: Evaluations) -> list[str]:
+    """Of text, of text by context and by token frequency, and of tasks; those of which something was measured."""
+    texts = [(model, each) for model, found in evaluations.items() for each in found if each["kind"] == "text"]
+    texts.sort(key=lambda row: (row[1]["name"], row[1]["settings"]["text"]))  # models beside each other, in order
+    found = [_text_table(texts)] if texts else []
+    found += [_bucket_table(texts, *buckets) for buckets in BUCKETS if texts]
+    tasks = _task_table(evaluations)
+    return found if tasks is None else [*found, tasks]
+
+
+BUCKETS = (
+    ("by_context", "loss by tokens of context"),
+    ("by_frequency", "loss by occurrences per million tokens"),
+)
+
+
+def _text_table(texts: list[tuple[str, dict[str, Any]]]) -> str:
+    header = ["model", "text", "window/stride", "documents", "tokens", "loss", "perplexity", "bits/byte"]
+    rows = []
+    for model, each in texts:
+        figures, settings = each["figures"], each["settings"]
+        rows.append(
+            [
+                model,
+                _name(each, texts),
+                f"{settings['window']}/{settings['stride']} {settings['precision']}",
+                f"{figures['documents']:,}",
+                f"{figures['tokens']:,}",
+                f"{figures['loss']:.4f}",
+                f"{figures['perplexity']:.2f}{_interval(figures['perplexity_interval'], '.2f')}",
+                f"{figures['bits_per_byte']:.4f}{_interval(figures['bits_per_byte_interval'], '.4f')}",
+            ]
+        )
+    return table(header, rows)
+
+
+def _bucket_table(texts: list[tuple[str, dict[str, Any]]], key: str, what: str) -> str:
+    """One row per model and text, one column per bucket."""
+    buckets = {(bucket["from"], bucket["to"]) for _, each in texts for bucket in each["figures"][key]}
+    columns = sorted(buckets, key=lambda bucket: (bucket[0], bucket[1] or 0))
+    rows = []
+    for model, each in texts:
+        losses = {(bucket["from"], bucket["to"]): bucket["loss"] for bucket in each["figures"][key]}
+        cells = [f"{losses[column]:.4f}" if column in losses else "–" for column in columns]
+        rows.append([model, _name(each, texts), *cells])
+    return table([what, "text", *map(_bucket_name, columns)], rows)
+
+
+def _bucket_name(bucket: tuple[float, float | None]) -> str:
+    low, high = bucket
+    if high is None:
+        return f"{low:,}+"
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def _name(each: dict[str, Any], texts: list[tuple[str, dict[str, Any]]]) -> str:
+    """Of a text; with part of its fingerprint where another text has the same name."""
+    contents = {other["settings"]["text"] for _, other in texts if other["name"] == each["name"]}
+    return each["name"] if len(contents) == 1 else f"{each['name']} #{each['settings']['text'][:6]}"
+
+
+def _interval(interval: list[float] | None, form: str) -> str:
+    return "" if interval is None else f" ({interval[0]:{form}}–{interval[1]:{form}})"
+
+
+def _task_table(evaluations: Evaluations) -> str | None:
+    """One row per model, one column per task, its settings and metric."""
+    columns: dict[str, None] = {}  # in the order in which they are met
+    cells: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for model, found in evaluations.items():
+        for each in found:
+            if each["kind"] == "task":
+                for metric, measured in each["figures"]["metrics"].items():
+                    column = f"{each['name']} {metric}{_task_settings(each['settings'])}"
+                    columns[column] = None
+                    cells[model][column] = _measured(measured)
+    if not columns:
+        return None
+    return table(["model", *columns], [[model, *(cells[model].get(c, "–") for c in columns)] for model in evaluations])
+
+
+def _task_settings(settings: dict[str, Any]) -> str:
+    """What a column says of settings that are not the usual ones."""
+    parts = [f"first {settings['limit']}"] if settings["limit"] is not None else []
+    parts += [settings["precision"]] if settings["precision"] != "fp32" else []
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _measured(measured: dict[str, float | None]) -> str:
+    value, error = measured["value"], measured["stderr"]
+    if value is None:
+        return "–"
+    return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
