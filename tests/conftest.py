@@ -71,6 +71,12 @@ def prose() -> Path:
 
 
 @pytest.fixture(scope="session")
+def evaluation_sets() -> Path:
+    """Local copies of the usual zero-shot sets."""
+    return shared("data/eval")
+
+
+@pytest.fixture(scope="session")
 def backbone_config() -> Callable[..., PretrainedConfig]:
     """backbone_config("llama", num_hidden_layers=2): a tiny configuration of that architecture."""
 

@@ -35,7 +35,9 @@ def run(arguments: Sequence[str]) -> int:
     common = {key: getattr(options, key) for key in ("limit", "batch_size", "precision")}
     plan = None
     if options.tasks is not None:
-        names = [name for name in options.tasks.split(",") if name]
+        names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+        if not names:
+            raise InputError(f"--tasks names no task: {options.tasks!r}; give some, as in --tasks piqa,arc_easy")
         plan = plan_tasks(TaskSettings(names, options.data, options.tasks_path, **common))
     found = []
     if options.text is not None or plan is None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cocomix import environment, processes
 from cocomix.errors import InputError
 from cocomix.evaluation.record import Evaluation
-from cocomix.evaluation.subject import Subject
+from cocomix.evaluation.subject import Subject, loading
 from cocomix.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -113,25 +113,37 @@ def _is_offline(manager: TaskManager, name: str) -> bool:
 
 
 def evaluate_tasks(subject: Subject, plan: TaskPlan) -> list[Evaluation]:
-    """The harness' figures of each task and group."""
+    """The harness' figures of each task and group.
+
+    Raises:
+        InputError: the model does not load, or an answer is longer than it reads at once.
+    """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     settings = plan.settings
     with contextlib.redirect_stdout(sys.stderr):  # where the harness speaks of its progress
-        found = simple_evaluate(
-            model=HFLM(
+        with loading(subject.folder):
+            model = HFLM(
                 pretrained=str(subject.folder),
                 dtype="float32",
                 mixed_precision_dtype="bfloat16" if settings.precision == "bf16" else None,
                 batch_size=settings.batch_size,
                 device=processes.device(),
-            ),
-            tasks=plan.tasks,
-            limit=settings.limit,
-            log_samples=False,
-            task_manager=plan.manager,
-        )
+            )
+        try:
+            found = simple_evaluate(
+                model=model,
+                tasks=plan.tasks,
+                limit=settings.limit,
+                log_samples=False,
+                task_manager=plan.manager,
+            )
+        except AssertionError as error:  # what the harness does with an answer that is too long
+            raise InputError(
+                f"lm-evaluation-harness stopped ({error or 'an assertion'}): {subject.folder} reads "
+                f"{model.max_length} tokens at once, and an answer of these tasks may be longer"
+            ) from error
     described = environment.describe()
     return [
         Evaluation(

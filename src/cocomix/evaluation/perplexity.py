@@ -78,8 +78,9 @@ class LossSums:
 
     def add(self, bins: np.ndarray | int, nll: np.ndarray) -> None:
         """Add tokens: the bin of each, or the one bin of all, and their losses."""
-        np.add.at(self.nll, bins, nll)
-        np.add.at(self.tokens, np.broadcast_to(bins, nll.shape), 1)
+        of_each = np.broadcast_to(bins, nll.shape)
+        np.add.at(self.nll, of_each, nll)
+        np.add.at(self.tokens, of_each, 1)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +41,19 @@ class Subject:
 
     def model(self) -> PreTrainedModel:
         """The model in float32 and evaluation mode, whatever its weights were saved in."""
-        try:
+        with loading(self.folder):
             model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"the model in {self.folder} does not load: {reason:.300}") from error
         return model.eval().to(processes.device())
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """While a model is loaded from `folder`: what fails is the person's business, and told as that."""
+    try:
+        yield
+    except Exception as error:  # a damaged file and code that does not fit it raise many types
+        reason = " ".join(str(error).split())
+        raise InputError(f"the model in {folder} does not load ({type(error).__name__}: {reason:.300})") from error
 
 
 def open_subject(folder: Path) -> Subject:

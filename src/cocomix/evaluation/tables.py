@@ -77,23 +77,21 @@ def _interval(interval: list[float] | None, form: str) -> str:
 
 
 def _task_table(evaluations: Evaluations) -> str | None:
-    """One row per model, one column per task, its settings and metric."""
-    columns: dict[str, None] = {}  # in the order in which they are met
-    cells: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    """One row per task, its settings and metric; one column per model of which there is any."""
+    rows: defaultdict[str, dict[str, str]] = defaultdict(dict)  # in the order in which they are met
     for model, found in evaluations.items():
         for each in found:
             if each["kind"] == "task":
                 for metric, measured in each["figures"]["metrics"].items():
-                    column = f"{each['name']} {metric}{_task_settings(each['settings'])}"
-                    columns[column] = None
-                    cells[model][column] = _measured(measured)
-    if not columns:
+                    rows[f"{each['name']} {metric}{_task_settings(each['settings'])}"][model] = _measured(measured)
+    models = [model for model in evaluations if any(model in row for row in rows.values())]
+    if not models:
         return None
-    return table(["model", *columns], [[model, *(cells[model].get(c, "–") for c in columns)] for model in evaluations])
+    return table(["task", *models], [[name, *(row.get(m, "–") for m in models)] for name, row in rows.items()])
 
 
 def _task_settings(settings: dict[str, Any]) -> str:
-    """What a column says of settings that are not the usual ones."""
+    """What a row says of settings that are not the usual ones."""
     parts = [f"first {settings['limit']}"] if settings["limit"] is not None else []
     parts += [settings["precision"]] if settings["precision"] != "fp32" else []
     return f" ({', '.join(parts)})" if parts else ""
@@ -103,4 +101,5 @@ def _measured(measured: dict[str, float | None]) -> str:
     value, error = measured["value"], measured["stderr"]
     if value is None:
         return "–"
-    return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    form = ".4f" if value < 1e4 else ".4g"
+    return f"{value:{form}}" + (f" ± {error:{form}}" if error is not None else "")

@@ -14,7 +14,7 @@ FORMS = "CONCEPT=+4 or =-4 (add), =x5 (scale), ==4 (set), =off (suppress)"
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf"
 # A number without a sign could be meant to add or to set; so it has to say which.
 _WISH = re.compile(
-    rf"(?P<concept>.+)=(?:(?P<add>[+-](?:{_NUMBER}))|x(?P<scale>[+-]?(?:{_NUMBER}))"
+    rf"(?P<concept>.*[^=])=(?:(?P<add>[+-](?:{_NUMBER}))|x(?P<scale>[+-]?(?:{_NUMBER}))"
     rf"|=(?P<set>[+-]?(?:{_NUMBER}))|(?P<suppress>off))",
     re.IGNORECASE | re.ASCII,
 )
@@ -73,11 +73,19 @@ def parse_positions(written: str) -> list[Positions]:
     """
     if written in (ALL, GENERATED):
         return [written]
-    spans: list[Positions] = []
+    spans: list[tuple[int, int]] = []
     for part in written.split(","):
         if (read := re.fullmatch(r"\s*(\d+)\s*(?:(-)\s*(\d*))?\s*", part, re.ASCII)) is None:
             raise InputError(f"cannot read positions {written!r}; expected all, generated, or such as 0,3,5-9,12-")
         first, dash, last = read.groups()
         end = int(last) + 1 if last else FOREVER if dash else int(first) + 1
-        spans.append(range(int(first), end))
-    return spans
+        if end <= int(first):
+            raise InputError(f"cannot read positions {written!r}: {part.strip()} ends before it begins")
+        spans.append((int(first), end))
+    merged: list[Positions] = []
+    for first, end in sorted(spans):  # what is said twice is done once
+        if merged and isinstance(last_one := merged[-1], range) and first <= last_one.stop:
+            merged[-1] = range(last_one.start, max(end, last_one.stop))
+        else:
+            merged.append(range(first, end))
+    return merged

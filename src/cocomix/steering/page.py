@@ -28,12 +28,17 @@ _PAGE = """<!doctype html>
   section:target {{ background: #8882; }}
   h2 {{ font-size: 1rem; font-weight: normal; margin: 0 0 .3rem; overflow-wrap: anywhere; }}
   h2 code {{ font-weight: bold; white-space: pre-wrap; }}
-  .scroll {{ overflow-x: auto; }}
   table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; width: 100%; }}
   th, td {{ padding: .2rem .5rem; text-align: right; white-space: nowrap; }}
   th {{ font-weight: normal; opacity: .75; }}
   :is(th, td):last-child {{ text-align: left; white-space: normal; overflow-wrap: anywhere; width: 45%;
     min-width: 8rem; }}
+  @media (max-width: 40rem) {{
+    table, tbody {{ display: block; }}
+    tr {{ display: grid; grid-template-columns: repeat(6, 1fr); padding: .15rem 0; }}
+    th, td {{ padding: 0; font-size: .8rem; }}
+    :is(th, td):last-child {{ grid-column: 1 / -1; width: auto; padding-left: .6rem; opacity: .85; }}
+  }}
   .up {{ color: var(--up); }}
   .down {{ color: var(--down); }}
   footer {{ border-top: 1px solid var(--line); padding: .6rem 0; opacity: .8; font-size: .9rem; }}
@@ -92,7 +97,7 @@ def _section(token: TracedToken, concepts: int) -> str:
     return (
         f'<section id="t{token.position}"><h2>{token.position} <code>{html.escape(visible(token.text))}</code> → '
         f"<code>{html.escape(visible(token.next_text))}</code>{follows}, log p {token.next_logprob:.3f}</h2>"
-        f'<div class="scroll"><table>{_HEADER}\n{rows}</table></div></section>'
+        f"<table>{_HEADER}\n{rows}</table></section>"
     )
 
 

@@ -19,6 +19,9 @@ from torch import Tensor
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest deviation of the sum of the parts, relative to the largest number in c; 3e-2 in half precision."""
 
+NEGLIGIBLE = 1e-5
+"""Nats: an effect below is not told from rounding."""
+
 
 @dataclass(frozen=True)
 class TracedConcept:
@@ -80,7 +83,8 @@ class Comparison:
     Attributes:
         concepts: that were compared.
         correlation: Pearson's, of gradient and ablation effect; None where either does not vary.
-        sign_agreement: share in which both have one sign, of those whose ablation has an effect; None if none has.
+        sign_agreement: share in which both have one sign, of those whose ablation has more than a `NEGLIGIBLE` effect;
+            None if none has.
         largest_difference: of the two, nats.
     """
 
@@ -169,7 +173,7 @@ class Trace:
             return None
         gradient, ablation = torch.tensor(pairs, dtype=torch.float64).unbind(-1)
         correlation = torch.corrcoef(torch.stack((gradient, ablation)))[0, 1].item() if len(pairs) > 1 else float("nan")
-        has_effect = ablation != 0
+        has_effect = ablation.abs() > NEGLIGIBLE
         agree = (gradient.sign() == ablation.sign())[has_effect].double().mean().item()
         return Comparison(
             concepts=len(pairs),

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from threading import get_ident
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,15 +56,14 @@ def trace(
     ids = text_ids(tokenizer, text, model.config.max_position_embeddings)[None].to(model.device)
     steering = as_steering(active_steering(model) if steering is None else steering)
     with _evaluating(model):
-        z, mixed, mixture, logprobs = _read(model, ids, steering)
-        choice = logprobs[-1:].argmax(-1)
-        targets = torch.cat((ids[0, 1:], choice))
-        chosen = logprobs.gather(-1, targets[:, None])[:, 0]  # (T,)
-        concepts = min(ablate, mixed.shape[-1])
+        read = _read(model, ids, steering)
+        targets = torch.cat((ids[0, 1:], read.token_logprobs[-1:].argmax(-1)))
+        chosen = read.token_logprobs.gather(-1, targets[:, None])[:, 0]  # (T,)
+        concepts = min(ablate, read.kept.shape[-1])
         tokens = []
         for at in tqdm(range(len(targets)), desc="trace", unit=" tokens", disable=not progress):
-            (slope,) = torch.autograd.grad(chosen[at], mixed, retain_graph=True)
-            ablated = _ablation_effects(model, ids[:, : at + 1], mixture, concepts, targets[at], steering)
+            (slope,) = torch.autograd.grad(chosen[at], read.kept, retain_graph=True)
+            ablated = _ablation_effects(model, ids[:, : at + 1], read.mixture, concepts, targets[at], steering)
             tokens.append(
                 TracedToken(
                     position=at,
@@ -73,11 +73,11 @@ def trace(
                     next_text=tokenizer.decode([int(targets[at])]),
                     next_in_text=at + 1 < len(targets),
                     next_logprob=chosen[at].item(),
-                    concepts=_concepts(mixture, at, z[at], slope[0, at], ablated, names or {}),
-                    bias_share=mixture.shares(at)[-1].item(),
+                    concepts=_concepts(read, at, slope[0, at], ablated, names or {}),
+                    bias_share=read.mixture.shares(at)[-1].item(),
                 )
             )
-    return Trace(text, tuple(tokens), mixture, model.dtype)
+    return Trace(text, tuple(tokens), read.mixture, model.dtype)
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, context: int) -> Tensor:
@@ -104,11 +104,29 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def _read(model: Any, ids: Tensor, steering: Steering) -> tuple[Tensor, Tensor, Mixture, Tensor]:
-    """One pass over ids (1, T): log-probabilities of concepts (T, C), the kept logits (1, T, K), of which the
-    log-probabilities of tokens (T, V), which come last, depend; and between them the mixture."""
+class _Reading(NamedTuple):
+    """What one pass over a text shows."""
+
+    token_logprobs: Tensor
+    """(T, V) of the next token, nats; they depend on `kept`."""
+    kept: Tensor
+    """(1, T, K) logits of the concepts that are mixed in."""
+    concept_logprobs: Tensor
+    """(T, C) of all concepts, nats."""
+    mixture: Mixture
+    """What is made of them."""
+
+
+def _read(model: Any, ids: Tensor, steering: Steering) -> _Reading:
+    """Read ids (1, T) and look into the mixer while it works."""
     seen: list[tuple[Tensor, MixerOutput]] = []
-    hook = model.mixer.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
+    reader = get_ident()
+
+    def look(_module: Any, inputs: tuple[Tensor, ...], output: MixerOutput) -> None:
+        if get_ident() == reader:  # and not somebody else who uses the same model
+            seen.append((inputs[0], output))
+
+    hook = model.mixer.register_forward_hook(look)
     try:
         embedded = model.get_input_embeddings()(ids).detach().requires_grad_()  # frozen weights would leave no graph
         logits = model(inputs_embeds=embedded, steering=steering, use_cache=False).logits[0]
@@ -127,7 +145,12 @@ def _read(model: Any, ids: Tensor, steering: Steering) -> tuple[Tensor, Tensor, 
         bias=(mixer.compress_bias + mixer.pre_bias).detach().to(full),
         weight=mixer.compress_weight.detach(),
     )
-    return output.predicted[0].detach().to(full).log_softmax(-1), values, mixture, logits.to(full).log_softmax(-1)
+    return _Reading(
+        token_logprobs=logits.to(full).log_softmax(-1),
+        kept=values,
+        concept_logprobs=output.predicted[0].detach().to(full).log_softmax(-1),
+        mixture=mixture,
+    )
 
 
 @torch.no_grad()
@@ -151,20 +174,20 @@ def _ablation_effects(
 
 
 def _concepts(
-    mixture: Mixture, at: int, logprobs: Tensor, slope: Tensor, ablated: list[float], names: Mapping[int, str]
+    read: _Reading, at: int, slope: Tensor, ablated: list[float], names: Mapping[int, str]
 ) -> tuple[TracedConcept, ...]:
     """The concepts of the token `at`.
 
     Args:
-        mixture: of the text.
+        read: the text.
         at: position of the token.
-        logprobs: (C,) log-probabilities of its concepts.
         slope: (K,) ∂ log p / ∂z of those that are mixed in.
         ablated: effects of the first of them by ablation.
         names: of concepts.
     """
+    mixture = read.mixture
     ids, values = mixture.indices[at], mixture.values[at]
-    probabilities, shares = logprobs[ids].exp().tolist(), mixture.shares(at).tolist()
+    probabilities, shares = read.concept_logprobs[at, ids].exp().tolist(), mixture.shares(at).tolist()
     norms, gradient = mixture.parts(at).norm(dim=-1).tolist(), (slope.to(values.dtype) * values).tolist()
     return tuple(
         TracedConcept(

@@ -472,6 +472,27 @@ def test_a_concept_that_the_catalogue_has_not_is_refused(made):
             catalog.concept(concept_id)
 
 
+def test_a_concept_is_found_by_its_name(made):
+    catalog = made(
+        [concept("Website address"), concept("the address"), concept("river"), concept("river bank", name_source="a")]
+    )
+    assert catalog.find("website address") == 0
+    assert catalog.find(" River ") == 2  # exactly so called, though another fits too
+    assert catalog.find("bank") == 3
+    with pytest.raises(InputError, match="no concept fits the name 'ocean'"):
+        catalog.find("ocean")
+
+
+def test_a_name_that_several_concepts_have_lists_them(made):
+    catalog = made([concept("river"), concept("river"), concept("lake")])
+    expected = r"several concepts fit the name 'river': 0 \(river\), 1 \(river\); give a number instead"
+    with pytest.raises(InputError, match=expected):
+        catalog.find("river")
+    named = made([concept("old lake", name_source="a"), concept("new lake", name_source="a")])
+    with pytest.raises(InputError, match=r"fit the name 'lake': 0 \(old lake\), 1 \(new lake\)"):
+        named.find("lake")
+
+
 # What a person sees
 
 
@@ -484,6 +505,9 @@ def test_a_concept_is_described_without_anything_that_a_terminal_obeys(monkeypat
     assert "7 times, 0.7 % of labelled tokens" in text
     assert "\033" not in text
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\033" not in describe(concept(contexts=[context]))
+    monkeypatch.delenv("NO_COLOR")
     assert "\033[1m« fire»\033[0m" in describe(concept(contexts=[context]))
     assert describe(concept()).endswith("never active on the text that was read")
 
