@@ -5,7 +5,6 @@ B blocks, T tokens, N labelled tokens, C concepts, A labels per token, K concept
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -73,11 +72,38 @@ class ConceptBand:
     promises: list[Promise]
 
 
+@dataclass(frozen=True)
+class ConceptPredictions:
+    """How a model's predictions of concepts compare with the labels of some text.
+
+    Attributes:
+        bands: of all concepts, then by frequency.
+        labels: (C,) of the evaluated tokens, by concept.
+        predicted: (C,) tokens at which the concept is among the A most probable, A being the labels of the token.
+        right: (C,) of those, where it is a label.
+    """
+
+    bands: list[ConceptBand]
+    labels: np.ndarray
+    predicted: np.ndarray
+    right: np.ndarray
+
+    @property
+    def f1(self) -> np.ndarray:
+        """(C,) harmonic mean of precision and recall at A; 0 of concepts that are never right."""
+        return 2 * self.right / np.maximum(1, self.labels + self.predicted)
+
+    def best(self, count: int, least_labels: int) -> list[int]:
+        """The concepts with the largest F1, of those with so many labels; at most `count`, ties by number."""
+        order = np.argsort(-self.f1, kind="stable")
+        return order[(self.labels >= least_labels)[order] & (self.right > 0)[order]][:count].tolist()
+
+
 @torch.no_grad()
-def concept_bands(
+def concept_predictions(
     model: PreTrainedModel, blocks: Dataset, frequencies: np.ndarray, batch_size: int, precision: str = "fp32"
-) -> list[ConceptBand]:
-    """Precision, recall and calibration of predicted concepts, first of all concepts, then by frequency band.
+) -> ConceptPredictions:
+    """Precision, recall and calibration of predicted concepts, of all, by frequency band, and of each.
 
     The concept loss of a token is the mean of the cross-entropies of its labels, so it is least where a concept's
     probability is the expected number of labels with that concept over A: A times the probability is what the model
@@ -91,8 +117,7 @@ def concept_bands(
         precision: of the model's matrix products; what comes after them is float32.
     """
     assert not model.training, "evaluation in training mode"
-    band_of = torch.from_numpy(np.searchsorted(-np.array(BANDS[1:-1]), -frequencies, side="left")).to(model.device)
-    counts = _Counts(len(BANDS) - 1, model.device)
+    counts = _Counts(torch.from_numpy(band_of(frequencies)).to(model.device))
     rows = Blocks(blocks, ["input_ids", "concept_ids"])
     starts = range(0, len(blocks), batch_size)
     for start in tqdm(starts, desc="concepts", unit="batch", leave=False, delay=1.0):
@@ -104,22 +129,33 @@ def concept_bands(
         z, labels = z[labelled], labels[labelled]  # (N, C), (N, A)
         size = max(1, CHUNK_NUMBERS // z.shape[-1])
         for z_, labels_ in zip(z.split(size), labels.split(size), strict=True):
-            counts.add(z_.float(), labels_, band_of, model.config.num_active_concepts)
-    return counts.bands(np.bincount(band_of.cpu().numpy(), minlength=len(BANDS) - 1))
+            counts.add(z_.float(), labels_, model.config.num_active_concepts)
+    return counts.predictions()
+
+
+def band_of(frequencies: np.ndarray) -> np.ndarray:
+    """(C,) the band of each concept: the index of its upper bound in `BANDS`."""
+    return np.searchsorted(-np.array(BANDS[1:-1]), -frequencies, side="left")
+
+
+def band_names() -> list[str]:
+    """What each band is called."""
+    return [f"{low:.2%} to {high:.2%}" if low else f"below {high:.2%}" for high, low in pairwise(BANDS)]
 
 
 class _Counts:
-    """Sums over tokens, by band."""
+    """Sums over tokens: of each concept, and of each band (C,) by strength of the promise."""
 
-    def __init__(self, bands: int, device: torch.device) -> None:
+    def __init__(self, bands: Tensor) -> None:
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
+            return torch.zeros(shape, dtype=torch.float64, device=bands.device)
 
-        self.labels, self.at_a, self.at_k, self.predicted = (zeros(bands) for _ in range(4))
-        self.pairs, self.promised, self.found = (zeros(bands, len(PROMISES) - 1) for _ in range(3))
+        self.band_of = bands
+        self.labels, self.predicted, self.at_a, self.at_k = (zeros(len(bands)) for _ in range(4))
+        self.pairs, self.promised, self.found = (zeros(len(BANDS) - 1, len(PROMISES) - 1) for _ in range(3))
 
-    def add(self, z: Tensor, labels: Tensor, band_of: Tensor, k: int) -> None:
-        """Tokens with concept logits z (N, C) and labels (N, A); `band_of` (C,) is each concept's band."""
+    def add(self, z: Tensor, labels: Tensor, k: int) -> None:
+        """Tokens with concept logits z (N, C) and labels (N, A)."""
         bands, bins = self.pairs.shape
         has = labels != IGNORE
         there = torch.zeros_like(z, dtype=torch.bool)
@@ -129,36 +165,36 @@ class _Counts:
         ranks = torch.arange(labels.shape[-1], device=z.device)
         first.scatter_(-1, order[:, : labels.shape[-1]], ranks < has.sum(-1, keepdim=True))
         mixed = torch.zeros_like(there).scatter_(-1, order[:, :k], True)
-
-        def by_band(chosen: Tensor) -> Tensor:
-            return torch.bincount(band_of[chosen.nonzero()[:, 1]], minlength=bands).double()
-
-        self.labels += by_band(there)
-        self.predicted += by_band(first)
-        self.at_a += by_band(first & there)
-        self.at_k += by_band(mixed & there)
+        self.labels += there.sum(0)
+        self.predicted += first.sum(0)
+        self.at_a += (first & there).sum(0)
+        self.at_k += (mixed & there).sum(0)
         promised = z.softmax(-1) * has.sum(-1, keepdim=True)
         inner = torch.tensor(PROMISES[1:-1], device=z.device)
-        cell = (band_of * bins + torch.bucketize(promised, inner)).flatten()
+        cell = (self.band_of * bins + torch.bucketize(promised, inner)).flatten()
         for total, weights in ((self.pairs, None), (self.promised, promised.double()), (self.found, there.double())):
             flat = None if weights is None else weights.flatten()
             total += torch.bincount(cell, flat, minlength=bands * bins).view(bands, bins).double()
 
-    def bands(self, concepts: np.ndarray) -> list[ConceptBand]:
-        """All concepts, and each band that has some, of which there are `concepts` (bands,)."""
-        names = [f"{low:.2%} to {high:.2%}" if low else f"below {high:.2%}" for high, low in pairwise(BANDS)]
-        parts = [("all", list(range(len(concepts))))]
-        parts += [(name, [band]) for band, name in enumerate(names) if concepts[band]]
-        return [self._band(name, members, int(concepts[members].sum())) for name, members in parts]
+    def predictions(self) -> ConceptPredictions:
+        """All concepts, each band that has some, and each concept."""
+        everything = torch.ones_like(self.band_of, dtype=torch.bool)
+        parts = [self._band("all", everything, slice(None))]
+        for band, name in enumerate(band_names()):
+            if (members := self.band_of == band).any():
+                parts.append(self._band(name, members, slice(band, band + 1)))
+        of_each = (each.cpu().numpy().astype(np.int64) for each in (self.labels, self.predicted, self.at_a))
+        return ConceptPredictions(parts, *of_each)
 
-    def _band(self, name: str, members: Sequence[int], concepts: int) -> ConceptBand:
+    def _band(self, name: str, members: Tensor, rows: slice) -> ConceptBand:
+        """Of the concepts `members` (C,) bool, and the same by `rows` of the bands."""
         labels, at_a, at_k, predicted = (
             float(each[members].sum()) for each in (self.labels, self.at_a, self.at_k, self.predicted)
         )
-        pairs, promised, found = (each[members].sum(0).tolist() for each in (self.pairs, self.promised, self.found))
+        pairs, promised, found = (each[rows].sum(0).tolist() for each in (self.pairs, self.promised, self.found))
         return ConceptBand(
             name=name,
-            concepts=concepts,
+            concepts=int(members.sum()),
             labels=int(labels),
             precision=at_a / predicted if predicted else None,
             recall_at_a=at_a / labels if labels else None,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, List, Value
 
-from cocomix.evaluation.concepts import concept_bands, constant_recall, label_frequencies
+from cocomix.evaluation.concepts import concept_predictions, constant_recall, label_frequencies
 
 
 def blocks(labels: list[list[list[int]]]) -> Dataset:
@@ -79,7 +79,8 @@ def test_bands_against_loops(monkeypatch: pytest.MonkeyPatch) -> None:
                 of_band["promised"] += promised[concept].item()
     for chunk in (1 << 22, 14):
         monkeypatch.setattr("cocomix.evaluation.concepts.CHUNK_NUMBERS", chunk)
-        everything, *found = concept_bands(Predictor(z, k).eval(), blocks(labels.tolist()), frequencies, 2)
+        predictions = concept_predictions(Predictor(z, k).eval(), blocks(labels.tolist()), frequencies, 2)
+        everything, *found = predictions.bands
         assert [band.name for band in found] == [names[band] for band in (0, 1, 2, 4)]
         assert [band.concepts for band in (everything, *found)] == [7, 3, 2, 1, 1]
         for band in found:
@@ -102,9 +103,9 @@ def test_a_calibrated_prediction_misplaces_nothing_and_a_sure_one_its_mistakes()
     labels = blocks([[[0], [1], [0], [1]]])
     frequencies = np.array([0.5, 0.5])
     even = torch.zeros(1, 4, 2)
-    everything, _ = concept_bands(Predictor(even, 1).eval(), labels, frequencies, 1)
+    everything, _ = concept_predictions(Predictor(even, 1).eval(), labels, frequencies, 1).bands
     assert everything.misplaced == pytest.approx(0)
     sure = torch.tensor([50.0, -50.0]).expand(1, 4, 2)
-    everything, _ = concept_bands(Predictor(sure, 1).eval(), labels, frequencies, 1)
+    everything, _ = concept_predictions(Predictor(sure, 1).eval(), labels, frequencies, 1).bands
     assert everything.precision == everything.recall == 0.5
     assert everything.misplaced == pytest.approx(1.0)
