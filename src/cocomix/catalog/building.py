@@ -200,6 +200,14 @@ def _token_columns(
     return columns | {"name": names, "name_source": [PROMOTED_TOKENS] * len(names)}
 
 
+def promoted_tokens(
+    teacher: PreTrainedModel, directions: Tensor, tokens: int, tokenizer: PreTrainedTokenizerBase
+) -> list[list[str]]:
+    """The tokens that each direction promotes most, the strongest first, as a catalogue has them."""
+    columns = _token_columns(teacher, directions, tokens, tokenizer)
+    return columns["promoted"]
+
+
 def _contexts(
     reader: TeacherReader,
     windows: Windows,
