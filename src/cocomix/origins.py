@@ -84,6 +84,6 @@ class Origins:
             recorded = getattr(self.labels().info, what)
         if recorded is not None and recorded != found:
             raise InputError(
-                f"the {what} of {self.folder} in {self.pipeline.folder}, or where its recipe says, changed since it was "
-                "trained; put the old one back, or train it anew"
+                f"the {what} of {self.folder} in {self.pipeline.folder}, or where its recipe says, changed since it "
+                "was trained; put the old one back, or train it anew"
             )

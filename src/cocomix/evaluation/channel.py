@@ -1,7 +1,8 @@
 """Does a model use its continuous vector? Its loss with the vector taken away, or with one from elsewhere.
 
-A vector that any other would serve as well carries nothing about its token: it is used, but as a constant. So the vector
-of the same text at another token, and of another text at the same token, are tried beside none. B blocks, T tokens.
+A vector that any other would serve as well carries nothing about its token: it is used, but as a constant. So the
+vector of the same text at another token, and of another text at the same token, are tried beside none. A vector of a
+later token could only help, so what that change costs is rather too small than too large. B blocks, T tokens.
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def evaluate_concepts(
     """
     blocks = _first(labelled.validation if labelled is not None else _validation(subject), settings.limit)
     if len(blocks) < 2:
-        raise InputError("a continuous vector of another text needs two blocks of validation text; give --limit 2 or more")
+        raise InputError(
+            "a continuous vector of another text needs two blocks of validation text; give --limit 2 or more"
+        )
     reading = (settings.batch_size, settings.precision)
     bands = None
     if labelled is not None:

@@ -34,7 +34,11 @@ class Arm(Protocol):
     name: str
     unit: str
     """What a strength of 1 is."""
-    strengths: Sequence[float]
+
+    @property
+    def strengths(self) -> Sequence[float]:
+        """To try."""
+        ...
 
     def write(self, requests: Sequence[Request]) -> list[str]:
         """How the texts go on after their prompts."""
@@ -107,9 +111,7 @@ class SteeredTeacher:
 
     name = "decoder direction in the teacher"
 
-    def __init__(
-        self, writer: Writer, strengths: Sequence[float], layer: int, directions: Tensor, norm: float
-    ) -> None:
+    def __init__(self, writer: Writer, strengths: Sequence[float], layer: int, directions: Tensor, norm: float) -> None:
         self.writer, self.strengths, self.layer, self.directions, self.norm = writer, strengths, layer, directions, norm
         self.unit = f"{norm:.1f} (median length of the residual stream)"
 
@@ -134,7 +136,8 @@ class NamingPrompt:
     unit = "token named"
 
     def __init__(self, writer: Writer, strengths: Sequence[int], promoted: Mapping[int, Sequence[str]]) -> None:
-        self.writer, self.strengths, self.promoted = writer, strengths, promoted
+        self.writer, self.promoted = writer, promoted
+        self.strengths: Sequence[float] = strengths
 
     def write(self, requests: Sequence[Request]) -> list[str]:
         return self.writer.write(requests, prefixes=[self._prefix(request) for request in requests])

@@ -26,13 +26,15 @@ class Outcome(NamedTuple):
     control_activation: np.ndarray
     """Of the same concept, where another one was turned up."""
     control_active: np.ndarray
-    """The same."""
+    """Share of their tokens."""
     nll: np.ndarray
     """Of the texts in which the concept was turned up, nats per token."""
+    control_nll: np.ndarray
+    """Of those in which the other one was."""
     distinct_1: np.ndarray
-    """Of the same texts."""
+    """Of the texts in which the concept was turned up."""
     distinct_2: np.ndarray
-    """Of the same texts."""
+    """The same."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Point:
         active: share of the tokens at which the steered concept is active, less that of unsteered text.
         cost: mean negative log-probability by the teacher less that of unsteered text, nats per token: the logarithm
             of how many times the perplexity is larger.
+        control_cost: the same of the texts of `control`.
         perplexity: of the texts, by the teacher: e to the mean over texts.
         distinct_1, distinct_2: of the texts.
     """
@@ -66,6 +69,7 @@ class Point:
     specific: Estimate
     active: Estimate
     cost: Estimate
+    control_cost: Estimate
     perplexity: float
     distinct_1: float
     distinct_2: float
@@ -92,9 +96,9 @@ def outcome(steered: Readings, control: Readings, prompts: int) -> Outcome:
         by_prompt = watched.reshape(concepts, prompts, concepts)
         return by_prompt[np.arange(concepts), :, np.arange(concepts)].mean(-1)
 
-    of_texts = (each.reshape(-1, prompts).mean(-1) for each in (steered.nll, steered.distinct_1, steered.distinct_2))
+    of_texts = (steered.nll, control.nll, steered.distinct_1, steered.distinct_2)
     watched = (steered.activation, steered.active, control.activation, control.active)
-    return Outcome(*map(own, watched), *of_texts)
+    return Outcome(*map(own, watched), *(each.reshape(-1, prompts).mean(-1) for each in of_texts))
 
 
 def point(strength: float, found: Outcome, unsteered: Readings, typical: np.ndarray) -> Point:
@@ -115,6 +119,7 @@ def point(strength: float, found: Outcome, unsteered: Readings, typical: np.ndar
         specific=estimate(gain - control),
         active=estimate(found.active - unsteered.active.mean(0)),
         cost=estimate(found.nll - unsteered.nll.mean()),
+        control_cost=estimate(found.control_nll - unsteered.nll.mean()),
         perplexity=float(np.exp(found.nll.mean())),
         distinct_1=float(found.distinct_1.mean()),
         distinct_2=float(found.distinct_2.mean()),
@@ -132,24 +137,26 @@ def picture(lines: Sequence[Line], title: str) -> bytes:
     """Gain against cost, a line per arm with intervals both ways; dashed, its control. A PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.5, 5.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9, 6), dpi=120, layout="constrained")
     axes = figure.subplots()
     for number, line in enumerate(lines):
         colour = f"C{number}"
-        cost = [each.cost for each in line.points]
-        for role, style in (("gain", "-"), ("control", ":")):
-            effect = [getattr(each, role) for each in line.points]
+        for label, gain, cost, style, alpha in (
+            (line.name, "gain", "cost", "o-", 1.0),
+            (f"{line.name}: control", "control", "control_cost", "x:", 0.5),
+        ):
+            across, up = ([getattr(each, name) for each in line.points] for name in (cost, gain))
             axes.errorbar(
-                [0.0, *(each.mean for each in cost)],
-                [0.0, *(each.mean for each in effect)],
-                xerr=_arms(cost),
-                yerr=_arms(effect),
-                fmt=f"o{style}" if role == "gain" else f"x{style}",
+                [0.0, *(each.mean for each in across)],
+                [0.0, *(each.mean for each in up)],
+                xerr=_bars(across),
+                yerr=_bars(up),
+                fmt=style,
                 color=colour,
-                alpha=1.0 if role == "gain" else 0.5,
+                alpha=alpha,
                 markersize=4,
                 elinewidth=0.8,
-                label=line.name if role == "gain" else f"{line.name}: control",
+                label=label,
             )
         for each in line.points:
             axes.annotate(
@@ -167,13 +174,13 @@ def picture(lines: Sequence[Line], title: str) -> bytes:
     )
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
 
 
-def _arms(estimates: Sequence[Estimate]) -> np.ndarray:
+def _bars(estimates: Sequence[Estimate]) -> np.ndarray:
     """(2, points + 1) lengths of the error bars down and up; the first point is the unsteered text."""
     lengths = [(each.mean - each.interval[0], each.interval[1] - each.mean) for each in estimates]
     return np.maximum(0.0, np.array([(0.0, 0.0), *lengths]).T)

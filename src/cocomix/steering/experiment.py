@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from cocomix import environment, files
 from cocomix.catalog.activity import read_activity
-from cocomix.catalog.building import CatalogConfig, promoted_tokens
+from cocomix.catalog.building import promoted_tokens
 from cocomix.concepts.label_store import labels_fingerprint
 from cocomix.concepts.reading import SameTokens
 from cocomix.evaluation.prediction import training_frequencies
@@ -104,7 +104,9 @@ def score_steering(subject: Subject, model: PreTrainedModel, origins: Origins, s
                     "frequency": float(frequencies[pair.concept]),
                     "typical_activation": float(typical[number]),
                     "promoted": promoted[named.index(pair.concept)],
-                    "gains": {arm.name: _column(found.gains, number) for arm, found in zip(arms, measured, strict=True)},
+                    "gains": {
+                        arm.name: _column(found.gains, number) for arm, found in zip(arms, measured, strict=True)
+                    },
                 }
                 for number, pair in enumerate(pairs)
             ],
@@ -130,7 +132,7 @@ def _within(settings: ScoreSettings, *models: PreTrainedModel) -> ScoreSettings:
 
 def _draw(path: Path, lines: list[Line], settings: ScoreSettings, name: str) -> None:
     title = (
-        f"{name}: {settings.concepts} concepts, {settings.prompts} prompts, {settings.new_tokens} tokens each; bars: 95 % "
-        "over concepts;\nnumbers: strength; dotted: another concept of equal frequency turned up instead"
+        f"{name}: {settings.concepts} concepts, {settings.prompts} prompts, {settings.new_tokens} tokens each; "
+        "bars: 95 % over concepts;\nnumbers: strength; dotted: another concept of equal frequency turned up instead"
     )
     files.write_bytes(path, picture(lines, title))

@@ -1,6 +1,7 @@
 """The judge of steered text: a teacher and its SAE read what was written, and see no model that wrote it.
 
-R texts, T teacher tokens of a text with its prompt, C concepts (SAE latents), W concepts that are watched, k active latents.
+R texts, T teacher tokens of a text with its prompt, C concepts (SAE latents), W concepts that are watched, k active
+latents per token.
 """
 
 from __future__ import annotations
@@ -73,8 +74,10 @@ class Judge:
         losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         tokens = judged.sum(-1)
         of_text = [row[where].tolist() for row, where in zip(ids.cpu(), judged.cpu(), strict=True)]
+        activation, active = mean_activations(latents, judged, self.sae.d_sae)
         return Readings(
-            *(each[:, self.watched].cpu().numpy() for each in mean_activations(latents, judged, self.sae.d_sae)),
+            activation=activation[:, self.watched].cpu().numpy(),
+            active=active[:, self.watched].cpu().numpy(),
             nll=((losses.view_as(ids[:, 1:]) * judged[:, 1:]).sum(-1) / tokens).cpu().numpy(),
             distinct_1=np.array([distinct(each, 1) for each in of_text]),
             distinct_2=np.array([distinct(each, 2) for each in of_text]),
@@ -91,8 +94,7 @@ class Judge:
             judged.append(torch.tensor([False] * len(self.beginning) + inside))
             assert judged[-1].any() and not judged[-1][0], "a continuation, and something before it"
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        padded = (torch.nn.utils.rnn.pad_sequence(each, batch_first=True) for each in (rows, judged))
-        ids, where = padded
+        ids, where = (torch.nn.utils.rnn.pad_sequence(each, batch_first=True) for each in (rows, judged))
         return ids, mask, where
 
 

@@ -77,7 +77,9 @@ class ScoreSettings:
             given = getattr(self, name)
             if not given or len(set(given)) < len(given) or not all(none < each <= STRONGEST for each in given):
                 numbers = ", ".join(map(str, given))
-                raise InputError(f"{name} is {numbers}; expected numbers above {none:g}, at most {STRONGEST:g}, each once")
+                raise InputError(
+                    f"{name} is {numbers}; expected numbers above {none:g}, at most {STRONGEST:g}, each once"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """All that decides the figures."""
