@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     steering = add("steering")
     floats, whole = _numbers(float), _numbers(int)
     for name, metavar, kind, about in (
-        ("concepts", "N", int, "to turn up, as many of each frequency band (default: 16)"),
+        ("concepts", "N", int, "to turn up, as many of each frequency band (default: 32)"),
         ("prompts", "N", int, "beginnings of validation text that are gone on with (default: 4)"),
         (
             "strengths",

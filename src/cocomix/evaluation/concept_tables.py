@@ -103,7 +103,7 @@ def steering_tables(measured: Measured) -> list[str]:
 
 
 def _settings(settings: dict[str, Any]) -> str:
-    return f" ({settings['concepts']} concepts × {settings['prompts']} prompts, {settings['operation']})"
+    return f" ({settings['concepts']} concepts × {settings['prompts']} prompts)"
 
 
 def _estimate(found: dict[str, Any]) -> str:

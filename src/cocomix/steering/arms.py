@@ -81,10 +81,9 @@ class SteeredStudent:
         deviation: the standard deviation.
     """
 
-    name = "concept logit"
-
     def __init__(self, writer: Writer, strengths: Sequence[float], operation: str, deviation: float) -> None:
         self.writer, self.strengths, self.operation, self.deviation = writer, strengths, operation, deviation
+        self.name = f"concept logit, {operation}"
         self.unit = "factor" if operation == "scale" else f"{deviation:.2f} (standard deviation of the concept logits)"
 
     def write(self, requests: Sequence[Request]) -> list[str]:

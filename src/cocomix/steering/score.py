@@ -51,7 +51,7 @@ class ScoreSettings:
         InputError: a value out of its range.
     """
 
-    concepts: int = 16
+    concepts: int = 32
     prompts: int = 4
     strengths: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     operation: str = "add"
