@@ -43,6 +43,12 @@ class Origins:
         """The tapped block."""
         return self.pipeline.recipe.sae.teacher_layer
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the recipe says where teacher and SAE are; with labels made elsewhere, it need not."""
+        recipe = self.pipeline.recipe
+        return recipe.labels.source is None or (recipe.teacher.source is not None and recipe.sae.source is not None)
+
     def labels(self) -> LabelledCorpus:
         """The labels that it learnt."""
         labelled = self.pipeline.labels(self.pipeline.recipe.labels_of(self.student))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from datasets import Dataset, Features, List, Value
 from torch import Tensor
 
-from cocomix.evaluation.channel import channel_losses, changed, zeroed
+from cocomix.evaluation.channel import changed, channel_losses, zeroed
 from cocomix.models.mixer import compress, interleave, moments
 
 BLOCKS, LENGTH = 6, 10

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,7 +57,7 @@ def test_readings_against_one_text_at_a_time(teacher, tokenizer, sae, beginning:
         logprobs = teacher(ids).logits[0].log_softmax(-1)[-len(new) - 1 : -1]
         assert found.nll[row] == pytest.approx(F.nll_loss(logprobs, torch.tensor(new)).item(), rel=1e-4)
         assert found.distinct_1[row] == len(set(new)) / len(new)
-        assert found.distinct_2[row] == len(set(zip(new, new[1:], strict=False))) / (len(new) - 1)
+        assert found.distinct_2[row] == len(set(pairwise(new))) / (len(new) - 1)
 
 
 def test_a_token_across_the_border_counts_to_the_continuation(teacher, tokenizer, sae) -> None:

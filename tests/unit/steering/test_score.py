@@ -102,12 +102,18 @@ def test_concepts_of_every_band_and_controls_of_equal_frequency() -> None:
     pairs = choose_concepts(frequencies, eligible, 9, seed=1)
     concepts = [pair.concept for pair in pairs]
     assert concepts == sorted(set(concepts)) and eligible[concepts].all()
-    assert [sum(low <= concept < high for concept in concepts) for low, high in ((0, 3), (3, 23), (23, 43))] == [3, 3, 3]
+    assert [sum(low <= concept < high for concept in concepts) for low, high in ((0, 3), (3, 23), (23, 43))] == [
+        3,
+        3,
+        3,
+    ]
     for pair in pairs:
         assert pair.control != pair.concept and eligible[pair.control]
         if pair.concept >= 3:
             assert frequencies[pair.control] == frequencies[pair.concept]
-    assert pairs == choose_concepts(frequencies, eligible, 9, seed=1) != choose_concepts(frequencies, eligible, 9, seed=2)
+    assert (
+        pairs == choose_concepts(frequencies, eligible, 9, seed=1) != choose_concepts(frequencies, eligible, 9, seed=2)
+    )
     with pytest.raises(InputError, match="only 42 are ever a label"):
         choose_concepts(frequencies, eligible, 43, seed=0)
 

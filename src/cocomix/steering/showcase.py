@@ -1,0 +1,212 @@
+"""What a report shows of a model's concepts: those that it predicts best, one sentence traced, one text steered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from cocomix.catalog.building import CatalogConfig, find_contexts, promoted_tokens
+from cocomix.catalog.naming import default_name
+from cocomix.catalog.rows import Context
+from cocomix.catalog.search import Catalog
+from cocomix.concepts.reading import SameTokens
+from cocomix.evaluation.concepts import concept_predictions
+from cocomix.evaluation.prediction import training_frequencies
+from cocomix.evaluation.subject import open_subject
+from cocomix.origins import Origins
+from cocomix.steering.arms import Request, SteeredStudent, Writer
+from cocomix.steering.score import choose_prompts, logit_deviation
+from cocomix.steering.trace import Trace
+from cocomix.steering.tracing import trace
+from cocomix.training.run import load_run
+
+BLOCKS = 128
+"""Validation blocks that are read."""
+BEST = 10
+LEAST_LABELS = 20
+"""Of a concept in these blocks; with fewer, its precision and recall would be chance."""
+CONTEXTS = CatalogConfig(contexts=2, context_tokens=8)
+TRACED_TOKENS = (6, 16)
+"""Tokens of a sentence, at least and at most."""
+TRACED_WORDS = 4
+"""Of a sentence at least."""
+TRACED_CONCEPTS = 3
+PROMPT_TOKENS, NEW_TOKENS = 16, 32
+STRENGTH = 4.0
+"""In standard deviations of the concept logits."""
+
+
+@dataclass(frozen=True)
+class BestConcept:
+    """A concept that is predicted well.
+
+    Attributes:
+        concept_id: which.
+        name: of the catalogue, or the tokens that it promotes; None if neither is known.
+        frequency: share of the labelled training tokens with it.
+        precision: where it is among the A most probable, the share with it as a label, A being the labels of the token.
+        recall: of its labels, the share at which it is among these.
+        contexts: where it is most active; none if the teacher is not here.
+    """
+
+    concept_id: int
+    name: str | None
+    frequency: float
+    precision: float
+    recall: float
+    contexts: list[Context]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text and its steered twin, written with the same random numbers.
+
+    Attributes:
+        concept_id: that was turned up: the best predicted one.
+        name: of it.
+        strength: in standard deviations of the concept logits, added to its own.
+        prompt, plain, steered: texts.
+    """
+
+    concept_id: int
+    name: str | None
+    strength: float
+    prompt: str
+    plain: str
+    steered: str
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """A token of the traced sentence: what follows it, the log-probability of that, and the concepts mixed in first."""
+
+    text: str
+    next_text: str
+    next_logprob: float
+    concepts: list[dict[str, float | int | str | None]]
+
+
+@dataclass(frozen=True)
+class Showcase:
+    """What is shown.
+
+    Attributes:
+        student: whose concepts they are.
+        blocks: of validation text that were read.
+        best: predicted concepts, the best first.
+        trace: of a sentence of validation text.
+        sample: None if no concept is predicted.
+    """
+
+    student: str
+    blocks: int
+    best: list[BestConcept]
+    trace: list[TracedStep]
+    sample: Sample | None
+
+
+def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
+    """Of the run in `folder`; None if its model mixes no concepts in.
+
+    Args:
+        folder: of the run.
+        catalog: of its concepts. Without one, names and contexts are made of the few that are shown.
+    """
+    run = load_run(folder)
+    subject = open_subject(folder)
+    model = subject.model()
+    if not getattr(model, "mixes_concepts", False):
+        return None
+    origins = Origins(folder, run)
+    labelled = origins.labels()
+    blocks = labelled.validation.select(range(min(BLOCKS, len(labelled.validation))))
+    frequencies = training_frequencies(labelled)
+    per_batch = origins.pipeline.recipe.training.blocks_per_batch
+    predictions = concept_predictions(model, blocks, frequencies, per_batch)
+    best = predictions.best(BEST, LEAST_LABELS)
+    tokenizer = subject.tokenizer
+    text = a_sentence((tokenizer.decode(ids) for ids in blocks["input_ids"]), tokenizer)
+    traced = trace(model, tokenizer, text, ablate=TRACED_CONCEPTS)
+    shown = {each.concept_id for token in traced.tokens for each in token.concepts[:TRACED_CONCEPTS]} | {*best}
+    names, contexts = _described(origins, catalog, sorted(shown), best)
+
+    sample = None
+    if best:
+        quarter = model.config.max_position_embeddings // 4
+        prompts = choose_prompts(blocks, tokenizer, 1, min(PROMPT_TOKENS, quarter), run.seed)
+        writer = Writer(model, tokenizer, prompts, min(NEW_TOKENS, quarter), run.seed)
+        arm = SteeredStudent(writer, [STRENGTH], "add", logit_deviation(model, tokenizer, prompts))
+        plain, steered = (arm.write([Request(0, best[0], strength)])[0] for strength in (0.0, STRENGTH))
+        sample = Sample(best[0], names.get(best[0]), STRENGTH, prompts[0], plain, steered)
+    return Showcase(
+        student=folder.name,
+        blocks=len(blocks),
+        best=[
+            BestConcept(
+                concept_id=concept,
+                name=names.get(concept),
+                frequency=float(frequencies[concept]),
+                precision=float(predictions.right[concept] / predictions.predicted[concept]),
+                recall=float(predictions.right[concept] / predictions.labels[concept]),
+                contexts=contexts[number],
+            )
+            for number, concept in enumerate(best)
+        ],
+        trace=_steps(traced, names),
+        sample=sample,
+    )
+
+
+def a_sentence(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first sentence or line of some texts with enough words and tokens, cut after so many as a trace has room for.
+
+    The first piece of a text, which may begin anywhere, is only taken if there is nothing else.
+    """
+    least, most = TRACED_TOKENS
+    fallback = None
+    for text in texts:
+        first, *others = (piece.strip() for piece in re.split(r"(?<=[.!?])\s+|\n", text))
+        for piece in others:
+            ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
+            if len(ids) >= least and len(piece.split()) >= TRACED_WORDS:
+                return str(tokenizer.decode(ids[:most])).strip("\ufffd")
+        fallback = fallback or first
+    assert fallback is not None, "validation text"
+    return str(tokenizer.decode(tokenizer(fallback, add_special_tokens=False)["input_ids"][:most])).strip("\ufffd")
+
+
+def _described(
+    origins: Origins, catalog: Catalog | None, shown: Sequence[int], best: Sequence[int]
+) -> tuple[dict[int, str], list[list[Context]]]:
+    """The names of what is shown, and the contexts of the best."""
+    if catalog is not None:
+        contexts = [catalog.concept(concept).contexts[: CONTEXTS.contexts] for concept in best]
+        return {concept: catalog.names[concept] for concept in shown}, contexts
+    if not origins.has_teacher:
+        return {}, [[] for _ in best]
+    teacher, sae, tokenizer = origins.teacher(), origins.sae(), origins.teacher_tokenizer()
+    promoted = promoted_tokens(teacher, sae.W_dec[list(shown)], CatalogConfig.tokens, tokenizer)
+    names = {concept: default_name(tokens) for concept, tokens in zip(shown, promoted, strict=True)}
+    reader = SameTokens(origins.pipeline.teacher_corpus().validation, tokenizer)
+    per_batch = origins.pipeline.recipe.labels.blocks_per_batch
+    blocks = min(BLOCKS, len(reader))
+    return names, find_contexts(teacher, sae, origins.teacher_layer, reader, best, blocks, per_batch, CONTEXTS)
+
+
+def _steps(traced: Trace, names: Mapping[int, str]) -> list[TracedStep]:
+    return [
+        TracedStep(
+            text=token.text,
+            next_text=token.next_text,
+            next_logprob=token.next_logprob,
+            concepts=[
+                {"concept_id": each.concept_id, "name": names.get(each.concept_id), "effect": each.ablation_effect}
+                for each in token.concepts[:TRACED_CONCEPTS]
+            ],
+        )
+        for token in traced.tokens
+    ]
