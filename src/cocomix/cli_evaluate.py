@@ -29,12 +29,13 @@ def run(arguments: Sequence[str]) -> int:
             raise InputError(f"--{name.replace('_', '-')} is {value}; give 1 or more")
 
     from cocomix.evaluation.harness import TaskSettings, evaluate_tasks, plan_tasks
-    from cocomix.evaluation.record import EVALUATION_FILE, add_evaluations
+    from cocomix.evaluation.record import EVALUATION_FILE, add_evaluations, check_evaluations
     from cocomix.evaluation.subject import open_subject
     from cocomix.evaluation.tables import evaluation_tables
     from cocomix.evaluation.text import TextSettings, evaluate_text
 
     subject = open_subject(options.run)
+    check_evaluations(options.run)
     common = {key: getattr(options, key) for key in ("limit", "batch_size", "precision")}
     plan = None
     if options.tasks is not None:
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--limit", metavar="N", type=int, help="only so many documents, and items of each task")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of matrix products (default: fp32)")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="sequences read at once (default: 16)")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="sequences read at once (default: 8)")
     text = parser.add_argument_group("text")
     text.add_argument("--text", metavar="SOURCE", help="file, folder or hf:NAME, as corpus.source of a recipe")
     text.add_argument("--text-field", metavar="NAME", default="text", help="field of records that holds the text")

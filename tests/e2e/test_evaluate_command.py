@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,17 @@ def test_models_that_are_not_there(evaluation_sets: Path, tmp_path: Path, output
     sets = str(evaluation_sets)
     assert main(["evaluate", str(run), "--tasks", "piqa_local", "--data", sets, "--limit", "2"]) == 2
     _told(capsys, "does not load")
+
+
+def test_a_folder_that_cannot_keep_them(output: Path, monkeypatch, capsys) -> None:
+    run = output / "students" / "ntp"
+    (run / EVALUATION_FILE).write_text("mine")
+    assert main(["evaluate", str(run)]) == 2
+    _told(capsys, "does not hold evaluations", "delete it")
+    (run / EVALUATION_FILE).unlink()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert main(["evaluate", str(run)]) == 2
+    _told(capsys, "cannot be written to")
 
 
 def test_an_answer_longer_than_the_context(finished: Runner, evaluation_sets: Path, capsys) -> None:

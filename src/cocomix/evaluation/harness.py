@@ -11,6 +11,7 @@ import logging
 import math
 import sys
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from cocomix.suggest import did_you_mean
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.api.task import Task
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.result_schema import EvalResults
     from lm_eval.tasks import TaskManager
 
 OFFLINE_TASKS = Path(__file__).parent / "tasks"
@@ -46,7 +49,7 @@ class TaskSettings:
     data: Path | None = None
     definitions: Path | None = None
     limit: int | None = None
-    batch_size: int = 16
+    batch_size: int = 8
     precision: str = "fp32"
 
 
@@ -118,7 +121,6 @@ def evaluate_tasks(subject: Subject, plan: TaskPlan) -> list[Evaluation]:
     Raises:
         InputError: the model does not load, or an answer is longer than it reads at once.
     """
-    from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     settings = plan.settings
@@ -131,19 +133,7 @@ def evaluate_tasks(subject: Subject, plan: TaskPlan) -> list[Evaluation]:
                 batch_size=settings.batch_size,
                 device=processes.device(),
             )
-        try:
-            found = simple_evaluate(
-                model=model,
-                tasks=plan.tasks,
-                limit=settings.limit,
-                log_samples=False,
-                task_manager=plan.manager,
-            )
-        except AssertionError as error:  # what the harness does with an answer that is too long
-            raise InputError(
-                f"lm-evaluation-harness stopped ({error or 'an assertion'}): {subject.folder} reads "
-                f"{model.max_length} tokens at once, and an answer of these tasks may be longer"
-            ) from error
+        found = _evaluated(model, plan)
     described = environment.describe()
     return [
         Evaluation(
@@ -162,6 +152,23 @@ def evaluate_tasks(subject: Subject, plan: TaskPlan) -> list[Evaluation]:
     ]
 
 
+def _evaluated(model: HFLM, plan: TaskPlan) -> EvalResults:
+    """What the harness returns."""
+    from lm_eval import simple_evaluate
+
+    try:
+        return simple_evaluate(
+            model=model, tasks=plan.tasks, limit=plan.settings.limit, log_samples=False, task_manager=plan.manager
+        )
+    except AssertionError as error:  # so the harness refuses an answer that is too long
+        reason = str(error) or "an assertion failed"
+    # Only here, where its error is forgotten, do its progress bars end.
+    raise InputError(
+        f"lm-evaluation-harness stopped ({reason}): the model reads {model.max_length} tokens at once, and an answer "
+        "of these tasks may be longer"
+    )
+
+
 def _metrics(figures: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     """Value and standard error of each metric, whose keys are `METRIC,FILTER` and `METRIC_stderr,FILTER`."""
     metrics = {}
@@ -176,4 +183,4 @@ def _metrics(figures: dict[str, Any]) -> dict[str, dict[str, float | None]]:
 
 def _finite(value: object) -> float | None:
     """A number as JSON can hold it; the harness has "N/A" where there is none."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None

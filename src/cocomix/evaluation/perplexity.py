@@ -193,7 +193,7 @@ def _predicted(
         losses = F.cross_entropy(
             logits.float().flatten(0, 1), targets.flatten().to(model.device), ignore_index=IGNORE, reduction="none"
         )
-        nll = losses.view(inputs.shape).double().cpu().numpy()
+        nll = losses.view(inputs.shape).cpu().double().numpy()
         for row, (number, part) in enumerate(together):
             contexts = np.arange(part.new, part.stop) - part.start
             yield _Predicted(number, contexts, targets[row, contexts].numpy(), nll[row, contexts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,6 +50,13 @@ def load_evaluations(folder: Path) -> list[Evaluation]:
         return [Evaluation(**each) for each in files.read_json(path)["evaluations"]]
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path} does not hold evaluations ({error}): delete it and evaluate again") from None
+
+
+def check_evaluations(folder: Path) -> None:
+    """Raise InputError if measurements could not be added to those of the model in `folder`."""
+    load_evaluations(folder)
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder} cannot be written to, so no {EVALUATION_FILE} be kept there: copy the model")
 
 
 def add_evaluations(folder: Path, found: Iterable[Evaluation]) -> None:

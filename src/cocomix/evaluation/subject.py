@@ -36,7 +36,8 @@ class Subject:
     @property
     def context_length(self) -> int | None:
         """Tokens that the model can read at once; None if its configuration does not say."""
-        config = AutoConfig.from_pretrained(self.folder)
+        with loading(self.folder):
+            config = AutoConfig.from_pretrained(self.folder)
         return getattr(config.get_text_config(), "max_position_embeddings", None)
 
     def model(self) -> PreTrainedModel:

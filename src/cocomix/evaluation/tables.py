@@ -42,12 +42,12 @@ def _text_table(texts: list[tuple[str, dict[str, Any]]]) -> str:
     header = ["model", "text", "window/stride", "documents", "tokens", "loss", "perplexity", "bits/byte"]
     rows = []
     for model, each in texts:
-        figures, settings = each["figures"], each["settings"]
+        figures = each["figures"]
         rows.append(
             [
                 model,
                 _name(each, texts),
-                f"{settings['window']}/{settings['stride']} {settings['precision']}",
+                _reading(each),
                 f"{figures['documents']:,}",
                 f"{figures['tokens']:,}",
                 f"{figures['loss']:.4f}",
@@ -66,8 +66,8 @@ def _bucket_table(texts: list[tuple[str, dict[str, Any]]], key: str, what: str) 
     for model, each in texts:
         losses = {(bucket["from"], bucket["to"]): bucket["loss"] for bucket in each["figures"][key]}
         cells = [f"{losses[column]:.4f}" if column in losses else "–" for column in columns]
-        rows.append([model, _name(each, texts), *cells])
-    return table([what, "text", *map(_bucket_name, columns)], rows)
+        rows.append([model, _name(each, texts), _reading(each), *cells])
+    return table([what, "text", "window/stride", *map(_bucket_name, columns)], rows)
 
 
 def _bucket_name(bucket: tuple[float, float | None]) -> str:
@@ -75,6 +75,11 @@ def _bucket_name(bucket: tuple[float, float | None]) -> str:
     if high is None:
         return f"{low:,}+"
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def _reading(each: dict[str, Any]) -> str:
+    settings = each["settings"]
+    return f"{settings['window']}/{settings['stride']} {settings['precision']}"
 
 
 def _name(each: dict[str, Any], texts: list[tuple[str, dict[str, Any]]]) -> str:

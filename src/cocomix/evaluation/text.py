@@ -47,7 +47,7 @@ class TextSettings:
     window: int | None = None
     stride: int | None = None
     limit: int | None = None
-    batch_size: int = 16
+    batch_size: int = 8
     precision: str = "fp32"
 
 

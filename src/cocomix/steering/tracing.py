@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.errors import InputError
 from cocomix.models.mixer import MixerOutput, moments
@@ -34,8 +34,8 @@ def trace(
 ) -> Trace:
     """Which concepts `model` mixes while it reads `text`, and what they do.
 
-    Costs one pass, a backward pass through the upper blocks for each token, and, with `ablate` M, for each token a
-    batch of M + 1 passes over the text up to it.
+    Costs one pass, a backward pass through the upper blocks for each token, and M + 1 passes with a cache where M
+    concepts of each token are ablated.
 
     Args:
         model: one that mixes concepts in; it is read in evaluation mode.
@@ -59,11 +59,11 @@ def trace(
         read = _read(model, ids, steering)
         targets = torch.cat((ids[0, 1:], read.token_logprobs[-1:].argmax(-1)))
         chosen = read.token_logprobs.gather(-1, targets[:, None])[:, 0]  # (T,)
-        concepts = min(ablate, read.kept.shape[-1])
         tokens = []
-        for at in tqdm(range(len(targets)), desc="trace", unit=" tokens", disable=not progress):
+        effects = _ablation_effects(model, ids, read.mixture, min(ablate, read.kept.shape[-1]), targets, steering)
+        bar = tqdm(effects, total=len(targets), desc="trace", unit=" tokens", disable=not progress)
+        for at, ablated in enumerate(bar):
             (slope,) = torch.autograd.grad(chosen[at], read.kept, retain_graph=True)
-            ablated = _ablation_effects(model, ids[:, : at + 1], read.mixture, concepts, targets[at], steering)
             tokens.append(
                 TracedToken(
                     position=at,
@@ -153,24 +153,34 @@ def _read(model: Any, ids: Tensor, steering: Steering) -> _Reading:
     )
 
 
-@torch.no_grad()
 def _ablation_effects(
-    model: Any, ids: Tensor, mixture: Mixture, concepts: int, target: Tensor, steering: Steering
-) -> list[float]:
-    """What the strongest concepts at the last of ids (1, t) add to the log-probability of `target` after it."""
-    if concepts == 0:
-        return []
-    last = ids.shape[1] - 1
-    without = [
-        steering + Steering.set({int(concept): 0.0}, positions=[last], after_choice=True)
-        for concept in mixture.indices[last, :concepts]
-    ]
-    # The plain pass is a row of the same batch, so that both round alike.
-    logits = model(
-        ids.expand(1 + concepts, -1), steering=[steering, *without], logits_to_keep=1, use_cache=False
-    ).logits[:, 0]
-    logprob = logits.to(mixture.c.dtype).log_softmax(-1)[:, target]
-    return (logprob[0] - logprob[1:]).tolist()
+    model: Any, ids: Tensor, mixture: Mixture, concepts: int, targets: Tensor, steering: Steering
+) -> Iterator[list[float]]:
+    """For each token of ids (1, T), what the first `concepts` of its concepts add to the log-probability of its target.
+
+    A batch goes through the text: its first row reads it as it is, and at each token the others leave out one concept
+    each. Only the first row's cache goes on to the next token.
+    """
+    cache = DynamicCache(config=model.config.backbone_config)
+    for at, target in enumerate(targets):
+        without = [
+            steering + Steering.set({concept: 0.0}, positions=[at], after_choice=True)
+            for concept in mixture.indices[at, :concepts].tolist()
+        ]
+        if not without:
+            yield []
+            continue
+        cache.batch_repeat_interleave(1 + concepts)
+        with torch.no_grad():
+            logits = model(
+                ids[:, at : at + 1].expand(1 + concepts, -1),
+                past_key_values=cache,
+                use_cache=True,
+                steering=[steering, *without],
+            ).logits[:, 0]
+        cache.batch_select_indices(torch.tensor([0], device=ids.device))
+        logprob = logits.to(mixture.c.dtype).log_softmax(-1)[:, target]
+        yield (logprob[0] - logprob[1:]).tolist()
 
 
 def _concepts(
