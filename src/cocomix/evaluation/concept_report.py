@@ -60,7 +60,8 @@ def _contexts(contexts: list[dict[str, Any]]) -> str:
 def _traced(step: dict[str, Any]) -> str:
     """A token of the sentence, and what was thought at it."""
     concepts = "; ".join(f"{_named(each)} ({each['effect']:+.2f})" for each in step["concepts"])
-    return f"- **«{literal(step['text'])}»** → «{literal(step['next_text'])}», log p {step['next_logprob']:.2f}: {concepts}"
+    text, following = literal(step["text"]), literal(step["next_text"])
+    return f"- **«{text}»** → «{following}», log p {step['next_logprob']:.2f}: {concepts}"
 
 
 def _named(concept: dict[str, Any]) -> str:
