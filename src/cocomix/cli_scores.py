@@ -63,7 +63,7 @@ def _concepts(options: argparse.Namespace) -> Evaluation:
 
 def _steering(options: argparse.Namespace) -> Evaluation:
     from cocomix.origins import Origins
-    from cocomix.steering.experiment import PICTURE, score_steering
+    from cocomix.steering.experiment import PICTURES, score_steering
     from cocomix.steering.score import ScoreSettings
 
     given = {field.name: getattr(options, field.name) for field in fields(ScoreSettings)}
@@ -75,7 +75,7 @@ def _steering(options: argparse.Namespace) -> Evaluation:
         raise InputError(f"the model in {options.run} mixes no concepts in, so there are none to turn up")
     assert subject.run is not None
     found = score_steering(subject, model, Origins(options.run, subject.run), settings)
-    say(f"Picture: {options.run / PICTURE}")
+    say(f"Picture: {options.run / PICTURES[settings.operation]}")
     return found
 
 

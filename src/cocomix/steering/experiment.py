@@ -32,7 +32,8 @@ from cocomix.steering.score import (
 )
 
 KIND = "steering"
-PICTURE = "steering.png"
+PICTURES = {"add": "steering.png", "scale": "steering-scale.png"}
+"""By operation."""
 SURVEYED_TOKENS = 100_000
 """Tokens of validation text in which the teacher's concepts are counted."""
 
@@ -88,7 +89,7 @@ def score_steering(subject: Subject, model: PreTrainedModel, origins: Origins, s
     with tqdm(total=texts_to_write(settings), desc="steering", unit="text", dynamic_ncols=True) as progress:
         measured = [measure(arm, judge, prompts, pairs, typical, settings.batch_size, progress) for arm in arms]
     lines = [Line(arm.name, found.points) for arm, found in zip(arms, measured, strict=True)]
-    _draw(subject.folder / PICTURE, lines, settings, subject.folder.name)
+    _draw(subject.folder / PICTURES[settings.operation], lines, settings, subject.folder.name)
     return Evaluation(
         kind=KIND,
         name=settings.operation,
