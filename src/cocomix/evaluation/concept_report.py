@@ -53,7 +53,7 @@ def _best_table(best: list[dict[str, Any]]) -> str:
 def _contexts(contexts: list[dict[str, Any]]) -> str:
     """The places at which a concept is active, the token in «»."""
     return " — ".join(
-        f"{literal(each['before'])}**«{literal(each['token'])}»**{literal(each['after'])}" for each in contexts
+        f"{literal(each['before'])}«{literal(each['token'])}»{literal(each['after'])}" for each in contexts
     )
 
 
@@ -61,7 +61,7 @@ def _traced(step: dict[str, Any]) -> str:
     """A token of the sentence, and what was thought at it."""
     concepts = "; ".join(f"{_named(each)} ({each['effect']:+.2f})" for each in step["concepts"])
     text, following = literal(step["text"]), literal(step["next_text"])
-    return f"- **«{text}»** → «{following}», log p {step['next_logprob']:.2f}: {concepts}"
+    return f"- «{text}» → «{following}», log p {step['next_logprob']:.2f}: {concepts}"
 
 
 def _named(concept: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from cocomix.catalog.activity import read_activity
 from cocomix.catalog.building import promoted_tokens
 from cocomix.concepts.label_store import labels_fingerprint
 from cocomix.concepts.reading import SameTokens
+from cocomix.errors import InputError
 from cocomix.evaluation.prediction import training_frequencies
 from cocomix.evaluation.record import Evaluation
 from cocomix.evaluation.subject import Subject
@@ -53,6 +54,11 @@ def score_steering(subject: Subject, model: PreTrainedModel, origins: Origins, s
     pipeline, layer, beginning = origins.pipeline, origins.teacher_layer, origins.beginning()
     labelled, teacher, sae = origins.labels(), origins.teacher(), origins.sae()
     of_teacher = origins.teacher_tokenizer()
+    if not of_teacher.is_fast:
+        raise InputError(
+            f"the teacher's tokenizer ({type(of_teacher).__name__}) does not say where in a text its tokens lie, so it "
+            "cannot tell a prompt from what was written after it; give one with a tokenizer.json"
+        )
     settings = _within(settings, model, teacher)
     prompts = choose_prompts(
         labelled.validation, subject.tokenizer, settings.prompts, settings.prompt_tokens, settings.seed

@@ -19,7 +19,7 @@ from cocomix.evaluation.prediction import training_frequencies
 from cocomix.evaluation.subject import open_subject
 from cocomix.origins import Origins
 from cocomix.steering.arms import Request, SteeredStudent, Writer
-from cocomix.steering.score import choose_prompts, logit_deviation
+from cocomix.steering.score import logit_deviation
 from cocomix.steering.trace import Trace
 from cocomix.steering.tracing import trace
 from cocomix.training.run import load_run
@@ -30,12 +30,13 @@ BEST = 10
 LEAST_LABELS = 20
 """Of a concept in these blocks; with fewer, its precision and recall would be chance."""
 CONTEXTS = CatalogConfig(contexts=2, context_tokens=8)
-TRACED_TOKENS = (6, 16)
-"""Tokens of a sentence, at least and at most."""
-TRACED_WORDS = 4
-"""Of a sentence at least."""
+LEAST_TOKENS, LEAST_WORDS = 6, 4
+"""Of a sentence."""
+TRACED_TOKENS = 16
+"""Of a sentence at most, and at most half of the context."""
 TRACED_CONCEPTS = 3
-PROMPT_TOKENS, NEW_TOKENS = 16, 32
+NEW_TOKENS = 32
+"""Written after the sentence, at most a quarter of the context."""
 STRENGTH = 4.0
 """In standard deviations of the concept logits."""
 
@@ -69,7 +70,8 @@ class Sample:
         concept_id: that was turned up: the best predicted one.
         name: of it.
         strength: in standard deviations of the concept logits, added to its own.
-        prompt, plain, steered: texts.
+        prompt: the traced sentence.
+        plain, steered: how the model goes on.
     """
 
     concept_id: int
@@ -110,7 +112,7 @@ class Showcase:
 
 
 def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
-    """Of the run in `folder`; None if its model mixes no concepts in.
+    """Of the run in `folder`; None if its model mixes no concepts in, or there is no text.
 
     Args:
         folder: of the run.
@@ -125,23 +127,24 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
     labelled = origins.labels()
     blocks = labelled.validation.select(range(min(BLOCKS, len(labelled.validation))))
     frequencies = training_frequencies(labelled)
-    per_batch = origins.pipeline.recipe.training.blocks_per_batch
-    predictions = concept_predictions(model, blocks, frequencies, per_batch)
+    training = origins.pipeline.recipe.training
+    predictions = concept_predictions(model, blocks, frequencies, training.blocks_per_batch, training.precision)
     best = predictions.best(BEST, LEAST_LABELS)
-    tokenizer = subject.tokenizer
-    text = a_sentence((tokenizer.decode(ids) for ids in blocks["input_ids"]), tokenizer)
+    tokenizer, context = subject.tokenizer, model.config.max_position_embeddings
+    texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in blocks["input_ids"])
+    text = a_sentence(texts, tokenizer, min(TRACED_TOKENS, context // 2))
+    if not text:
+        return None
     traced = trace(model, tokenizer, text, ablate=TRACED_CONCEPTS)
     shown = {each.concept_id for token in traced.tokens for each in token.concepts[:TRACED_CONCEPTS]} | {*best}
     names, contexts = _described(origins, catalog, sorted(shown), best)
 
     sample = None
     if best:
-        quarter = model.config.max_position_embeddings // 4
-        prompts = choose_prompts(blocks, tokenizer, 1, min(PROMPT_TOKENS, quarter), run.seed)
-        writer = Writer(model, tokenizer, prompts, min(NEW_TOKENS, quarter), run.seed)
-        arm = SteeredStudent(writer, [STRENGTH], "add", logit_deviation(model, tokenizer, prompts))
+        writer = Writer(model, tokenizer, [text], max(1, min(NEW_TOKENS, context // 4)), run.seed)
+        arm = SteeredStudent(writer, [STRENGTH], "add", logit_deviation(model, tokenizer, [text]))
         plain, steered = (arm.write([Request(0, best[0], strength)])[0] for strength in (0.0, STRENGTH))
-        sample = Sample(best[0], names.get(best[0]), STRENGTH, prompts[0], plain, steered)
+        sample = Sample(best[0], names.get(best[0]), STRENGTH, text, plain, steered)
     return Showcase(
         student=folder.name,
         blocks=len(blocks),
@@ -161,22 +164,25 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
     )
 
 
-def a_sentence(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The first sentence or line of some texts with enough words and tokens, cut after so many as a trace has room for.
+def a_sentence(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, most: int) -> str:
+    """The first sentence or line of some texts with enough words and tokens, cut after `most` tokens.
 
-    The first piece of a text, which may begin anywhere, is only taken if there is nothing else.
+    The first piece of a text, which may begin anywhere, is only taken if there is nothing else; "" if there is nothing.
     """
-    least, most = TRACED_TOKENS
-    fallback = None
+    fallback = ""
     for text in texts:
         first, *others = (piece.strip() for piece in re.split(r"(?<=[.!?])\s+|\n", text))
         for piece in others:
             ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
-            if len(ids) >= least and len(piece.split()) >= TRACED_WORDS:
-                return str(tokenizer.decode(ids[:most])).strip("\ufffd")
-        fallback = fallback or first
-    assert fallback is not None, "validation text"
-    return str(tokenizer.decode(tokenizer(fallback, add_special_tokens=False)["input_ids"][:most])).strip("\ufffd")
+            if len(ids) >= LEAST_TOKENS and len(piece.split()) >= LEAST_WORDS:
+                return _beginning(tokenizer, ids, most)
+        fallback = fallback or next((piece for piece in (first, *others) if piece), "")
+    return _beginning(tokenizer, tokenizer(fallback, add_special_tokens=False)["input_ids"], most)
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase, ids: list[int], tokens: int) -> str:
+    """The text of the first tokens, without a character that is cut in two."""
+    return str(tokenizer.decode(ids[:tokens])).strip("\ufffd").strip()
 
 
 def _described(
