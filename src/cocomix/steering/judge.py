@@ -92,7 +92,8 @@ class Judge:
             rows.append(torch.tensor(self.beginning + text.ids.tolist()[room:]))
             inside = (text.ends > len(prompt)).tolist()[room:]
             judged.append(torch.tensor([False] * len(self.beginning) + inside))
-            assert judged[-1].any() and not judged[-1][0], "a continuation, and something before it"
+            judged[-1][0] = False  # nothing predicts the first token
+            assert judged[-1].any(), "a continuation of two tokens or more, or one after a prompt"
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         ids, where = (torch.nn.utils.rnn.pad_sequence(each, batch_first=True) for each in (rows, judged))
         return ids, mask, where

@@ -62,6 +62,11 @@ def test_losses_against_the_vectors_exchanged_by_hand(random_model, ids: Tensor,
     assert len({round(loss, 6) for loss in found.values()}) == 4
 
 
+def test_hidden_states_that_are_mixed_in_are_exchanged_too(random_model, ids: Tensor) -> None:
+    model = random_model(content="hidden_states", teacher_hidden_size=24)
+    assert len(set(channel_losses(model, blocks_of(ids), batch_size=3).values())) == 4
+
+
 @torch.no_grad()
 def test_the_change_is_undone_whatever_happens(random_model, ids: Tensor) -> None:
     model = random_model()

@@ -71,6 +71,8 @@ def test_what_exceeds_the_context_is_cut_off_in_front(teacher, tokenizer, sae) -
     judge = Judge(teacher, tokenizer, sae, 1, [0], beginning=[7])
     ids, _, judged = judge._encode(["red " * 60], ["fox"])
     assert ids.shape[1] == 64 and ids[0, 0] == 7 and judged[0, -1] and not judged[0, 0]
+    _, _, judged = Judge(teacher, tokenizer, sae, 1, [0])._encode(["red"], [" fox" * 80])
+    assert judged[0].tolist() == [False] + 63 * [True]
 
 
 def test_mean_activations_count_judged_tokens_only() -> None:
