@@ -23,6 +23,9 @@ COMMANDS = {
     "steering": "whether turning a concept up turns it up in the text, by the judgement of the model's own teacher",
 }
 
+SCALES = (2.0, 4.0, 8.0, 16.0)
+"""Factors that are tried unless others are given."""
+
 
 def run(arguments: Sequence[str]) -> int:
     """Run one of `COMMANDS` and add what it found to the model's `evaluation.json`; returns the exit code.
@@ -77,10 +80,6 @@ def _steering(options: argparse.Namespace) -> Evaluation:
     found = score_steering(subject, model, Origins(options.run, subject.run), settings)
     say(f"Picture: {options.run / PICTURES[settings.operation]}")
     return found
-
-
-SCALES = (2.0, 4.0, 8.0, 16.0)
-"""Factors that are tried unless others are given."""
 
 
 def _opened(folder: Path) -> tuple[Subject, PreTrainedModel]:
