@@ -230,8 +230,9 @@ def _compare(options: argparse.Namespace, unknown: list[str]) -> int:
 
 
 def _show_tables(results: dict[str, Any]) -> None:
-    from cocomix.evaluation.report import comparison_sentences, concepts_table, equal_cost_table, students_table
+    from cocomix.evaluation.report import concepts_table, equal_cost_table, students_table
     from cocomix.evaluation.tables import evaluation_tables
+    from cocomix.evaluation.wording import comparison_sentences
 
     show("\n" + students_table(results["students"]))
     show("\n" + equal_cost_table(results))
@@ -248,7 +249,7 @@ def _show_results(results: dict[str, Any], folder: Path, recipe: str, as_json: b
         show(json.dumps(results, indent=2))
         return
 
-    from cocomix.evaluation.report import caveats
+    from cocomix.evaluation.wording import caveats
     from cocomix.workflow import program
 
     _show_tables(results)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from cocomix import cli_scores
 from cocomix.console import say, show
 from cocomix.errors import InputError
 
@@ -20,6 +21,8 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         InputError: no such model, text or task, or settings that do not fit.
     """
+    if arguments and arguments[0] in cli_scores.COMMANDS:
+        return cli_scores.run(arguments)
     options = _parser().parse_args(arguments)
     for name in ("limit", "batch_size"):
         if (value := getattr(options, name)) is not None and value < 1:
@@ -62,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="cocomix evaluate",
         description="Evaluate a trained model on text (by default the validation documents of its own corpus) and on "
         "tasks of lm-evaluation-harness; what was measured is kept in RUN/evaluation.json.",
+        epilog="Also: cocomix evaluate concepts RUN, cocomix evaluate steering RUN.",
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained model")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,14 +238,39 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if unknown:
         raise InputError("\n".join(unknown))
 
+    parser = _recipe_parser()
+    with _one_line(str(path)):
+        return _instantiated(parser, parser.parse_args([f"--recipe={path}", *overrides]))
+
+
+def recipe_of_run(content: dict[str, Any], folder: Path) -> Recipe:
+    """The recipe that the run in `folder` was made with, as its run.json keeps it.
+
+    Raises:
+        InputError: this version knows another form of recipe.
+    """
+    parser = _recipe_parser()
+    with _one_line(f"the recipe of {folder}"):
+        return _instantiated(parser, parser.parse_object(content))
+
+
+def _recipe_parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     add_recipe_arguments(parser)
+    return parser
+
+
+def _instantiated(parser: ArgumentParser, namespace: Any) -> Recipe:
+    return Recipe(**{key: value for key, value in vars(parser.instantiate(namespace)).items() if key != "recipe"})
+
+
+@contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    """What the parser raises as a person's mistake."""
     try:
-        namespace = parser.parse_args([f"--recipe={path}", *overrides])
-        recipe = Recipe(**{k: v for k, v in vars(parser.instantiate(namespace)).items() if k != "recipe"})
+        yield
     except (ArgumentError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
-    return recipe
+        raise InputError(f"{where}: {' '.join(str(error).split())}") from None
 
 
 def _unknown_keys(value: Any, kind: Any, where: str, prefix: str = "") -> list[str]:

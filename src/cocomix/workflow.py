@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix import environment, files, fingerprint, preflight, processes
+from cocomix.catalog.search import Catalog, open_catalog
 from cocomix.concepts.label_statistics import (
     CURVE_FILE,
     LabelStatistics,
@@ -120,6 +121,9 @@ def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
     inputs = {stage.name: stage.record().fingerprint for stage in pipeline.stages()}
     evaluations = [asdict(each) for folder in folders for each in load_evaluations(folder)]
     inputs["evaluations"] = fingerprint.of_json(evaluations)
+    catalog = _catalog(pipeline)
+    if catalog is not None:
+        inputs["catalog"] = fingerprint.of_json(catalog.names)
     if (report / RESULTS).is_file():
         results = files.read_json(report / RESULTS)
         if results["inputs"] == inputs:
@@ -128,12 +132,30 @@ def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
         "name": recipe.name,
         **compare_runs(folders),
         **{stage.name: stage.record().summary for stage in _preparation(pipeline)},
+        "showcase": _showcase(pipeline, catalog),
         "recipe": recipe.to_dict(),
         "inputs": inputs,
         "environment": {"command": command_line(), **environment.describe()},
     }
     write_report(results, report)
     return results
+
+
+def _catalog(pipeline: Pipeline) -> Catalog | None:
+    """The catalogue of the recipe's concepts, if it is made and still theirs."""
+    stage = pipeline.catalog_stage
+    return open_catalog(stage.folder) if stage.is_done() and not stage.problems() else None
+
+
+def _showcase(pipeline: Pipeline, catalog: Catalog | None) -> dict[str, Any] | None:
+    """What the first student that mixes concepts thinks of."""
+    from cocomix.steering.showcase import showcase
+
+    for (name, _), stage in pipeline.student_stages.items():
+        student = pipeline.recipe.students[name]
+        if student.learns_concepts() and (found := showcase(stage.folder, catalog)) is not None:
+            return asdict(found)
+    return None
 
 
 def _preparation(pipeline: Pipeline) -> list[Stage]:

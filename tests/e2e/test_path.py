@@ -125,6 +125,7 @@ def test_the_same_recipe_gives_the_same_figures(
     for name, student in results["students"].items():
         assert again["students"][name]["metrics"] == student["metrics"]
         assert again["students"][name]["curve"] == student["curve"]
+    assert again["showcase"] == results["showcase"]
 
 
 def test_compare_reads_run_folders(

@@ -5,7 +5,7 @@ C concepts (SAE latents), n contexts kept per concept, w tokens of a context.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,6 +198,33 @@ def _token_columns(
         columns[f"{side}_logits"] = torch.cat([getattr(part, side).values for part in effects]).tolist()
     names = [default_name(promoted) for promoted in columns["promoted"]]
     return columns | {"name": names, "name_source": [PROMOTED_TOKENS] * len(names)}
+
+
+def find_contexts(
+    teacher: PreTrainedModel,
+    sae: SparseAutoencoder,
+    teacher_layer: int,
+    reader: TeacherReader,
+    concepts: Sequence[int],
+    blocks: int,
+    blocks_per_batch: int,
+    config: CatalogConfig,
+) -> list[list[Context]]:
+    """Where some concepts are most active in the first `blocks` blocks, without a catalogue; the strongest first."""
+    activity = read_activity(teacher, sae, teacher_layer, reader, blocks, blocks_per_batch, config.contexts)
+    found = (each[list(concepts)].cpu().numpy() for each in (activity.activation, activity.block, activity.position))
+    activation, block, position = found
+    windows = read_windows(reader, block, position, config.context_tokens, config.context_tokens // 2)
+    rows = _contexts(reader, windows, activation, block, position, config.context_tokens)
+    return [[Context(**context) for context in row] for row in rows]
+
+
+def promoted_tokens(
+    teacher: PreTrainedModel, directions: Tensor, tokens: int, tokenizer: PreTrainedTokenizerBase
+) -> list[list[str]]:
+    """The tokens that each direction promotes most, the strongest first, as a catalogue has them."""
+    columns = _token_columns(teacher, directions, tokens, tokenizer)
+    return columns["promoted"]
 
 
 def _contexts(

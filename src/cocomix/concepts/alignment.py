@@ -98,7 +98,7 @@ class OtherTokens:
         self._block_size = block_size
         self._documents = documents
         self._context = context
-        self._bos = _bos(teacher_tokenizer)
+        self._bos = bos_of(teacher_tokenizer)
         self._kept: list[_Document] = []  # the last one read: the next blocks may begin in it
 
     def __len__(self) -> int:
@@ -198,7 +198,7 @@ def _between(documents: list[_Document], begin: int, stop: int) -> list[_Documen
     return parts
 
 
-def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def bos_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token that the tokenizer puts before a text, if it does."""
     start = tokenizer("a", add_special_tokens=True)["input_ids"][:1]
     return start if start == [tokenizer.bos_token_id] else []

@@ -78,7 +78,7 @@ def teacher_fingerprint(teacher: PreTrainedModel) -> str:
 
 
 @contextmanager
-def _tap(teacher: PreTrainedModel, layer: int, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def tap(teacher: PreTrainedModel, layer: int, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While open, the value that leaves block `layer` is replaced by act(value)."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> object:
@@ -112,12 +112,37 @@ def residual_stream(
         tapped.append(x)
         raise _Tapped
 
-    with _tap(teacher, layer, take):
+    with tap(teacher, layer, take):
         try:
             teacher.base_model(**_inputs(input_ids, attention_mask))
         except _Tapped:
             return tapped[0]
     raise AssertionError("the tapped block did not run")
+
+
+class ReadText(NamedTuple):
+    """What a teacher makes of a text."""
+
+    residual: Tensor
+    """x, (B, T, d): the value that leaves the tapped block."""
+    logits: Tensor
+    """(B, T, V) of the next token."""
+
+
+@torch.no_grad()
+def read_text(
+    teacher: PreTrainedModel, input_ids: Tensor, layer: int, attention_mask: Tensor | None = None
+) -> ReadText:
+    """The residual stream after block `layer` and the logits, by one pass."""
+    tapped: list[Tensor] = []
+
+    def note(x: Tensor) -> Tensor:
+        tapped.append(x)
+        return x
+
+    with tap(teacher, layer, note):
+        logits = teacher(**_inputs(input_ids, attention_mask)).logits
+    return ReadText(tapped[0], logits)
 
 
 def next_token_targets(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -169,7 +194,7 @@ def tapped_residual(
         return tapped[0]
 
     targets = next_token_targets(input_ids, attention_mask)
-    with torch.enable_grad(), _tap(teacher, layer, start_graph):
+    with torch.enable_grad(), tap(teacher, layer, start_graph):
         inputs = _inputs(input_ids, attention_mask)
         if head is None:
             loss = _sum_of_losses(teacher(**inputs).logits, targets)
@@ -185,6 +210,6 @@ def loss_with_residual(
     teacher: PreTrainedModel, input_ids: Tensor, layer: int, replace: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Sum of the teacher's next-token losses (nats) when the residual after `layer` is replace(x)."""
-    with _tap(teacher, layer, replace):
+    with tap(teacher, layer, replace):
         logits = teacher(**_inputs(input_ids, None)).logits
     return _sum_of_losses(logits, next_token_targets(input_ids))

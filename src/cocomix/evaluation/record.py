@@ -19,8 +19,8 @@ class Evaluation:
     """One measurement.
 
     Attributes:
-        kind: `text` or `task`.
-        name: of the text or task.
+        kind: `text`, `task`, `concepts` or `steering`.
+        name: of the text or task, or of the operation that steers.
         settings: what else decides the figures; with kind and name, what tells one measurement from another.
         figures: what was measured.
         environment: code, versions, hardware, date.

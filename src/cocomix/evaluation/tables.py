@@ -6,19 +6,30 @@ from collections import defaultdict
 from typing import Any
 
 from cocomix.console import table
+from cocomix.evaluation.concept_tables import concept_tables, steering_tables
 
 Evaluations = dict[str, list[dict[str, Any]]]
 """By model: its `Evaluation`s as dictionaries."""
 
 
 def evaluation_tables(evaluations: Evaluations) -> list[str]:
-    """Of text, of text by context and by token frequency, and of tasks; those of which something was measured."""
-    texts = [(model, each) for model, found in evaluations.items() for each in found if each["kind"] == "text"]
+    """Of text, whole, by context and by token frequency, of tasks, concepts and steering; of what was measured."""
+    texts = _of_kind(evaluations, "text")
     texts.sort(key=lambda row: (row[1]["name"], row[1]["settings"]["text"]))  # models beside each other, in order
     found = [_text_table(texts)] if texts else []
     found += [_bucket_table(texts, *buckets) for buckets in BUCKETS if texts]
     tasks = _task_table(evaluations)
-    return found if tasks is None else [*found, tasks]
+    found += [tasks] if tasks is not None else []
+    return [
+        *found,
+        *concept_tables(_of_kind(evaluations, "concepts")),
+        *steering_tables(_of_kind(evaluations, "steering")),
+    ]
+
+
+def _of_kind(evaluations: Evaluations, kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """Measurements of one kind, each with its model."""
+    return [(model, each) for model, found in evaluations.items() for each in found if each["kind"] == kind]
 
 
 BUCKETS = (

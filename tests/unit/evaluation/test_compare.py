@@ -10,8 +10,9 @@ import torch
 
 from cocomix.console import table
 from cocomix.evaluation.costs import cost_to_reach
-from cocomix.evaluation.report import comparison_sentences, duration
+from cocomix.evaluation.report import duration
 from cocomix.evaluation.validation import bits_per_byte, concept_hits
+from cocomix.evaluation.wording import comparison_sentences
 
 TOKENS, LOSSES = np.array([100.0, 200.0, 300.0]), np.array([4.0, 3.0, 2.8])
 

@@ -1,0 +1,159 @@
+"""`cocomix evaluate concepts RUN` and `cocomix evaluate steering RUN`: what a model's concepts are good for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cocomix.console import say, show
+from cocomix.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cocomix.evaluation.record import Evaluation
+    from cocomix.evaluation.subject import Subject
+
+COMMANDS = {
+    "concepts": "how well a model predicts its concepts, and what its loss is without what it mixes in",
+    "steering": "whether turning a concept up turns it up in the text, by the judgement of the model's own teacher",
+}
+
+SCALES = (2.0, 4.0, 8.0, 16.0)
+"""Factors that are tried unless others are given."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one of `COMMANDS` and add what it found to the model's `evaluation.json`; returns the exit code.
+
+    Raises:
+        InputError: no such model, one without concepts, what they came from is gone, or a setting out of its range.
+    """
+    options = _parser().parse_args(arguments)
+
+    from cocomix.evaluation.record import EVALUATION_FILE, add_evaluations
+    from cocomix.evaluation.tables import evaluation_tables
+
+    found = (_concepts if options.command == "concepts" else _steering)(options)
+    add_evaluations(options.run, [found])
+    if options.json:
+        show(json.dumps(asdict(found), indent=2))
+    else:
+        show("\n\n".join(evaluation_tables({options.run.name: [asdict(found)]})))
+        say(f"Kept in {options.run / EVALUATION_FILE}")
+    return 0
+
+
+def _concepts(options: argparse.Namespace) -> Evaluation:
+    from cocomix.evaluation.prediction import ConceptSettings, evaluate_concepts
+    from cocomix.origins import Origins
+
+    for name in ("limit", "batch_size"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; give 1 or more")
+    subject, model = _opened(options.run)
+    labelled = None
+    if model.config.content == "concepts":
+        assert subject.run is not None
+        labelled = Origins(options.run, subject.run).labels()
+    settings = ConceptSettings(options.limit, options.batch_size, options.precision)
+    return evaluate_concepts(subject, model, labelled, settings)
+
+
+def _steering(options: argparse.Namespace) -> Evaluation:
+    from cocomix.origins import Origins
+    from cocomix.steering.experiment import PICTURES, score_steering
+    from cocomix.steering.score import ScoreSettings
+
+    given = {field.name: getattr(options, field.name) for field in fields(ScoreSettings)}
+    if options.operation == "scale" and options.strengths is None:
+        given["strengths"] = SCALES
+    settings = ScoreSettings(**{name: value for name, value in given.items() if value is not None})
+    subject, model = _opened(options.run)
+    if not model.mixes_concepts:
+        raise InputError(f"the model in {options.run} mixes no concepts in, so there are none to turn up")
+    assert subject.run is not None
+    found = score_steering(subject, model, Origins(options.run, subject.run), settings)
+    say(f"Picture: {options.run / PICTURES[settings.operation]}")
+    return found
+
+
+def _opened(folder: Path) -> tuple[Subject, PreTrainedModel]:
+    """A run and its model, which has a mixer.
+
+    Raises:
+        InputError: there is no run, or the model mixes nothing.
+    """
+    from cocomix.evaluation.subject import open_subject
+    from cocomix.models.configuration import CoCoMixConfig
+    from cocomix.training.run import RUN_FILE
+
+    subject = open_subject(folder)
+    if subject.run is None:
+        raise InputError(f"{folder} has no {RUN_FILE}, so nothing says what its concepts are; give a run of cocomix")
+    model = subject.model()
+    if not isinstance(model.config, CoCoMixConfig):
+        raise InputError(
+            f"{folder} was trained with {subject.run.method}, which mixes nothing in; give a run of cocomix"
+        )
+    if model.config.mixing == "none" and model.config.content != "concepts":
+        raise InputError(f"{folder} mixes nothing in and predicts no concepts; give another run")
+    return subject, model
+
+
+def _numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Of an option such as 1,2,4."""
+
+    def read(written: str) -> tuple[Any, ...]:
+        return tuple(kind(part) for part in written.split(","))
+
+    read.__name__ = "numbers"  # what argparse calls it
+    return read
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cocomix evaluate", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=COMMANDS[name], description=COMMANDS[name], allow_abbrev=False)
+        command.add_argument("run", metavar="RUN", type=Path, help="folder of a trained model")
+        command.add_argument("--json", action="store_true", help="print the results as JSON")
+        return command
+
+    concepts = add("concepts")
+    concepts.add_argument("--limit", metavar="N", type=int, help="only so many blocks of validation text")
+    concepts.add_argument("--batch-size", metavar="N", type=int, default=16, help="blocks read at once (default: 16)")
+    concepts.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of matrix products")
+    steering = add("steering")
+    floats, whole = _numbers(float), _numbers(int)
+    for name, metavar, kind, about in (
+        ("concepts", "N", int, "to turn up, as many of each frequency band (default: 32)"),
+        ("prompts", "N", int, "beginnings of validation text that are gone on with (default: 4)"),
+        (
+            "strengths",
+            "S,...",
+            floats,
+            "in standard deviations of the concept logits (default: 1,2,4,8), or factors (2,4,8,16)",
+        ),
+        (
+            "teacher-strengths",
+            "S,...",
+            floats,
+            "of the decoder direction, in lengths of the residual stream (default: 0.125,0.25,0.5,1)",
+        ),
+        ("named-tokens", "N,...", whole, "how many tokens the prompt names (default: 1,2,4,8)"),
+        ("prompt-tokens", "N", int, "of a prompt, at most a quarter of the context (default: 16)"),
+        ("new-tokens", "N", int, "written after it, at most a quarter of the context (default: 32)"),
+        ("seed", "N", int, "of concepts, prompts and texts (default: 0)"),
+        ("batch-size", "N", int, "texts written at once (default: 64)"),
+    ):
+        steering.add_argument(f"--{name}", metavar=metavar, type=kind, help=about)
+    steering.add_argument(
+        "--operation", choices=("add", "scale"), help="on the concept logit (default: add; the paper scales)"
+    )
+    return parser

@@ -1,0 +1,132 @@
+"""What a report says in words about figures: differences, what they mean, where the concepts came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def comparison_sentences(results: dict[str, Any]) -> list[str]:
+    """What was measured of each student against the baseline, in words, and no more than that."""
+    sentences = []
+    for comparison in results["comparisons"]:
+        run, baseline = comparison["run"], comparison["baseline"]
+        difference = comparison["loss_difference"]
+        word = "lower" if difference < 0 else "higher"
+        trained = results["students"][results["groups"][run][0]]["tokens"]
+        sentence = (
+            f"After {trained:,} tokens `{run}` ends with a validation loss {abs(difference):.4f} nats {word} than "
+            f"`{baseline}`{_certainty(comparison)}"
+        )
+        tokens = comparison["tokens_to_baseline_loss"]
+        if tokens is None:
+            sentence += f"; the final loss of `{baseline}` was not reached."
+        else:
+            sentence += (
+                f"; it reaches the final loss of `{baseline}` after {tokens:,.0f} tokens "
+                f"({_relative(comparison['tokens_ratio'])} tokens) and {comparison['flops_to_baseline_loss']:.2e} "
+                f"FLOPs of its own training ({_relative(comparison['flops_ratio'])} FLOPs)."
+            )
+        sentences.append(sentence)
+    return sentences
+
+
+def _certainty(comparison: dict[str, Any]) -> str:
+    """How sure seeds and validation documents make of a difference."""
+    found = []
+    if (deviation := comparison["loss_difference_sd"]) is not None:
+        found.append(f"standard deviation over {comparison['seeds'][0]} seeds {deviation:.4f}")
+    if documents := comparison["documents"]:
+        low, high = documents["interval"]
+        found.append(
+            f"95 % interval over {documents['documents']:,} validation documents {low:+.4f} to {high:+.4f}, "
+            f"p = {documents['p_value']:.2g}"
+        )
+    return f" ({'; '.join(found)})" if found else ""
+
+
+def _relative(ratio: float) -> str:
+    return f"{1 - ratio:.1%} fewer" if ratio <= 1 else f"{ratio - 1:.1%} more"
+
+
+def caveats(results: dict[str, Any]) -> list[str]:
+    """What a difference in these results means, and what it leaves out."""
+    students = results["students"].values()
+    seeds = sorted({student["seed"] for student in students})
+    largest = max(student["tokens"] for student in students)
+    once = any(len(members) == 1 for members in results["groups"].values())
+    lines = [
+        f"One seed ({', '.join(map(str, seeds))}) per student: how much these figures vary from seed to seed "
+        "was not measured, so a small difference may be chance; the interval over validation documents does not "
+        "know of it."
+        if once
+        else f"Seeds {', '.join(map(str, seeds))}: the deviation from seed to seed says what training again changes, "
+        "the interval over validation documents what other validation text would.",
+        f"Trained on {largest:,} tokens, which is small: nothing here says how larger models or longer runs compare.",
+    ]
+    cost = preparation_flops(results)
+    if cost:
+        parts = ", ".join(f"{name} {value:.2e}" for name, value in cost.items())
+        lines.append(
+            f"FLOPs of a student are those of its own training. What the concepts cost before it ({parts} FLOPs) is "
+            "spent once; `all` adds to each student an equal part of what it shares with others, and what its "
+            "teacher computes while it trains."
+        )
+    elsewhere = sorted({k for s in students for k, made in s["preparation"].items() if made["flops"] is None})
+    if elsewhere:
+        lines.append(f"Made elsewhere, at a cost that is not counted: {', '.join(elsewhere)}.")
+    if len({student["environment"]["hardware"] for student in students}) > 1:
+        lines.append("These runs were trained on different hardware: their times do not compare.")
+    return lines
+
+
+def preparation_flops(results: dict[str, Any]) -> dict[str, float]:
+    """FLOPs of each kind of thing that was made once before these students were trained, as far as it was here."""
+    made = {
+        (kind, each["fingerprint"]): each["flops"]
+        for student in results["students"].values()
+        for kind, each in student["preparation"].items()
+        if each["flops"] is not None
+    }
+    cost: dict[str, float] = {}
+    for (kind, _), flops in made.items():
+        cost[kind] = cost.get(kind, 0.0) + flops
+    return cost
+
+
+def provenance_lines(results: dict[str, Any]) -> list[str]:
+    """Where the concepts came from: corpus, teacher, SAE, labels."""
+    lines = []
+    if corpus := results.get("corpus"):
+        packed, documents = corpus["packed"], corpus["documents"]
+        counted = ""
+        if documents:
+            counted = (
+                f", {documents['train_documents']:,} training and {documents['validation_documents']:,} validation "
+                f"documents, {documents['duplicates_dropped']:,} duplicates dropped"
+            )
+        lines.append(
+            f"Corpus `{corpus['source']}`{counted}: {packed['train_tokens']:,} training and "
+            f"{packed['validation_tokens']:,} validation tokens in blocks of {packed['block_size']}, "
+            f"vocabulary {packed['vocab_size']:,}, {packed['bytes_per_token']:.2f} bytes per token."
+        )
+    if teacher := results.get("teacher"):
+        size = f", {teacher['stored_parameters'] / 1e6:.2f}M parameters" if "stored_parameters" in teacher else ""
+        trained = f", trained on {teacher['tokens']:,} tokens" if "tokens" in teacher else f" (`{teacher['source']}`)"
+        lines.append(f"Teacher{size}{trained}: validation loss {teacher['metrics']['loss']:.4f}.")
+    if sae := results.get("sae"):
+        quality = sae["quality"]
+        lines.append(
+            f"SAE, {sae['d_sae']:,} latents of which {sae['k']} per token: fraction of variance unexplained "
+            f"{quality['fraction_variance_unexplained']:.3f}, dead latents {quality['dead_share']:.1%} "
+            f"(never active on {quality['tokens']:,} validation tokens), teacher's loss "
+            f"{quality['teacher_loss']:.4f} → {quality['spliced_loss']:.4f} with the reconstruction spliced in "
+            f"({quality['zero_loss']:.4f} with zeros; {quality['loss_recovered']:.1%} recovered)."
+        )
+    if labels := results.get("labels"):
+        lines.append(
+            f"Labels by `{labels['selection']}`, {labels['labels_per_token']} per token: "
+            f"{labels['labelled_share']:.1%} of the {'validation' if labels['online'] else 'training'} tokens have at "
+            f"least one, {labels['full_share']:.1%} have all; {labels['fewer_positive_share']:.1%} of those with one "
+            "have a label whose score is not positive, or fewer than all."
+        )
+    return lines

@@ -1,0 +1,145 @@
+"""`cocomix evaluate steering RUN`: from a run to the curve of effect against fluency."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from cocomix import environment, files
+from cocomix.catalog.activity import read_activity
+from cocomix.catalog.building import promoted_tokens
+from cocomix.concepts.label_store import labels_fingerprint
+from cocomix.concepts.reading import SameTokens
+from cocomix.errors import InputError
+from cocomix.evaluation.prediction import training_frequencies
+from cocomix.evaluation.record import Evaluation
+from cocomix.evaluation.subject import Subject
+from cocomix.origins import Origins
+from cocomix.steering.arms import Arm, NamingPrompt, SteeredStudent, SteeredTeacher, Writer
+from cocomix.steering.curve import Line, picture
+from cocomix.steering.judge import Judge
+from cocomix.steering.score import (
+    ScoreSettings,
+    choose_concepts,
+    choose_prompts,
+    logit_deviation,
+    measure,
+    residual_length,
+    texts_to_write,
+)
+
+KIND = "steering"
+PICTURES = {"add": "steering.png", "scale": "steering-scale.png"}
+"""By operation."""
+SURVEYED_TOKENS = 100_000
+"""Tokens of validation text in which the teacher's concepts are counted."""
+
+
+def score_steering(subject: Subject, model: PreTrainedModel, origins: Origins, settings: ScoreSettings) -> Evaluation:
+    """Score three ways of turning concepts up, and draw them into the run's folder.
+
+    Args:
+        subject: where the model lies.
+        model: it, one that mixes concepts.
+        origins: what it learnt them from.
+        settings: what is tried.
+
+    Raises:
+        InputError: the run's corpus, labels, teacher or SAE are not there, or are others; too few concepts or prompts.
+    """
+    pipeline, layer, beginning = origins.pipeline, origins.teacher_layer, origins.beginning()
+    labelled, teacher, sae = origins.labels(), origins.teacher(), origins.sae()
+    of_teacher = origins.teacher_tokenizer()
+    if not of_teacher.is_fast:
+        raise InputError(
+            f"the teacher's tokenizer ({type(of_teacher).__name__}) does not say where in a text its tokens lie, so it "
+            "cannot tell a prompt from what was written after it; give one with a tokenizer.json"
+        )
+    settings = _within(settings, model, teacher)
+    prompts = choose_prompts(
+        labelled.validation, subject.tokenizer, settings.prompts, settings.prompt_tokens, settings.seed
+    )
+
+    blocks = pipeline.teacher_corpus().validation
+    per_batch = pipeline.recipe.labels.blocks_per_batch
+    surveyed = min(len(blocks), -(-SURVEYED_TOKENS // pipeline.recipe.block_size))
+    survey = read_activity(teacher, sae, layer, SameTokens(blocks, of_teacher), surveyed, per_batch, contexts=1)
+    count, total = survey.count.cpu().numpy(), survey.total.cpu().numpy()
+    frequencies = training_frequencies(labelled)
+    pairs = choose_concepts(frequencies, (frequencies > 0) & (count > 0), settings.concepts, settings.seed)
+    concepts = [pair.concept for pair in pairs]
+    typical = total[concepts] / count[concepts]
+
+    student = Writer(model, subject.tokenizer, prompts, settings.new_tokens, settings.seed)
+    unsteered_teacher = Writer(teacher, of_teacher, prompts, settings.new_tokens, settings.seed, beginning)
+    named = sorted({concept for pair in pairs for concept in pair})
+    promoted = promoted_tokens(teacher, sae.W_dec[named], max(settings.named_tokens), of_teacher)
+    arms: list[Arm] = [
+        SteeredStudent(
+            student, settings.strengths, settings.operation, logit_deviation(model, subject.tokenizer, prompts)
+        ),
+        SteeredTeacher(
+            unsteered_teacher,
+            settings.teacher_strengths,
+            layer,
+            sae.W_dec,
+            residual_length(teacher, of_teacher, prompts, layer, beginning),
+        ),
+        NamingPrompt(student, settings.named_tokens, dict(zip(named, promoted, strict=True))),
+    ]
+    judge = Judge(teacher, of_teacher, sae, layer, concepts, beginning)
+    with tqdm(total=texts_to_write(settings), desc="steering", unit="text", dynamic_ncols=True) as progress:
+        measured = [measure(arm, judge, prompts, pairs, typical, settings.batch_size, progress) for arm in arms]
+    lines = [Line(arm.name, found.points) for arm, found in zip(arms, measured, strict=True)]
+    _draw(subject.folder / PICTURES[settings.operation], lines, settings, subject.folder.name)
+    return Evaluation(
+        kind=KIND,
+        name=settings.operation,
+        settings={**settings.to_dict(), "labels": labels_fingerprint(labelled.info)},
+        figures={
+            "arms": [
+                {"name": arm.name, "unit": arm.unit, "points": [asdict(each) for each in found.points]}
+                for arm, found in zip(arms, measured, strict=True)
+            ],
+            "concepts": [
+                {
+                    **pair._asdict(),
+                    "frequency": float(frequencies[pair.concept]),
+                    "typical_activation": float(typical[number]),
+                    "promoted": promoted[named.index(pair.concept)],
+                    "gains": {
+                        arm.name: _column(found.gains, number) for arm, found in zip(arms, measured, strict=True)
+                    },
+                }
+                for number, pair in enumerate(pairs)
+            ],
+        },
+        environment=environment.describe(),
+    )
+
+
+def _column(gains: np.ndarray, concept: int) -> list[float]:
+    return [float(gain) for gain in gains[:, concept]]
+
+
+def _within(settings: ScoreSettings, *models: PreTrainedModel) -> ScoreSettings:
+    """The same with lengths that leave half of every context to what is named before a prompt."""
+    contexts = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
+    quarter = min((context // 4 for context in contexts if context is not None), default=settings.new_tokens)
+    return replace(
+        settings,
+        prompt_tokens=min(settings.prompt_tokens, max(1, quarter)),
+        new_tokens=min(settings.new_tokens, max(1, quarter)),
+    )
+
+
+def _draw(path: Path, lines: list[Line], settings: ScoreSettings, name: str) -> None:
+    title = (
+        f"{name}: {settings.concepts} concepts, {settings.prompts} prompts, {settings.new_tokens} tokens each; "
+        "bars: 95 % over concepts;\nnumbers: strength; dotted: another concept of equal frequency turned up instead"
+    )
+    files.write_bytes(path, picture(lines, title))

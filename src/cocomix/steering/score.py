@@ -1,0 +1,239 @@
+"""Does turning a concept up turn it up in the text? The protocol: docs/steering.md.
+
+C concepts, N that are scored, P prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import islice, zip_longest
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cocomix.concepts.teacher import residual_stream
+from cocomix.errors import InputError
+from cocomix.evaluation.concepts import band_of
+from cocomix.steering.arms import Arm, Request
+from cocomix.steering.curve import Point, outcome, point
+from cocomix.steering.judge import Judge, Readings
+from cocomix.steering.sampling import in_tokens
+
+CONTROLS = 10
+"""Concepts nearest in frequency of which one is the control."""
+STRONGEST = 100.0
+OPERATIONS = ("add", "scale")
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """What is tried.
+
+    Attributes:
+        concepts: N.
+        prompts: P.
+        strengths: of the student's concept logits: with `add` in standard deviations, with `scale` factors.
+        operation: add or scale.
+        teacher_strengths: of the decoder direction, as shares of the residual stream's length.
+        named_tokens: tokens that the prompt names.
+        prompt_tokens: of each prompt, at most a quarter of the context.
+        new_tokens: written after it, at most a quarter of the context.
+        seed: of concepts, controls, prompts and texts.
+        batch_size: texts written at once.
+
+    Raises:
+        InputError: a value out of its range.
+    """
+
+    concepts: int = 32
+    prompts: int = 4
+    strengths: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    operation: str = "add"
+    teacher_strengths: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
+    named_tokens: tuple[int, ...] = (1, 2, 4, 8)
+    prompt_tokens: int = 16
+    new_tokens: int = 32
+    seed: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "prompt_tokens", "new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.concepts < 2:
+            raise InputError(f"concepts is {self.concepts}; expected 2 or more, for an interval over concepts")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; expected 0 or more")
+        neutral = {name: 0.0 for name in ("strengths", "teacher_strengths", "named_tokens")}
+        if self.operation == "scale":
+            neutral["strengths"] = 1.0
+        for name, none in neutral.items():
+            given = getattr(self, name)
+            if not given or len(set(given)) < len(given) or not all(none < each <= STRONGEST for each in given):
+                numbers = ", ".join(map(str, given))
+                raise InputError(
+                    f"{name} is {numbers}; expected numbers above {none:g}, at most {STRONGEST:g}, each once"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that decides the figures."""
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self) if each.name != "batch_size"}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+class Pair(NamedTuple):
+    """A concept that is scored, and its control."""
+
+    concept: int
+    control: int
+
+
+def choose_concepts(frequencies: np.ndarray, eligible: np.ndarray, count: int, seed: int) -> list[Pair]:
+    """Concepts, as many of each frequency band as there are, and for each a random one of about equal frequency.
+
+    Args:
+        frequencies: (C,) share of the labelled tokens that have each concept as a label.
+        eligible: (C,) bool.
+        count: N.
+        seed: of the choice.
+
+    Raises:
+        InputError: fewer are eligible.
+    """
+    if (found := int(eligible.sum())) < max(2, count):
+        raise InputError(f"{count} concepts are to be scored, but only {found} are ever a label and active; lower it")
+    draw = np.random.default_rng(seed)
+    bands = band_of(frequencies)
+    shuffled = [draw.permutation(np.flatnonzero(eligible & (bands == band))) for band in range(bands.max() + 1)]
+    in_turn = [concept for rank in zip_longest(*shuffled) for concept in rank if concept is not None]
+    others = np.flatnonzero(eligible)
+    pairs = []
+    for concept in sorted(in_turn[:count]):
+        apart = np.abs(np.log(frequencies[others] / frequencies[concept]))
+        near = others[np.argsort(apart, kind="stable")]
+        pairs.append(Pair(int(concept), int(draw.choice(near[near != concept][:CONTROLS]))))
+    return pairs
+
+
+def choose_prompts(
+    blocks: Dataset, tokenizer: PreTrainedTokenizerBase, count: int, tokens: int, seed: int
+) -> list[str]:
+    """The beginnings of blocks drawn at random, of those with no end-of-text there, as text.
+
+    Args:
+        blocks: of validation text, with `input_ids` (T,).
+        tokenizer: of these.
+        count: P.
+        tokens: of each.
+        seed: of the choice.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    beginnings = blocks.with_format("numpy")[:]["input_ids"][:, :tokens].astype(np.int64)
+    order = np.random.default_rng(seed).permutation(len(beginnings))
+    texts = (tokenizer.decode(beginnings[row].tolist()) for row in order if not _ends(beginnings[row], tokenizer))
+    found = list(islice((text for each in texts if (text := each.strip("\ufffd")).strip()), count))
+    if len(found) < count:
+        raise InputError(f"{count} prompts are wanted, but only {len(found)} blocks of validation text begin with one")
+    return found
+
+
+def _ends(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> bool:
+    return bool((ids == tokenizer.eos_token_id).any())
+
+
+@torch.no_grad()
+def logit_deviation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
+    """Standard deviation of the concept logits of a CoCoMix model, over all concepts and all tokens of some texts."""
+    logits = []
+    for ids in in_tokens(tokenizer, texts):
+        inputs = torch.tensor([ids], device=model.device)
+        logits.append(model(inputs, output_concepts=True, use_cache=False, logits_to_keep=1).concept_logits[0].float())
+    return float(torch.cat(logits).std())
+
+
+@torch.no_grad()
+def residual_length(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    layer: int,
+    beginning: Sequence[int] = (),
+) -> float:
+    """Median length of the residual stream after a block, over the tokens of some texts.
+
+    Not the mean: at the first token, which others look at when they have nothing to look at, it can be hundreds of
+    times longer than elsewhere.
+    """
+    lengths: list[Tensor] = []
+    for ids in in_tokens(tokenizer, texts, beginning):
+        inputs = torch.tensor([ids], device=teacher.device)
+        lengths.append(residual_stream(teacher, inputs, layer)[0].float().norm(dim=-1))
+    return float(torch.cat(lengths).median())
+
+
+class Measured(NamedTuple):
+    """What came of one arm."""
+
+    points: list[Point]
+    """One for each strength."""
+    gains: np.ndarray
+    """(S, N) gain of each concept at each strength, as in `Point`."""
+
+
+def measure(
+    arm: Arm,
+    judge: Judge,
+    prompts: Sequence[str],
+    pairs: Sequence[Pair],
+    typical: np.ndarray,
+    batch_size: int,
+    progress: tqdm[Any],
+) -> Measured:
+    """Write and judge the texts of an arm: unsteered ones, and at each strength those of each concept and its control.
+
+    Args:
+        arm: what writes.
+        judge: it watches the N concepts of `pairs`, in their order.
+        prompts: P.
+        pairs: N.
+        typical: (N,) typical activation of each concept.
+        batch_size: texts written at once.
+        progress: moved on by each text.
+    """
+
+    def judged(requests: Sequence[Request]) -> Readings:
+        parts = []
+        for start in range(0, len(requests), batch_size):
+            batch = requests[start : start + batch_size]
+            parts.append(judge([prompts[request.prompt] for request in batch], arm.write(batch)))
+            progress.update(len(batch))
+        return Readings.joined(parts)
+
+    def texts_of(concepts: Sequence[int], strength: float) -> Readings:
+        return judged([Request(p, concept, strength) for concept in concepts for p in range(len(prompts))])
+
+    unsteered = texts_of([pairs[0].concept], 0.0)
+    points, gains = [], []
+    for strength in arm.strengths:
+        own, control = (texts_of(concepts, strength) for concepts in zip(*pairs, strict=True))
+        found = outcome(own, control, len(prompts))
+        points.append(point(strength, found, unsteered, typical))
+        gains.append((found.activation - unsteered.activation.mean(0)) / typical)
+    return Measured(points, np.stack(gains))
+
+
+def texts_to_write(settings: ScoreSettings) -> int:
+    """By all arms."""
+    strengths = len(settings.strengths) + len(settings.teacher_strengths) + len(settings.named_tokens)
+    return settings.prompts * (3 + 2 * settings.concepts * strengths)

@@ -1,0 +1,218 @@
+"""What a report shows of a model's concepts: those that it predicts best, one sentence traced, one text steered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from cocomix.catalog.building import CatalogConfig, find_contexts, promoted_tokens
+from cocomix.catalog.naming import default_name
+from cocomix.catalog.rows import Context
+from cocomix.catalog.search import Catalog
+from cocomix.concepts.reading import SameTokens
+from cocomix.evaluation.concepts import concept_predictions
+from cocomix.evaluation.prediction import training_frequencies
+from cocomix.evaluation.subject import open_subject
+from cocomix.origins import Origins
+from cocomix.steering.arms import Request, SteeredStudent, Writer
+from cocomix.steering.score import logit_deviation
+from cocomix.steering.trace import Trace
+from cocomix.steering.tracing import trace
+from cocomix.training.run import load_run
+
+BLOCKS = 128
+"""Validation blocks that are read."""
+BEST = 10
+LEAST_LABELS = 20
+"""Of a concept in these blocks; with fewer, its precision and recall would be chance."""
+CONTEXTS = CatalogConfig(contexts=2, context_tokens=8)
+LEAST_TOKENS, LEAST_WORDS = 6, 4
+"""Of a sentence."""
+TRACED_TOKENS = 16
+"""Of a sentence at most, and at most half of the context."""
+TRACED_CONCEPTS = 3
+NEW_TOKENS = 32
+"""Written after the sentence, at most a quarter of the context."""
+STRENGTH = 4.0
+"""In standard deviations of the concept logits."""
+
+
+@dataclass(frozen=True)
+class BestConcept:
+    """A concept that is predicted well.
+
+    Attributes:
+        concept_id: which.
+        name: of the catalogue, or the tokens that it promotes; None if neither is known.
+        frequency: share of the labelled training tokens with it.
+        precision: where it is among the A most probable, the share with it as a label, A being the labels of the token.
+        recall: of its labels, the share at which it is among these.
+        contexts: where it is most active; none if the teacher is not here.
+    """
+
+    concept_id: int
+    name: str | None
+    frequency: float
+    precision: float
+    recall: float
+    contexts: list[Context]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text and its steered twin, written with the same random numbers.
+
+    Attributes:
+        concept_id: that was turned up: the best predicted one.
+        name: of it.
+        strength: in standard deviations of the concept logits, added to its own.
+        prompt: the traced sentence.
+        plain, steered: how the model goes on.
+    """
+
+    concept_id: int
+    name: str | None
+    strength: float
+    prompt: str
+    plain: str
+    steered: str
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """A token of the traced sentence: what follows it, the log-probability of that, and the concepts mixed in first."""
+
+    text: str
+    next_text: str
+    next_logprob: float
+    concepts: list[dict[str, float | int | str | None]]
+
+
+@dataclass(frozen=True)
+class Showcase:
+    """What is shown.
+
+    Attributes:
+        student: whose concepts they are.
+        blocks: of validation text that were read.
+        best: predicted concepts, the best first.
+        trace: of a sentence of validation text.
+        sample: None if no concept is predicted.
+    """
+
+    student: str
+    blocks: int
+    best: list[BestConcept]
+    trace: list[TracedStep]
+    sample: Sample | None
+
+
+def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
+    """Of the run in `folder`; None if its model mixes no concepts in, or there is no text.
+
+    Args:
+        folder: of the run.
+        catalog: of its concepts. Without one, names and contexts are made of the few that are shown.
+    """
+    run = load_run(folder)
+    subject = open_subject(folder)
+    model = subject.model()
+    if not getattr(model, "mixes_concepts", False):
+        return None
+    origins = Origins(folder, run)
+    labelled = origins.labels()
+    blocks = labelled.validation.select(range(min(BLOCKS, len(labelled.validation))))
+    frequencies = training_frequencies(labelled)
+    training = origins.pipeline.recipe.training
+    predictions = concept_predictions(model, blocks, frequencies, training.blocks_per_batch, training.precision)
+    best = predictions.best(BEST, LEAST_LABELS)
+    tokenizer, context = subject.tokenizer, model.config.max_position_embeddings
+    texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in blocks["input_ids"])
+    text = a_sentence(texts, tokenizer, min(TRACED_TOKENS, context // 2))
+    if not text:
+        return None
+    traced = trace(model, tokenizer, text, ablate=TRACED_CONCEPTS)
+    shown = {each.concept_id for token in traced.tokens for each in token.concepts[:TRACED_CONCEPTS]} | {*best}
+    names, contexts = _described(origins, catalog, sorted(shown), best)
+
+    sample = None
+    if best:
+        writer = Writer(model, tokenizer, [text], max(1, min(NEW_TOKENS, context // 4)), run.seed)
+        arm = SteeredStudent(writer, [STRENGTH], "add", logit_deviation(model, tokenizer, [text]))
+        plain, steered = (arm.write([Request(0, best[0], strength)])[0] for strength in (0.0, STRENGTH))
+        sample = Sample(best[0], names.get(best[0]), STRENGTH, text, plain, steered)
+    return Showcase(
+        student=folder.name,
+        blocks=len(blocks),
+        best=[
+            BestConcept(
+                concept_id=concept,
+                name=names.get(concept),
+                frequency=float(frequencies[concept]),
+                precision=float(predictions.right[concept] / predictions.predicted[concept]),
+                recall=float(predictions.right[concept] / predictions.labels[concept]),
+                contexts=contexts[number],
+            )
+            for number, concept in enumerate(best)
+        ],
+        trace=_steps(traced, names),
+        sample=sample,
+    )
+
+
+def a_sentence(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, most: int) -> str:
+    """The first sentence or line of some texts with enough words and tokens, cut after `most` tokens.
+
+    The first piece of a text, which may begin anywhere, is only taken if there is nothing else; "" if there is nothing.
+    """
+    fallback = ""
+    for text in texts:
+        first, *others = (piece.strip() for piece in re.split(r"(?<=[.!?])\s+|\n", text))
+        for piece in others:
+            ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
+            if len(ids) >= LEAST_TOKENS and len(piece.split()) >= LEAST_WORDS:
+                return _beginning(tokenizer, ids, most)
+        fallback = fallback or next((piece for piece in (first, *others) if piece), "")
+    return _beginning(tokenizer, tokenizer(fallback, add_special_tokens=False)["input_ids"], most)
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase, ids: list[int], tokens: int) -> str:
+    """The text of the first tokens, without a character that is cut in two."""
+    return str(tokenizer.decode(ids[:tokens])).strip("\ufffd").strip()
+
+
+def _described(
+    origins: Origins, catalog: Catalog | None, shown: Sequence[int], best: Sequence[int]
+) -> tuple[dict[int, str], list[list[Context]]]:
+    """The names of what is shown, and the contexts of the best."""
+    if catalog is not None:
+        contexts = [catalog.concept(concept).contexts[: CONTEXTS.contexts] for concept in best]
+        return {concept: catalog.names[concept] for concept in shown}, contexts
+    if not origins.has_teacher:
+        return {}, [[] for _ in best]
+    teacher, sae, tokenizer = origins.teacher(), origins.sae(), origins.teacher_tokenizer()
+    promoted = promoted_tokens(teacher, sae.W_dec[list(shown)], CatalogConfig.tokens, tokenizer)
+    names = {concept: default_name(tokens) for concept, tokens in zip(shown, promoted, strict=True)}
+    reader = SameTokens(origins.pipeline.teacher_corpus().validation, tokenizer)
+    per_batch = origins.pipeline.recipe.labels.blocks_per_batch
+    blocks = min(BLOCKS, len(reader))
+    return names, find_contexts(teacher, sae, origins.teacher_layer, reader, best, blocks, per_batch, CONTEXTS)
+
+
+def _steps(traced: Trace, names: Mapping[int, str]) -> list[TracedStep]:
+    return [
+        TracedStep(
+            text=token.text,
+            next_text=token.next_text,
+            next_logprob=token.next_logprob,
+            concepts=[
+                {"concept_id": each.concept_id, "name": names.get(each.concept_id), "effect": each.ablation_effect}
+                for each in token.concepts[:TRACED_CONCEPTS]
+            ],
+        )
+        for token in traced.tokens
+    ]
