@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cocomix import __version__, cli_concepts, cli_inspect, processes
+from cocomix import __version__, cli_app, cli_concepts, cli_inspect, processes
 from cocomix.console import say, show
 from cocomix.errors import InputError
 
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("recipe", metavar="RECIPE", help="recipe file (YAML)")
         for option, (_, about) in OPTIONS.get(name, {}).items():
             command.add_argument(option, **about)
-    for name, summary in cli_inspect.COMMANDS.items():
+    for name, summary in (cli_inspect.COMMANDS | {cli_app.COMMAND: cli_app.SUMMARY}).items():
         add(name, summary)
     command = add(COMPARE, "compare finished runs on the same corpus")
     command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a trained model")
@@ -118,6 +118,8 @@ def _dispatch(arguments: list[str]) -> int:
         return cli_concepts.run(arguments[1:])
     if command in cli_inspect.COMMANDS:
         return cli_inspect.run(arguments)
+    if command == cli_app.COMMAND:
+        return cli_app.run(arguments)
     if command in (QUICKSTART, *RECIPE_COMMANDS) and {"-h", "--help"} & set(arguments):
         return _recipe_help(command)
     options, overrides = _parser().parse_known_args(arguments)

@@ -5,7 +5,7 @@ T tokens, D width, C concepts, K concepts mixed per token, M of them ablated, V 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, NamedTuple
@@ -30,12 +30,13 @@ def trace(
     names: Mapping[int, str] | None = None,
     steering: Any = None,
     ablate: int = 4,
+    positions: Iterable[int] | None = None,
     progress: bool = False,
 ) -> Trace:
     """Which concepts `model` mixes while it reads `text`, and what they do.
 
-    Costs one pass, a backward pass through the upper blocks for each token, and, with `ablate` M, for each token a
-    batch of M + 1 passes over the text up to it.
+    Costs one pass, a backward pass through the upper blocks for each token that is looked at, and, with `ablate` M, for
+    each of these a batch of M + 1 passes over the text up to it.
 
     Args:
         model: one that mixes concepts in; it is read in evaluation mode.
@@ -44,16 +45,21 @@ def trace(
         names: of the concepts, as a catalogue has them.
         steering: as the model takes it, but not by row; by default what a `with model.steered(...)` around says.
         ablate: M, how many concepts of each token are ablated, the first of `concepts`; 0 for none, K for all.
+        positions: of the tokens to look at, counted from 0; all by default.
         progress: show a bar on stderr.
 
     Raises:
-        InputError: a model without concepts, a text without tokens or longer than the model's context, a negative M.
+        InputError: a model without concepts, a text without tokens or longer than the model's context, a negative M,
+            a position outside the text.
     """
     if not getattr(model, "mixes_concepts", False):
         raise InputError("this model mixes no concepts in, so there are none to trace; give one trained with cocomix")
     if ablate < 0:
         raise InputError(f"ablate is {ablate}; expected 0 for none, or how many concepts of each token")
     ids = text_ids(tokenizer, text, model.config.max_position_embeddings)[None].to(model.device)
+    places = range(ids.shape[1]) if positions is None else list(positions)
+    if outside := [at for at in places if not 0 <= at < ids.shape[1]]:
+        raise InputError(f"position {outside[0]} is not in the text; its tokens are 0 to {ids.shape[1] - 1}")
     steering = as_steering(active_steering(model) if steering is None else steering)
     with _evaluating(model):
         read = _read(model, ids, steering)
@@ -61,7 +67,7 @@ def trace(
         chosen = read.token_logprobs.gather(-1, targets[:, None])[:, 0]  # (T,)
         concepts = min(ablate, read.kept.shape[-1])
         tokens = []
-        for at in tqdm(range(len(targets)), desc="trace", unit=" tokens", disable=not progress):
+        for at in tqdm(places, desc="trace", unit=" tokens", disable=not progress):
             (slope,) = torch.autograd.grad(chosen[at], read.kept, retain_graph=True)
             ablated = _ablation_effects(model, ids[:, : at + 1], read.mixture, concepts, targets[at], steering)
             tokens.append(

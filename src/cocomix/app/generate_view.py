@@ -1,0 +1,199 @@
+"""The view in which text is generated, plain and steered side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from cocomix.app import markup
+from cocomix.app.finding import concept_number
+from cocomix.app.generating import generate_both
+from cocomix.app.limits import STEERED_CONCEPTS, Limits
+from cocomix.app.picking import chosen, picker
+from cocomix.errors import InputError
+from cocomix.models.steering import Steering
+from cocomix.steering.generation import GenerationSettings
+from cocomix.steering.runs import OpenRun
+
+STRONGEST = 20.0
+"""Of a slider, either way; logits are of the order of 10."""
+FIRST_STRENGTH = 6.0
+NOTHING_STEERED = '<p class="empty">No concept is steered yet. Search for one, and choose it.</p>'
+NO_TEXT = '<p class="empty">Press Generate.</p>'
+
+
+class SteeredConcepts:
+    """The steered concepts of a session: their numbers in a state of its own, and a slider for each.
+
+    Sliders are made once and shown as they are needed: what they say comes with the request that uses it.
+    """
+
+    def __init__(self, run: OpenRun) -> None:
+        self.run = run
+        self.concepts = gr.State([])
+        self.empty = gr.HTML(NOTHING_STEERED)
+        self.rows, self.sliders, self.removers = [], [], []
+        for number in range(STEERED_CONCEPTS):
+            with gr.Row(visible=False, elem_classes="steered") as row:
+                slider = gr.Slider(
+                    -STRONGEST, STRONGEST, value=0.0, step=0.5, label=f"concept {number}", scale=5, min_width=200
+                )
+                remover = gr.Button("Remove", size="sm", scale=1, min_width=80)
+            self.rows.append(row)
+            self.sliders.append(slider)
+            self.removers.append(remover)
+        for number, remover in enumerate(self.removers):
+            remover.click(
+                lambda concepts, *strengths, number=number: self._without(concepts, strengths, number),
+                [self.concepts, *self.sliders],
+                self.outputs,
+                show_progress="hidden",
+            )
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `_updates` updates."""
+        return [self.concepts, self.empty, *self.rows, *self.sliders]
+
+    def add(self, written: object, concepts: list[int], strengths: tuple[float, ...]) -> list[Any]:
+        """Updates that show one concept more.
+
+        Raises:
+            InputError: there is no such concept, it is steered already, or there are too many.
+        """
+        concept = concept_number(self.run, written)
+        if concept in concepts:
+            raise InputError(f"concept {concept} is steered already; move its slider")
+        if len(concepts) == STEERED_CONCEPTS:
+            raise InputError(f"{STEERED_CONCEPTS} concepts are steered already; remove one first")
+        return self._updates([*concepts, concept], [*strengths[: len(concepts)], FIRST_STRENGTH])
+
+    def _without(self, concepts: list[int], strengths: tuple[float, ...], number: int) -> list[Any]:
+        kept = [at for at in range(len(concepts)) if at != number]
+        return self._updates([concepts[at] for at in kept], [strengths[at] for at in kept])
+
+    def _updates(self, concepts: list[int], strengths: list[float]) -> list[Any]:
+        unused = STEERED_CONCEPTS - len(concepts)
+        rows = [gr.update(visible=number < len(concepts)) for number in range(STEERED_CONCEPTS)]
+        sliders = [
+            gr.update(value=strength, label=markup.title_of(concept, self.run.names.get(concept, "")))
+            for concept, strength in zip(concepts, strengths, strict=True)
+        ]
+        empty = gr.update(value="" if concepts else NOTHING_STEERED, visible=not concepts)
+        return [concepts, empty, *rows, *sliders, *[gr.update(value=0.0)] * unused]
+
+
+class GenerateView(NamedTuple):
+    """What other views need of this one."""
+
+    steered: SteeredConcepts
+    message: gr.HTML
+
+
+def sampling_settings(
+    new_tokens: float | None, temperature: float | None, top_p: float | None, seed: float | None, limits: Limits
+) -> GenerationSettings:
+    """The settings that the page's fields ask for.
+
+    Raises:
+        InputError: an empty field, or a value out of its range.
+    """
+    given = {"max_new_tokens": new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    if empty := [name for name, value in given.items() if value is None]:
+        raise InputError(f"{empty[0].replace('_', ' ')} is empty; give a number")
+    settings = GenerationSettings(int(new_tokens), float(temperature), float(top_p), int(seed))  # type: ignore[arg-type]
+    if settings.max_new_tokens > limits.new_tokens:
+        raise InputError(f"{settings.max_new_tokens} new tokens; at most {limits.new_tokens} are generated at once")
+    return settings
+
+
+def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
+    """Lay out the view and join its parts."""
+    with gr.Row(elem_classes="view"):
+        with gr.Column(scale=5, min_width=320):
+            prompt = gr.Textbox(
+                label="Prompt",
+                lines=4,
+                max_lines=12,
+                max_length=limits.characters,
+                placeholder="What the text begins with",
+            )
+            fields = [prompt, *_sampling(limits)]
+            with gr.Row(elem_classes="actions"):
+                start = gr.Button("Generate", variant="primary", min_width=120)
+                stop = gr.Button("Stop", min_width=80)
+        with gr.Column(scale=6, min_width=320):
+            concepts = picker(run, "Steer a concept", "steer", start=False)
+            steered = SteeredConcepts(run)
+    message = gr.HTML("", elem_id="generate-message")
+    with gr.Row(elem_classes="texts"):
+        plain, changed = (
+            _text_panel(title, about)
+            for title, about in (
+                ("Plain", "as the model would go on"),
+                ("Steered", "marked from where it differs"),
+            )
+        )
+
+    def add(event: gr.EventData, concepts: list[int], *strengths: float) -> list[Any]:
+        try:
+            return ["", "", "", *steered.add(chosen(event, "concept"), concepts, strengths)]
+        except InputError as problem:
+            return [gr.skip(), gr.skip(), markup.error(problem), *[gr.skip()] * len(steered.outputs)]
+
+    concepts.found.choose(
+        add,
+        [steered.concepts, *steered.sliders],
+        [concepts.query, concepts.found, message, *steered.outputs],
+        show_progress="hidden",
+    )
+
+    def generate(
+        prompt: str,
+        new_tokens: float | None,
+        temperature: float | None,
+        top_p: float | None,
+        seed: float | None,
+        concepts: list[int],
+        *strengths: float,
+    ) -> Iterator[tuple[Any, Any, Any]]:
+        try:
+            limits.check_characters(prompt)
+            settings = sampling_settings(new_tokens, temperature, top_p, seed, limits)
+            steering = Steering.add(dict(zip(concepts, strengths, strict=False)))
+            same = "" if concepts else " No concept is steered, so both texts are the same."
+            for texts in generate_both(run, prompt, settings, steering, limits.seconds):
+                state = f"Ended: {texts.end}.{same}" if texts.end else f"{texts.tokens} tokens …"
+                yield markup.note(state), *markup.both(prompt, texts)
+        except ValueError as problem:  # InputError is one
+            yield markup.error(problem), gr.skip(), gr.skip()
+
+    running = gr.on(
+        [start.click, prompt.submit],
+        generate,
+        [*fields, steered.concepts, *steered.sliders],
+        [message, plain, changed],
+        show_progress="hidden",
+        concurrency_id="generate",
+    )
+    stop.click(lambda: markup.note("Stopped."), None, message, cancels=[running], show_progress="hidden")
+    return GenerateView(steered, message)
+
+
+def _sampling(limits: Limits) -> list[Any]:
+    with gr.Accordion("Sampling", open=False):
+        with gr.Row():
+            new_tokens = gr.Slider(1, limits.new_tokens, min(60, limits.new_tokens), step=1, label="New tokens")
+            temperature = gr.Slider(0, 2, 0.7, step=0.05, label="Temperature", info="0: the most probable token")
+        with gr.Row():
+            top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top p", info="1: all tokens")
+            seed = gr.Number(0, precision=0, label="Seed", info="the same for both texts")
+    return [new_tokens, temperature, top_p, seed]
+
+
+def _text_panel(title: str, about: str) -> gr.HTML:
+    with gr.Column(min_width=300):
+        gr.HTML(f"<h3>{title} <small>{about}</small></h3>")
+        return gr.HTML(NO_TEXT, elem_id=f"text-{title.lower()}", elem_classes="panel")
