@@ -10,7 +10,7 @@ import gradio as gr
 
 from cocomix.app import markup
 from cocomix.app.finding import NO_CATALOGUE, concept_number
-from cocomix.app.picking import chosen, picker
+from cocomix.app.picking import chosen, html, picker
 from cocomix.app.predictability import Predictability
 from cocomix.errors import InputError
 from cocomix.steering.runs import OpenRun
@@ -48,11 +48,11 @@ def concepts_view(run: OpenRun) -> ConceptsView:
         with gr.Column(scale=4, min_width=320):
             concepts = picker(run, "Search", "show", start=True)
         with gr.Column(scale=7, min_width=320):
-            message = gr.HTML("", elem_id="concepts-message")
-            card = gr.HTML(NO_CONCEPT, elem_id="card", elem_classes="panel")
-            with gr.Row(visible=False, elem_classes="actions") as actions:
-                steer = gr.Button("Steer with it", min_width=120)
-                colour = gr.Button("Colour a text by it", min_width=120)
+            message = html(elem_id="concepts-message")
+            with gr.Row(visible=False) as actions:
+                steer = gr.Button("Steer with it", size="md", min_width=120)
+                colour = gr.Button("Colour a text by it", size="md", min_width=120)
+            card = html(NO_CONCEPT, elem_id="card", elem_classes="panel")
 
     def show(written: object) -> Iterator[list[Any]]:
         try:

@@ -11,7 +11,7 @@ from cocomix.app import markup
 from cocomix.app.finding import concept_number
 from cocomix.app.generating import generate_both
 from cocomix.app.limits import STEERED_CONCEPTS, Limits
-from cocomix.app.picking import chosen, picker
+from cocomix.app.picking import chosen, html, picker
 from cocomix.errors import InputError
 from cocomix.models.steering import Steering
 from cocomix.steering.generation import GenerationSettings
@@ -33,7 +33,7 @@ class SteeredConcepts:
     def __init__(self, run: OpenRun) -> None:
         self.run = run
         self.concepts = gr.State([])
-        self.empty = gr.HTML(NOTHING_STEERED)
+        self.empty = html(NOTHING_STEERED)
         self.rows, self.sliders, self.removers = [], [], []
         for number in range(STEERED_CONCEPTS):
             with gr.Row(visible=False, elem_classes="steered") as row:
@@ -127,14 +127,11 @@ def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
         with gr.Column(scale=6, min_width=320):
             concepts = picker(run, "Steer a concept", "steer", start=False)
             steered = SteeredConcepts(run)
-    message = gr.HTML("", elem_id="generate-message")
-    with gr.Row(elem_classes="texts"):
-        plain, changed = (
-            _text_panel(title, about)
-            for title, about in (
-                ("Plain", "as the model would go on"),
-                ("Steered", "marked from where it differs"),
-            )
+    message = html(elem_id="generate-message")
+    with gr.Row():
+        plain, steered_text = (
+            html(empty, elem_id=name, elem_classes="panel", min_width=300, scale=1)
+            for name, empty in zip(("plain", "steered"), _panels(NO_TEXT, NO_TEXT), strict=True)
         )
 
     def add(event: gr.EventData, concepts: list[int], *strengths: float) -> list[Any]:
@@ -166,7 +163,7 @@ def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
             same = "" if concepts else " No concept is steered, so both texts are the same."
             for texts in generate_both(run, prompt, settings, steering, limits.seconds):
                 state = f"Ended: {texts.end}.{same}" if texts.end else f"{texts.tokens} tokens …"
-                yield markup.note(state), *markup.both(prompt, texts)
+                yield markup.note(state), *_panels(*markup.both(prompt, texts))
         except ValueError as problem:  # InputError is one
             yield markup.error(problem), gr.skip(), gr.skip()
 
@@ -174,7 +171,7 @@ def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
         [start.click, prompt.submit],
         generate,
         [*fields, steered.concepts, *steered.sliders],
-        [message, plain, changed],
+        [message, plain, steered_text],
         show_progress="hidden",
         concurrency_id="generate",
     )
@@ -193,7 +190,8 @@ def _sampling(limits: Limits) -> list[Any]:
     return [new_tokens, temperature, top_p, seed]
 
 
-def _text_panel(title: str, about: str) -> gr.HTML:
-    with gr.Column(min_width=300):
-        gr.HTML(f"<h3>{title} <small>{about}</small></h3>")
-        return gr.HTML(NO_TEXT, elem_id=f"text-{title.lower()}", elem_classes="panel")
+def _panels(plain: str, steered: str) -> tuple[str, str]:
+    return (
+        markup.panel("Plain", "as the model goes on by itself", plain),
+        markup.panel("Steered", "marked from where it differs", steered),
+    )

@@ -49,6 +49,17 @@ def hits(found: Sequence[FoundConcept], action: str) -> str:
     return f'<ul class="hits" aria-label="concepts found">{"".join(_hit(each, action) for each in found)}</ul>'
 
 
+def brief_hits(found: Sequence[FoundConcept], action: str) -> str:
+    """The same with numbers and names only, beside each other."""
+    buttons = (
+        f'<li><button type="button" data-concept="{each.concept_id}" '
+        f'aria-label="{escape(f"{action} concept {title_of(each.concept_id, each.name)}")}">'
+        f'<span class="id">{each.concept_id}</span> {shown(each.name)}</button></li>'
+        for each in found
+    )
+    return f'<ul class="hits brief" aria-label="concepts">{"".join(buttons)}</ul>'
+
+
 def _hit(found: FoundConcept, action: str) -> str:
     name = shown(found.name) or f"concept {found.concept_id}"
     active = "" if found.frequency is None else f'<span class="figure">{percent(found.frequency)}</span>'
@@ -68,18 +79,21 @@ def percent(share: float) -> str:
 # Generated texts
 
 
-def continuation(prompt: str, text: str, other: str) -> str:
-    """A text after its prompt; what follows its first difference from the `other` is marked."""
-    same = next(
-        (at for at, (mine, its) in enumerate(zip(text, other, strict=False)) if mine != its), min(len(text), len(other))
-    )
-    differs = f"<mark>{escape(text[same:])}</mark>" if text[same:] else ""
-    return f'<p class="text"><span class="prompt">{escape(prompt)}</span>{escape(text[:same])}{differs}</p>'
-
-
 def both(prompt: str, texts: Continuations) -> tuple[str, str]:
-    """The plain and the steered text; only in the latter the difference is marked."""
-    return continuation(prompt, texts.plain, texts.plain), continuation(prompt, texts.steered, texts.plain)
+    """The plain text and the steered one; in the latter what follows the first difference is marked."""
+    pairs = zip(texts.plain, texts.steered, strict=False)
+    same = next((at for at, (one, other) in enumerate(pairs) if one != other), min(map(len, texts[:2])))
+    return _continuation(prompt, texts.plain, ""), _continuation(prompt, texts.steered[:same], texts.steered[same:])
+
+
+def _continuation(prompt: str, text: str, differs: str) -> str:
+    mark = f"<mark>{escape(differs)}</mark>" if differs else ""
+    return f'<p class="text"><span class="prompt">{escape(prompt)}</span>{escape(text)}{mark}</p>'
+
+
+def panel(title: str, about: str, body: str) -> str:
+    """A part of the page under its title."""
+    return f"<h3>{escape(title)} <small>{escape(about)}</small></h3>{body}"
 
 
 # A text that was read
@@ -110,7 +124,7 @@ def _token(at: int, text: str, value: float, weight: float, what: str) -> str:
     return (
         f'<button type="button" class="token{marked}" data-position="{at}" tabindex="{0 if at == 0 else -1}"{style} '
         f'title="{escape(figure)}" aria-label="{label}">{shown(text)}</button>'
-        f"{'<br>' if text.endswith(chr(10)) else ''}"
+        f"{'<br>' if chr(10) in text else ''}"
     )
 
 
@@ -126,17 +140,18 @@ def legend(values: Sequence[float], what: str, about: str) -> str:
     )
 
 
-def bars(token: TracedToken) -> str:
-    """The strongest concepts at a token: logits as bars, effects as bars to either side."""
+def bars(token: TracedToken, loss: float) -> str:
+    """The strongest concepts at a token of this loss: logits as bars, effects as bars to either side."""
     concepts = token.concepts[:BARS]
     strongest = max((abs(each.logit) for each in concepts), default=1.0) or 1.0
     effects = max((abs(_effect_of(each)) for each in concepts), default=1.0) or 1.0
     follows = "the next token" if token.next_in_text else "the model’s choice for the next token"
     rest = len(token.concepts) - len(concepts)
     more = f" {rest} weaker ones are mixed in, too." if rest else ""
+    surprise = "" if math.isnan(loss) else f"<small>loss {loss:.2f} nats</small>"
     return (
         f'<section class="bars" aria-label="concepts at token {token.position}">'
-        f"<h3>Token {token.position} <code>{shown(token.text)}</code></h3>"
+        f"<h3>Token {token.position} <code>{shown(token.text)}</code> {surprise}</h3>"
         f'<p class="note">Effects: what each concept adds to log p of {follows}, '
         f"<code>{shown(token.next_text)}</code> ({token.next_logprob:.2f} nats, p {math.exp(token.next_logprob):.1%}): "
         f"log p less what it is without the concept at this token.{more}</p>"

@@ -42,9 +42,14 @@ element.addEventListener('keydown', (event) => {
 """
 
 
+def html(value: str = "", **options: Any) -> gr.HTML:
+    """HTML of `markup`, which the style sheet of the page alone dresses."""
+    return gr.HTML(value, **{"apply_default_css": False, "js_on_load": None, **options})
+
+
 def chooser(value: str = "", **options: Any) -> gr.HTML:
     """HTML whose buttons can be chosen: its event `choose` carries their data."""
-    return gr.HTML(value, js_on_load=CHOOSE, **options)
+    return html(value, js_on_load=CHOOSE, **options)
 
 
 def chosen(event: gr.EventData, key: str) -> object:
@@ -86,7 +91,6 @@ def picker(run: OpenRun, label: str, action: str, start: bool) -> Picker:
         max_lines=1,
     )
     found = chooser(search(""))
-    # Each key searches, but only the last of those typed meanwhile.
-    box.input(search, box, found, trigger_mode="always_last", show_progress="hidden")
-    box.submit(search, box, found, show_progress="hidden")
+    # Each change searches, but of those made meanwhile only the last. (The event `input` misses what is pasted.)
+    box.change(search, box, found, trigger_mode="always_last", show_progress="hidden")
     return Picker(box, found)

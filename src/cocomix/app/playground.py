@@ -17,7 +17,7 @@ from cocomix.app.concepts_view import concepts_view
 from cocomix.app.finding import NO_CATALOGUE
 from cocomix.app.generate_view import generate_view
 from cocomix.app.limits import Limits
-from cocomix.app.picking import chosen
+from cocomix.app.picking import chosen, html
 from cocomix.app.read_view import read_view
 from cocomix.errors import InputError
 from cocomix.steering.runs import OpenRun
@@ -36,14 +36,20 @@ def theme() -> gr.themes.Base:
     """Quiet, with nothing from elsewhere."""
     return gr.themes.Base(
         primary_hue="blue", secondary_hue="blue", neutral_hue="slate", font=FONT, font_mono=FONT_MONO
-    ).set(block_label_text_weight="600", button_large_padding="8px 20px")
+    ).set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_radius="*radius_lg",
+        block_label_text_weight="600",
+        block_title_text_weight="600",
+    )
 
 
 def build_playground(run: OpenRun, limits: Limits) -> gr.Blocks:
     """The page of a run."""
     limits = limits.for_run(run)
     with gr.Blocks(title=f"CoCoMix · {run.folder.name}", analytics_enabled=False) as page:
-        gr.HTML(_header(run, limits))
+        html(_header(run, limits))
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
                 generating = generate_view(run, limits)
@@ -85,6 +91,6 @@ def _header(run: OpenRun, limits: Limits) -> str:
     return (
         f'<header><h1>CoCoMix <span class="run">{markup.shown(run.folder.name)}</span></h1>'
         f"<p>{config.num_active_concepts} of {config.num_concepts:,} concepts are mixed in at each token. A request "
-        f"may have {limits.characters:,} characters, {limits.read_tokens:,} tokens to read, {limits.new_tokens} to "
-        f"generate, and takes at most {limits.seconds:g} seconds to generate.</p>{named}</header>"
+        f"may have {limits.characters:,} characters, read {limits.read_tokens:,} tokens, "
+        f"generate {limits.new_tokens}, and last {limits.seconds:g} seconds.</p>{named}</header>"
     )

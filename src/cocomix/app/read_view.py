@@ -9,12 +9,13 @@ import gradio as gr
 from cocomix.app import markup
 from cocomix.app.finding import concept_number, found_concept
 from cocomix.app.limits import Limits
-from cocomix.app.picking import HITS, chooser, chosen, picker
+from cocomix.app.picking import HITS, chooser, chosen, html, picker
 from cocomix.app.reading import Reading, read_text, token_concepts
 from cocomix.errors import InputError
 from cocomix.steering.runs import OpenRun
 
 LOSS, CONCEPT = "loss", "a concept"
+COLOUR = "colour the tokens by"
 NO_TEXT = '<p class="empty">Write or paste a text above, and press Read.</p>'
 NO_TOKEN = '<p class="empty">Choose a token to see which concepts the model mixes in at it.</p>'
 
@@ -61,12 +62,12 @@ def read_view(run: OpenRun, limits: Limits) -> ReadView:
             start = gr.Button("Read", variant="primary")
         with gr.Column(scale=6, min_width=320):
             colour = gr.Radio([LOSS, CONCEPT], value=LOSS, label="Colour the tokens by")
-            concepts = picker(run, "Concept to colour by", "colour the tokens by", start=False)
-    message = gr.HTML("", elem_id="read-message")
+            concepts = picker(run, "Concept to colour by", COLOUR, start=False)
+    message = html(elem_id="read-message")
     with gr.Row(elem_classes="view"):
         with gr.Column(scale=6, min_width=320):
             tokens = chooser(NO_TEXT, elem_id="tokens", elem_classes="panel")
-            legend = gr.HTML("")
+            legend = html()
         with gr.Column(scale=5, min_width=320):
             bars = chooser(NO_TOKEN, elem_id="bars", elem_classes="panel")
 
@@ -76,7 +77,7 @@ def read_view(run: OpenRun, limits: Limits) -> ReadView:
         except InputError as problem:
             return [markup.error(problem), *[gr.skip()] * 5]
         strongest = [found_concept(run, each) for each in found.strongest(HITS)]
-        listed = '<p class="note">The strongest in this text:</p>' + markup.hits(strongest, "colour the tokens by")
+        listed = '<p class="note">The strongest in this text:</p>' + markup.brief_hits(strongest, COLOUR)
         return ["", found, *coloured(run, found, colour, concept), NO_TOKEN, listed]
 
     gr.on(
@@ -111,7 +112,8 @@ def read_view(run: OpenRun, limits: Limits) -> ReadView:
         if reading is None:
             return gr.skip(), gr.skip()
         try:
-            return "", markup.bars(token_concepts(run, reading, chosen(event, "position")))
+            token = token_concepts(run, reading, chosen(event, "position"))
+            return "", markup.bars(token, float(reading.losses[token.position]))
         except InputError as problem:
             return markup.error(problem), gr.skip()
 
