@@ -88,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
 def _steering(options: argparse.Namespace, opened: OpenRun) -> Steering:
     from cocomix.steering.notation import parse_steering
 
+    if not options.steer and (options.positions != EVERY or options.after_choice):
+        raise InputError("--positions and --after-choice have no effect without --steer; say what to steer")
     steering = parse_steering(options.steer, opened.catalog, options.positions, options.after_choice)
     try:
         opened.model.check_steering(steering)

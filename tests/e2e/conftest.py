@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,15 @@ def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     runner.write(tiny_recipe(text, folder / "out"))
     assert runner("run") == 0
     return runner
+
+
+@pytest.fixture(scope="session")
+def catalogued(finished: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished run with its catalogue."""
+    output = tmp_path_factory.mktemp("catalogued") / "out"
+    shutil.copytree(finished.folder / "out", output)
+    assert finished("concepts", "--output", str(output), "--catalog.contexts", "3") == 0
+    return output
 
 
 @pytest.fixture

@@ -15,15 +15,6 @@ from cocomix.cli import main
 from tiny_run import Runner
 
 
-@pytest.fixture(scope="module")
-def catalogued(finished: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the finished run with its catalogue."""
-    output = tmp_path_factory.mktemp("catalogued") / "out"
-    shutil.copytree(finished.folder / "out", output)
-    assert finished("concepts", "--output", str(output), "--catalog.contexts", "3") == 0
-    return output
-
-
 def test_the_catalogue_counts_what_the_labels_say(catalogued: Path) -> None:
     rows = pq.read_table(catalogued / "catalog" / "catalog.parquet").to_pydict()
     ids = load_from_disk(str(catalogued / "labels"))["train"].with_format("numpy")["concept_ids"][:]

@@ -31,6 +31,8 @@ for folder in folders:
         results[f"{folder}:logits"] = model(ids).logits
     mask = torch.ones_like(ids)
     results[f"{folder}:text"] = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    with torch.no_grad(), model.steered({3: 9.0}):
+        results[f"{folder}:steered"] = model(ids).logits
 try:
     import cocomix
 except ImportError:
@@ -60,6 +62,8 @@ def test_a_saved_model_runs_where_cocomix_cannot_be_imported(model, tmp_path):
     ids = torch.arange(1, 13).view(2, 6)
     with torch.no_grad():
         assert torch.equal(results[f"{folder}:logits"], model(ids).logits)
+        assert torch.equal(results[f"{folder}:steered"], model(ids, steering={3: 9.0}).logits)
+        assert not torch.equal(results[f"{folder}:steered"], model(ids).logits)
     mask = torch.ones_like(ids)
     text = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
     assert text.shape == (2, 12)

@@ -342,6 +342,10 @@ def test_gradients_flow_through_a_steered_pass(random_model):
         (lambda: Operation("double", 3), "steering operation 'double'; expected one of add, scale"),
         (lambda: Steering.add({3: 1.0}, positions="last"), "positions are 'last'; expected 'all'"),
         (lambda: Steering.add({3: 1.0}, positions=[-1]), "position -1 is negative"),
+        (lambda: Steering.add({3: 1.0}, positions=slice(-3, None)), "position -3 is negative"),
+        (lambda: Steering.add({3: 1.0}, positions=slice(0, -1)), "without a step, counted from 0"),
+        (lambda: Steering.add({3: 1.0}, positions=slice(0, None, 2)), "without a step"),
+        (lambda: Steering.add({3: 1.0}, positions=5), "positions are 5; expected numbers in a list"),
         (lambda: Steering.add({3: 1.0}, positions=[0.5]), "a position is 0.5"),
     ],
 )
@@ -354,8 +358,8 @@ def test_operations_that_make_no_sense(make: Callable[[], Any], message: str):
     ("steering", "message"),
     [
         ({40: 1.0}, "no concept 40 to steer: this model has 0 to 39"),
-        (7, "steering is a int; expected"),
-        ("3=+4", "steering is a str; expected"),
+        (7, "steering is of type int; expected"),
+        ("3=+4", "steering is of type str; expected"),
         ([{3: 1.0}], "steering has 1 entries for"),
         ([{3: 1.0}, {40: 0.0}], "no concept 40"),
     ],

@@ -58,9 +58,10 @@ def concept_number(run: OpenRun, written: object) -> int:
         InputError: it is none.
     """
     last = run.model.config.num_concepts - 1
-    number = int(written) if (text := str(written)).isdecimal() and text.isascii() and len(text) < 12 else -1
+    text = str(written)
+    number = int(text) if text.isdecimal() and text.isascii() and len(text) < 12 else -1
     if not 0 <= number <= last:
-        raise InputError(f"there is no concept {str(written)[:40]}; this model has 0 to {last:,}")
+        raise InputError(f"there is no concept {text[:40]}; this model has 0 to {last:,}")
     return number
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 KINDS = ("add", "scale", "set", "suppress")
 LARGEST_VALUE = 1e4
-"""Of an operation, either way; logits are of the order of 10, and what is mixed must stay finite in half precision."""
+"""Of an operation, either way: logits are of the order of 10, and what is mixed must stay finite."""
 ALL = "all"
 GENERATED = "generated"
 FOREVER = sys.maxsize
@@ -41,10 +41,16 @@ def _positions(given: Any) -> Positions:
             raise ValueError(f"positions are {given!r}; expected 'all', 'generated', numbers, or slice(first, end)")
         return given
     if isinstance(given, slice):
-        given = range(given.start or 0, FOREVER if given.stop is None else given.stop, given.step or 1)
+        first, end = (0 if bound is None else _whole("a position", bound) for bound in (given.start, given.stop))
+        if given.step not in (None, 1) or end < 0:
+            raise ValueError(f"positions are {given}; expected slice(first, end) without a step, counted from 0")
+        given = range(first, FOREVER if given.stop is None else end)
     if not isinstance(given, range) or given.step != 1:
-        given = tuple(sorted({_whole("a position", each) for each in given}))
-    if len(given) and given[0] < 0:
+        try:
+            given = tuple(sorted({_whole("a position", each) for each in given}))
+        except TypeError:
+            raise ValueError(f"positions are {given!r}; expected numbers in a list, even if it is one") from None
+    if given and given[0] < 0:
         raise ValueError(f"position {given[0]} is negative; positions count from 0 at the beginning of the text")
     return given
 
@@ -146,7 +152,7 @@ class Steering:
 
     @classmethod
     def scale(cls, factors: Strengths, *, positions: Any = ALL, after_choice: bool = False) -> Steering:
-        """z_i · factor, as the paper steers (section 4.3). A concept that stays below the K largest stays out."""
+        """z_i · factor, as the paper steers, by −10 to 10. A concept that stays below the K largest stays out."""
         return cls._of("scale", factors, positions, after_choice)
 
     @classmethod
@@ -188,7 +194,7 @@ def as_steering(given: Any) -> Steering:
     if (operations := getattr(given, "operations", None)) is not None:
         return Steering(operations)
     raise ValueError(
-        f"steering is a {type(given).__name__}; expected {{concept: strength}}, a Steering, or a list with one per row"
+        f"steering is of type {type(given).__name__}; expected {{concept: strength}}, a Steering, or a list of them"
     )
 
 

@@ -46,7 +46,10 @@ def test_a_token_is_traced_alone(opened):
     reading = read_text(run, TEXT, Limits().for_run(run))
     found = token_concepts(run, reading, "3")
     whole = cocomix.trace(run.model, run.tokenizer, TEXT, ablate=BARS)
-    assert found == whole.tokens[3]
+    assert [each.concept_id for each in found.concepts] == [each.concept_id for each in whole.tokens[3].concepts]
+    for one, other in zip(found.concepts, whole.tokens[3].concepts, strict=True):
+        assert one.gradient_effect == other.gradient_effect
+        assert one.ablation_effect == pytest.approx(other.ablation_effect, rel=1e-9)
     assert all(concept.ablation_effect is not None for concept in found.concepts)
     assert found.next_logprob == pytest.approx(-reading.losses[4], rel=1e-5)
 
@@ -62,7 +65,11 @@ def test_positions_of_a_trace(opened):
     run = opened()
     found = cocomix.trace(run.model, run.tokenizer, TEXT, ablate=2, positions=[4, 1])
     whole = cocomix.trace(run.model, run.tokenizer, TEXT, ablate=2)
-    assert found.tokens == (whole.tokens[4], whole.tokens[1])
+    assert [token.position for token in found.tokens] == [1, 4]
+    for token in found.tokens:
+        for one, other in zip(token.concepts, whole.tokens[token.position].concepts, strict=True):
+            assert one.gradient_effect == other.gradient_effect
+            assert one.ablation_effect == (other.ablation_effect and pytest.approx(other.ablation_effect, rel=1e-9))
     assert found.verify() < 1e-12
     with pytest.raises(InputError, match="position 6 is not in the text; its tokens are 0 to 5"):
         cocomix.trace(run.model, run.tokenizer, TEXT, positions=[6])

@@ -1,0 +1,23 @@
+"""The examples run, on any run."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name", ["read_concepts", "steer_text"])
+def test_an_example_runs(name, catalogued, monkeypatch, capsys):
+    run = catalogued / "students" / "cocomix"
+    monkeypatch.setattr("sys.argv", [name, str(run), "The river"])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert {"read_concepts": "sum to the continuous vectors", "steer_text": "The river"}[name] in out
+
+
+def test_every_example_is_run():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"read_concepts", "steer_text"}
