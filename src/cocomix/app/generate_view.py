@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -167,8 +168,11 @@ def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
         except ValueError as problem:  # InputError is one
             yield markup.error(problem), gr.skip(), gr.skip()
 
+    triggers = [start.click, prompt.submit]
+    # In the browser, at once: what an earlier request said does not stand beside this one.
+    gr.on(triggers, None, None, message, js=f"() => {json.dumps(markup.note('Generating …'))}", show_progress="hidden")
     running = gr.on(
-        [start.click, prompt.submit],
+        triggers,
         generate,
         [*fields, steered.concepts, *steered.sliders],
         [message, plain, steered_text],

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from cocomix.app import markup
-from cocomix.app.finding import NO_CATALOGUE, find_concepts
+from cocomix.app.finding import find_concepts
 from cocomix.errors import InputError
 from cocomix.steering.runs import OpenRun
 
@@ -86,7 +86,6 @@ def picker(run: OpenRun, label: str, action: str, start: bool) -> Picker:
     box = gr.Textbox(
         label=label,
         placeholder="words, or a number" if named else "a number",
-        info=None if named else NO_CATALOGUE,
         lines=1,
         max_lines=1,
     )
