@@ -85,8 +85,9 @@ def visit(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
         page.on("pageerror", lambda error: wrong.append(f"error {error}"))
         page.on("console", lambda said: wrong.append(f"console {said.text}") if said.type == "error" else None)
         page.on("dialog", lambda dialog: wrong.append(f"dialog {dialog.message}"))
-        with page.expect_response("**/gradio_api/heartbeat/**"):  # from then on the page answers
+        with page.expect_response("**/gradio_api/heartbeat/**"):
             page.goto(at)
+        page.wait_for_timeout(700)  # while Gradio is still at work, it puts fields back to what they began with
         return page
 
     yield open_page

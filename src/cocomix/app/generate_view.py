@@ -184,14 +184,17 @@ def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
 
 
 def _sampling(limits: Limits) -> list[Any]:
-    with gr.Accordion("Sampling", open=False):
-        with gr.Row():
-            new_tokens = gr.Slider(1, limits.new_tokens, min(60, limits.new_tokens), step=1, label="New tokens")
-            temperature = gr.Slider(0, 2, 0.7, step=0.05, label="Temperature", info="0: the most probable token")
-        with gr.Row():
-            top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top p", info="1: all tokens")
-            seed = gr.Number(0, precision=0, label="Seed", info="the same for both texts")
-    return [new_tokens, temperature, top_p, seed]
+    """Plain fields: what they may hold, `sampling_settings` says in the page."""
+    with gr.Row(elem_classes="sampling"):
+        return [
+            gr.Number(value, label=label, precision=precision, step=step, min_width=100)
+            for label, value, precision, step in (
+                ("New tokens", min(40, limits.new_tokens), 0, 1),
+                ("Temperature", 0.7, None, 0.1),
+                ("Top p", 1.0, None, 0.05),
+                ("Seed", 0, 0, 1),
+            )
+        ]
 
 
 def _panels(plain: str, steered: str) -> tuple[str, str]:
