@@ -12,9 +12,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-
-pytest.importorskip("playwright", reason="the browser tests need playwright: pip install -e '.[dev]'")
-
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from cocomix.app.limits import Limits
@@ -25,7 +22,7 @@ from tiny_run import Runner, tiny_recipe, training, write_text
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 400, "height": 800}
+DESKTOP = {"width": 1280, "height": 900}
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +64,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
-    """visit(PHONE, "dark"): the page as a new visitor sees it; at the end the browser may not have met a mistake."""
+    """visit(size, "dark"): the page as a new visitor sees it; at the end the browser may not have met a mistake."""
     contexts: list[BrowserContext] = []
     wrong: list[str] = []
 

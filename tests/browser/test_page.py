@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from browser.conftest import DESKTOP, PHONE
 from cocomix.app.finding import find_concepts, most_used
 from cocomix.app.limits import Limits
 from cocomix.app.playground import build_playground
@@ -289,10 +288,10 @@ def test_by_keyboard(visit, keep):
     keep(page, "token")
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["1280", "400"])
+@pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_looks(visit, keep, size, scheme):
-    page = visit(size, scheme)
+def test_looks(visit, keep, width, scheme):
+    page = visit({"width": width, "height": 900}, scheme)
     few_tokens(page)
     steer(page, 3, 12)
     steer(page, 40, -6)

@@ -129,11 +129,11 @@ def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
             concepts = picker(run, "Steer a concept", "steer", start=False)
             steered = SteeredConcepts(run)
     message = html(elem_id="generate-message")
+    panels = []
     with gr.Row():
-        plain, steered_text = (
-            html(empty, elem_id=name, elem_classes="panel", min_width=300, scale=1)
-            for name, empty in zip(("plain", "steered"), _panels(NO_TEXT, NO_TEXT), strict=True)
-        )
+        for name, empty in zip(("plain", "steered"), _panels(NO_TEXT, NO_TEXT), strict=True):
+            with gr.Column(min_width=320):
+                panels.append(html(empty, elem_id=name, elem_classes="panel"))
 
     def add(event: gr.EventData, concepts: list[int], *strengths: float) -> list[Any]:
         try:
@@ -175,7 +175,7 @@ def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
         triggers,
         generate,
         [*fields, steered.concepts, *steered.sliders],
-        [message, plain, steered_text],
+        [message, *panels],
         show_progress="hidden",
         concurrency_id="generate",
     )
@@ -187,7 +187,7 @@ def _sampling(limits: Limits) -> list[Any]:
     """Plain fields: what they may hold, `sampling_settings` says in the page."""
     with gr.Row(elem_classes="sampling"):
         return [
-            gr.Number(value, label=label, precision=precision, step=step, min_width=100)
+            gr.Number(value, label=label, precision=precision, step=step, min_width=130)
             for label, value, precision, step in (
                 ("New tokens", min(40, limits.new_tokens), 0, 1),
                 ("Temperature", 0.7, None, 0.1),
