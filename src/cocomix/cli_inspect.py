@@ -73,15 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     generate = add("generate")
     generate.add_argument("prompt", metavar="PROMPT", help="what the text begins with")
     generate.add_argument("--compare", action="store_true", help="print the plain model's text beside the steered one")
-    for name, kind, help_ in (
-        ("max-new-tokens", int, "tokens to generate at most (default: 40)"),
-        ("temperature", float, "of sampling; 0 takes the most probable token (default: 0)"),
-        ("top-p", float, "sample from the most probable tokens that together have probability P (default: 1)"),
-        ("seed", int, "of sampling (default: 0)"),
-        ("num-beams", int, "of beam search (default: 1)"),
-        ("num-samples", int, "texts to print (default: 1)"),
+    for name, metavar, kind, about in (
+        ("max-new-tokens", "N", int, "tokens to generate at most (default: 40)"),
+        ("temperature", "T", float, "of sampling; 0 takes the most probable token (default: 0)"),
+        ("top-p", "P", float, "sample from the most probable tokens that together have probability P (default: 1)"),
+        ("seed", "S", int, "of sampling (default: 0)"),
+        ("num-beams", "N", int, "of beam search (default: 1)"),
+        ("num-samples", "N", int, "texts to print (default: 1)"),
     ):
-        generate.add_argument(f"--{name}", metavar=name[0].upper(), type=kind, help=help_)
+        generate.add_argument(f"--{name}", metavar=metavar, type=kind, help=about)
     return parser
 
 

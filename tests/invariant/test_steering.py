@@ -345,6 +345,7 @@ def test_gradients_flow_through_a_steered_pass(random_model):
         (lambda: Steering.add({3: 1.0}, positions=slice(-3, None)), "position -3 is negative"),
         (lambda: Steering.add({3: 1.0}, positions=slice(0, -1)), "without a step, counted from 0"),
         (lambda: Steering.add({3: 1.0}, positions=slice(0, None, 2)), "without a step"),
+        (lambda: Steering.add({3: 1.0}, positions=range(10**20, 10**21)), "a position is 10{20}"),
         (lambda: Steering.add({3: 1.0}, positions=5), "positions are 5; expected numbers in a list"),
         (lambda: Steering.add({3: 1.0}, positions=[0.5]), "a position is 0.5"),
     ],

@@ -45,7 +45,9 @@ def _positions(given: Any) -> Positions:
         if given.step not in (None, 1) or end < 0:
             raise ValueError(f"positions are {given}; expected slice(first, end) without a step, counted from 0")
         given = range(first, FOREVER if given.stop is None else end)
-    if not isinstance(given, range) or given.step != 1:
+    if isinstance(given, range) and given.step == 1:
+        given = range(_whole("a position", given.start), _whole("a position", given.stop))
+    else:
         try:
             given = tuple(sorted({_whole("a position", each) for each in given}))
         except TypeError:
@@ -59,7 +61,10 @@ def _whole(what: str, given: Any) -> int:
     try:
         if isinstance(given, bool):
             raise TypeError
-        return operator.index(given)
+        number = operator.index(given)
+        if abs(number) > FOREVER:
+            raise TypeError
+        return number
     except TypeError:
         raise ValueError(f"{what} is {given!r}; expected a whole number") from None
 

@@ -44,11 +44,10 @@ def parse_steering(
         concept = _concept(read["concept"].strip(), wish, catalog)
         kind = next(kind for kind in ("add", "scale", "set", "suppress") if read[kind])
         value = 0.0 if kind == "suppress" else float(read[kind])
-        for span in where:
-            try:
-                operations.append(Operation(kind, concept, value, span, after_choice))
-            except ValueError as error:
-                raise InputError(f"--steer {wish}: {error}") from None
+        try:
+            operations += [Operation(kind, concept, value, span, after_choice) for span in where]
+        except ValueError as error:
+            raise InputError(f"--steer {wish}: {error}") from None
     return Steering(tuple(operations))
 
 

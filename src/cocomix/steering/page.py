@@ -104,7 +104,7 @@ def _section(token: TracedToken, concepts: int) -> str:
 def _row(concept: TracedConcept) -> str:
     name = html.escape(visible(concept.name or ""))
     return (
-        f"<tr><td>{concept.concept_id}<td>{concept.logit:+.2f}<td>{concept.probability:.2%}<td>{concept.share:+.1%}"
+        f"<tr><td>{concept.concept_id}<td>{concept.logit:+.2f}<td>{concept.probability:.1%}<td>{concept.share:+.1%}"
         f"{_effect(concept.gradient_effect)}{_effect(concept.ablation_effect)}<td>{name}</tr>"
     )
 

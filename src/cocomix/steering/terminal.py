@@ -33,7 +33,7 @@ def token_text(token: TracedToken, concepts: int) -> str:
 def _concept_line(concept: TracedConcept) -> str:
     effect = "–" if concept.ablation_effect is None else f"{concept.ablation_effect:+.3f}"
     return (
-        f"{concept.concept_id:>10}{concept.logit:>+9.2f}{concept.probability:>9.2%}{concept.share:>+9.1%}"
+        f"{concept.concept_id:>10}{concept.logit:>+9.2f}{concept.probability:>9.1%}{concept.share:>+9.1%}"
         f"{_effect(f'{concept.gradient_effect:+.3f}', 10, concept.gradient_effect)}"
         f"{_effect(effect, 9, concept.ablation_effect or 0.0)}  {visible(concept.name or '')}"
     ).rstrip()
