@@ -31,7 +31,7 @@ def picture(page: Page, name: str) -> None:
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement.blur()")
     page.wait_for_timeout(300)
-    page.screenshot(path=FOLDER / f"app-{name}.png")
+    page.screenshot(path=FOLDER / f"app-{name}.png", full_page=True)
 
 
 def main(run: Path) -> None:
@@ -39,7 +39,7 @@ def main(run: Path) -> None:
     address = serve(served, "127.0.0.1", None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1100, "height": 760}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1280, "height": 640}, color_scheme="light")
         page.goto(address)
         page.wait_for_timeout(2000)
         page.get_by_label("Prompt").fill(PROMPT)

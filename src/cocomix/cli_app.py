@@ -48,11 +48,16 @@ def run(arguments: Sequence[str]) -> int:
     show(f"Page: {serve(page, options.host, options.port)}")
     say("Ctrl-C ends it.")
     try:
-        while True:
-            time.sleep(3600)
+        wait()
     except KeyboardInterrupt:
         page.close(verbose=False)
     return 0
+
+
+def wait() -> None:
+    """For an interruption."""
+    while True:
+        time.sleep(3600)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -187,7 +187,7 @@ def _sampling(limits: Limits) -> list[Any]:
     """Plain fields: what they may hold, `sampling_settings` says in the page."""
     with gr.Row(elem_classes="sampling"):
         return [
-            gr.Number(value, label=label, precision=precision, step=step, min_width=130)
+            gr.Number(value, label=label, precision=precision, step=step, min_width=80)
             for label, value, precision, step in (
                 ("New tokens", min(40, limits.new_tokens), 0, 1),
                 ("Temperature", 0.7, None, 0.1),
