@@ -13,7 +13,7 @@ from cocomix.errors import InputError
 
 COMMAND = "app"
 SUMMARY = "steer a model, read with it and look up its concepts, in a browser"
-LOCAL = ("127.0.0.1", "localhost", "::1")
+LOCAL = ("127.0.0.1", "localhost")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -32,10 +32,11 @@ def run(arguments: Sequence[str]) -> int:
 
     from cocomix.app.limits import Limits
     from cocomix.app.playground import build_playground
-    from cocomix.app.serving import serve
+    from cocomix.app.serving import check_address, serve
     from cocomix.steering.runs import open_run
 
     limits = Limits(seconds=options.time_limit)
+    check_address(options.host, options.port)
     opened = open_run(options.run, options.catalog)
     if opened.catalog is None:
         say("No concept catalogue beside this run: concepts have numbers only. `cocomix concepts RECIPE` makes one.")

@@ -6,6 +6,8 @@ import socket
 import sys
 import urllib.request
 
+import pytest
+
 from cocomix import cli_app
 from cocomix.cli import main
 
@@ -59,6 +61,19 @@ def test_a_port_that_is_taken(finished, capsys):
         port = taken.getsockname()[1]
         assert main(["app", str(finished.folder / "out" / "students" / "cocomix"), "--port", str(port)]) == 2
     assert f"cannot serve on 127.0.0.1, port {port}" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--port", "99999", "ports are 1 to 65535"),
+        ("--host", "a b", "Name or service"),
+        ("--host", "192.0.2.1", "assign"),
+    ],
+)
+def test_an_address_that_cannot_be(tmp_path, capsys, option, value, said):
+    assert main(["app", str(tmp_path), option, value]) == 2
+    assert said in error(capsys)
 
 
 def test_a_model_without_concepts(finished, capsys):

@@ -44,7 +44,7 @@ def concept_card(run: OpenRun, concept: int, predictability: Predictability) -> 
 def concepts_view(run: OpenRun) -> ConceptsView:
     """Lay out the view and join its parts."""
     predictability, shown = Predictability(run), gr.State(None)
-    with gr.Row(elem_classes="view"):
+    with gr.Row():
         with gr.Column(scale=4, min_width=320):
             concepts = picker(run, "Search", "show", start=True)
         with gr.Column(scale=7, min_width=320):

@@ -10,7 +10,7 @@ import gradio as gr
 
 from cocomix.app import markup
 from cocomix.app.finding import concept_number
-from cocomix.app.generating import generate_both
+from cocomix.app.generating import Continuations, generate_both
 from cocomix.app.limits import STEERED_CONCEPTS, Limits
 from cocomix.app.picking import chosen, html, picker
 from cocomix.errors import InputError
@@ -112,7 +112,7 @@ def sampling_settings(
 
 def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
     """Lay out the view and join its parts."""
-    with gr.Row(elem_classes="view"):
+    with gr.Row():
         with gr.Column(scale=5, min_width=320):
             prompt = gr.Textbox(
                 label="Prompt",
@@ -122,7 +122,7 @@ def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
                 placeholder="What the text begins with",
             )
             fields = [prompt, *_sampling(limits)]
-            with gr.Row(elem_classes="actions"):
+            with gr.Row():
                 start = gr.Button("Generate", variant="primary", min_width=120)
                 stop = gr.Button("Stop", min_width=80)
         with gr.Column(scale=6, min_width=320):
@@ -148,22 +148,9 @@ def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
         show_progress="hidden",
     )
 
-    def generate(
-        prompt: str,
-        new_tokens: float | None,
-        temperature: float | None,
-        top_p: float | None,
-        seed: float | None,
-        concepts: list[int],
-        *strengths: float,
-    ) -> Iterator[tuple[Any, Any, Any]]:
+    def generate(prompt: str, *given: Any) -> Iterator[tuple[Any, Any, Any]]:
         try:
-            limits.check_characters(prompt)
-            settings = sampling_settings(new_tokens, temperature, top_p, seed, limits)
-            steering = Steering.add(dict(zip(concepts, strengths, strict=False)))
-            same = "" if concepts else " No concept is steered, so both texts are the same."
-            for texts in generate_both(run, prompt, settings, steering, limits.seconds):
-                state = f"Ended: {texts.end}.{same}" if texts.end else f"{texts.tokens} tokens …"
+            for state, texts in _generated(run, limits, prompt, *given):
                 yield markup.note(state), *_panels(*markup.both(prompt, texts))
         except ValueError as problem:  # InputError is one
             yield markup.error(problem), gr.skip(), gr.skip()
@@ -181,6 +168,26 @@ def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
     )
     stop.click(lambda: markup.note("Stopped."), None, message, cancels=[running], show_progress="hidden")
     return GenerateView(steered, message)
+
+
+def _generated(
+    run: OpenRun,
+    limits: Limits,
+    prompt: str,
+    new_tokens: float | None,
+    temperature: float | None,
+    top_p: float | None,
+    seed: float | None,
+    concepts: list[int],
+    *strengths: float,
+) -> Iterator[tuple[str, Continuations]]:
+    """What a request asks for, with a line on how far it is."""
+    limits.check_characters(prompt)
+    settings = sampling_settings(new_tokens, temperature, top_p, seed, limits)
+    steering = Steering.add(dict(zip(concepts, strengths, strict=False)))
+    same = "" if concepts else " No concept is steered, so both texts are the same."
+    for texts in generate_both(run, prompt, settings, steering, limits.seconds):
+        yield f"Ended: {texts.end}.{same}" if texts.end else f"{texts.tokens} tokens …", texts
 
 
 def _sampling(limits: Limits) -> list[Any]:

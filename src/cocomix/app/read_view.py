@@ -50,7 +50,7 @@ def coloured(run: OpenRun, reading: Reading | None, colour: str, concept: int | 
 def read_view(run: OpenRun, limits: Limits) -> ReadView:
     """Lay out the view and join its parts."""
     reading, concept = gr.State(None), gr.State(None)
-    with gr.Row(elem_classes="view"):
+    with gr.Row():
         with gr.Column(scale=5, min_width=320):
             text = gr.Textbox(
                 label="Text",
@@ -64,7 +64,7 @@ def read_view(run: OpenRun, limits: Limits) -> ReadView:
             colour = gr.Radio([LOSS, CONCEPT], value=LOSS, label="Colour the tokens by")
             concepts = picker(run, "Concept to colour by", COLOUR, start=False)
     message = html(elem_id="read-message")
-    with gr.Row(elem_classes="view"):
+    with gr.Row():
         with gr.Column(scale=6, min_width=320):
             tokens = chooser(NO_TEXT, elem_id="tokens", elem_classes="panel")
             legend = html()
