@@ -67,8 +67,9 @@ def test_a_port_that_is_taken(finished, capsys):
     ("option", "value", "said"),
     [
         ("--port", "99999", "ports are 1 to 65535"),
-        ("--host", "a b", "Name or service"),
-        ("--host", "192.0.2.1", "assign"),
+        ("--host", "a b", "cannot serve on a b"),
+        ("--host", "192.0.2.1", "cannot serve on 192.0.2.1"),
+        ("--host", "::1", "no IPv6"),
     ],
 )
 def test_an_address_that_cannot_be(tmp_path, capsys, option, value, said):
