@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow lint format clean
+.PHONY: quickstart test test-slow test-browser lint format clean
 
 quickstart: .venv/quickstart.installed
 	$(BIN)/cocomix quickstart
@@ -13,14 +13,18 @@ test: .venv/dev.installed
 test-slow: .venv/dev.installed
 	$(BIN)/python -m pytest -m slow
 
+# Needs a Chromium, as Debian's package `chromium`. COCOMIX_SCREENSHOTS names a folder for the pictures that it takes.
+test-browser: .venv/dev.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
+
 lint: .venv/dev.installed
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples docs
+	$(BIN)/ruff format --check src tests benchmarks examples docs
 	$(BIN)/mypy
 
 format: .venv/dev.installed
-	$(BIN)/ruff check --fix src tests benchmarks examples
-	$(BIN)/ruff format src tests benchmarks examples
+	$(BIN)/ruff check --fix src tests benchmarks examples docs
+	$(BIN)/ruff format src tests benchmarks examples docs
 
 clean:
 	rm -rf .venv runs

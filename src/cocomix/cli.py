@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cocomix import __version__, cli_concepts, cli_evaluate, cli_inspect, cli_plan, processes
+from cocomix import __version__, cli_app, cli_concepts, cli_evaluate, cli_inspect, cli_plan, processes
 from cocomix.console import say, show
 from cocomix.errors import InputError
 
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(option, **about)
     add(EVALUATE, "evaluate a trained model on text and on tasks")
     add(PLAN, "compute what a recipe will cost: parameters, FLOPs, memory, storage, hours")
-    for name, summary in cli_inspect.COMMANDS.items():
+    for name, summary in (cli_inspect.COMMANDS | {cli_app.COMMAND: cli_app.SUMMARY}).items():
         add(name, summary)
     command = add(COMPARE, "compare finished runs on the same corpus")
     command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a trained model")
@@ -126,6 +126,8 @@ def _dispatch(arguments: list[str]) -> int:
         return cli_plan.run(arguments[1:])
     if command in cli_inspect.COMMANDS:
         return cli_inspect.run(arguments)
+    if command == cli_app.COMMAND:
+        return cli_app.run(arguments)
     if command in (QUICKSTART, *RECIPE_COMMANDS) and {"-h", "--help"} & set(arguments):
         return _recipe_help(command)
     options, overrides = _parser().parse_known_args(arguments)

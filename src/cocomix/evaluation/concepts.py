@@ -78,15 +78,21 @@ class ConceptPredictions:
 
     Attributes:
         bands: of all concepts, then by frequency.
-        labels: (C,) of the evaluated tokens, by concept.
+        tokens: N, those that were evaluated.
+        labels: (C,) of them, by concept.
         predicted: (C,) tokens at which the concept is among the A most probable, A being the labels of the token.
         right: (C,) of those, where it is a label.
+        mixed: (C,) tokens at which it is among the K that the model mixes.
+        found: (C,) of those, where it is a label.
     """
 
     bands: list[ConceptBand]
+    tokens: int
     labels: np.ndarray
     predicted: np.ndarray
     right: np.ndarray
+    mixed: np.ndarray
+    found: np.ndarray
 
     @property
     def f1(self) -> np.ndarray:
@@ -151,7 +157,8 @@ class _Counts:
             return torch.zeros(shape, dtype=torch.float64, device=bands.device)
 
         self.band_of = bands
-        self.labels, self.predicted, self.at_a, self.at_k = (zeros(len(bands)) for _ in range(4))
+        self.tokens = 0
+        self.labels, self.predicted, self.at_a, self.mixed, self.at_k = (zeros(len(bands)) for _ in range(5))
         self.pairs, self.promised, self.found = (zeros(len(BANDS) - 1, len(PROMISES) - 1) for _ in range(3))
 
     def add(self, z: Tensor, labels: Tensor, k: int) -> None:
@@ -165,9 +172,11 @@ class _Counts:
         ranks = torch.arange(labels.shape[-1], device=z.device)
         first.scatter_(-1, order[:, : labels.shape[-1]], ranks < has.sum(-1, keepdim=True))
         mixed = torch.zeros_like(there).scatter_(-1, order[:, :k], True)
+        self.tokens += len(z)
         self.labels += there.sum(0)
         self.predicted += first.sum(0)
         self.at_a += (first & there).sum(0)
+        self.mixed += mixed.sum(0)
         self.at_k += (mixed & there).sum(0)
         promised = z.softmax(-1) * has.sum(-1, keepdim=True)
         inner = torch.tensor(PROMISES[1:-1], device=z.device)
@@ -183,8 +192,8 @@ class _Counts:
         for band, name in enumerate(band_names()):
             if (members := self.band_of == band).any():
                 parts.append(self._band(name, members, slice(band, band + 1)))
-        of_each = (each.cpu().numpy().astype(np.int64) for each in (self.labels, self.predicted, self.at_a))
-        return ConceptPredictions(parts, *of_each)
+        of_each = (self.labels, self.predicted, self.at_a, self.mixed, self.at_k)
+        return ConceptPredictions(parts, self.tokens, *(each.cpu().numpy().astype(np.int64) for each in of_each))
 
     def _band(self, name: str, members: Tensor, rows: slice) -> ConceptBand:
         """Of the concepts `members` (C,) bool, and the same by `rows` of the bands."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import set_seed
 
 from cocomix.errors import InputError
@@ -67,6 +68,22 @@ class GenerationSettings:
         }
 
 
+def prompt_ids(run: OpenRun, prompt: str, max_new_tokens: int) -> Tensor:
+    """(1, T) the tokens of a prompt, on the model's device.
+
+    Raises:
+        InputError: the prompt is empty, or leaves no room for what is to follow in the model's context.
+    """
+    context = run.model.config.max_position_embeddings
+    ids = text_ids(run.tokenizer, prompt, context)
+    if len(ids) + max_new_tokens > context:
+        raise InputError(
+            f"the prompt has {len(ids)} tokens and {max_new_tokens} are to follow; this model's context is "
+            f"{context}: at most {context - len(ids)} can"
+        )
+    return ids[None].to(run.model.device)
+
+
 def continuations(run: OpenRun, prompt: str, settings: GenerationSettings, steering: Steering) -> list[str]:
     """Texts that go on after the prompt, steered.
 
@@ -74,15 +91,8 @@ def continuations(run: OpenRun, prompt: str, settings: GenerationSettings, steer
         InputError: the prompt is empty, or leaves no room in the model's context.
         ValueError: the steering is not for this model.
     """
-    context = run.model.config.max_position_embeddings
-    ids = text_ids(run.tokenizer, prompt, context)
-    if len(ids) + settings.max_new_tokens > context:
-        raise InputError(
-            f"the prompt has {len(ids)} tokens and {settings.max_new_tokens} are to follow; this model's context is "
-            f"{context}: at most {context - len(ids)} can"
-        )
+    inputs = prompt_ids(run, prompt, settings.max_new_tokens)
     set_seed(settings.seed)
-    inputs = ids[None].to(run.model.device)
     found = run.model.generate(
         inputs,
         attention_mask=torch.ones_like(inputs),
@@ -90,4 +100,4 @@ def continuations(run: OpenRun, prompt: str, settings: GenerationSettings, steer
         pad_token_id=run.tokenizer.eos_token_id,
         **settings.arguments(),
     )
-    return run.tokenizer.batch_decode(found[:, len(ids) :], skip_special_tokens=True)
+    return run.tokenizer.batch_decode(found[:, inputs.shape[1] :], skip_special_tokens=True)

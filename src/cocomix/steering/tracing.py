@@ -5,7 +5,7 @@ T tokens, D width, C concepts, K concepts mixed per token, M of them ablated, V 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, NamedTuple
@@ -30,12 +30,13 @@ def trace(
     names: Mapping[int, str] | None = None,
     steering: Any = None,
     ablate: int = 4,
+    positions: Iterable[int] | None = None,
     progress: bool = False,
 ) -> Trace:
     """Which concepts `model` mixes while it reads `text`, and what they do.
 
-    Costs one pass, a backward pass through the upper blocks for each token, and M + 1 passes with a cache where M
-    concepts of each token are ablated.
+    Costs one pass, a backward pass through the upper blocks for each token that is looked at, and M + 1 passes with a
+    cache where M concepts of each of them are ablated.
 
     Args:
         model: one that mixes concepts in; it is read in evaluation mode.
@@ -44,25 +45,32 @@ def trace(
         names: of the concepts, as a catalogue has them.
         steering: as the model takes it, but not by row; by default what a `with model.steered(...)` around says.
         ablate: M, how many concepts of each token are ablated, the first of `concepts`; 0 for none, K for all.
+        positions: of the tokens to look at, counted from 0, in any order; all by default.
         progress: show a bar on stderr.
 
     Raises:
-        InputError: a model without concepts, a text without tokens or longer than the model's context, a negative M.
+        InputError: a model without concepts, a text without tokens or longer than the model's context, a negative M,
+            a position outside the text.
     """
     if not getattr(model, "mixes_concepts", False):
         raise InputError("this model mixes no concepts in, so there are none to trace; give one trained with cocomix")
     if ablate < 0:
         raise InputError(f"ablate is {ablate}; expected 0 for none, or how many concepts of each token")
     ids = text_ids(tokenizer, text, model.config.max_position_embeddings)[None].to(model.device)
+    places = range(ids.shape[1]) if positions is None else sorted(set(positions))
+    if outside := [at for at in places if not 0 <= at < ids.shape[1]]:
+        raise InputError(f"position {outside[0]} is not in the text; its tokens are 0 to {ids.shape[1] - 1}")
     steering = as_steering(active_steering(model) if steering is None else steering)
     with _evaluating(model):
         read = _read(model, ids, steering)
         targets = torch.cat((ids[0, 1:], read.token_logprobs[-1:].argmax(-1)))
         chosen = read.token_logprobs.gather(-1, targets[:, None])[:, 0]  # (T,)
         tokens = []
-        effects = _ablation_effects(model, ids, read.mixture, min(ablate, read.kept.shape[-1]), targets, steering)
-        bar = tqdm(effects, total=len(targets), desc="trace", unit=" tokens", disable=not progress)
-        for at, ablated in enumerate(bar):
+        effects = _ablation_effects(
+            model, ids, read.mixture, min(ablate, read.kept.shape[-1]), targets, steering, places
+        )
+        bar = tqdm(effects, total=len(places), desc="trace", unit=" tokens", disable=not progress)
+        for at, ablated in zip(places, bar, strict=True):
             (slope,) = torch.autograd.grad(chosen[at], read.kept, retain_graph=True)
             tokens.append(
                 TracedToken(
@@ -154,15 +162,21 @@ def _read(model: Any, ids: Tensor, steering: Steering) -> _Reading:
 
 
 def _ablation_effects(
-    model: Any, ids: Tensor, mixture: Mixture, concepts: int, targets: Tensor, steering: Steering
+    model: Any,
+    ids: Tensor,
+    mixture: Mixture,
+    concepts: int,
+    targets: Tensor,
+    steering: Steering,
+    places: Sequence[int],
 ) -> Iterator[list[float]]:
-    """For each token of ids (1, T), what the first `concepts` of its concepts add to the log-probability of its target.
+    """For each of some tokens of ids (1, T), what the first `concepts` of its concepts add to log p of its target.
 
-    A batch goes through the text: its first row reads it as it is, and at each token the others leave out one concept
-    each. Only the first row's cache goes on to the next token.
+    A batch goes through the text: its first row reads it as it is, and at each of the `places`, which ascend, the
+    others leave out one concept each. Only the first row's cache goes on to the next token.
     """
-    cache = DynamicCache(config=model.config.backbone_config)
-    for at, target in enumerate(targets):
+    cache, read = DynamicCache(config=model.config.backbone_config), 0
+    for at in places:
         without = [
             steering + Steering.set({concept: 0.0}, positions=[at], after_choice=True)
             for concept in mixture.indices[at, :concepts].tolist()
@@ -170,8 +184,10 @@ def _ablation_effects(
         if not without:
             yield []
             continue
-        cache.batch_repeat_interleave(1 + concepts)
         with torch.no_grad():
+            if read < at:
+                model(ids[:, read:at], past_key_values=cache, use_cache=True, steering=steering, output_logits=False)
+            cache.batch_repeat_interleave(1 + concepts)
             logits = model(
                 ids[:, at : at + 1].expand(1 + concepts, -1),
                 past_key_values=cache,
@@ -179,7 +195,8 @@ def _ablation_effects(
                 steering=[steering, *without],
             ).logits[:, 0]
         cache.batch_select_indices(torch.tensor([0], device=ids.device))
-        logprob = logits.to(mixture.c.dtype).log_softmax(-1)[:, target]
+        read = at + 1
+        logprob = logits.to(mixture.c.dtype).log_softmax(-1)[:, targets[at]]
         yield (logprob[0] - logprob[1:]).tolist()
 
 

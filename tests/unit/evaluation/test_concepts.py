@@ -81,6 +81,11 @@ def test_bands_against_loops(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("cocomix.evaluation.concepts.CHUNK_NUMBERS", chunk)
         predictions = concept_predictions(Predictor(z, k).eval(), blocks(labels.tolist()), frequencies, 2)
         everything, *found = predictions.bands
+        assert predictions.tokens == 14
+        assert predictions.found.sum() == sum(each["at_k"] for each in sums.values())
+        for concept in range(concepts):
+            top = z.topk(k).indices[(labels >= 0).any(-1)]
+            assert predictions.mixed[concept] == (top == concept).sum()
         assert [band.name for band in found] == [names[band] for band in (0, 1, 2, 4)]
         assert [band.concepts for band in (everything, *found)] == [7, 3, 2, 1, 1]
         for band in found:

@@ -1,0 +1,28 @@
+"""What do concepts stand for? After `cocomix concepts RECIPE`: python examples/find_concepts.py [RUN] [WORDS]"""
+
+import sys
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM
+
+from cocomix.catalog.search import open_catalog
+from cocomix.concepts.label_store import load_labels
+from cocomix.evaluation.concepts import concept_predictions
+
+run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart/students/cocomix")
+words = sys.argv[2] if len(sys.argv) > 2 else "import"
+catalog = open_catalog(run.parents[1] / "catalog")
+model = AutoModelForCausalLM.from_pretrained(run).eval()
+
+# How well the model predicts each of them, over some validation blocks: counts for all concepts at once.
+blocks = load_labels(run.parents[1] / "labels").validation
+counts = concept_predictions(model, blocks.select(range(min(32, len(blocks)))), batch_size=8)
+
+for hit in catalog.search(words, limit=3):
+    concept = catalog.concept(hit.concept_id)
+    print(f"{concept.concept_id} ({concept.name}), active at {concept.frequency:.2%} of tokens")
+    print(f"  makes the teacher say {concept.promoted[:4]}, keeps it from saying {concept.suppressed[:4]}")
+    for context in concept.contexts[:3]:
+        print(f"  {context.activation:.2f}  {context.before!r} → {context.token!r} ← {context.after!r}")
+    labels, found = counts.labels[concept.concept_id], counts.found[concept.concept_id]
+    print(f"  the model predicts {found} of the {labels} places where it is a label, of {counts.tokens} tokens\n")

@@ -1,0 +1,1 @@
+"""The page: generate, read and look up concepts in a browser."""

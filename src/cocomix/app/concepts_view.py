@@ -1,0 +1,73 @@
+"""The view in which concepts are looked up: a search, and a card for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from cocomix.app import markup
+from cocomix.app.finding import NO_CATALOGUE, concept_number
+from cocomix.app.picking import chosen, html, picker
+from cocomix.app.predictability import Predictability
+from cocomix.errors import InputError
+from cocomix.steering.runs import OpenRun
+
+NO_CONCEPT = '<p class="empty">Choose a concept to see what it reacts to, and how well the model predicts it.</p>'
+
+
+class ConceptsView(NamedTuple):
+    """What other views need of this one."""
+
+    shown: gr.State
+    """The concept whose card is shown."""
+    show: Any
+    """Function (concept) whose results update `outputs`."""
+    outputs: list[Any]
+    steer: gr.Button
+    colour: gr.Button
+
+
+def concept_card(run: OpenRun, concept: int, predictability: Predictability) -> str:
+    """The card of a concept; what the model makes of it is left open while nobody has counted."""
+    if predictability.counts is not None:
+        predictions = markup.predicted(concept, predictability.counts)
+    else:
+        predictions = escape(predictability.missing or "being counted …")
+    if run.catalog is None:
+        return markup.bare_card(concept, predictions, NO_CATALOGUE)
+    return markup.card(run.catalog.concept(concept), predictions)
+
+
+def concepts_view(run: OpenRun) -> ConceptsView:
+    """Lay out the view and join its parts."""
+    predictability, shown = Predictability(run), gr.State(None)
+    with gr.Row():
+        with gr.Column(scale=4, min_width=320):
+            concepts = picker(run, "Search", "show", start=True)
+        with gr.Column(scale=7, min_width=320):
+            message = html(elem_id="concepts-message")
+            with gr.Row(visible=False) as actions:
+                steer = gr.Button("Steer with it", size="md", min_width=120)
+                colour = gr.Button("Colour a text by it", size="md", min_width=120)
+            card = html(NO_CONCEPT, elem_id="card", elem_classes="panel")
+
+    def show(written: object) -> Iterator[list[Any]]:
+        try:
+            concept = concept_number(run, written)
+        except InputError as problem:
+            yield [markup.error(problem), *[gr.skip()] * 3]
+            return
+        if not predictability.known:
+            yield ["", concept, concept_card(run, concept, predictability), gr.update(visible=True)]
+            predictability.count()
+        yield ["", concept, concept_card(run, concept, predictability), gr.update(visible=True)]
+
+    def choose(event: gr.EventData) -> Iterator[list[Any]]:
+        yield from show(chosen(event, "concept"))
+
+    outputs = [message, shown, card, actions]
+    concepts.found.choose(choose, None, outputs, show_progress="hidden")
+    return ConceptsView(shown, show, outputs, steer, colour)

@@ -1,0 +1,155 @@
+"""A plain and a steered continuation of one prompt, token by token.
+
+Both are rows of one batch, so they cost one generation, stay in step, and differ by their steering alone: with
+sampling, both draw with the same random numbers. Nothing global is touched, so requests in several threads do not
+mix: the steering is an argument of `generate`, the random numbers come from a generator of the request's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from queue import Queue
+from threading import Event, Thread
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from cocomix.models.steering import Steering
+from cocomix.steering.generation import GenerationSettings, prompt_ids
+from cocomix.steering.runs import OpenRun
+
+
+class Continuations(NamedTuple):
+    """Both texts so far."""
+
+    plain: str
+    """Without steering."""
+    steered: str
+    """With it."""
+    tokens: int
+    """Of each, at most."""
+    end: str
+    """Why the generation ended; empty while it goes on."""
+
+
+class GumbelSampling(LogitsProcessor):
+    """Sampling for greedy decoding: argmax(logits + Gumbel noise) is a draw from softmax(logits).
+
+    All rows get the same noise, of a generator of its own: equal logits give equal tokens.
+    """
+
+    def __init__(self, temperature: float, top_p: float, seed: int) -> None:
+        self.warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+        if top_p < 1:
+            self.warpers.append(TopPLogitsWarper(top_p))
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (B, V) as they become."""
+        uniform = torch.rand(scores.shape[-1], generator=self.generator, dtype=torch.float64)
+        noise = -(-uniform.clamp(min=torch.finfo(torch.float64).tiny).log()).log()
+        return self.warpers(input_ids, scores) + noise.to(scores)
+
+
+class _Stopped(StoppingCriteria):
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+class _Tokens(BaseStreamer):
+    """Puts the new tokens of all rows into a queue; Transformers' own streamers take one row."""
+
+    def __init__(self, queue: Queue[list[int] | BaseException | None]) -> None:
+        self.queue, self.after_prompt = queue, False
+
+    def put(self, value: Tensor) -> None:
+        if self.after_prompt:
+            self.queue.put(value.tolist())
+        self.after_prompt = True
+
+    def end(self) -> None:
+        pass
+
+
+def generate_both(
+    run: OpenRun, prompt: str, settings: GenerationSettings, steering: Steering, seconds: float
+) -> Iterator[Continuations]:
+    """The texts after each new token, and once more when they end. Closing the iterator ends the generation.
+
+    Args:
+        run: whose model it is.
+        prompt: what both texts begin with.
+        settings: one sample, no beams.
+        steering: of the second text.
+        seconds: after which it ends.
+
+    Raises:
+        InputError: the prompt is empty, or leaves no room in the model's context.
+        ValueError: the steering is not for this model.
+    """
+    assert settings.num_beams == settings.num_samples == 1
+    run.model.check_steering(steering)
+    inputs = prompt_ids(run, prompt, settings.max_new_tokens).expand(2, -1)
+    tokens: Queue[list[int] | BaseException | None] = Queue()
+    stopped = Event()
+    sampling = [GumbelSampling(settings.temperature, settings.top_p, settings.seed)] if settings.temperature else []
+
+    def work() -> None:
+        try:
+            run.model.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                steering=[Steering(), steering],
+                max_new_tokens=settings.max_new_tokens,
+                do_sample=False,
+                pad_token_id=run.tokenizer.eos_token_id,
+                logits_processor=LogitsProcessorList(sampling),
+                stopping_criteria=StoppingCriteriaList([_Stopped(stopped), MaxTimeCriteria(seconds)]),
+                streamer=_Tokens(tokens),
+            )
+            tokens.put(None)
+        except BaseException as error:  # for the thread that waits
+            tokens.put(error)
+
+    worker = Thread(target=work, daemon=True)
+    worker.start()
+    rows: tuple[list[int], list[int]] = ([], [])
+    try:
+        while (found := tokens.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            for row, token in zip(rows, found, strict=True):
+                row.append(token)
+            # A character may be spread over tokens that are still to come.
+            plain, steered = (_text(run, row).rstrip("\ufffd") for row in rows)
+            yield Continuations(plain, steered, len(rows[0]), "")
+        yield Continuations(_text(run, rows[0]), _text(run, rows[1]), len(rows[0]), _end(run, rows, settings, seconds))
+    finally:
+        stopped.set()
+        worker.join()
+
+
+def _text(run: OpenRun, ids: list[int]) -> str:
+    return run.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _end(run: OpenRun, rows: tuple[list[int], ...], settings: GenerationSettings, seconds: float) -> str:
+    if len(rows[0]) == settings.max_new_tokens:
+        return f"{settings.max_new_tokens} tokens"
+    if all(run.tokenizer.eos_token_id in row for row in rows):
+        return "both texts ended"
+    return f"the time limit of {seconds:g} seconds"

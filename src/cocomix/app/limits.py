@@ -1,0 +1,46 @@
+"""What one request to the page may ask for, so that several people can use it at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cocomix.errors import InputError
+from cocomix.steering.runs import OpenRun
+
+STEERED_CONCEPTS = 8
+"""At once; each has a slider of its own."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a request.
+
+    Attributes:
+        seconds: after which a generation ends.
+        characters: of a prompt, or of a text to read.
+        read_tokens: of a text to read.
+        new_tokens: of a generation.
+    """
+
+    seconds: float = 60.0
+    characters: int = 20_000
+    read_tokens: int = 1024
+    new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.seconds <= 3600:
+            raise InputError(f"the time limit is {self.seconds:g} seconds; expected 1 to 3600")
+
+    def for_run(self, run: OpenRun) -> Limits:
+        """The same, within the model's context."""
+        context = run.model.config.max_position_embeddings
+        return Limits(
+            self.seconds, self.characters, min(self.read_tokens, context), max(1, min(self.new_tokens, context - 1))
+        )
+
+    def check_characters(self, text: str) -> None:
+        """Raise InputError if there is no text, or too much to cut it into tokens."""
+        if not text:
+            raise InputError("there is no text; write one")
+        if len(text) > self.characters:
+            raise InputError(f"the text has {len(text):,} characters; at most {self.characters:,} are read")

@@ -1,0 +1,263 @@
+"""What the views show, as HTML. Every text that comes from a model, a catalogue or a person is escaped here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from cocomix.app.finding import FoundConcept
+from cocomix.app.generating import Continuations
+from cocomix.app.reading import BARS, Reading
+from cocomix.catalog.rows import PROMOTED_TOKENS, Concept, Context, visible
+from cocomix.evaluation.concepts import ConceptPredictions
+from cocomix.steering.trace import TracedConcept, TracedToken
+
+WEIGHT = "--weight: {:.3f}"
+"""Of a colour, 0 to 1; the style sheet makes a background of it."""
+
+
+def shown(text: str) -> str:
+    """A text in one line, its line ends and signs that cannot be seen written out, escaped."""
+    return escape(visible(text))
+
+
+def title_of(concept_id: int, name: str) -> str:
+    """A concept's number and name."""
+    return f"{concept_id} · {visible(name)}" if name else f"concept {concept_id}"
+
+
+def note(text: str, kind: str = "note") -> str:
+    """A message; of kind `error`, screen readers read it out at once."""
+    if not text:
+        return ""
+    return f'<p class="message {kind}" role="{"alert" if kind == "error" else "status"}">{escape(text)}</p>'
+
+
+def error(text: object) -> str:
+    """What a person has to change."""
+    return note(str(text), "error")
+
+
+# Lists of concepts
+
+
+def hits(found: Sequence[FoundConcept], action: str) -> str:
+    """A list of concepts, a button each; `action` says what it does."""
+    if not found:
+        return '<p class="empty">No concept fits.</p>'
+    return f'<ul class="hits" aria-label="concepts found">{"".join(_hit(each, action) for each in found)}</ul>'
+
+
+def brief_hits(found: Sequence[FoundConcept], action: str) -> str:
+    """The same with numbers and names only, beside each other."""
+    buttons = (
+        f'<li><button type="button" data-concept="{each.concept_id}" '
+        f'aria-label="{escape(f"{action} concept {title_of(each.concept_id, each.name)}")}">'
+        f'<span class="id">{each.concept_id}</span> {shown(each.name)}</button></li>'
+        for each in found
+    )
+    return f'<ul class="hits brief" aria-label="concepts">{"".join(buttons)}</ul>'
+
+
+def _hit(found: FoundConcept, action: str) -> str:
+    name = shown(found.name) or f"concept {found.concept_id}"
+    active = "" if found.frequency is None else f'<span class="figure">{percent(found.frequency)}</span>'
+    where = "" if found.context is None else f'<span class="where">{_context_text(found.context)}</span>'
+    label = f"{action} concept {title_of(found.concept_id, found.name)}"
+    return (
+        f'<li><button type="button" data-concept="{found.concept_id}" aria-label="{escape(label)}">'
+        f'<span class="id">{found.concept_id}</span><span class="name">{name}</span>{active}{where}</button></li>'
+    )
+
+
+def percent(share: float) -> str:
+    """A share of 1 with three digits."""
+    return f"{100 * share:.3g} %"
+
+
+# Generated texts
+
+
+def both(prompt: str, texts: Continuations) -> tuple[str, str]:
+    """The plain text and the steered one; in the latter what follows the first difference is marked."""
+    pairs = zip(texts.plain, texts.steered, strict=False)
+    same = next((at for at, (one, other) in enumerate(pairs) if one != other), min(map(len, texts[:2])))
+    return _continuation(prompt, texts.plain, ""), _continuation(prompt, texts.steered[:same], texts.steered[same:])
+
+
+def _continuation(prompt: str, text: str, differs: str) -> str:
+    mark = f"<mark>{escape(differs)}</mark>" if differs else ""
+    return f'<p class="text"><span class="prompt">{escape(prompt)}</span>{escape(text)}{mark}</p>'
+
+
+def panel(title: str, about: str, body: str) -> str:
+    """A part of the page under its title."""
+    return f"<h3>{escape(title)} <small>{escape(about)}</small></h3>{body}"
+
+
+# A text that was read
+
+
+def read_tokens(reading: Reading, values: Sequence[float], what: str) -> str:
+    """The tokens as buttons, coloured by their values from 0 to the largest; NaN has no colour.
+
+    Args:
+        reading: the text.
+        values: (T,) of each token.
+        what: the values are.
+    """
+    largest = max((value for value in values if not math.isnan(value)), default=0.0)
+    buttons = [
+        _token(at, text, value, value / largest if largest > 0 else 0.0, what)
+        for at, (text, value) in enumerate(zip(reading.tokens, values, strict=True))
+    ]
+    return f'<div class="tokens" role="group" aria-label="tokens of the text">{"".join(buttons)}</div>'
+
+
+def _token(at: int, text: str, value: float, weight: float, what: str) -> str:
+    figure = f"{what} –" if math.isnan(value) else f"{what} {value:.2f}"
+    style = "" if math.isnan(value) else f' style="{WEIGHT.format(min(1.0, max(0.0, weight)))}"'
+    marked = " mixed" if not math.isnan(value) else ""
+    # One stop for the tabulator key; the arrow keys go on from there.
+    label = escape(f"token {at}, {visible(text)}, {figure}")
+    return (
+        f'<button type="button" class="token{marked}" data-position="{at}" tabindex="{0 if at == 0 else -1}"{style} '
+        f'title="{escape(figure)}" aria-label="{label}">{shown(text)}</button>'
+        f"{'<br>' if chr(10) in text else ''}"
+    )
+
+
+def legend(values: Sequence[float], what: str, about: str) -> str:
+    """What the colours mean, in numbers."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return f'<p class="legend">{escape(about)}</p>'
+    return (
+        f'<p class="legend"><span class="scale"><span>0</span><span class="ramp"></span>'
+        f"<span>{max(known):.2f}</span></span> {escape(what)}, at most {max(known):.2f}, on average "
+        f"{sum(known) / len(known):.2f}. {escape(about)}</p>"
+    )
+
+
+def bars(token: TracedToken, loss: float) -> str:
+    """The strongest concepts at a token of this loss: logits as bars, effects as bars to either side."""
+    concepts = token.concepts[:BARS]
+    strongest = max((abs(each.logit) for each in concepts), default=1.0) or 1.0
+    effects = max((abs(_effect_of(each)) for each in concepts), default=1.0) or 1.0
+    follows = "the next token" if token.next_in_text else "the model’s choice for the next token"
+    rest = len(token.concepts) - len(concepts)
+    more = f" {rest} weaker ones are mixed in, too." if rest else ""
+    surprise = "" if math.isnan(loss) else f"<small>loss {loss:.2f} nats</small>"
+    return (
+        f'<section class="bars" aria-label="concepts at token {token.position}">'
+        f"<h3>Token {token.position} <code>{shown(token.text)}</code> {surprise}</h3>"
+        f'<p class="note">Effects: what each concept adds to log p of {follows}, '
+        f"<code>{shown(token.next_text)}</code> ({token.next_logprob:.2f} nats, p {math.exp(token.next_logprob):.1%}): "
+        f"log p less what it is without the concept at this token.{more}</p>"
+        '<div class="head" aria-hidden="true"><span>concept</span><span>strength (logit)</span>'
+        "<span>effect (nats)</span></div>"
+        f"<ol>{''.join(_bar(each, strongest, effects) for each in concepts)}</ol></section>"
+    )
+
+
+def _effect_of(concept: TracedConcept) -> float:
+    return concept.gradient_effect if concept.ablation_effect is None else concept.ablation_effect
+
+
+def _bar(concept: TracedConcept, strongest: float, effects: float) -> str:
+    effect = _effect_of(concept)
+    side = "up" if effect > 0 else "down"
+    strength = max(0.0, concept.logit) / strongest
+    label = (
+        f"concept {title_of(concept.concept_id, concept.name or '')}, strength {concept.logit:.2f}, "
+        f"effect {effect:+.3f} nats; show it"
+    )
+    return (
+        f'<li><button type="button" data-concept="{concept.concept_id}" aria-label="{escape(label)}">'
+        f'<span class="name"><span class="id">{concept.concept_id}</span> {shown(concept.name or "")}</span>'
+        f'<span class="strength">{_track(strength)}<span class="figure">{concept.logit:.2f}</span></span>'
+        f'<span class="effect {side}">{_track(abs(effect) / effects)}<span class="figure">{effect:+.3f}</span></span>'
+        "</button></li>"
+    )
+
+
+def _track(share: float, kind: str = "track") -> str:
+    return f'<span class="{kind}" aria-hidden="true"><span class="fill" style="{WEIGHT.format(share)}"></span></span>'
+
+
+# A concept's card
+
+
+def card(concept: Concept, predictions: str) -> str:
+    """All that is known of a concept.
+
+    Args:
+        concept: its row of the catalogue.
+        predictions: how well the model predicts it, HTML (`predicted`).
+    """
+    strongest = max((each.activation for each in concept.contexts), default=0.0) or 1.0
+    contexts = "".join(_context(each, each.activation / strongest) for each in concept.contexts)
+    source = "the tokens that it promotes" if concept.name_source == PROMOTED_TOKENS else visible(concept.name_source)
+    activity = (
+        f"{percent(concept.frequency)} of tokens, with {concept.mean_activation:.3g} on average and at most "
+        f"{concept.max_activation:.3g}"
+        if concept.max_activation
+        else "never on the text that was read"
+    )
+    facts = [
+        ("active", activity),
+        ("label", f"{concept.label_count:,} times, at {percent(concept.label_share)} of tokens"),
+        ("predicted", predictions),
+    ]
+    return (
+        f'<article class="card"><h3><span class="id">{concept.concept_id}</span> {shown(concept.name)}</h3>'
+        f'<p class="note">Named by {escape(source)}: a hint, no definition.</p>'
+        f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in facts)}</dl>"
+        f"{_effects('Makes the teacher say', concept.promoted, concept.promoted_logits, 'up')}"
+        f"{_effects('Keeps the teacher from saying', concept.suppressed, concept.suppressed_logits, 'down')}"
+        "<h4>Where it is most active</h4>"
+        + (f'<ol class="contexts">{contexts}</ol>' if contexts else '<p class="empty">Nowhere in what was read.</p>')
+        + "</article>"
+    )
+
+
+def bare_card(concept_id: int, predictions: str, about: str) -> str:
+    """The card of a concept without a catalogue."""
+    return (
+        f'<article class="card"><h3>concept <span class="id">{concept_id}</span></h3>'
+        f'<p class="note">{escape(about)}</p><dl><div><dt>predicted</dt><dd>{predictions}</dd></div></dl></article>'
+    )
+
+
+def predicted(concept_id: int, counts: ConceptPredictions) -> str:
+    """How well the model predicts a concept; its recall, and how often it is mixed in at all."""
+    labels, found = int(counts.labels[concept_id]), int(counts.found[concept_id])
+    everywhere = f"mixed in at {percent(counts.mixed[concept_id] / max(1, counts.tokens))} of tokens"
+    if not labels:
+        return f"label of none of {counts.tokens:,} validation tokens; {everywhere}"
+    recall = found / labels
+    return (
+        f"{_track(recall, 'meter')}{percent(recall)} of the {labels:,} places where it is a label, of "
+        f"{counts.tokens:,} validation tokens; {everywhere}"
+    )
+
+
+def _effects(title: str, tokens: Iterable[str], logits: Iterable[float], side: str) -> str:
+    chips = "".join(
+        f'<li><code>{shown(token)}</code> <span class="figure">{logit:+.1f}</span></li>'
+        for token, logit in zip(tokens, logits, strict=True)
+    )
+    return f'<h4>{title}</h4><ul class="chips {side}">{chips}</ul>'
+
+
+def _context(context: Context, weight: float) -> str:
+    source = f'<span class="source">{shown(context.source)}</span>' if context.source else ""
+    return (
+        f'<li><span class="figure">{context.activation:.2f}</span>'
+        f'<span class="where" style="{WEIGHT.format(weight)}">{_context_text(context)}</span>{source}</li>'
+    )
+
+
+def _context_text(context: Context) -> str:
+    return f"{shown(context.before)}<mark>{shown(context.token)}</mark>{shown(context.after)}"

@@ -1,0 +1,95 @@
+"""A search box with a list of concepts below it, and what a click in any of our lists tells."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from cocomix.app import markup
+from cocomix.app.finding import find_concepts
+from cocomix.errors import InputError
+from cocomix.steering.runs import OpenRun
+
+HITS = 8
+"""Concepts in a list."""
+
+# A click on a button says which concept or token is meant. The tokens of a text are one stop of the tabulator key: in
+# them the arrow keys go on, and the chosen one stays marked.
+CHOOSE = """
+const enter = (button) => {
+  for (const other of element.querySelectorAll('.token')) other.tabIndex = other === button ? 0 : -1;
+};
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-concept], button[data-position]');
+  if (!button) return;
+  if (button.matches('.token')) {
+    element.querySelectorAll('.token[aria-pressed]').forEach((other) => other.removeAttribute('aria-pressed'));
+    button.setAttribute('aria-pressed', 'true');
+    enter(button);
+  }
+  trigger('choose', {...button.dataset});
+});
+element.addEventListener('keydown', (event) => {
+  const tokens = [...element.querySelectorAll('.token')], at = tokens.indexOf(event.target);
+  const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -tokens.length, End: tokens.length};
+  if (at < 0 || !(event.key in step)) return;
+  event.preventDefault();
+  const next = tokens[Math.min(tokens.length - 1, Math.max(0, at + step[event.key]))];
+  enter(next);
+  next.focus();
+});
+"""
+
+
+def html(value: str = "", **options: Any) -> gr.HTML:
+    """HTML of `markup`, which the style sheet of the page alone dresses."""
+    return gr.HTML(value, **{"apply_default_css": False, "js_on_load": None, **options})
+
+
+def chooser(value: str = "", **options: Any) -> gr.HTML:
+    """HTML whose buttons can be chosen: its event `choose` carries their data."""
+    return html(value, js_on_load=CHOOSE, **options)
+
+
+def chosen(event: gr.EventData, key: str) -> object:
+    """What the chosen button says under `data-key`; None if it says nothing."""
+    return event._data.get(key) if isinstance(event._data, dict) else None
+
+
+class Picker(NamedTuple):
+    """A search box and what it finds."""
+
+    query: gr.Textbox
+    found: gr.HTML
+
+
+def picker(run: OpenRun, label: str, action: str, start: bool) -> Picker:
+    """Search by name, as one types.
+
+    Args:
+        run: whose concepts.
+        label: of the box.
+        action: what a click on a concept does, for screen readers.
+        start: list the concepts that are labels most often before anything is searched.
+    """
+    named = run.catalog is not None
+
+    def search(query: str) -> str:
+        if not (query.strip() or start):
+            return ""
+        try:
+            return markup.hits(find_concepts(run, query, HITS), action) if named or query.strip() else ""
+        except InputError as problem:
+            return markup.error(problem)
+
+    box = gr.Textbox(
+        label=label,
+        placeholder="words, or a number" if named else "a number",
+        lines=1,
+        max_lines=1,
+    )
+    found = chooser(search(""))
+    # Each change searches, but of those made meanwhile only the last. (The event `input` misses what is pasted.)
+    box.change(search, box, found, trigger_mode="always_last", show_progress="hidden")
+    return Picker(box, found)

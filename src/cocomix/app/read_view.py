@@ -1,0 +1,121 @@
+"""The view in which a text is read: its tokens coloured, and the concepts of the one that is chosen."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from cocomix.app import markup
+from cocomix.app.finding import concept_number, found_concept
+from cocomix.app.limits import Limits
+from cocomix.app.picking import HITS, chooser, chosen, html, picker
+from cocomix.app.reading import Reading, read_text, token_concepts
+from cocomix.errors import InputError
+from cocomix.steering.runs import OpenRun
+
+LOSS, CONCEPT = "loss", "a concept"
+COLOUR = "colour the tokens by"
+NO_TEXT = '<p class="empty">Write or paste a text above, and press Read.</p>'
+NO_TOKEN = '<p class="empty">Choose a token to see which concepts the model mixes in at it.</p>'
+
+
+class ReadView(NamedTuple):
+    """What other views need of this one."""
+
+    bars: gr.HTML
+    """Its event `choose` names a concept."""
+    colour_by: Any
+    """Function (concept, reading) whose result updates `outputs`."""
+    reading: gr.State
+    outputs: list[Any]
+
+
+def coloured(run: OpenRun, reading: Reading | None, colour: str, concept: int | None) -> tuple[str, str]:
+    """The tokens and the legend, as HTML."""
+    if reading is None:
+        return NO_TEXT, ""
+    if colour == LOSS:
+        values, what = reading.losses.tolist(), "loss (nats)"
+        about = "The first token has none: nothing comes before it."
+    else:
+        concept = reading.strongest(1)[0] if concept is None else concept
+        values, what = reading.strengths(concept).tolist(), f"logit of {concept}"
+        mixed = int((reading.indices == concept).sum())
+        title = markup.title_of(concept, run.names.get(concept, ""))
+        about = f"«{title}» is mixed in at {mixed} of {len(reading.tokens)} tokens."
+    return markup.read_tokens(reading, values, what), markup.legend(values, what, about)
+
+
+def read_view(run: OpenRun, limits: Limits) -> ReadView:
+    """Lay out the view and join its parts."""
+    reading, concept = gr.State(None), gr.State(None)
+    with gr.Row():
+        with gr.Column(scale=5, min_width=320):
+            text = gr.Textbox(
+                label="Text",
+                lines=5,
+                max_lines=12,
+                max_length=limits.characters,
+                placeholder=f"Any text of up to {limits.read_tokens:,} tokens",
+            )
+            start = gr.Button("Read", variant="primary")
+        with gr.Column(scale=6, min_width=320):
+            colour = gr.Radio([LOSS, CONCEPT], value=LOSS, label="Colour the tokens by")
+            concepts = picker(run, "Concept to colour by", COLOUR, start=False)
+    message = html(elem_id="read-message")
+    with gr.Row():
+        with gr.Column(scale=6, min_width=320):
+            tokens = chooser(NO_TEXT, elem_id="tokens", elem_classes="panel")
+            legend = html()
+        with gr.Column(scale=5, min_width=320):
+            bars = chooser(NO_TOKEN, elem_id="bars", elem_classes="panel")
+
+    def read(text: str, colour: str, concept: int | None) -> list[Any]:
+        try:
+            found = read_text(run, text, limits)
+        except InputError as problem:
+            return [markup.error(problem), *[gr.skip()] * 5]
+        strongest = [found_concept(run, each) for each in found.strongest(HITS)]
+        listed = '<p class="note">The strongest in this text:</p>' + markup.brief_hits(strongest, COLOUR)
+        return ["", found, *coloured(run, found, colour, concept), NO_TOKEN, listed]
+
+    gr.on(
+        [start.click, text.submit],
+        read,
+        [text, colour, concept],
+        [message, reading, tokens, legend, bars, concepts.found],
+        show_progress="minimal",
+        show_progress_on=tokens,
+    )
+    colour.input(
+        lambda reading, colour, concept: coloured(run, reading, colour, concept),
+        [reading, colour, concept],
+        [tokens, legend],
+        show_progress="hidden",
+    )
+
+    def colour_by(written: object, reading: Reading | None) -> list[Any]:
+        try:
+            concept = concept_number(run, written)
+        except InputError as problem:
+            return [markup.error(problem), *[gr.skip()] * 4]
+        return ["", concept, CONCEPT, *coloured(run, reading, CONCEPT, concept)]
+
+    def choose_concept(event: gr.EventData, reading: Reading | None) -> list[Any]:
+        return colour_by(chosen(event, "concept"), reading)
+
+    outputs = [message, concept, colour, tokens, legend]
+    concepts.found.choose(choose_concept, reading, outputs, show_progress="hidden")
+
+    def explain(event: gr.EventData, reading: Reading | None) -> tuple[Any, Any]:
+        if reading is None:
+            return gr.skip(), gr.skip()
+        try:
+            token = token_concepts(run, reading, chosen(event, "position"))
+            return "", markup.bars(token, float(reading.losses[token.position]))
+        except InputError as problem:
+            return markup.error(problem), gr.skip()
+
+    tokens.choose(explain, reading, [message, bars], show_progress="minimal", show_progress_on=bars)
+    return ReadView(bars, colour_by, reading, outputs)

@@ -1,0 +1,86 @@
+"""What a model makes of a text: the loss at each token, and the concepts that it mixes in.
+
+T tokens, C concepts, K concepts mixed per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cocomix.app.limits import Limits
+from cocomix.errors import InputError
+from cocomix.steering.runs import OpenRun
+from cocomix.steering.trace import TracedToken
+from cocomix.steering.tracing import text_ids, trace
+
+BARS = 12
+"""Concepts of a token that are shown and ablated, the strongest."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text as a model reads it.
+
+    Attributes:
+        text: that was read.
+        tokens: text of each token.
+        losses: (T,) −log p of each token after those before it, nats; NaN for the first.
+        indices: (T, K) the concepts that are mixed in, the strongest first.
+        logits: (T, K) theirs.
+    """
+
+    text: str
+    tokens: list[str]
+    losses: np.ndarray
+    indices: np.ndarray
+    logits: np.ndarray
+
+    def strengths(self, concept: int) -> np.ndarray:
+        """(T,) its logit where it is mixed in; NaN elsewhere."""
+        mixed = self.indices == concept  # (T, K), at most one in a row
+        return np.where(mixed.any(-1), np.where(mixed, self.logits, 0).sum(-1), np.nan)
+
+    def strongest(self, limit: int) -> list[int]:
+        """The concepts with the largest logits anywhere in the text, the strongest first."""
+        order = np.argsort(-self.logits, axis=None, kind="stable")
+        concepts = self.indices.flat[order]
+        _, first = np.unique(concepts, return_index=True)
+        return concepts[np.sort(first)[:limit]].tolist()
+
+
+def read_text(run: OpenRun, text: str, limits: Limits) -> Reading:
+    """Read a text in one pass.
+
+    Raises:
+        InputError: there is no text, or too much of it.
+    """
+    limits.check_characters(text)
+    ids = text_ids(run.tokenizer, text, limits.read_tokens)
+    with torch.no_grad():
+        output = run.model(ids[None].to(run.model.device), output_concepts=True, use_cache=False)
+    logprobs = output.logits[0, :-1].float().log_softmax(-1).cpu()  # (T − 1, V)
+    losses = -logprobs.gather(-1, ids[1:, None])[:, 0]
+    kept = output.concept_logits[0].float().topk(run.model.config.num_active_concepts)
+    return Reading(
+        text=text,
+        tokens=[run.tokenizer.decode([token]) for token in ids.tolist()],
+        losses=np.concatenate(([np.nan], losses.numpy())),
+        indices=kept.indices.cpu().numpy(),
+        logits=kept.values.cpu().numpy(),
+    )
+
+
+def token_concepts(run: OpenRun, reading: Reading, written: object) -> TracedToken:
+    """The concepts at a token, the first `BARS` of them ablated.
+
+    Raises:
+        InputError: the position is not in the text.
+    """
+    text = str(written)
+    if not (text.isdecimal() and text.isascii() and len(text) < 12 and int(text) < len(reading.tokens)):
+        raise InputError(f"there is no token {text[:40]}; the text has 0 to {len(reading.tokens) - 1}")
+    found = trace(run.model, run.tokenizer, reading.text, names=run.names, ablate=BARS, positions=[int(text)])
+    return found.tokens[0]

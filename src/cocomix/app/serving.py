@@ -1,0 +1,87 @@
+"""Serve the page, to this machine only unless told otherwise, and let it load nothing from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cocomix.errors import InputError
+
+# The browser itself refuses whatever the page, or what Gradio makes of it, would load from or send to another place.
+POLICY = "; ".join(
+    (
+        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'self'",
+        "object-src 'none'",
+    )
+)
+
+
+class OnlyFromHere:
+    """Adds the content security policy to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [("content-security-policy", POLICY), ("referrer-policy", "no-referrer")]
+                encoded = [(name.encode(), value.encode()) for name, value in headers]
+                message = {**message, "headers": [*message.get("headers", []), *encoded]}
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Raise InputError unless the page can be served there."""
+    try:
+        if port is not None and not 0 < port < 2**16:
+            raise OSError(f"ports are 1 to {2**16 - 1}")
+        if ":" in host:
+            raise OSError("Gradio serves no IPv6 addresses")
+        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server((str(address[0]), int(address[1])), family=family).close()
+    except (OSError, UnicodeError) as error:  # the latter: what cannot be a name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"cannot serve on {host}, port {port or 'any'}: {reason}; give another --host or --port"
+        ) from None
+
+
+def serve(page: Any, host: str, port: int | None) -> str:
+    """Start to serve a page in threads of their own; returns its address.
+
+    Args:
+        page: of `build_playground`.
+        host: name or address to bind to.
+        port: to bind to; by default the first that is free from 7860 on.
+    """
+    from cocomix.app.playground import STYLE, theme
+
+    for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_ENABLE_TELEMETRY"):
+        os.environ[name] = "False"
+    _, local, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        theme=theme(),
+        css_paths=STYLE,
+        app_kwargs={"middleware": [Middleware(OnlyFromHere)]},
+        share=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        run_history=False,
+        footer_links=[],
+        inbrowser=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    return str(local)

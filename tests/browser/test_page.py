@@ -1,0 +1,357 @@
+"""The page in a real browser: steer, read, look up, stop, mistakes, several visitors, narrow and dark."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from cocomix.app.finding import find_concepts, most_used
+from cocomix.app.limits import Limits
+from cocomix.app.playground import build_playground
+from cocomix.app.serving import POLICY, serve
+from cocomix.catalog.search import Catalog
+from cocomix.steering.runs import OpenRun
+
+pytestmark = pytest.mark.browser
+
+PROMPT = "The river crosses the"
+TEXT = "The river crosses the stone. The letter opens the window."
+
+
+def search(page: Page, box: str, words: str) -> Locator:
+    """The concepts found; their list is that of the view which is open."""
+    forget(page, ".hits")
+    page.get_by_label(box, exact=True).fill(words)
+    hits = page.locator(".hits button:visible")
+    expect(hits.first).to_be_visible()
+    return hits
+
+
+def forget(page: Page, selector: str) -> None:
+    """Take away what an earlier request made, so that it is not taken for what the next one makes."""
+    page.evaluate("selector => document.querySelectorAll(selector).forEach(each => each.remove())", selector)
+
+
+def steer(page: Page, concept: int, strength: float) -> None:
+    search(page, "Steer a concept", str(concept)).first.click()
+    set_strength(page.locator(".steered:visible").filter(has_text=re.compile(rf"\b{concept} ·")), strength)
+
+
+def set_strength(row: Locator, strength: float) -> None:
+    expect(row).to_be_visible()
+    row.page.wait_for_timeout(500)  # while Gradio makes a slider, it puts it back to what it began with
+    slider = row.get_by_role("spinbutton")
+    slider.fill(str(strength))
+    slider.press("Tab")
+
+
+def generate(page: Page, prompt: str = PROMPT) -> tuple[str, str]:
+    """The plain and the steered text."""
+    page.get_by_label("Prompt").fill(prompt)
+    forget(page, "#generate-message p")
+    page.get_by_role("button", name="Generate").click()
+    return finished(page)
+
+
+def finished(page: Page) -> tuple[str, str]:
+    expect(page.locator("#generate-message")).to_contain_text("Ended: ")
+    plain, steered = (page.locator(f"#{name} .text").inner_text() for name in ("plain", "steered"))
+    return plain, steered
+
+
+def few_tokens(page: Page, tokens: int = 30) -> None:
+    page.get_by_label("New tokens").fill(str(tokens))
+
+
+def read(page: Page, text: str = TEXT) -> Locator:
+    page.get_by_role("tab", name="Read").click()
+    page.get_by_label("Text", exact=True).fill(text)
+    page.get_by_role("button", name="Read", exact=True).click()
+    tokens = page.locator("#tokens .token")
+    expect(tokens.first).to_be_visible()
+    return tokens
+
+
+@contextmanager
+def slowly(run: OpenRun, seconds: float) -> Iterator[list[None]]:
+    """Each pass of the model takes that long; the list grows by one with each."""
+    passes: list[None] = []
+
+    def wait(*_: object) -> None:
+        passes.append(None)
+        time.sleep(seconds)
+
+    hook = run.model.mixer.register_forward_hook(wait)
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+def test_steering_changes_the_text(visit, keep, opened):
+    page = visit()
+    keep(page, "empty")
+    few_tokens(page)
+    plain, same = generate(page)
+    assert plain == same
+    assert plain.startswith(PROMPT)
+    expect(page.locator("#generate-message")).to_contain_text("No concept is steered")
+    search(page, "Steer a concept", "river")
+    keep(page, "search")
+    steer(page, most_used(opened.catalog, 1)[0], 20)
+    expect(page.locator(".steered:visible")).to_have_count(1)
+    again, steered = generate(page)
+    assert again == plain
+    assert steered != plain
+    assert steered.startswith(PROMPT)
+    expect(page.locator("#steered mark")).to_be_visible()
+    keep(page, "steered")
+    page.get_by_role("button", name="Remove").click()
+    expect(page.locator(".steered:visible")).to_have_count(0)
+    assert generate(page) == (plain, plain)
+
+
+def test_sliders_keep_their_values_when_one_is_removed(visit):
+    page = visit()
+    for concept, strength in ((3, 5), (7, -8), (11, 2.5)):
+        steer(page, concept, strength)
+    page.get_by_role("button", name="Remove").nth(0).click()
+    expect(page.locator(".steered:visible")).to_have_count(2)
+    rows = page.locator(".steered:visible")
+    expect(rows.nth(0)).to_contain_text("7 ·")
+    expect(rows.nth(0).get_by_role("spinbutton")).to_have_value("-8")
+    expect(rows.nth(1).get_by_role("spinbutton")).to_have_value("2.5")
+
+
+def test_stop(visit, opened):
+    page = visit()
+    few_tokens(page, 50)
+    page.get_by_label("Prompt").fill(PROMPT)
+    with slowly(opened, 0.2) as passes:
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator("#generate-message")).to_contain_text(re.compile(r"\d tokens …"))
+        assert len(page.locator("#plain .text").inner_text()) > len(PROMPT), "the text is there before its end"
+        page.get_by_role("button", name="Stop").click()
+        expect(page.locator("#generate-message")).to_contain_text("Stopped.")
+        page.wait_for_timeout(600)
+        done = len(passes)
+        page.wait_for_timeout(600)
+        assert len(passes) == done < 50, "the model goes on after Stop"
+
+
+def test_two_visitors_do_not_mix(visit, opened):
+    first, second = visit(), visit()
+    for page in (first, second):
+        few_tokens(page)
+    steer(first, 3, 20)
+    steer(second, 40, 20)
+    alone = [generate(first), generate(second)]
+    assert alone[0][0] == alone[1][0]
+    assert alone[0][1] != alone[1][1]
+    with slowly(opened, 0.05):
+        for page in (first, second):
+            forget(page, "#generate-message p")
+            page.get_by_role("button", name="Generate").click()
+            expect(page.locator("#generate-message")).to_contain_text("tokens …")
+        assert [finished(first), finished(second)] == alone
+    expect(first.locator(".steered:visible")).to_have_count(1)
+
+
+def test_a_token_shows_its_concepts(visit, keep):
+    page = visit()
+    tokens = read(page)
+    assert "".join(tokens.all_inner_texts()).replace(" ", "") == TEXT.replace(" ", "")
+    expect(page.locator(".legend")).to_contain_text("loss (nats)")
+    tokens.nth(4).click()
+    bars = page.locator("#bars li")
+    expect(bars).to_have_count(8)
+    expect(page.locator("#bars h3")).to_contain_text("Token 4")
+    expect(tokens.nth(4)).to_have_attribute("aria-pressed", "true")
+    keep(page, "token")
+    search(page, "Concept to colour by", "river").first.click()
+    expect(page.locator(".legend")).to_contain_text("is mixed in at")
+    expect(page.get_by_role("radio", name="a concept")).to_be_checked()
+    keep(page, "concept")
+    bars.first.click()
+    expect(page.get_by_role("tab", name="Concepts")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#card dl")).to_contain_text("validation tokens")
+
+
+def test_a_concept_has_a_card(visit, keep, opened):
+    page = visit()
+    page.get_by_role("tab", name="Concepts").click()
+    expect(page.locator(".hits button:visible")).to_have_count(8)
+    keep(page, "start")
+    hits = search(page, "Search", "river")
+    at = next(at for at, hit in enumerate(hits.all()) if hit.locator("mark").count())  # it was active somewhere
+    number = hits.nth(at).locator(".id").inner_text()
+    assert int(number) in {found.concept_id for found in find_concepts(opened, "river", 8)}
+    hits.nth(at).click()
+    card = page.locator("#card")
+    expect(card.locator("h3 .id")).to_have_text(number)
+    expect(card).to_contain_text("Makes the teacher say")
+    expect(card.locator(".contexts mark").first).to_be_visible()
+    expect(card.locator("dl")).to_contain_text(re.compile(r"of [\d,]+ validation tokens; mixed in at"))
+    keep(page, "card")
+    page.get_by_role("button", name="Steer with it").click()
+    expect(page.locator(".steered:visible")).to_contain_text(f"{number} ·")
+    page.get_by_role("tab", name="Concepts").click()
+    page.get_by_role("button", name="Colour a text by it").click()
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    page.get_by_role("button", name="Read", exact=True).click()
+    expect(page.locator(".legend")).to_contain_text(f"«{number} ·")
+
+
+def test_mistakes_are_said_in_the_page(visit, keep):
+    page = visit()
+    message = page.locator("#generate-message [role=alert]")
+    page.get_by_role("button", name="Generate").click()
+    expect(message).to_contain_text("there is no text; write one")
+    page.get_by_label("Prompt").fill("river " * 200)
+    page.get_by_role("button", name="Generate").click()
+    expect(message).to_contain_text("this model reads 1 to 64")
+    keep(page, "long")
+    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_label("Seed").fill("-1")
+    page.get_by_role("button", name="Generate").click()
+    expect(message).to_contain_text("seed is -1; expected 0 to")
+    page.get_by_label("Steer a concept").fill("64")
+    expect(page.get_by_text("there is no concept 64; this model has 0 to 63")).to_be_visible()
+    page.get_by_label("Steer a concept").fill("")
+    steer(page, 3, 5)
+    search(page, "Steer a concept", "3").first.click()
+    expect(message).to_contain_text("concept 3 is steered already")
+    page.get_by_role("tab", name="Read").click()
+    page.get_by_role("button", name="Read", exact=True).click()
+    expect(page.locator("#read-message [role=alert]")).to_contain_text("there is no text; write one")
+
+
+EVIL = "<img src=x onerror=alert(1)></button><script>alert(2)</script>{{3}}${alert(4)}`"
+
+
+def test_text_does_not_become_markup(visit, opened):
+    page = visit()
+    few_tokens(page, 2)
+    plain, _ = generate(page, EVIL[:40])
+    assert plain.startswith(EVIL[:40])
+    tokens = read(page, EVIL[:40])
+    tokens.nth(1).click()
+    expect(page.locator("#bars li").first).to_be_visible()
+    page.get_by_role("tab", name="Concepts").click()
+    page.get_by_label("Search").fill(EVIL)
+    expect(page.get_by_text("No concept fits.")).to_be_visible()
+    assert page.locator("img[src=x], .panel script").count() == 0  # and `visit` sees every dialog
+
+
+def test_names_do_not_become_markup(visit, opened):
+    table = opened.catalog.table
+    names = table.column_names.index("name")
+    evil = table.set_column(names, table.schema.field("name"), [[EVIL] * len(table)])
+    catalog = Catalog(opened.catalog.folder, opened.catalog.info, evil)
+    served = build_playground(OpenRun(opened.folder, opened.model, opened.tokenizer, catalog), Limits())
+    page = visit(at=serve(served, "127.0.0.1", None))
+    search(page, "Steer a concept", "river").first.click()
+    expect(page.locator(".steered:visible")).to_contain_text("<img src=x")
+    page.get_by_role("tab", name="Concepts").click()
+    page.locator(".hits button:visible").first.click()
+    expect(page.locator("#card h3")).to_contain_text("<img src=x")
+    assert page.locator("img[src=x]").count() == 0
+    served.close(verbose=False)
+
+
+def test_by_keyboard(visit, keep):
+    page = visit()
+    page.get_by_label("Steer a concept").focus()
+    page.keyboard.type("river")
+    hits = page.locator(".hits button:visible")
+    expect(hits.first).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(hits.first).to_be_focused()
+    keep(page, "hit")
+    page.keyboard.press("Enter")
+    expect(page.locator(".steered:visible")).to_have_count(1)
+    tokens = read(page)
+    tokens.first.focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "End", "Home", "ArrowRight"):
+        page.keyboard.press(key)
+    expect(tokens.nth(1)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#bars h3")).to_contain_text("Token 1")
+    expect(page.locator("#tokens .token[tabindex='0']")).to_have_count(1)
+    outline = tokens.nth(1).evaluate("element => getComputedStyle(element).outlineStyle")
+    assert outline == "solid"
+    keep(page, "token")
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_looks(visit, keep, width, scheme):
+    page = visit({"width": width, "height": 900}, scheme)
+    few_tokens(page)
+    steer(page, 3, 12)
+    steer(page, 40, -6)
+    generate(page)
+    keep(page, "generate")
+    read(page).nth(4).click()
+    expect(page.locator("#bars li").first).to_be_visible()
+    keep(page, "read")
+    page.locator("#bars li button").first.click()
+    expect(page.locator("#card dl")).to_contain_text("validation tokens")
+    keep(page, "concepts")
+    dark = page.evaluate("document.body.classList.contains('dark')")
+    assert dark == (scheme == "dark")
+    for text in page.locator("#card h3, #card .note, #card dd, #card .figure, .hits .where").all()[:8]:
+        if text.is_visible():
+            assert contrast(text) > 4.5, text.inner_text()
+
+
+def contrast(element: Locator) -> float:
+    """Of an element's text against the first background behind it (WCAG 2.2)."""
+    text, ground = element.evaluate(
+        """element => {
+          const opaque = (each) => !/rgba|transparent/.test(getComputedStyle(each).backgroundColor);
+          let behind = element;
+          while (behind.parentElement && !opaque(behind)) behind = behind.parentElement;
+          return [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+        }"""
+    )
+
+    def luminance(colour: str) -> float:
+        parts = [float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3]]
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    light, dark = sorted((luminance(text), luminance(ground)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_without_a_catalogue(visit, opened, keep):
+    served = build_playground(OpenRun(opened.folder, opened.model, opened.tokenizer, None), Limits())
+    page = visit(at=serve(served, "127.0.0.1", None))
+    expect(page.locator("header")).to_contain_text("`cocomix concepts RECIPE` makes one")
+    few_tokens(page)
+    search(page, "Steer a concept", "3").first.click()
+    set_strength(page.locator(".steered:visible"), 20)
+    plain, steered = generate(page)
+    assert plain != steered
+    page.get_by_role("tab", name="Concepts").click()
+    page.get_by_label("Search").fill("river")
+    expect(page.get_by_text("'river' is no number.")).to_be_visible()
+    search(page, "Search", "3").first.click()
+    expect(page.locator("#card h3")).to_contain_text("concept 3")
+    keep(page, "card")
+    served.close(verbose=False)
+
+
+def test_the_browser_may_load_nothing_from_elsewhere(visit, address):
+    page = visit()
+    response = page.request.get(address)
+    assert response.headers["content-security-policy"] == POLICY
+    config = page.request.get(f"{address}config").json()
+    assert config["analytics_enabled"] is False
+    assert "fonts.googleapis" not in page.content() + page.request.get(f"{address}theme.css").text()

@@ -1,0 +1,98 @@
+"""`cocomix app` through the command line; what the page does, tests/browser sees."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import urllib.request
+
+import pytest
+
+from cocomix import cli_app
+from cocomix.cli import main
+
+
+def error(capsys) -> str:
+    """What the command said was wrong: one line."""
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("cocomix: ")]
+    return line
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_it_serves_until_it_is_interrupted(catalogued, monkeypatch, capsys):
+    port, seen = free_port(), []
+
+    def look() -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
+            seen.append((answer.headers["content-security-policy"], answer.read().decode()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_app, "wait", look)
+    assert main(["app", str(catalogued / "students" / "cocomix"), "--port", str(port)]) == 0
+    said = capsys.readouterr()
+    assert f"Page: http://127.0.0.1:{port}" in said.out
+    assert "Warning" not in said.err
+    ((policy, page),) = seen
+    assert "default-src 'self'" in policy
+    assert "fonts.googleapis" not in page
+
+
+def test_another_host_is_warned_of(finished, monkeypatch, capsys):
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_app, "wait", stop)
+    run = finished.folder / "out" / "students" / "cocomix"
+    assert main(["app", str(run), "--host", "0.0.0.0", "--port", str(free_port())]) == 0
+    said = capsys.readouterr().err
+    assert "Warning: the page is served on 0.0.0.0, to everybody who can reach this machine there" in said
+    assert "No concept catalogue beside this run: concepts have numbers only" in said
+
+
+def test_a_port_that_is_taken(finished, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["app", str(finished.folder / "out" / "students" / "cocomix"), "--port", str(port)]) == 2
+    assert f"cannot serve on 127.0.0.1, port {port}" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--port", "99999", "ports are 1 to 65535"),
+        ("--host", "a b", "cannot serve on a b"),
+        ("--host", "192.0.2.1", "cannot serve on 192.0.2.1"),
+        ("--host", "::1", "no IPv6"),
+    ],
+)
+def test_an_address_that_cannot_be(tmp_path, capsys, option, value, said):
+    assert main(["app", str(tmp_path), option, value]) == 2
+    assert said in error(capsys)
+
+
+def test_a_model_without_concepts(finished, capsys):
+    assert main(["app", str(finished.folder / "out" / "students" / "ntp")]) == 2
+    assert "mixes no concepts in; give a run of method cocomix" in error(capsys)
+
+
+def test_no_such_run(tmp_path, capsys):
+    assert main(["app", str(tmp_path / "nowhere")]) == 2
+    assert "no trained model in" in error(capsys)
+
+
+def test_a_time_limit_that_cannot_be(tmp_path, capsys):
+    assert main(["app", str(tmp_path), "--time-limit", "0"]) == 2
+    assert "the time limit is 0 seconds; expected 1 to 3600" in error(capsys)
+
+
+def test_without_gradio(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["app", str(tmp_path)]) == 2
+    assert "install it with: pip install 'cocomix[app]'" in error(capsys)

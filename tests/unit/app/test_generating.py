@@ -1,0 +1,134 @@
+"""Plain and steered texts: what the command line prints, the same numbers for both, and nothing shared by requests."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+import pytest
+import torch
+
+from cocomix import InputError
+from cocomix.app.generating import GumbelSampling, generate_both
+from cocomix.app.limits import Limits
+from cocomix.models.steering import Steering
+from cocomix.steering.generation import GenerationSettings, continuations
+
+PROMPT = "w5 w17 w3"
+GREEDY = GenerationSettings(max_new_tokens=12)
+SAMPLED = GenerationSettings(max_new_tokens=12, temperature=1.5, top_p=0.9, seed=3)
+STEERING = Steering.add({7: 9.0, 21: -4.0})
+
+
+def last(run, settings, steering, seconds=60.0):
+    *_, found = generate_both(run, PROMPT, settings, steering, seconds)
+    return found
+
+
+def test_greedy_texts_are_those_of_the_command_line(opened):
+    run = opened()
+    found = last(run, GREEDY, STEERING)
+    assert [found.plain] == continuations(run, PROMPT, GREEDY, Steering())
+    assert [found.steered] == continuations(run, PROMPT, GREEDY, STEERING)
+    assert found.plain != found.steered
+    assert found.tokens == 12
+    assert found.end == "12 tokens"
+
+
+def test_texts_grow_token_by_token(opened):
+    seen = list(generate_both(opened(), PROMPT, GREEDY, STEERING, 60.0))
+    assert [each.tokens for each in seen] == [*range(1, 13), 12]
+    assert all(later.plain.startswith(earlier.plain) for earlier, later in itertools.pairwise(seen))
+
+
+def test_both_texts_draw_the_same_numbers(opened):
+    run = opened()
+    found = last(run, SAMPLED, Steering())
+    assert found.plain == found.steered
+    steered = last(run, SAMPLED, STEERING)
+    assert steered.plain == found.plain
+    assert steered.steered != found.plain
+    other = last(run, GenerationSettings(max_new_tokens=12, temperature=1.5, top_p=0.9, seed=4), Steering())
+    assert other.plain != found.plain
+
+
+def test_the_noise_samples_from_the_softmax():
+    logits = torch.tensor([[2.0, 0.5, -1.0, 0.0]], dtype=torch.float64)
+    sampling = GumbelSampling(temperature=0.7, top_p=1.0, seed=0)
+    draws = torch.tensor([int(sampling(torch.zeros(1, 1, dtype=torch.long), logits).argmax()) for _ in range(4000)])
+    shares = draws.bincount(minlength=4) / len(draws)
+    assert (shares - (logits[0] / 0.7).softmax(-1)).abs().max() < 0.025
+
+
+def test_top_p_leaves_out_the_rest():
+    logits = torch.tensor([[5.0, 1.0, 0.0]], dtype=torch.float64)
+    sampling = GumbelSampling(temperature=1.0, top_p=0.5, seed=0)
+    assert all(int(sampling(torch.zeros(1, 1, dtype=torch.long), logits).argmax()) == 0 for _ in range(200))
+
+
+def test_requests_at_once_get_what_they_get_alone(opened):
+    run = opened()
+    wishes = [Steering(), Steering.add({7: 9.0}), Steering.add({21: 9.0}), Steering.add({3: -9.0, 30: 9.0})]
+    alone = [last(run, SAMPLED, wish) for wish in wishes]
+    assert len({found.steered for found in alone}) == len(wishes)
+    together, found = threading.Barrier(len(wishes)), {}
+
+    def ask(number: int) -> None:
+        together.wait()
+        found[number] = last(run, SAMPLED, wishes[number])
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(wishes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[number] for number in range(len(wishes))] == alone
+
+
+def test_closing_ends_the_generation(opened):
+    run, passes = opened(), []
+    run.model.mixer.register_forward_hook(lambda *_: passes.append(None))
+    texts = generate_both(run, PROMPT, GenerationSettings(max_new_tokens=50), STEERING, 60.0)
+    next(texts)
+    before = threading.active_count()
+    texts.close()
+    assert threading.active_count() == before - 1
+    done = len(passes)
+    time.sleep(0.05)
+    assert len(passes) == done < 50
+
+
+def test_the_time_limit_ends_it(opened):
+    run = opened()
+    run.model.mixer.register_forward_hook(lambda *_: time.sleep(0.05))
+    found = last(run, GenerationSettings(max_new_tokens=50), STEERING, seconds=0.2)
+    assert 1 <= found.tokens < 20
+    assert found.end == "the time limit of 0.2 seconds"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [("", "the text has 0 tokens"), ("w1 " * 60, "at most 4 can"), ("w1 " * 80, "this model reads 1 to 64")],
+)
+def test_a_prompt_that_does_not_fit(opened, prompt, message):
+    with pytest.raises(InputError, match=message):
+        next(generate_both(opened(), prompt, GREEDY, STEERING, 60.0))
+
+
+def test_a_mistake_in_the_worker_is_raised(opened):
+    run = opened()
+    run.model.mixer.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(generate_both(run, PROMPT, GREEDY, STEERING, 60.0))
+
+
+def test_limits(opened):
+    limits = Limits().for_run(opened())
+    assert (limits.read_tokens, limits.new_tokens) == (64, 63)
+    with pytest.raises(InputError, match="at most 20,000 are read"):
+        limits.check_characters("a" * 20_001)
+    with pytest.raises(InputError, match="there is no text"):
+        limits.check_characters("")
+    with pytest.raises(InputError, match="time limit is 0 seconds"):
+        Limits(seconds=0)
