@@ -88,11 +88,13 @@ def _opened(folder: Path) -> tuple[Subject, PreTrainedModel]:
     Raises:
         InputError: there is no run, or the model mixes nothing.
     """
+    from cocomix.evaluation.record import check_evaluations
     from cocomix.evaluation.subject import open_subject
     from cocomix.models.configuration import CoCoMixConfig
     from cocomix.training.run import RUN_FILE
 
     subject = open_subject(folder)
+    check_evaluations(folder)
     if subject.run is None:
         raise InputError(f"{folder} has no {RUN_FILE}, so nothing says what its concepts are; give a run of cocomix")
     model = subject.model()

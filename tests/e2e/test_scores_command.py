@@ -148,6 +148,8 @@ def test_what_cannot_be_scored_is_told_in_one_line(output: Path, tmp_path: Path,
     (run / "run.json").write_text(json.dumps(info))
     assert "the labels of" in (line := refusal(capsys, what, run)) and "changed since it was trained" in line
     assert not (run / EVALUATION_FILE).exists()
+    (run / EVALUATION_FILE).write_text("[]")
+    assert "does not hold evaluations" in refusal(capsys, what, run)
 
 
 def test_another_teacher_or_sae_is_refused(output: Path, capsys) -> None:

@@ -185,8 +185,9 @@ def _generated(
     limits.check_characters(prompt)
     settings = sampling_settings(new_tokens, temperature, top_p, seed, limits)
     steering = Steering.add(dict(zip(concepts, strengths, strict=False)))
-    same = "" if concepts else " No concept is steered, so both texts are the same."
+    why_same = "The steering changes no token here" if concepts else "No concept is steered"
     for texts in generate_both(run, prompt, settings, steering, limits.seconds):
+        same = f" {why_same}, so both texts are the same." if texts.plain == texts.steered else ""
         yield f"Ended: {texts.end}.{same}" if texts.end else f"{texts.tokens} tokens …", texts
 
 

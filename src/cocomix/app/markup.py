@@ -254,7 +254,7 @@ def _effects(title: str, tokens: Iterable[str], logits: Iterable[float], side: s
 def _context(context: Context, weight: float) -> str:
     source = f'<span class="source">{shown(context.source)}</span>' if context.source else ""
     return (
-        f'<li><span class="figure">{context.activation:.2f}</span>'
+        f'<li><span class="figure">{context.activation:.3g}</span>'
         f'<span class="where" style="{WEIGHT.format(weight)}">{_context_text(context)}</span>{source}</li>'
     )
 

@@ -47,6 +47,17 @@ def coloured(run: OpenRun, reading: Reading | None, colour: str, concept: int | 
     return markup.read_tokens(reading, values, what), markup.legend(values, what, about)
 
 
+def _read(run: OpenRun, limits: Limits, text: str, colour: str, concept: int | None) -> list[Any]:
+    """Message, reading, tokens, legend, bars, and the strongest concepts of the text."""
+    try:
+        found = read_text(run, text, limits)
+    except InputError as problem:
+        return [markup.error(problem), *[gr.skip()] * 5]
+    strongest = [found_concept(run, each) for each in found.strongest(HITS)]
+    listed = '<p class="note">The strongest in this text:</p>' + markup.brief_hits(strongest, COLOUR)
+    return ["", found, *coloured(run, found, colour, concept), NO_TOKEN, listed]
+
+
 def read_view(run: OpenRun, limits: Limits) -> ReadView:
     """Lay out the view and join its parts."""
     reading, concept = gr.State(None), gr.State(None)
@@ -71,18 +82,9 @@ def read_view(run: OpenRun, limits: Limits) -> ReadView:
         with gr.Column(scale=5, min_width=320):
             bars = chooser(NO_TOKEN, elem_id="bars", elem_classes="panel")
 
-    def read(text: str, colour: str, concept: int | None) -> list[Any]:
-        try:
-            found = read_text(run, text, limits)
-        except InputError as problem:
-            return [markup.error(problem), *[gr.skip()] * 5]
-        strongest = [found_concept(run, each) for each in found.strongest(HITS)]
-        listed = '<p class="note">The strongest in this text:</p>' + markup.brief_hits(strongest, COLOUR)
-        return ["", found, *coloured(run, found, colour, concept), NO_TOKEN, listed]
-
     gr.on(
         [start.click, text.submit],
-        read,
+        lambda *given: _read(run, limits, *given),
         [text, colour, concept],
         [message, reading, tokens, legend, bars, concepts.found],
         show_progress="minimal",
