@@ -118,6 +118,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _dispatch(arguments: list[str]) -> int:
     command = arguments[0] if arguments else ""
+    if processes.count() > 1 and command not in (QUICKSTART, *RECIPE_COMMANDS):
+        if not processes.is_first():
+            return USER_ERROR
+        raise InputError(f"cocomix {command} runs in one process; start it without torchrun")
     if command == "concepts" and arguments[1:2] and arguments[1] in cli_concepts.COMMANDS:
         return cli_concepts.run(arguments[1:])
     if command == EVALUATE:

@@ -24,6 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in cli_scores.COMMANDS:
         return cli_scores.run(arguments)
     options = _parser().parse_args(arguments)
+    _check(options)
     for name in ("limit", "batch_size"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}; give 1 or more")
@@ -58,6 +59,15 @@ def run(arguments: Sequence[str]) -> int:
         show("\n\n".join(evaluation_tables({options.run.name: [asdict(each) for each in found]})))
         say(f"Kept in {options.run / EVALUATION_FILE}")
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise InputError for options that have no effect together."""
+    of_text = [f"--{name.replace('_', '-')}" for name in ("window", "stride") if getattr(options, name) is not None]
+    if of_text and options.tasks is not None and options.text is None:
+        raise InputError(f"{', '.join(of_text)} has no effect on --tasks; leave it out, or give --text too")
+    if options.tasks is None and (options.data is not None or options.tasks_path is not None):
+        raise InputError("--data and --tasks-path have no effect without --tasks; name the tasks, or leave them out")
 
 
 def _parser() -> argparse.ArgumentParser:

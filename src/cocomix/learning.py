@@ -19,7 +19,7 @@ from cocomix.data.streaming import BlockStream, open_stream
 from cocomix.distillation.predictions import load_predictions
 from cocomix.evaluation.flops import (
     BACKWARD,
-    LabellingFlops,
+    ConceptFlops,
     forward_flops_per_token,
     labelling_flops_per_token,
 )
@@ -89,12 +89,12 @@ def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> int:
     return 0
 
 
-def sae_training_flops(pipeline: Pipeline, teacher: PreTrainedModel, d_sae: int) -> int:
+def sae_training_flops(pipeline: Pipeline, teacher: PreTrainedModel, d_sae: int) -> ConceptFlops:
     """Of training the SAE: the teacher up to the tap, and encoder and decoder forward and backward, for each token."""
     config = pipeline.recipe.sae
     tap = forward_flops_per_token(teacher, pipeline.recipe.block_size, up_to_layer=config.teacher_layer)
     both = 2 * 2 * d_sae * teacher.config.get_text_config().hidden_size
-    return config.training_tokens * (tap + (1 + BACKWARD) * both)
+    return ConceptFlops(config.training_tokens * tap, config.training_tokens * (1 + BACKWARD) * both)
 
 
 def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Preparation]:
@@ -124,7 +124,7 @@ def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Prepara
     return found
 
 
-def labelling_flops(pipeline: Pipeline, teacher: PreTrainedModel, sae: SparseAutoencoder) -> LabellingFlops:
+def labelling_flops(pipeline: Pipeline, teacher: PreTrainedModel, sae: SparseAutoencoder) -> ConceptFlops:
     """What labelling computes per token."""
     recipe = pipeline.recipe
     return labelling_flops_per_token(teacher, recipe.sae.teacher_layer, sae.d_sae, sae.max_active, recipe.block_size)

@@ -159,7 +159,7 @@ def make_sae(pipeline: Pipeline) -> Made:
             "d_sae": sae.d_sae,
             "k": sae.max_active,
             "quality": quality,
-            "training_flops": None if config.source else sae_training_flops(pipeline, teacher, sae.d_sae),
+            "training_flops": None if config.source else sae_training_flops(pipeline, teacher, sae.d_sae).total,
         },
     )
 

@@ -71,11 +71,12 @@ class Pipeline:
         everything = self.stages()
         if name == "students":
             return everything
+        said_by_teacher = [*self._labels_stages.values(), *self._predictions_stages.values()]
         goals = {
             "corpus": [self.corpus_stage],
             "teacher": [self.teacher_stage],
             "sae": [self.sae_stage],
-            "labels": [stage for stage in everything if stage.together],
+            "labels": [stage for stage in everything if stage in said_by_teacher],
             "catalog": [self.catalog_stage] if self.labels_stage in everything else [],
         }[name]
         if not goals or not {*goals} <= {*everything, self.catalog_stage}:

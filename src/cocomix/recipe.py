@@ -27,6 +27,9 @@ from cocomix.models.building import BackboneConfig
 from cocomix.suggest import did_you_mean
 from cocomix.training.config import PARALLEL, PRECISIONS, TrainingConfig
 
+LARGEST_SEED = 2**32
+"""Where numpy's seeds end."""
+
 
 @dataclass
 class TeacherConfig:
@@ -149,6 +152,9 @@ class Recipe:
                 f"tokenizer.vocab_size is {self.tokenizer.vocab_size}; expected {MIN_VOCAB_SIZE} or more, "
                 "for the 256 bytes and end-of-text"
             )
+        for name, seed in [("seed", self.seed), *(("seeds", seed) for seed in self.seeds or [])]:
+            if not 0 <= seed < LARGEST_SEED:
+                found.append(f"{name} has {seed}; expected a number from 0 to {LARGEST_SEED - 1}")
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             found.append(f"seeds is {self.seeds}; give one or more, each once, or leave it out")
         if not self.students:

@@ -109,16 +109,21 @@ class Stage:
         inputs = {needed.name: needed.record().fingerprint for needed in self.needs}
         if processes.is_first():
             self._claim({"settings": self.settings, "inputs": inputs})
-        if not self.together and (files.partial(self.folder) / RECORD_FILE).is_file():
-            self._name()  # killed when all was made
+        self._meet()
+        if (files.partial(self.folder) / RECORD_FILE).is_file():  # killed when all was made
+            self._meet()
+            if processes.is_first():
+                self._name()
             return
-        if self.together:
-            processes.wait_for_all()
         made = self.make()
-        if self.together:
-            processes.wait_for_all()
+        self._meet()
         if processes.is_first():
             self._finish(inputs, made)
+
+    def _meet(self) -> None:
+        """Those who make it go on together."""
+        if self.together:
+            processes.wait_for_all()
 
     def _finish(self, inputs: dict[str, str], made: Made) -> None:
         record = Record(self.settings, inputs, made.fingerprint, made.summary)

@@ -52,16 +52,12 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
     """
     pipeline = Pipeline(recipe)
     if processes.is_first():
+        _check_only(recipe, only)
         pipeline.stages_until(until)  # refuses a stage that the recipe has not, before the others can
         preflight.check(pipeline, with_catalog=until == "catalog")
     processes.call_others()
     stages = pipeline.stages_until(until)
     if only is not None:
-        if only not in recipe.students:
-            raise InputError(
-                f"--only is {only!r}; the recipe's students are {', '.join(recipe.students)}"
-                + did_you_mean(only, recipe.students)
-            )
         own = [pipeline.student_stages[only, seed] for seed in recipe.student_seeds()]
         stages = list(dict.fromkeys(needed for stage in own for needed in stage.with_needs()))
     complete = all(stage.is_done() for stage in stages)
@@ -73,6 +69,12 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
     if complete and not repaired and processes.is_first():
         say(f"Nothing to do: everything is in {pipeline.folder} already.")
     return pipeline
+
+
+def _check_only(recipe: Recipe, only: str | None) -> None:
+    if only is not None and only not in recipe.students:
+        known, hint = ", ".join(recipe.students), did_you_mean(only, recipe.students)
+        raise InputError(f"--only is {only!r}; the recipe's students are {known}{hint}")
 
 
 def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:
@@ -126,7 +128,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
         inputs["catalog"] = fingerprint.of_json(catalog.names)
     if (report / RESULTS).is_file():
         results = files.read_json(report / RESULTS)
-        if results["inputs"] == inputs:
+        if results.get("inputs") == inputs:
             return results
     results = {
         "name": recipe.name,

@@ -366,6 +366,41 @@ def test_comparing_what_cannot_be_compared(
     assert "not a report" in capsys.readouterr().err
 
 
+def test_seeds_beyond_what_generators_take_are_refused_first(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner = recipe(seeds=[0, -1, 2**32])
+    assert runner("run") == 2
+    assert [line.partition("; ")[0] for line in capsys.readouterr().err.strip().splitlines()] == [
+        "cocomix: seeds has -1",
+        f"cocomix: seeds has {2**32}",
+    ]
+    assert not (runner.folder / "out").exists()
+
+
+def test_a_comparison_in_the_place_of_the_report_gives_way_to_it(
+    finished: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished.folder / "out", out)
+    shutil.rmtree(out / "report")
+    assert main(["compare", str(out / "students" / "ntp"), "--output", str(out / "report")]) == 0
+    assert finished("run", "--output", str(out)) == 0
+    assert "cocomix" in json.loads((out / "report" / "results.json").read_text())["groups"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "plan", "inspect"])
+def test_what_is_done_in_one_process_is_told_once(
+    command: str, finished: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert main([command, str(finished.folder / "out" / "students" / "ntp")]) == 2
+    told = f"cocomix: cocomix {command} runs in one process; start it without torchrun"
+    assert capsys.readouterr().err.strip().splitlines() == [told]
+
+
 def test_an_unknown_student(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     runner = recipe()
     assert runner("train", "--only", "cocmix") == 2

@@ -175,6 +175,8 @@ def test_stage_commands_stop_at_their_stage(recipe: Any) -> None:
     assert [path.name for path in out.iterdir()] == ["corpus"]
     assert runner("teacher") == 0
     assert {path.name for path in out.iterdir()} == {"corpus", "teacher"}
+    assert runner("label") == 0
+    assert {path.name for path in out.iterdir()} == {"corpus", "teacher", "sae", "labels"}
 
 
 def test_only_trains_one_student_and_needs_no_labels_for_ntp(recipe: Any) -> None:

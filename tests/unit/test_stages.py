@@ -21,8 +21,8 @@ def made() -> list[str]:
     return []
 
 
-@pytest.fixture
-def stage(tmp_path: Path, made: list[str]) -> Stage:
+@pytest.fixture(params=[False, True], ids=["by one process", "together"])
+def stage(tmp_path: Path, made: list[str], request: pytest.FixtureRequest) -> Stage:
     folder = tmp_path / "sae"
 
     def make() -> Made:
@@ -34,7 +34,7 @@ def stage(tmp_path: Path, made: list[str]) -> Stage:
             (unfinished / name / "state").touch()
         return Made("the fingerprint", {"figure": 1})
 
-    return Stage("sae", folder, {"d_sae": 8}, (), make)
+    return Stage("sae", folder, {"d_sae": 8}, (), make, together=request.param)
 
 
 def assert_finished(stage: Stage) -> None:

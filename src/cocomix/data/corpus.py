@@ -36,7 +36,7 @@ class StreamingConfig:
     Attributes:
         sample_megabytes: training text that is stored, from the beginning of the source, for what is made once:
             the tokenizer, the sparse autoencoder, the catalogue. (Of token files, megabytes of tokens.)
-        validation_megabytes: validation text that is stored.
+        validation_megabytes: validation text that is stored; a `validation_source` is stored whole.
         shuffle_blocks: so many blocks are held in memory and shuffled, by each process.
     """
 
@@ -192,9 +192,7 @@ def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
         if config.validation_source is not None:
             for document in sieve.distinct(config.validation_source, config.text_field):
                 validation.add(document)
-                if validation.is_full():
-                    break
-            validation.limit = validation.bytes
+            validation.limit = 0
         for document in islice(sieve.distinct(config.source, config.text_field), config.max_documents):
             held_out = config.validation_source is None and is_held_out(document.digest, config.validation_fraction)
             side = validation if held_out else train

@@ -94,7 +94,9 @@ def compare_to_baseline(group: Group, baseline: Group) -> Comparison:
     flops = None if tokens is None else tokens * run.training_flops_per_token
     paired = None
     if group.documents is not None and baseline.documents is not None:
-        paired = paired_difference(group.documents, baseline.documents)
+        counts = [each.tokens for each in (*group.documents, *baseline.documents)]
+        if all(np.array_equal(each, counts[0]) for each in counts):  # else equal blocks of other documents
+            paired = paired_difference(group.documents, baseline.documents)
     return Comparison(
         run=group.name,
         baseline=baseline.name,
@@ -182,7 +184,9 @@ def _grouped(folders: Sequence[Path], runs: Sequence[Run]) -> list[Group]:
 
 def _kind(run: Run) -> str:
     recipe = {key: value for key, value in run.recipe.items() if key not in NOT_OF_THE_MODEL}
-    return fingerprint.of_json([run.name, run.recipe["students"].get(run.name), recipe])
+    # What another student, matched to, has made of it; and text that changed under the same name.
+    came_out = [run.stored_parameters, run.training_flops_per_token, run.teacher_flops_per_token, run.corpus]
+    return fingerprint.of_json([run.name, run.recipe["students"].get(run.name), recipe, *came_out])
 
 
 def _documents(folders: list[Path]) -> list[DocumentLosses] | None:

@@ -6,7 +6,7 @@ N documents, or blocks where the corpus has no documents.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +97,9 @@ def document_losses(
 
 
 def save_document_losses(losses: DocumentLosses, folder: Path) -> None:
-    """Into the folder of a run."""
-    np.savez_compressed(folder / LOSSES_FILE, **asdict(losses))
+    """Into the folder of a run; only of documents that have predicted tokens, which whole blocks decide."""
+    read = losses.tokens > 0
+    np.savez_compressed(folder / LOSSES_FILE, nll=losses.nll[read], tokens=losses.tokens[read])
 
 
 def load_document_losses(folder: Path) -> DocumentLosses | None:
@@ -121,8 +122,6 @@ def paired_difference(ours: list[DocumentLosses], theirs: list[DocumentLosses]) 
     """
     tokens = ours[0].tokens
     apart = np.mean([each.nll for each in ours], axis=0) - np.mean([each.nll for each in theirs], axis=0)
-    kept = tokens > 0
-    apart, tokens = apart[kept], tokens[kept]
     interval = percentile_interval(bootstrap_ratios(apart, tokens))
     return PairedDifference(float(apart.sum() / tokens.sum()), interval, _p_of_signs(apart), len(tokens))
 

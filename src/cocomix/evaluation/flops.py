@@ -66,13 +66,11 @@ def training_flops_per_token(model: PreTrainedModel, block_size: int) -> int:
     return (1 + BACKWARD) * forward_flops_per_token(model, block_size)
 
 
-class LabellingFlops(NamedTuple):
-    """FLOPs of labelling one token."""
+class ConceptFlops(NamedTuple):
+    """FLOPs of what makes concepts, by who does them."""
 
     teacher: int
-    """Forward pass, and the gradient of its activations back to the tap."""
     sae: int
-    """Encoder, and the active directions against the gradient."""
 
     @property
     def total(self) -> int:
@@ -82,12 +80,16 @@ class LabellingFlops(NamedTuple):
 
 def labelling_flops_per_token(
     teacher: PreTrainedModel, teacher_layer: int, d_sae: int, active: int, block_size: int
-) -> LabellingFlops:
-    """FLOPs of labelling, per token."""
+) -> ConceptFlops:
+    """FLOPs of labelling, per token.
+
+    The teacher's are its forward pass and the gradient of its activations back to the tap, the SAE's its encoder and
+    the active directions against the gradient.
+    """
     blocks = decoder_blocks(teacher)
     above = linear_flops(blocks[teacher_layer + 1 :]) + linear_flops(teacher.get_output_embeddings())
     above += 2 * attention_flops(teacher, len(blocks) - teacher_layer - 1, block_size)
     width = teacher.config.get_text_config().hidden_size
-    return LabellingFlops(
+    return ConceptFlops(
         teacher=forward_flops_per_token(teacher, block_size) + above, sae=2 * d_sae * width + 2 * active * width
     )

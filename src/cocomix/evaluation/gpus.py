@@ -31,12 +31,12 @@ GPUS = {
     "L4": Gpu(22 * GIB, 121e12, 30.3e12),
     "RTX 4090": Gpu(23.5 * GIB, 165e12, 82.6e12),
 }
-"""By what torch's name of the device contains; a name that contains another's comes first."""
+"""By words of torch's name of the device."""
 
 
 def peak_flops(device: torch.device) -> float | None:
     """Half-precision FLOPs per second of a GPU; None of a CPU, or where they are not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((gpu.half for part, gpu in GPUS.items() if part in name), None)
+    words = f" {torch.cuda.get_device_name(device).replace('-', ' ')} "
+    return next((gpu.half for name, gpu in GPUS.items() if f" {name} " in words), None)

@@ -121,7 +121,8 @@ def _own_texts(subject: Subject) -> Iterable[str]:
     source = subject.run.recipe["corpus"]["source"]
     if is_nanogpt_folder(source):
         return validation_texts(Path(source), subject.tokenizer)
-    raise InputError(f"the corpus that {subject.folder} was trained on is not beside it; give --text SOURCE")
+    reason = "is not beside it" if subject.corpus is None else "is of tokens, whose text was not kept"
+    raise InputError(f"the corpus that {subject.folder} was trained on {reason}; give --text SOURCE")
 
 
 def _training_frequencies(subject: Subject) -> np.ndarray | None:

@@ -51,17 +51,10 @@ def _relative(ratio: float) -> str:
 def caveats(results: dict[str, Any]) -> list[str]:
     """What a difference in these results means, and what it leaves out."""
     students = results["students"].values()
-    seeds = sorted({student["seed"] for student in students})
     largest = max(student["tokens"] for student in students)
-    once = any(len(members) == 1 for members in results["groups"].values())
     lines = [
-        f"One seed ({', '.join(map(str, seeds))}) per student: how much these figures vary from seed to seed "
-        "was not measured, so a small difference may be chance; the interval over validation documents does not "
-        "know of it."
-        if once
-        else f"Seeds {', '.join(map(str, seeds))}: the deviation from seed to seed says what training again changes, "
-        "the interval over validation documents what other validation text would.",
-        f"Trained on {largest:,} tokens, which is small: nothing here says how larger models or longer runs compare.",
+        _of_seeds(results),
+        f"Trained on {largest:,} tokens: nothing here says how larger models or longer runs compare.",
     ]
     cost = preparation_flops(results)
     if cost:
@@ -77,6 +70,24 @@ def caveats(results: dict[str, Any]) -> list[str]:
     if len({student["environment"]["hardware"] for student in students}) > 1:
         lines.append("These runs were trained on different hardware: their times do not compare.")
     return lines
+
+
+def _of_seeds(results: dict[str, Any]) -> str:
+    """What is known of chance in the training."""
+    seeds = ", ".join(map(str, sorted({student["seed"] for student in results["students"].values()})))
+    once = [name for name, members in results["groups"].items() if len(members) == 1]
+    if not once:
+        return (
+            f"Seeds {seeds}: the deviation from seed to seed says what training again changes, the interval over "
+            "validation documents what other validation text would."
+        )
+    of_whom = (
+        f"One seed ({seeds}) per student" if len(once) == len(results["groups"]) else f"One seed of {', '.join(once)}"
+    )
+    return (
+        f"{of_whom}: how much these figures vary from seed to seed was not measured, so a small difference may be "
+        "chance; the interval over validation documents does not know of it."
+    )
 
 
 def preparation_flops(results: dict[str, Any]) -> dict[str, float]:

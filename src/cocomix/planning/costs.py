@@ -80,8 +80,8 @@ class StudentPlan:
         tokens: that it reads.
         steps: of the optimiser.
         flops_per_token: of a training step.
-        flops: of the whole training.
-        hours: that it takes.
+        flops: of the whole training, with every seed.
+        hours: that they take.
         memory: peak memory per GPU in each phase, by how the GPUs share the work.
     """
 

@@ -93,7 +93,7 @@ class _Planner:
             device=self.device,
         )
         tokens = training.steps() * training.tokens_per_step
-        hours = self._hours(per_token.times(tokens), training)
+        flops = per_token.times(tokens * len(recipe.student_seeds()))
         return StudentPlan(
             name=name,
             method=student.method,
@@ -102,8 +102,8 @@ class _Planner:
             tokens=tokens,
             steps=training.steps(),
             flops_per_token=per_token,
-            flops=per_token.times(tokens),
-            hours=hours * (1 if recipe.seeds is None else len(recipe.seeds)),
+            flops=flops,
+            hours=self._hours(flops, training),
             memory={how: memory.peaks(how, self.on.count) for how in dict.fromkeys(("ddp", "fsdp", recipe.parallel))},
         )
 
@@ -117,8 +117,8 @@ class _Planner:
             found.append(self._teacher_training())
         if labelled and recipe.sae.source is None:
             with torch.device("meta"):
-                flops = Flops(sae=sae_training_flops(pipeline, pipeline.teacher(), pipeline.sae_sizes.d_sae))
-            found.append(self._made(pipeline.sae_stage, flops))
+                flops = sae_training_flops(pipeline, pipeline.teacher(), pipeline.sae_sizes.d_sae)
+            found.append(self._made(pipeline.sae_stage, Flops(teacher=flops.teacher, sae=flops.sae)))
         kinds = {pipeline.labels_stage_of(own).name: own for own in map(recipe.labels_of, labelled)}
         found += [self._labels(own) for own in kinds.values() if not own.online]
         predicted = [student.distillation_config() for student in students]
@@ -237,7 +237,11 @@ class _Planner:
     def _corpus_tokens(self, given: int | None) -> int:
         """Training tokens of the corpus: as packed, else as given, else as published, else a guess that is said."""
         recipe, pipeline = self.recipe, self.pipeline
+        if given is not None and given < 1:
+            raise InputError(f"--corpus-tokens is {given}; expected 1 or more")
         if pipeline.corpus_stage.is_done():
+            if given is not None:
+                pipeline.remarks.append("the corpus is packed, so its tokens are known: --corpus-tokens has no effect")
             return pipeline.corpus().info.train_blocks * recipe.block_size
         if given is not None:
             return given

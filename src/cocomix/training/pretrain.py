@@ -108,7 +108,7 @@ def pretrain(
     processes.wait_for_all()
     checkpoint = last_complete_checkpoint(unfinished) if unfinished.exists() else None
     if checkpoint is not None and step_of(checkpoint) == config.steps():  # cut off after its last step
-        load_model(model, str(checkpoint / "model.safetensors"))
+        load_model(model.to(processes.device()), str(checkpoint / "model.safetensors"))
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         timer.restore(trainer.state)
     else:

@@ -124,10 +124,8 @@ class ObjectiveTrainer(Trainer):
         batches = self.objective.prepare([self._prepare_inputs(batch) for batch in batches])
         self._steps_in_parts += 1
         counted = [self.objective.count(batch) for batch in batches]
-        counts = {
-            name: torch.stack([c[name] for c in counted]).sum().clamp(min=1).to(device) for name in (counted or [{}])[0]
-        }
-        return batches, {name: self.accelerator.reduce(count) for name, count in counts.items()}
+        counts = {name: torch.stack([c[name] for c in counted]).sum().to(device) for name in (counted or [{}])[0]}
+        return batches, {name: self.accelerator.reduce(count).clamp(min=1) for name, count in counts.items()}
 
     def compute_loss(
         self,

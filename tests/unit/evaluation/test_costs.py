@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from cocomix.evaluation.compare import _kind
 from cocomix.evaluation.costs import AXES, at_equal_cost
 from cocomix.training.run import Run
 
@@ -54,6 +55,16 @@ def test_losses_at_the_cost_of_the_cheapest(axis: str, budget: float, losses: li
     found = at_equal_cost([RUN, COCOMIX, KD], AXES[axis])
     assert found.budget == budget
     assert found.losses == [loss and pytest.approx(loss) for loss in losses]
+
+
+def test_seeds_of_one_model_are_a_group_and_another_model_is_not() -> None:
+    recipe = {"training": {}, "students": {"ntp": {"match": "cocomix"}, "cocomix": {"width": 8}}}
+    one = replace(RUN, recipe=recipe)
+    other_seed = replace(one, seed=1)
+    matched_to_another = replace(other_seed, stored_parameters=2)
+    of_other_text = replace(other_seed, corpus="of more documents, the same validation")
+    assert _kind(one) == _kind(other_seed)
+    assert len({_kind(each) for each in (one, matched_to_another, of_other_text)}) == 3
 
 
 def test_what_is_shared_with_more_runs_costs_each_less() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,13 @@ from datasets import Dataset
 from scipy import stats
 
 from cocomix.data.documents import DocumentTokens
-from cocomix.evaluation.documents import DocumentLosses, document_losses, paired_difference
+from cocomix.evaluation.documents import (
+    DocumentLosses,
+    document_losses,
+    load_document_losses,
+    paired_difference,
+    save_document_losses,
+)
 from cocomix.evaluation.validation import evaluate_model
 
 
@@ -70,10 +78,14 @@ def test_equal_models_differ_by_chance() -> None:
     assert sum(each.p_value < 0.05 for each in covered) <= 7
 
 
-def test_seeds_are_averaged_and_empty_documents_left_out() -> None:
-    tokens = np.array([10, 0, 30])
-    ours = [DocumentLosses(np.array([10.0, 0.0, 60.0]), tokens), DocumentLosses(np.array([20.0, 0.0, 90.0]), tokens)]
-    theirs = [DocumentLosses(np.array([20.0, 0.0, 60.0]), tokens)]
+def test_seeds_are_averaged_and_empty_documents_left_out(tmp_path: Path) -> None:
+    def kept(nll: list[float]) -> DocumentLosses:
+        save_document_losses(DocumentLosses(np.array(nll), np.array([10, 0, 30])), tmp_path)
+        loaded = load_document_losses(tmp_path)
+        assert loaded is not None
+        return loaded
+
+    ours, theirs = [kept([10.0, 0.0, 60.0]), kept([20.0, 0.0, 90.0])], [kept([20.0, 0.0, 60.0])]
     found = paired_difference(ours, theirs)
     assert found.difference == pytest.approx((15 - 20 + 75 - 60) / 40)
     assert found.documents == 2

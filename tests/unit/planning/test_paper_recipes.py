@@ -151,6 +151,7 @@ def test_the_command_prints_tables_or_json(capsys) -> None:
         (["--gpu", "h101"], "--gpu is 'h101'"),
         (["--gpus", "0"], "--gpus is 0"),
         (["--gpus", "3"], "multiple of blocks_per_batch × block_size × GPUs"),
+        (["--corpus-tokens", "0"], "--corpus-tokens is 0"),
         (["--utilisation", "40"], "--utilisation is 40"),
         (["--only", "ntp"], "--only is 'ntp'"),
         (["--training.blocks_per_bach", "4"], "unknown recipe key"),
