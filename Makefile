@@ -8,10 +8,10 @@ quickstart: .venv/quickstart.installed
 	$(BIN)/cocomix quickstart
 
 test: .venv/dev.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu and not browser"
 
 test-slow: .venv/dev.installed
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 # Needs a Chromium, as Debian's package `chromium`. COCOMIX_SCREENSHOTS names a folder for the pictures that it takes.
 test-browser: .venv/dev.installed

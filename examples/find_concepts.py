@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 from cocomix.catalog.search import open_catalog
 from cocomix.concepts.label_store import load_labels
 from cocomix.evaluation.concepts import concept_predictions
+from cocomix.evaluation.prediction import training_frequencies
 
 run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart/students/cocomix")
 words = sys.argv[2] if len(sys.argv) > 2 else "import"
@@ -15,8 +16,9 @@ catalog = open_catalog(run.parents[1] / "catalog")
 model = AutoModelForCausalLM.from_pretrained(run).eval()
 
 # How well the model predicts each of them, over some validation blocks: counts for all concepts at once.
-blocks = load_labels(run.parents[1] / "labels").validation
-counts = concept_predictions(model, blocks.select(range(min(32, len(blocks)))), batch_size=8)
+labelled = load_labels(run.parents[1] / "labels")
+blocks = labelled.validation.select(range(min(32, len(labelled.validation))))
+counts = concept_predictions(model, blocks, training_frequencies(labelled), batch_size=8)
 
 for hit in catalog.search(words, limit=3):
     concept = catalog.concept(hit.concept_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,21 +22,22 @@ from cocomix.models.building import BackboneConfig, backbone_config
 from cocomix.models.checking import check_backbone
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
+from cocomix.stages import Stage
 from cocomix.students import student_config
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
-def check(pipeline: Pipeline, with_catalog: bool = False) -> None:
+def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
     """Raise one InputError with a line for each thing that cannot work.
 
     Settings first, then what is in the output folder, then what the recipe points at; sizes are tried on
-    models without memory.
+    models without memory. The whole recipe is checked, though only the stages `wanted` are to be made.
     """
     recipe = pipeline.recipe
-    _raise(recipe.problems())
-    stages = [*pipeline.stages(), *(pipeline.stages_until("catalog") if with_catalog else [])]
-    _raise([line for stage in dict.fromkeys(stages) for line in stage.problems()])
+    _raise(recipe.problems() + _sharing_problems(pipeline, wanted))
+    _raise([line for stage in dict.fromkeys([*pipeline.stages(), *wanted]) for line in stage.problems()])
+    with_catalog = pipeline.catalog_stage in wanted
     problems: list[str] = []
 
     def attempt(check: Callable[[], object]) -> None:
@@ -76,6 +77,17 @@ def check(pipeline: Pipeline, with_catalog: bool = False) -> None:
         for name in recipe.students:
             attempt(partial(_check_student, pipeline, name))
     _raise(list(dict.fromkeys(problems)))
+
+
+def _sharing_problems(pipeline: Pipeline, wanted: Sequence[Stage]) -> list[str]:
+    """Trainings among the stages to be made that these processes cannot share."""
+    recipe, missing = pipeline.recipe, [stage for stage in wanted if not stage.is_done()]
+    trainings = {}
+    if any(stage in missing for stage in pipeline.student_stages.values()):
+        trainings["training"] = recipe.training
+    if recipe.trains_teacher() and pipeline.teacher_stage in missing:
+        trainings["teacher.training"] = recipe.teacher.training
+    return [f"{name}.{line}" for name, each in trainings.items() for line in each.sharing_problems(recipe.block_size)]
 
 
 def _raise(problems: list[str]) -> None:

@@ -52,14 +52,9 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
     """
     pipeline = Pipeline(recipe)
     if processes.is_first():
-        _check_only(recipe, only)
-        pipeline.stages_until(until)  # refuses a stage that the recipe has not, before the others can
-        preflight.check(pipeline, with_catalog=until == "catalog")
+        preflight.check(pipeline, _wanted(pipeline, until, only))
     processes.call_others()
-    stages = pipeline.stages_until(until)
-    if only is not None:
-        own = [pipeline.student_stages[only, seed] for seed in recipe.student_seeds()]
-        stages = list(dict.fromkeys(needed for stage in own for needed in stage.with_needs()))
+    stages = _wanted(pipeline, until, only)
     complete = all(stage.is_done() for stage in stages)
     finished = [stage for stage in stages if stage.is_done()]
     if not complete:
@@ -71,10 +66,16 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
     return pipeline
 
 
-def _check_only(recipe: Recipe, only: str | None) -> None:
-    if only is not None and only not in recipe.students:
+def _wanted(pipeline: Pipeline, until: str, only: str | None) -> list[Stage]:
+    """The stages to be made; InputError for one that the recipe has not."""
+    if only is None:
+        return pipeline.stages_until(until)
+    recipe = pipeline.recipe
+    if only not in recipe.students:
         known, hint = ", ".join(recipe.students), did_you_mean(only, recipe.students)
         raise InputError(f"--only is {only!r}; the recipe's students are {known}{hint}")
+    own = [pipeline.student_stages[only, seed] for seed in recipe.student_seeds()]
+    return list(dict.fromkeys(needed for stage in own for needed in stage.with_needs()))
 
 
 def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:

@@ -51,7 +51,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_any_number_of_processes_makes_the_same_files(processes, finished: Runner, unlabelled: Runner) -> None:
     process = labelling(unlabelled, processes)
     assert process.wait(timeout=240) == 0, (unlabelled.folder / "log").read_text()

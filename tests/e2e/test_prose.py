@@ -13,7 +13,7 @@ from cocomix.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+@pytest.mark.parametrize("model_type", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_prose(prose: Path, model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {
         "corpus.source": prose / "train",

@@ -74,12 +74,11 @@ class TrainingConfig:
         found = [f"{name} is {getattr(self, name)}; expected 1 or more" for name in counts if getattr(self, name) < 1]
         if found:
             return found
-        batch, several = self.blocks_per_batch * block_size, processes.count()
-        if self.tokens_per_step % (batch * several):
-            times, value = (" × processes", f" × {several}") if several > 1 else ("", "")
+        batch = self.blocks_per_batch * block_size
+        if self.tokens_per_step % batch:
             found.append(
-                f"tokens_per_step is {self.tokens_per_step}; it must be a multiple of blocks_per_batch × block_size"
-                f"{times} = {self.blocks_per_batch} × {block_size}{value} = {batch * several}"
+                f"tokens_per_step is {self.tokens_per_step}; it must be a multiple of blocks_per_batch × block_size = "
+                f"{self.blocks_per_batch} × {block_size} = {batch}"
             )
         if self.max_tokens < self.tokens_per_step:
             found.append(f"max_tokens is {self.max_tokens}, less than one step of {self.tokens_per_step} tokens")
@@ -101,6 +100,16 @@ class TrainingConfig:
         if not self.learning_rate > 0:
             found.append(f"learning_rate is {self.learning_rate}; it must be above 0")
         return found
+
+    def sharing_problems(self, block_size: int) -> list[str]:
+        """Why these processes cannot share a training in equal parts, a line; nothing if they can."""
+        batch, several = self.blocks_per_batch * block_size, processes.count()
+        if several == 1 or self.tokens_per_step % (batch * several) == 0:
+            return []
+        return [
+            f"tokens_per_step is {self.tokens_per_step}; it must be a multiple of blocks_per_batch × block_size × "
+            f"processes = {self.blocks_per_batch} × {block_size} × {several} = {batch * several}"
+        ]
 
     def _report_problems(self) -> list[str]:
         if not self.report_to:

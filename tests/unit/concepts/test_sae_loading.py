@@ -208,6 +208,8 @@ def test_an_incomplete_saelens_folder_is_refused(lacking, tmp_path):
 
 
 def test_the_registry_without_saelens_says_what_to_install(monkeypatch):
+    for part in [name for name in sys.modules if name.startswith("sae_lens.")]:
+        monkeypatch.delitem(sys.modules, part)  # what another test has imported would still be found
     monkeypatch.setitem(sys.modules, "sae_lens", None)
     refused("saelens:gpt2-small-res-jb/blocks.8.hook_resid_pre", r"pip install 'cocomix\[sae\]'")
 
