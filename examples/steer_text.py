@@ -2,6 +2,7 @@
 
 import sys
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cocomix import Steering
@@ -17,15 +18,27 @@ def generate(steering=None) -> str:
     return tokenizer.decode(ids[0])
 
 
+def apart(steering) -> str:
+    """How far the next token's distribution moves, half the sum of absolute differences: 0 not at all, 1 all of it."""
+    with torch.no_grad():
+        plain, steered = (model(**inputs, steering=each).logits[0, -1].softmax(-1) for each in (None, steering))
+    return f"{(plain - steered).abs().sum().item() / 2:.3f}"
+
+
 # The concept that the model predicts most strongly at the end of the prompt, and one that it does not think of at all.
 logits = model(**inputs, output_concepts=True).concept_logits[0, -1]
 strong, absent = logits.argmax().item(), logits.argmin().item()
 
 print("plain:\n" + generate())
-print(f"\n{strong} · 10, as the paper steers:\n" + generate(Steering.scale({strong: 10.0})))
-print(f"\n{absent} + 30, which lets it in:\n" + generate({absent: 30.0}))
-both = Steering.set({absent: 30.0}, positions="generated") + Steering.suppress([strong])
-print(f"\n{absent} set to 30 after the prompt, {strong} suppressed everywhere:\n" + generate(both))
+for wish, steering in {
+    f"{strong} · 10, as the paper steers": Steering.scale({strong: 10.0}),
+    f"{strong} suppressed": Steering.suppress([strong]),
+    f"{absent} + 30, which lets it in": Steering.add({absent: 30.0}),
+}.items():
+    print(f"\n{wish}; the next token's distribution moves by {apart(steering)}:\n{generate(steering)}")
 
-with model.steered({absent: 30.0}):  # everything that this thread does with the model
-    print(f"\nthe same as + 30:\n{generate()}")
+after_the_prompt = Steering.set({absent: 30.0}, positions="generated") + Steering.suppress([strong])
+print(f"\n{absent} set to 30 after the prompt, {strong} suppressed everywhere:\n{generate(after_the_prompt)}")
+
+with model.steered({strong: 30.0}):  # everything that this thread does with the model
+    print(f"\nall that is done here, {strong} + 30:\n{generate()}")

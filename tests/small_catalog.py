@@ -37,6 +37,7 @@ def catalog_of(names: dict[int, str], contexts: dict[int, tuple[str, str, str]] 
     ]
     info = CatalogInfo(
         num_concepts=CONCEPTS,
+        sae="of these concepts",
         active_concepts=CONCEPTS,
         tokens=1000,
         blocks=10,

@@ -95,7 +95,16 @@ def _steering(options: argparse.Namespace, opened: OpenRun) -> Steering:
         opened.model.check_steering(steering)
     except ValueError as error:
         raise InputError(str(error)) from None
+    if any("name:" in wish for wish in options.steer):
+        concepts = dict.fromkeys(operation.concept for operation in steering.operations)
+        say("Steered: " + ", ".join(f"{each} ({opened.names.get(each)})" for each in concepts))
     return steering
+
+
+def _as_json(options: argparse.Namespace, steering: Steering) -> dict[str, Any]:
+    """What was asked for, and what came of it."""
+    operations = [{**asdict(each), "positions": str(each.positions)} for each in steering.operations]
+    return {"steering": options.steer, "operations": operations}
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -130,7 +139,7 @@ def _inspect(options: argparse.Namespace) -> int:
             raise InputError(f"--html {options.html} cannot be written: {error.strerror}") from None
         say(f"Page: {options.html}")
     if options.json:
-        show(json.dumps({"run": str(opened.folder), "steering": options.steer, **found.to_dict()}, indent=2))
+        show(json.dumps({"run": str(opened.folder), **_as_json(options, steering), **found.to_dict()}, indent=2))
     elif options.html is None:
         show(trace_text(found, concepts))
     return 0
@@ -153,7 +162,7 @@ def _generate(options: argparse.Namespace) -> int:
     if options.json:
         texts: dict[str, Any] = {"steered" if options.steer else "plain": steered}
         texts |= {"plain": plain} if plain is not None else {}
-        about = {"run": str(opened.folder), "prompt": options.prompt, "steering": options.steer, **asdict(settings)}
+        about = {"run": str(opened.folder), "prompt": options.prompt, **_as_json(options, steering), **asdict(settings)}
         show(json.dumps(about | texts, indent=2))
         return 0
     if plain is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -11,7 +12,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SAID = {
     "find_concepts": "places where it is a label",
     "read_concepts": "sum to the continuous vectors",
-    "steer_text": "river",
+    "steer_text": "distribution moves by",
 }
 
 
@@ -20,7 +21,11 @@ def test_an_example_runs(name, catalogued, monkeypatch, capsys):
     run = catalogued / "students" / "cocomix"
     monkeypatch.setattr("sys.argv", [name, str(run), "river"])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-    assert SAID[name] in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert SAID[name] in said
+    if name == "steer_text":
+        moved = [float(each) for each in re.findall(r"moves by (\d\.\d+)", said)]
+        assert len(moved) == 3 and max(moved) > 0.01  # it changes what comes next
 
 
 def test_every_example_is_run():

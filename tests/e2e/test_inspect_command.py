@@ -189,3 +189,29 @@ def test_other_catalogues_and_models_are_refused(run, catalogued, tmp_path, caps
 )
 def test_mistakes_are_one_line(arguments, message, run, capsys):
     assert message in refused(capsys, *arguments, *run)
+
+
+def test_a_catalogue_of_another_sae_is_refused(catalogued: Path, tmp_path: Path, capsys) -> None:
+    """As many concepts, but others: their names would be wrong."""
+    other = tmp_path / "catalog"
+    shutil.copytree(catalogued / "catalog", other)
+    info = json.loads((other / "catalog.json").read_text())
+    (other / "catalog.json").write_text(json.dumps({**info, "sae": "another"}))
+    run = str(catalogued / "students" / "cocomix")
+    assert main(["inspect", "river", "--run", run, "--catalog", str(other)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "is of another SAE than the one" in line
+
+
+def test_what_a_name_came_to_is_said_and_kept(catalogued: Path, capsys) -> None:
+    run = catalogued / "students" / "cocomix"
+    names = list(open_catalog(catalogued / "catalog").names.values())
+    name = next(name for name in names if names.count(name) == 1 and "=" not in name)
+    wish = f"name:{name}=+4"
+    assert main(["generate", "The river", "--run", str(run), "--steer", wish, "--positions", "2-", "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    (operation,) = found["operations"]
+    assert found["steering"] == [wish]
+    assert (operation["kind"], operation["value"], operation["after_choice"]) == ("add", 4.0, False)
+    assert captured.err.strip().splitlines()[-1] == f"Steered: {operation['concept']} ({name})"

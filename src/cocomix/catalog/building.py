@@ -173,6 +173,7 @@ def build_catalog(
     write_rows(folder / CATALOG_FILE, rows())
     info = CatalogInfo(
         num_concepts=sae.d_sae,
+        sae=sae.fingerprint(),
         active_concepts=int((activity.count > 0).sum()),
         tokens=activity.tokens,
         blocks=blocks,

@@ -54,6 +54,7 @@ class CatalogInfo:
 
     Attributes:
         num_concepts: C.
+        sae: fingerprint of the SAE whose latents the concepts are.
         active_concepts: concepts that were active at least once.
         tokens: teacher tokens counted, without padding and beginnings of text.
         blocks: blocks read.
@@ -64,6 +65,7 @@ class CatalogInfo:
     """
 
     num_concepts: int
+    sae: str
     active_concepts: int
     tokens: int
     blocks: int

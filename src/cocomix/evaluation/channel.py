@@ -33,8 +33,8 @@ def of_another_position(c: Tensor) -> Tensor:
 
 
 def of_another_text(c: Tensor) -> Tensor:
-    """That of the same position in the next text."""
-    return c.roll(1, dims=0)
+    """That of the same position in the block that this one is paired with."""
+    return c.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 CHANGES: dict[str, Change] = {
@@ -51,13 +51,15 @@ def channel_losses(
 
     Args:
         model: a CoCoMix model that mixes something in, in evaluation mode.
-        blocks: with the column `input_ids` (T,); two or more.
-        batch_size: blocks read at once.
+        blocks: with the column `input_ids` (T,); two or more, of which an odd last one is left out.
+        batch_size: blocks read at once; it decides nothing.
         precision: of the model's matrix products.
     """
-    blocks = blocks.select_columns("input_ids")
-    batch_size = min(max(2, batch_size), len(blocks))
-    blocks = blocks.select(range(len(blocks) - len(blocks) % batch_size))  # none alone in its batch
+    # Neighbours are mostly of one document: each is paired with the block half of the text away.
+    half = len(blocks) // 2
+    pairs = [block for first in range(half) for block in (first, first + half)]
+    blocks = blocks.select_columns("input_ids").select(pairs)
+    batch_size = max(2, batch_size - batch_size % 2)
     found = {"own": evaluate_model(model, blocks, batch_size, precision)["loss"]}
     for name, change in CHANGES.items():
         with changed(model.mixer, change):

@@ -52,7 +52,10 @@ def score_steering(subject: Subject, model: PreTrainedModel, origins: Origins, s
         InputError: the run's corpus, labels, teacher or SAE are not there, or are others; too few concepts or prompts.
     """
     pipeline, layer, beginning = origins.pipeline, origins.teacher_layer, origins.beginning()
-    labelled, teacher, sae = origins.labels(), origins.teacher(), origins.sae()
+    labelled = origins.labels()
+    frequencies = training_frequencies(labelled)
+    choose_concepts(frequencies, frequencies > 0, settings.concepts, settings.seed)  # refuses too many before all work
+    teacher, sae = origins.teacher(), origins.sae()
     of_teacher = origins.teacher_tokenizer()
     if not of_teacher.is_fast:
         raise InputError(
@@ -69,7 +72,6 @@ def score_steering(subject: Subject, model: PreTrainedModel, origins: Origins, s
     surveyed = min(len(blocks), -(-SURVEYED_TOKENS // pipeline.recipe.block_size))
     survey = read_activity(teacher, sae, layer, SameTokens(blocks, of_teacher), surveyed, per_batch, contexts=1)
     count, total = survey.count.cpu().numpy(), survey.total.cpu().numpy()
-    frequencies = training_frequencies(labelled)
     pairs = choose_concepts(frequencies, (frequencies > 0) & (count > 0), settings.concepts, settings.seed)
     concepts = [pair.concept for pair in pairs]
     typical = total[concepts] / count[concepts]

@@ -15,6 +15,9 @@ from cocomix.models.steering import Steering
 from cocomix.steering.runs import OpenRun
 from cocomix.steering.tracing import text_ids
 
+LEAST_TEMPERATURE = 1e-3
+"""Of sampling; logits divided by less may not be finite."""
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -43,8 +46,8 @@ class GenerationSettings:
         for name in ("max_new_tokens", "num_beams", "num_samples"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        if not 0 <= self.temperature < math.inf:
-            raise InputError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise InputError(f"temperature is {self.temperature}; expected 0 (greedy), or {LEAST_TEMPERATURE} or more")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}; expected more than 0, and at most 1")
         if not 0 <= self.seed < 2**32:

@@ -66,7 +66,19 @@ def open_run(folder: Path | None, catalog: Path | None = None) -> OpenRun:
             f"the catalogue {found.folder} has {found.info.num_concepts} concepts and the model in {folder} "
             f"{model.config.num_concepts}; give --catalog FOLDER of the concepts that it was trained with"
         )
+    if found is not None and _sae_of(folder) not in (None, found.info.sae):
+        raise InputError(
+            f"the catalogue {found.folder} is of another SAE than the one that {folder} learnt concepts of; give "
+            "--catalog FOLDER of the concepts that it was trained with"
+        )
     return OpenRun(folder, model.to(processes.device()).eval(), load_tokenizer(str(folder)), found)
+
+
+def _sae_of(run: Path) -> str | None:
+    """Fingerprint of the SAE that a run learnt concepts of, if that is on record."""
+    if not (run / RUN_FILE).is_file():
+        return None
+    return load_run(run).preparation.get("sae", {}).get("fingerprint")
 
 
 def _catalog(run: Path, given: Path | None) -> Catalog | None:

@@ -117,7 +117,7 @@ def made(tmp_path) -> Callable[[list[Concept]], Catalog]:
     def make(concepts: list[Concept]) -> Catalog:
         rows = [dataclasses.asdict(concept) | {"concept_id": number} for number, concept in enumerate(concepts)]
         write_rows(tmp_path / CATALOG_FILE, [pa.Table.from_pylist(rows, schema=SCHEMA)])
-        info = CatalogInfo(len(rows), len(rows), 100, 2, 100, 1, contexts=10, context_tokens=4)
+        info = CatalogInfo(len(rows), "sae", len(rows), 100, 2, 100, 1, contexts=10, context_tokens=4)
         files.write_json(tmp_path / INFO_FILE, dataclasses.asdict(info))
         return open_catalog(tmp_path)
 

@@ -212,7 +212,9 @@ def test_a_sample_of_either_side_is_stored(texts, write, tmp_path):
     own = write_documents(
         CorpusConfig(source, validation_source=write(texts[100:], "own"), streaming=limits), tmp_path / "own"
     )
-    assert own.validation_bytes == sum(len(text.encode()) for text in {*texts[100:]})  # whole, and none of it trained on
+    assert own.validation_bytes == sum(
+        len(text.encode()) for text in {*texts[100:]}
+    )  # whole, and none of it trained on
     assert 5_000 <= own.train_bytes < 5_600
 
 
