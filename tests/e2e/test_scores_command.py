@@ -169,7 +169,7 @@ def test_another_teacher_or_sae_is_refused(output: Path, capsys) -> None:
     ("options", "message"),
     [
         (("--concepts", "65"), "65 concepts are to be scored, but only"),
-        (("--prompts", "1000"), "1000 prompts are wanted, but only"),
+        (("--prompts", "1000", "--concepts", "4"), "1000 prompts are wanted, but only"),
         (("--strengths", "-1"), "expected numbers above 0"),
     ],
 )
