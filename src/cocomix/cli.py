@@ -267,8 +267,9 @@ def _show_results(results: dict[str, Any], folder: Path, recipe: str, as_json: b
         return
     call, model = program(), folder / "students" / mixed
     show(
-        "\nThree things to try next:\n"
+        "\nThings to try next:\n"
+        f"  {call} inspect 'import os' --run {model}\n"
         f"  {call} run {recipe} --students.{mixed}.mixer.mixing add --output {folder}-add\n"
-        f"  {call} run {recipe} --corpus.source PATH/TO/YOUR/TEXT --output {folder}-mine\n"
-        f"  {call} compare {model} {folder}-add/students/{mixed} --output {folder}-mixings"
+        f"  {call} compare {model} {folder}-add/students/{mixed} --output {folder}-mixings\n"
+        f"  {call} run {recipe} --corpus.source PATH/TO/YOUR/TEXT --output {folder}-mine"
     )

@@ -114,7 +114,7 @@ def test_a_second_run_does_nothing_and_says_so(finished: Runner, capsys: pytest.
     captured = capsys.readouterr()
     assert times() == before
     assert "Nothing to do" in captured.err
-    assert "Three things to try" in captured.out
+    assert "Things to try next" in captured.out
 
 
 def test_the_same_recipe_gives_the_same_figures(
