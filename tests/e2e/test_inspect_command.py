@@ -208,7 +208,8 @@ def test_what_a_name_came_to_is_said_and_kept(catalogued: Path, capsys) -> None:
     names = list(open_catalog(catalogued / "catalog").names.values())
     name = next(name for name in names if names.count(name) == 1 and "=" not in name)
     wish = f"name:{name}=+4"
-    assert main(["generate", "The river", "--run", str(run), "--steer", wish, "--positions", "2-", "--json"]) == 0
+    options = ("--run", str(run), "--steer", wish, "--positions", "2-", "--max-new-tokens", "4", "--json")
+    assert main(["generate", "The river", *options]) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)
     (operation,) = found["operations"]
