@@ -107,8 +107,8 @@ def test_without_gradio(tmp_path, monkeypatch, capsys):
 
 
 def test_predictions_are_judged_by_the_labels_that_the_run_learnt(recipe):
-    other = {"method": "cocomix", "labels": {"labels_per_token": 1}}
-    runner = recipe(students={"cocomix": {"method": "cocomix"}, "other": other})
+    student = {"method": "cocomix", "mixer": {"insert_layer": 1}}
+    runner = recipe(students={"cocomix": student, "other": student | {"labels": {"labels_per_token": 1}}})
     assert runner("train") == 0
     output = runner.folder / "out"
     opened = {name: open_run(output / "students" / name) for name in ("cocomix", "other")}
