@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import sys
+import urllib.error
 import urllib.request
 
 import pytest
 
 from cocomix import cli_app
+from cocomix.app.predictability import Predictability
 from cocomix.cli import main
+from cocomix.steering.runs import open_run
 
 
 def error(capsys) -> str:
@@ -30,6 +34,10 @@ def test_it_serves_until_it_is_interrupted(catalogued, monkeypatch, capsys):
     def look() -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
             seen.append((answer.headers["content-security-policy"], answer.read().decode()))
+        multipart = {"content-type": "multipart/form-data; boundary=x"}
+        upload = urllib.request.Request(f"http://127.0.0.1:{port}/gradio_api/upload", b"--x--", multipart)
+        with pytest.raises(urllib.error.HTTPError, match="405"):
+            urllib.request.urlopen(upload, timeout=20)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli_app, "wait", look)
@@ -84,7 +92,7 @@ def test_a_model_without_concepts(finished, capsys):
 
 def test_no_such_run(tmp_path, capsys):
     assert main(["app", str(tmp_path / "nowhere")]) == 2
-    assert "no trained model in" in error(capsys)
+    assert "it has no config.json; give a folder OUTPUT/students/NAME" in error(capsys)
 
 
 def test_a_time_limit_that_cannot_be(tmp_path, capsys):
@@ -96,3 +104,18 @@ def test_without_gradio(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app", str(tmp_path)]) == 2
     assert "install it with: pip install 'cocomix[app]'" in error(capsys)
+
+
+def test_predictions_are_judged_by_the_labels_that_the_run_learnt(recipe):
+    student = {"method": "cocomix", "mixer": {"insert_layer": 1}}
+    runner = recipe(students={"cocomix": student, "other": student | {"labels": {"labels_per_token": 1}}})
+    assert runner("train") == 0
+    output = runner.folder / "out"
+    opened = {name: open_run(output / "students" / name) for name in ("cocomix", "other")}
+    counts = {name: Predictability(run).count() for name, run in opened.items()}
+    assert counts["cocomix"].labels.sum() > counts["other"].labels.sum() == counts["other"].tokens
+    (own,) = output.glob("labels-*")
+    shutil.rmtree(own)
+    gone = Predictability(opened["other"])
+    assert gone.count() is None
+    assert gone.missing.startswith(f"not known: no labelled corpus at {own}")

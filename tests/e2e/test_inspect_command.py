@@ -135,7 +135,7 @@ def test_names_are_looked_up(run, catalogued, tmp_path, capsys):
 
 def test_the_quickstarts_student_is_the_default(catalogued, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert "there is no cocomix student in runs/quickstart; give --run" in refused(capsys, "inspect", TEXT)
+    assert "there is no cocomix student in runs/quickstart; give a folder OUTPUT" in refused(capsys, "inspect", TEXT)
     shutil.copytree(catalogued / "students", tmp_path / "runs" / "quickstart" / "students")
     found = json.loads(output(capsys, "inspect", TEXT, "--json"))
     assert found["run"] == "runs/quickstart/students/cocomix"
@@ -146,7 +146,7 @@ def test_the_quickstarts_student_is_the_default(catalogued, tmp_path, monkeypatc
 
 
 def test_other_catalogues_and_models_are_refused(run, catalogued, tmp_path, capsys):
-    assert "it has no config.json; give --run" in refused(capsys, "inspect", TEXT, "--run", str(tmp_path))
+    assert "it has no config.json; give a folder OUTPUT" in refused(capsys, "inspect", TEXT, "--run", str(tmp_path))
     plain = str(catalogued / "students" / "ntp")
     assert "mixes no concepts in; give a run of method cocomix" in refused(capsys, "inspect", TEXT, "--run", plain)
     student = tmp_path / "damaged"

@@ -23,6 +23,8 @@ STRONGEST = 20.0
 FIRST_STRENGTH = 6.0
 NOTHING_STEERED = '<p class="empty">No concept is steered yet. Search for one, and choose it.</p>'
 NO_TEXT = '<p class="empty">Press Generate.</p>'
+FIELDS = {"max_new_tokens": "New tokens", "temperature": "Temperature", "top_p": "Top p", "seed": "Seed"}
+"""What the page calls the settings."""
 
 
 class SteeredConcepts:
@@ -99,12 +101,18 @@ def sampling_settings(
     """The settings that the page's fields ask for.
 
     Raises:
-        InputError: an empty field, or a value out of its range.
+        InputError: an empty field, or a value out of its range, in the words of the page.
     """
-    given = {"max_new_tokens": new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    if empty := [name for name, value in given.items() if value is None]:
-        raise InputError(f"{empty[0].replace('_', ' ')} is empty; give a number")
-    settings = GenerationSettings(int(new_tokens), float(temperature), float(top_p), int(seed))  # type: ignore[arg-type]
+    for name, value in zip(FIELDS, (new_tokens, temperature, top_p, seed), strict=True):
+        if value is None:
+            raise InputError(f"{FIELDS[name]} is empty; give a number")
+        if name in ("max_new_tokens", "seed") and not float(value).is_integer():
+            raise InputError(f"{FIELDS[name]} is {value}; expected a whole number")
+    try:
+        settings = GenerationSettings(int(new_tokens), float(temperature), float(top_p), int(seed))  # type: ignore[arg-type]
+    except InputError as problem:
+        name, _, what = str(problem).partition(" ")
+        raise InputError(f"{FIELDS.get(name, name)} {what}") from None
     if settings.max_new_tokens > limits.new_tokens:
         raise InputError(f"{settings.max_new_tokens} new tokens; at most {limits.new_tokens} are generated at once")
     return settings
@@ -195,12 +203,9 @@ def _sampling(limits: Limits) -> list[Any]:
     """Plain fields: what they may hold, `sampling_settings` says in the page."""
     with gr.Row(elem_classes="sampling"):
         return [
-            gr.Number(value, label=label, precision=precision, step=step, min_width=80)
-            for label, value, precision, step in (
-                ("New tokens", min(40, limits.new_tokens), 0, 1),
-                ("Temperature", 0.7, None, 0.1),
-                ("Top p", 1.0, None, 0.05),
-                ("Seed", 0, 0, 1),
+            gr.Number(value, label=label, step=step, min_width=80)
+            for label, value, step in zip(
+                FIELDS.values(), (min(40, limits.new_tokens), 0.7, 1.0, 0), (1, 0.1, 0.05, 1), strict=True
             )
         ]
 

@@ -28,6 +28,7 @@ from transformers.generation.streamers import BaseStreamer
 from cocomix.models.steering import Steering
 from cocomix.steering.generation import GenerationSettings, prompt_ids
 from cocomix.steering.runs import OpenRun
+from cocomix.steering.sampling import continuation, gumbel_noise
 
 
 class Continuations(NamedTuple):
@@ -44,7 +45,7 @@ class Continuations(NamedTuple):
 
 
 class GumbelSampling(LogitsProcessor):
-    """Sampling for greedy decoding: argmax(logits + Gumbel noise) is a draw from softmax(logits).
+    """Sampling for greedy decoding, with Gumbel noise on the logits.
 
     All rows get the same noise, of a generator of its own: equal logits give equal tokens.
     """
@@ -57,8 +58,7 @@ class GumbelSampling(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (B, V) as they become."""
-        uniform = torch.rand(scores.shape[-1], generator=self.generator, dtype=torch.float64)
-        noise = -(-uniform.clamp(min=torch.finfo(torch.float64).tiny).log()).log()
+        noise = gumbel_noise(scores.shape[-1], generator=self.generator)
         return self.warpers(input_ids, scores) + noise.to(scores)
 
 
@@ -104,6 +104,7 @@ def generate_both(
     assert settings.num_beams == settings.num_samples == 1
     run.model.check_steering(steering)
     inputs = prompt_ids(run, prompt, settings.max_new_tokens).expand(2, -1)
+    beginning = inputs[0].tolist()
     tokens: Queue[list[int] | BaseException | None] = Queue()
     stopped = Event()
     sampling = [GumbelSampling(settings.temperature, settings.top_p, settings.seed)] if settings.temperature else []
@@ -135,16 +136,13 @@ def generate_both(
             for row, token in zip(rows, found, strict=True):
                 row.append(token)
             # A character may be spread over tokens that are still to come.
-            plain, steered = (_text(run, row).rstrip("\ufffd") for row in rows)
+            plain, steered = (continuation(run.tokenizer, beginning, row).rstrip("\ufffd") for row in rows)
             yield Continuations(plain, steered, len(rows[0]), "")
-        yield Continuations(_text(run, rows[0]), _text(run, rows[1]), len(rows[0]), _end(run, rows, settings, seconds))
+        plain, steered = (continuation(run.tokenizer, beginning, row) for row in rows)
+        yield Continuations(plain, steered, len(rows[0]), _end(run, rows, settings, seconds))
     finally:
         stopped.set()
         worker.join()
-
-
-def _text(run: OpenRun, ids: list[int]) -> str:
-    return run.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _end(run: OpenRun, rows: tuple[list[int], ...], settings: GenerationSettings, seconds: float) -> str:

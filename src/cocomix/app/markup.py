@@ -62,7 +62,7 @@ def brief_hits(found: Sequence[FoundConcept], action: str) -> str:
 
 def _hit(found: FoundConcept, action: str) -> str:
     name = shown(found.name) or f"concept {found.concept_id}"
-    active = "" if found.frequency is None else f'<span class="figure">{percent(found.frequency)}</span>'
+    active = "" if found.frequency is None else f'<span class="figure">active at {percent(found.frequency)}</span>'
     where = "" if found.context is None else f'<span class="where">{_context_text(found.context)}</span>'
     label = f"{action} concept {title_of(found.concept_id, found.name)}"
     return (
@@ -144,7 +144,7 @@ def bars(token: TracedToken, loss: float) -> str:
     """The strongest concepts at a token of this loss: logits as bars, effects as bars to either side."""
     concepts = token.concepts[:BARS]
     strongest = max((abs(each.logit) for each in concepts), default=1.0) or 1.0
-    effects = max((abs(_effect_of(each)) for each in concepts), default=1.0) or 1.0
+    effects = max((abs(each.effect) for each in concepts), default=1.0) or 1.0
     follows = "the next token" if token.next_in_text else "the model’s choice for the next token"
     rest = len(token.concepts) - len(concepts)
     more = f" {rest} weaker ones are mixed in, too." if rest else ""
@@ -161,23 +161,19 @@ def bars(token: TracedToken, loss: float) -> str:
     )
 
 
-def _effect_of(concept: TracedConcept) -> float:
-    return concept.gradient_effect if concept.ablation_effect is None else concept.ablation_effect
-
-
 def _bar(concept: TracedConcept, strongest: float, effects: float) -> str:
-    effect = _effect_of(concept)
-    side = "up" if effect > 0 else "down"
+    side = "up" if concept.effect > 0 else "down"
     strength = max(0.0, concept.logit) / strongest
     label = (
         f"concept {title_of(concept.concept_id, concept.name or '')}, strength {concept.logit:.2f}, "
-        f"effect {effect:+.3f} nats; show it"
+        f"effect {concept.effect:+.3f} nats; show it"
     )
     return (
         f'<li><button type="button" data-concept="{concept.concept_id}" aria-label="{escape(label)}">'
         f'<span class="name"><span class="id">{concept.concept_id}</span> {shown(concept.name or "")}</span>'
         f'<span class="strength">{_track(strength)}<span class="figure">{concept.logit:.2f}</span></span>'
-        f'<span class="effect {side}">{_track(abs(effect) / effects)}<span class="figure">{effect:+.3f}</span></span>'
+        f'<span class="effect {side}">{_track(abs(concept.effect) / effects)}'
+        f'<span class="figure">{concept.effect:+.3f}</span></span>'
         "</button></li>"
     )
 

@@ -13,6 +13,7 @@ from cocomix.steering.runs import OpenRun
 
 HITS = 8
 """Concepts in a list."""
+MOST_USED = markup.note("Most often labels, the most frequent first:")
 
 # A click on a button says which concept or token is meant. The tokens of a text are one stop of the tabulator key: in
 # them the arrow keys go on, and the chosen one stays marked.
@@ -79,7 +80,8 @@ def picker(run: OpenRun, label: str, action: str, start: bool) -> Picker:
         if not (query.strip() or start):
             return ""
         try:
-            return markup.hits(find_concepts(run, query, HITS), action) if named or query.strip() else ""
+            found = markup.hits(find_concepts(run, query, HITS), action) if named or query.strip() else ""
+            return found if query.strip() or not found else MOST_USED + found
         except InputError as problem:
             return markup.error(problem)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from threading import Lock
 
-from cocomix.concepts.label_store import LABELS_FILE, load_labels
 from cocomix.errors import InputError
 from cocomix.evaluation.concepts import ConceptPredictions, concept_predictions
 from cocomix.evaluation.prediction import training_frequencies
+from cocomix.origins import Origins
 from cocomix.steering.runs import OpenRun
+from cocomix.training.run import load_run
 
 TOKENS = 16_384
 """Counted at most."""
@@ -19,7 +20,7 @@ class Predictability:
     """Counts of all concepts, made when they are first asked for and kept.
 
     Args:
-        run: whose labels lie in `labels` of its recipe's output, if anywhere.
+        run: whose labels are those that it learnt (`Origins`), if they are still there.
     """
 
     def __init__(self, run: OpenRun) -> None:
@@ -41,18 +42,11 @@ class Predictability:
                 try:
                     self.counts = self._count()
                 except InputError as error:
-                    self.missing = str(error)
+                    self.missing = f"not known: {error}"
         return self.counts
 
     def _count(self) -> ConceptPredictions:
-        folder = self.run.folder.absolute().parent.parent / "labels"  # OUTPUT/students/NAME, OUTPUT/labels
-        if not (folder / LABELS_FILE).is_file():
-            raise InputError("not known: no labels lie beside this run")
-        corpus = load_labels(folder)
-        if corpus.info.num_concepts != self.run.model.config.num_concepts:
-            raise InputError(
-                f"not known: the labels beside this run are of {corpus.info.num_concepts:,} other concepts"
-            )
+        corpus = Origins(self.run.folder, load_run(self.run.folder)).labels()
         block_size = corpus.validation.features["input_ids"].length
         blocks = corpus.validation.select(range(min(len(corpus.validation), max(1, TOKENS // block_size))))
         batch_size = max(1, TOKENS_PER_BATCH // block_size)

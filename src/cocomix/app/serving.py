@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from typing import Any
+from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cocomix.errors import InputError
@@ -24,7 +27,7 @@ POLICY = "; ".join(
 
 
 class OnlyFromHere:
-    """Adds the content security policy to every answer."""
+    """Adds the content security policy to every answer; refuses files, and requests that another site's page makes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -37,7 +40,19 @@ class OnlyFromHere:
                 message = {**message, "headers": [*message.get("headers", []), *encoded]}
             await send(message)
 
-        await self.app(scope, receive, with_policy)
+        refusal = _refusal(Headers(scope=scope)) if scope["type"] == "http" else None
+        await (refusal or self.app)(scope, receive, with_policy)
+
+
+def _refusal(headers: Headers) -> PlainTextResponse | None:
+    """What a request with these headers is answered; None if it may pass."""
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        return PlainTextResponse("this page answers no other site", status_code=403)
+    # Gradio takes files whether a page has a place for them or not, and keeps them.
+    if headers.get("content-type", "").strip().lower().startswith("multipart/"):
+        return PlainTextResponse("this page takes no files", status_code=405)
+    return None
 
 
 def check_address(host: str, port: int | None) -> None:

@@ -13,6 +13,7 @@ from transformers import set_seed
 from cocomix.errors import InputError
 from cocomix.models.steering import Steering
 from cocomix.steering.runs import OpenRun
+from cocomix.steering.sampling import continuation
 from cocomix.steering.tracing import text_ids
 
 LEAST_TEMPERATURE = 1e-3
@@ -103,4 +104,5 @@ def continuations(run: OpenRun, prompt: str, settings: GenerationSettings, steer
         pad_token_id=run.tokenizer.eos_token_id,
         **settings.arguments(),
     )
-    return run.tokenizer.batch_decode(found[:, inputs.shape[1] :], skip_special_tokens=True)
+    beginning = inputs[0].tolist()
+    return [continuation(run.tokenizer, beginning, new) for new in found[:, inputs.shape[1] :].tolist()]

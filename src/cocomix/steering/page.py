@@ -65,7 +65,7 @@ def trace_page(trace: Trace, title: str, concepts: int) -> str:
         title: of the page.
         concepts: of each token.
     """
-    effects = [_largest_effect(token) for token in trace.tokens]
+    effects = [max((concept.effect for concept in token.concepts), key=abs) for token in trace.tokens]
     scale = max(map(abs, effects), default=0.0) or 1.0
     return _PAGE.format(
         title=html.escape(title),
@@ -73,15 +73,6 @@ def trace_page(trace: Trace, title: str, concepts: int) -> str:
         tokens="\n".join(_section(token, concepts) for token in trace.tokens),
         footer="<br>".join(map(html.escape, summary(trace).splitlines())),
     )
-
-
-def _largest_effect(token: TracedToken) -> float:
-    """Of a concept, on the next token: by ablation where that was done, else by gradient."""
-    effects = [
-        concept.gradient_effect if concept.ablation_effect is None else concept.ablation_effect
-        for concept in token.concepts
-    ]
-    return max(effects, key=abs)
 
 
 def _chip(token: TracedToken, effect: float) -> str:

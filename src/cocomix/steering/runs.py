@@ -52,7 +52,7 @@ def open_run(folder: Path | None, catalog: Path | None = None) -> OpenRun:
     """
     folder = _quickstart_run() if folder is None else folder
     if not (folder / "config.json").is_file():
-        raise InputError(f"no trained model in {folder}: it has no config.json; give --run OUTPUT/students/NAME")
+        raise InputError(f"no trained model in {folder}: it has no config.json; give a folder OUTPUT/students/NAME")
     try:
         model = AutoModelForCausalLM.from_pretrained(folder)
     except Exception as error:  # whatever a damaged file raises
@@ -94,4 +94,4 @@ def _quickstart_run() -> Path:
     for path in runs:
         if load_run(path.parent).method == "cocomix":
             return path.parent
-    raise InputError(f"which model? there is no cocomix student in {QUICKSTART}; give --run OUTPUT/students/NAME")
+    raise InputError(f"which model? there is no cocomix student in {QUICKSTART}; give a folder OUTPUT/students/NAME")

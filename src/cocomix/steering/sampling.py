@@ -15,8 +15,16 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from cocomix.data.tokenizer import encode_documents
 
 
+def gumbel_noise(*shape: int, generator: torch.Generator) -> Tensor:
+    """Independent draws of the standard Gumbel distribution, −log E with E exponential.
+
+    On top of logits, it makes their argmax a sample of their softmax (Gumbel, 1954).
+    """
+    return -torch.empty(shape).exponential_(generator=generator).log()
+
+
 class SharedNoise(LogitsProcessor):
-    """Gumbel noise on the logits, step after step: the token with the largest sum is a sample of their softmax.
+    """Gumbel noise on the logits, step after step.
 
     Rows of one prompt get the same noise, so that two texts differ only as far as their models do. It depends on the
     seed, the step and the prompt, not on what else is in the batch.
@@ -34,7 +42,7 @@ class SharedNoise(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits (R, V) of the next step with its noise."""
-        noise = -torch.empty(self.prompts, scores.shape[-1]).exponential_(generator=self.generator).log()
+        noise = gumbel_noise(self.prompts, scores.shape[-1], generator=self.generator)
         return scores.float() + noise[self.prompt_of].to(scores.device)
 
 
@@ -82,10 +90,13 @@ def sample(
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, beginning: list[int], new: list[int]) -> str:
-    """The text of `new` tokens after a beginning; a tokenizer may drop the blank before a text that stands alone."""
+    """The text of `new` tokens after a beginning, without special tokens.
+
+    Decoded after the beginning, since a tokenizer may drop the blank before a text that stands alone.
+    """
 
     def text(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     whole, lead = text(beginning + new), text(beginning)
     return whole.removeprefix(lead) if whole.startswith(lead) else text(new)

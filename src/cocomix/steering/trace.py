@@ -48,6 +48,11 @@ class TracedConcept:
     gradient_effect: float
     ablation_effect: float | None
 
+    @property
+    def effect(self) -> float:
+        """On log p of the next token, nats: by ablation where that was done, else by gradient."""
+        return self.gradient_effect if self.ablation_effect is None else self.ablation_effect
+
 
 @dataclass(frozen=True)
 class TracedToken:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 import time
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from cocomix import InputError
+from cocomix.app.generate_view import sampling_settings
 from cocomix.app.generating import GumbelSampling, generate_both
 from cocomix.app.limits import Limits
 from cocomix.models.steering import Steering
 from cocomix.steering.generation import GenerationSettings, continuations
+from cocomix.steering.sampling import continuation
 
 PROMPT = "w5 w17 w3"
 GREEDY = GenerationSettings(max_new_tokens=12)
@@ -34,6 +39,26 @@ def test_greedy_texts_are_those_of_the_command_line(opened):
     assert found.plain != found.steered
     assert found.tokens == 12
     assert found.end == "12 tokens"
+
+
+@pytest.fixture
+def blanks_in_words() -> PreTrainedTokenizerFast:
+    """As SentencePiece makes them: a blank belongs to the word after it, and the first of a text is not shown."""
+    words = Tokenizer(models.WordLevel({f"▁w{number}": number for number in range(53)}, unk_token="▁w0"))
+    words.pre_tokenizer = pre_tokenizers.Metaspace()
+    words.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="▁w52")
+
+
+def test_the_blank_after_the_prompt_is_kept(opened, blanks_in_words):
+    prompt, new = (blanks_in_words(text)["input_ids"] for text in ("w5 w17", "w3"))
+    assert blanks_in_words.decode(new) == "w3"
+    assert continuation(blanks_in_words, prompt, new) == " w3"
+    run = dataclasses.replace(opened(), tokenizer=blanks_in_words)
+    found = last(run, GREEDY, STEERING)
+    assert found.plain.startswith(" w")
+    assert found.steered.startswith(" w")
+    assert [found.plain] == continuations(run, PROMPT, GREEDY, Steering())
 
 
 def test_texts_grow_token_by_token(opened):
@@ -132,3 +157,26 @@ def test_limits(opened):
         limits.check_characters("")
     with pytest.raises(InputError, match="time limit is 0 seconds"):
         Limits(seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((0, 0.7, 1.0, 0), "New tokens is 0; expected 1 or more"),
+        ((1.5, 0.7, 1.0, 0), "New tokens is 1.5; expected a whole number"),
+        ((None, 0.7, 1.0, 0), "New tokens is empty; give a number"),
+        ((257, 0.7, 1.0, 0), "257 new tokens; at most 256"),
+        ((8, -1, 1.0, 0), "Temperature is -1.0; expected 0"),
+        ((8, 0.7, 1.5, 0), "Top p is 1.5; expected more than 0"),
+        ((8, 0, 0.5, 0), "Top p is 0.5 without sampling"),
+        ((8, 0.7, 1.0, 2.5), "Seed is 2.5; expected a whole number"),
+        ((8, 0.7, 1.0, -1), "Seed is -1; expected 0 to"),
+    ],
+)
+def test_fields_are_refused_by_their_names(given, message):
+    with pytest.raises(InputError, match=message):
+        sampling_settings(*given, Limits())
+
+
+def test_whole_numbers_may_be_written_as_others(opened):
+    assert sampling_settings(8.0, 1, 1, 3.0, Limits()) == GenerationSettings(8, 1.0, 1.0, 3)

@@ -1,35 +1,43 @@
-"""How well concepts are predicted is counted once, if there is something to count."""
+"""How well concepts are predicted is counted once, over the labels that the run learnt, if they are there."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from datasets import Dataset
 
+from cocomix import InputError
 from cocomix.app import predictability
 from cocomix.app.predictability import Predictability
 from cocomix.concepts.label_store import LabelledCorpus, LabelsInfo, features
+from small_catalog import CONCEPTS
 
 
-def labels_beside(folder: Path, concepts: int, monkeypatch) -> Path:
-    """A run's folder beside which labels of so many concepts seem to lie."""
-    (folder / "labels").mkdir(parents=True)
-    (folder / "labels" / "labels.json").write_text("{}")
+@pytest.fixture
+def labels() -> LabelledCorpus:
+    """Of validation text, as online labels are."""
     draw = np.random.default_rng(0)
     columns = {
         "input_ids": draw.integers(0, 50, (20, 16)).tolist(),
-        "concept_ids": draw.integers(0, concepts, (20, 16, 2)).tolist(),
+        "concept_ids": draw.integers(0, CONCEPTS, (20, 16, 2)).tolist(),
     }
-    blocks = Dataset.from_dict(columns, features=features(16, 2, "uint16", concepts))
-    info = {field.name: "" for field in dataclasses.fields(LabelsInfo)} | {"num_concepts": concepts}
-    monkeypatch.setattr(predictability, "load_labels", lambda _: LabelledCorpus(None, blocks, LabelsInfo(**info)))
-    return folder / "students" / "cocomix"
+    blocks = Dataset.from_dict(columns, features=features(16, 2, "uint16", CONCEPTS))
+    info = {field.name: "" for field in dataclasses.fields(LabelsInfo)} | {"num_concepts": CONCEPTS}
+    return LabelledCorpus(None, blocks, LabelsInfo(**info))
 
 
-def test_it_is_counted_once_and_over_some_blocks(opened, tmp_path, monkeypatch):
-    run = dataclasses.replace(opened(), folder=labels_beside(tmp_path, 40, monkeypatch))
+def learnt(monkeypatch, labels) -> None:
+    """What `Origins` finds; which labels those are, tests/e2e/test_app_command.py asks."""
+    monkeypatch.setattr(predictability, "load_run", lambda folder: folder)
+    monkeypatch.setattr(predictability, "Origins", lambda folder, run: SimpleNamespace(labels=labels))
+
+
+def test_it_is_counted_once_and_over_some_blocks(opened, labels, monkeypatch):
+    learnt(monkeypatch, lambda: labels)
+    run = opened()
     monkeypatch.setattr(predictability, "TOKENS", 5 * 16)
     passes = []
     run.model.mixer.register_forward_hook(lambda *_: passes.append(None))
@@ -44,11 +52,17 @@ def test_it_is_counted_once_and_over_some_blocks(opened, tmp_path, monkeypatch):
     assert len(passes) == done > 0
 
 
-def test_nothing_to_count(opened, tmp_path, monkeypatch):
-    alone = Predictability(dataclasses.replace(opened(), folder=tmp_path / "students" / "cocomix"))
+def test_why_there_is_nothing_to_count(opened, monkeypatch, tmp_path):
+    run = dataclasses.replace(opened(), folder=tmp_path)
+    alone = Predictability(run)
     assert alone.count() is None
-    assert alone.missing == "not known: no labels lie beside this run"
+    assert alone.missing.startswith(f"not known: no finished run in {tmp_path}")
     assert alone.known
-    others = Predictability(dataclasses.replace(opened(), folder=labels_beside(tmp_path, 41, monkeypatch)))
+
+    def changed() -> LabelledCorpus:
+        raise InputError("the labels changed since it was trained")
+
+    learnt(monkeypatch, changed)
+    others = Predictability(run)
     assert others.count() is None
-    assert "of 41 other concepts" in others.missing
+    assert others.missing == "not known: the labels changed since it was trained"
