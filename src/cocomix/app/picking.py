@@ -13,7 +13,7 @@ from cocomix.steering.runs import OpenRun
 
 HITS = 8
 """Concepts in a list."""
-MOST_USED = markup.note("Most often labels, the most frequent first:")
+MOST_USED = '<p class="note">Most often labels, the most frequent first:</p>'
 
 # A click on a button says which concept or token is meant. The tokens of a text are one stop of the tabulator key: in
 # them the arrow keys go on, and the chosen one stays marked.
