@@ -35,7 +35,7 @@ class StreamingConfig:
 
     Attributes:
         sample_megabytes: training text that is stored, from the beginning of the source, for what is made once:
-            the tokenizer, the sparse autoencoder, the catalogue. (Of token files, megabytes of tokens.)
+            the tokenizer, the sparse autoencoder, the catalogue. (Of token files, of ids at 4 bytes each.)
         validation_megabytes: validation text that is stored.
         shuffle_blocks: so many blocks are held in memory and shuffled, by each process.
     """
@@ -193,7 +193,7 @@ def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
                 validation.add(document)
                 if validation.is_full():
                     break
-            validation.limit = validation.bytes
+            validation.limit = validation.bytes  # whatever `source` holds is for training
         for document in islice(sieve.distinct(config.source, config.text_field), config.max_documents):
             held_out = config.validation_source is None and is_held_out(document.digest, config.validation_fraction)
             side = validation if held_out else train
