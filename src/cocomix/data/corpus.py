@@ -35,7 +35,7 @@ class StreamingConfig:
 
     Attributes:
         sample_megabytes: training text that is stored, from the beginning of the source, for what is made once:
-            the tokenizer, the sparse autoencoder, the catalogue. (Of token files, megabytes of tokens.)
+            the tokenizer, the sparse autoencoder, the catalogue. (Of token files, of ids at 4 bytes each.)
         validation_megabytes: validation text that is stored; a `validation_source` is stored whole.
         shuffle_blocks: so many blocks are held in memory and shuffled, by each process.
     """
@@ -192,7 +192,7 @@ def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
         if config.validation_source is not None:
             for document in sieve.distinct(config.validation_source, config.text_field):
                 validation.add(document)
-            validation.limit = 0
+            validation.limit = 0  # whatever `source` holds is for training
         for document in islice(sieve.distinct(config.source, config.text_field), config.max_documents):
             held_out = config.validation_source is None and is_held_out(document.digest, config.validation_fraction)
             side = validation if held_out else train

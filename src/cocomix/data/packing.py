@@ -147,7 +147,7 @@ def pack_token_documents(
 def _token_documents(
     documents: TokenDocuments, validation_fraction: float, held_out: bool, megabytes: float
 ) -> Iterator[np.ndarray]:
-    """The tokens of one side, a few documents at a time, until they are that many."""
+    """The tokens of one side, 4 bytes each, a few documents at a time, until they are that many megabytes."""
 
     def contents() -> Iterator[bytes]:
         for record in documents.open():
