@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from cocomix.console import say, show
@@ -25,10 +26,8 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments[1:])
     # Before gradio is imported: it would announce itself, and ask for its newest version.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise InputError("the page needs gradio; install it with: pip install 'cocomix[app]'") from None
+    if find_spec("gradio") is None:
+        raise InputError("the page needs gradio; install it with: pip install 'cocomix[app]'")
 
     from cocomix.app.limits import Limits
     from cocomix.app.playground import build_playground

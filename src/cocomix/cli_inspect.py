@@ -102,9 +102,11 @@ def _steering(options: argparse.Namespace, opened: OpenRun) -> Steering:
 
 
 def _as_json(options: argparse.Namespace, steering: Steering) -> dict[str, Any]:
-    """What was asked for, and what came of it."""
-    operations = [{**asdict(each), "positions": str(each.positions)} for each in steering.operations]
-    return {"steering": options.steer, "operations": operations}
+    """What was asked for, with the concepts that names came to."""
+    read = dict.fromkeys((each.kind, each.concept, each.value) for each in steering.operations)
+    operations = [{"kind": kind, "concept": concept, "value": value} for kind, concept, value in read]
+    where = {"positions": options.positions, "after_choice": options.after_choice}
+    return {"steering": options.steer, "operations": operations, **where}
 
 
 def _inspect(options: argparse.Namespace) -> int:

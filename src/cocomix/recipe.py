@@ -95,6 +95,12 @@ class Recipe:
         """The seeds with which every student is trained."""
         return [self.seed] if self.seeds is None else self.seeds
 
+    def require_student(self, name: str) -> None:
+        """Raise InputError unless there is a student of that name."""
+        if name not in self.students:
+            known, hint = ", ".join(self.students), did_you_mean(name, self.students)
+            raise InputError(f"--only is {name!r}; the recipe's students are {known}{hint}")
+
     def needs_labels(self) -> bool:
         """Whether any student learns concepts."""
         return any(student.learns_concepts() for student in self.students.values())

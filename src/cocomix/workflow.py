@@ -18,14 +18,12 @@ from cocomix.concepts.label_statistics import (
 )
 from cocomix.concepts.label_store import load_labels, read_labels_info
 from cocomix.console import say
-from cocomix.errors import InputError
 from cocomix.evaluation.compare import compare_runs
 from cocomix.evaluation.record import load_evaluations
 from cocomix.evaluation.report import RESULTS, check_report_folder, write_report
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
 from cocomix.stages import Stage
-from cocomix.suggest import did_you_mean
 
 
 def command_line() -> str:
@@ -71,9 +69,7 @@ def _wanted(pipeline: Pipeline, until: str, only: str | None) -> list[Stage]:
     if only is None:
         return pipeline.stages_until(until)
     recipe = pipeline.recipe
-    if only not in recipe.students:
-        known, hint = ", ".join(recipe.students), did_you_mean(only, recipe.students)
-        raise InputError(f"--only is {only!r}; the recipe's students are {known}{hint}")
+    recipe.require_student(only)
     own = [pipeline.student_stages[only, seed] for seed in recipe.student_seeds()]
     return list(dict.fromkeys(needed for stage in own for needed in stage.with_needs()))
 

@@ -214,5 +214,6 @@ def test_what_a_name_came_to_is_said_and_kept(catalogued: Path, capsys) -> None:
     found = json.loads(captured.out)
     (operation,) = found["operations"]
     assert found["steering"] == [wish]
-    assert (operation["kind"], operation["value"], operation["after_choice"]) == ("add", 4.0, False)
+    assert (operation["kind"], operation["value"]) == ("add", 4.0)
+    assert (found["positions"], found["after_choice"]) == ("2-", False)
     assert captured.err.strip().splitlines()[-1] == f"Steered: {operation['concept']} ({name})"

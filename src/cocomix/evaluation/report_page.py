@@ -16,8 +16,8 @@ _PAGE = """<!doctype html>
 <style>
   :root {{ color-scheme: light dark; }}
   body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }}
-  table {{ border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }}
-  table {{ font-variant-numeric: tabular-nums; }}
+  table {{ border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto;
+    font-variant-numeric: tabular-nums; }}
   th, td {{ padding: .35rem .75rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap; }}
   th:first-child, td:first-child {{ text-align: left; }}
   img {{ max-width: 100%; background: white; }}

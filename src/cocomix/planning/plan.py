@@ -29,7 +29,6 @@ from cocomix.planning.sizes import PlannedPipeline
 from cocomix.recipe import Recipe
 from cocomix.stages import Stage
 from cocomix.students import build_student, student_config
-from cocomix.suggest import did_you_mean
 from cocomix.training.config import TrainingConfig
 from cocomix.training.run import activated_parameters
 
@@ -56,10 +55,8 @@ def plan_recipe(
     """
     if problems := recipe.problems():
         raise InputError("\n".join(problems))
-    if only is not None and only not in recipe.students:
-        known = ", ".join(recipe.students)
-        hint = did_you_mean(only, recipe.students)
-        raise InputError(f"--only is {only!r}; the recipe's students are {known}{hint}")
+    if only is not None:
+        recipe.require_student(only)
     planner = _Planner(recipe, on, corpus_tokens, device)
     students = [planner.student(name) for name in recipe.students if only in (None, name)]
     learners = [recipe.students[student.name] for student in students]

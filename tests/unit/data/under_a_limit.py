@@ -37,7 +37,7 @@ def main(source: str, tokenizer: str, limit: int) -> None:
     try:
         bytearray(2 * limit)
     except MemoryError:
-        print(read * BLOCK_SIZE)  # noqa: T201
+        sys.stdout.write(f"{read * BLOCK_SIZE}\n")
     else:
         sys.exit("the limit does not hold")
 
