@@ -1,7 +1,8 @@
 """Train students and print the memory that each took at its peak, beyond what was there before, as JSON.
 
 `python measured_step.py RECIPE:STUDENT ...`. The real pipeline and trainer run, in one process one after another, with
-what the recipe needs made before; nothing is estimated here.
+what the recipe needs made before; nothing is estimated here. The first is trained once more before it is measured: what
+a process loads for its first training (libraries, compiled kernels) is no part of any.
 """
 
 from __future__ import annotations
@@ -58,4 +59,5 @@ def peak_of(recipe_file: str, student: str) -> int:
 
 
 if __name__ == "__main__":
+    peak_of(*sys.argv[1].split(":"))
     sys.stdout.write(json.dumps({one: peak_of(*one.split(":")) for one in sys.argv[1:]}))
