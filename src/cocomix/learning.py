@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -36,15 +36,17 @@ if TYPE_CHECKING:
 
 def student_blocks(pipeline: Pipeline, student: StudentConfig, corpus: PackedCorpus) -> PackedCorpus:
     """The corpus with the columns that a student learns from, as far as they are stored."""
-    distillation = student.distillation_config()
+    train, validation = corpus.train, corpus.validation
     if student.learns_concepts():
         labelled = pipeline.labels(pipeline.recipe.labels_of(student))
-        train = corpus.train if labelled.train is None else labelled.train
-        return PackedCorpus(train, labelled.validation, corpus.info)
+        train, validation = labelled.train or train, labelled.validation
+    distillation = student.distillation_config()
     if distillation is not None and distillation.top_k is not None:
-        train = load_predictions(pipeline.predictions_stage_of(distillation).folder)
-        return PackedCorpus(train, corpus.validation, corpus.info)
-    return corpus
+        predicted = load_predictions(pipeline.predictions_stage_of(distillation).folder)
+        # Both hold the tokens of the corpus, block by block: their stages checked whose they are.
+        new = [name for name in predicted.column_names if name not in train.column_names]
+        train = concatenate_datasets([train, predicted.select_columns(new)], axis=1)
+    return PackedCorpus(train, validation, corpus.info)
 
 
 def training_blocks(pipeline: Pipeline, blocks: PackedCorpus, seed: int) -> Dataset | BlockStream:
@@ -62,31 +64,39 @@ def training_blocks(pipeline: Pipeline, blocks: PackedCorpus, seed: int) -> Data
 
 def student_objective(pipeline: Pipeline, student: StudentConfig, vocab_size: int) -> Objective:
     """What a student minimises."""
-    distillation = student.distillation_config()
+    distillation = distillation_of(pipeline, student, vocab_size)
+    if student.learns_concepts():
+        labels = pipeline.recipe.labels_of(student)
+        return ConceptMixing(_labeller(pipeline, labels) if labels.online else None, distillation)
     if distillation is not None:
-        teacher = None if distillation.top_k is not None else _teacher_logits(pipeline, vocab_size)
-        return Distillation(distillation.weight, distillation.temperature, teacher)
+        return distillation
     if student.method == "mtp":
         return MultiToken()
     if student.mixes_hidden_states():
         return HiddenStateMixing(_teacher_hidden_states(pipeline))
-    if student.learns_concepts():
-        labels = pipeline.recipe.labels_of(student)
-        return ConceptMixing(_labeller(pipeline, labels) if labels.online else None)
     return Pausing() if student.method == "pause" else NextToken()
+
+
+def distillation_of(pipeline: Pipeline, student: StudentConfig, vocab_size: int) -> Distillation | None:
+    """How a student learns the teacher's predictions, if it does."""
+    config = student.distillation_config()
+    if config is None:
+        return None
+    teacher = None if config.top_k is not None else _teacher_logits(pipeline, vocab_size)
+    return Distillation(config.weight, config.temperature, teacher)
 
 
 def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> int:
     """What the teacher computes per token of a student's training; 0 where all that it says was stored."""
     block_size, layer = pipeline.recipe.block_size, pipeline.recipe.sae.teacher_layer
-    distillation = student.distillation_config()
+    distillation, flops = student.distillation_config(), 0
     if student.learns_concepts() and pipeline.recipe.labels.online:
-        return labelling_flops(pipeline, pipeline.teacher(), pipeline.sae()).total
+        flops += labelling_flops(pipeline, pipeline.teacher(), pipeline.sae()).total
     if student.mixes_hidden_states():
-        return forward_flops_per_token(pipeline.teacher(), block_size, up_to_layer=layer)
+        flops += forward_flops_per_token(pipeline.teacher(), block_size, up_to_layer=layer)
     if distillation is not None and distillation.top_k is None:
-        return forward_flops_per_token(pipeline.teacher(), block_size)
-    return 0
+        flops += forward_flops_per_token(pipeline.teacher(), block_size)
+    return flops
 
 
 def sae_training_flops(pipeline: Pipeline, teacher: PreTrainedModel, d_sae: int) -> ConceptFlops:
@@ -107,16 +117,15 @@ def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Prepara
         flops = labels.summary.get("flops_per_token")
         blocks = packed.validation_blocks + (0 if recipe.labels.online else packed.train_blocks)
         found["labels"] = Preparation(labels.fingerprint, flops and float(flops * blocks * packed.block_size))
-        if recipe.labels.source is not None:
-            return found
-        sae = pipeline.sae_stage.record()
-        found["sae"] = Preparation(sae.fingerprint, sae.summary["training_flops"])
-    elif distillation is not None and distillation.top_k is not None:
+        if recipe.labels.source is None:
+            sae = pipeline.sae_stage.record()
+            found["sae"] = Preparation(sae.fingerprint, sae.summary["training_flops"])
+    if distillation is not None and distillation.top_k is not None:
         tokens = pipeline.corpus().info.train_blocks * recipe.block_size
         flops = tokens * forward_flops_per_token(pipeline.teacher(), recipe.block_size)
         record = pipeline.predictions_stage_of(distillation).record()
         found["predictions"] = Preparation(record.fingerprint, float(flops))
-    if student.learns_concepts() or student.asks_teacher():
+    if "sae" in found or student.asks_teacher():
         teacher = pipeline.teacher_stage.record()
         trained = "tokens" in teacher.summary
         cost = float(teacher.summary["tokens"] * teacher.summary["training_flops_per_token"]) if trained else None

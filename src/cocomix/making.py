@@ -286,7 +286,7 @@ def make_student(pipeline: Pipeline, name: str, seed: int) -> Made:
     objective = student_objective(pipeline, student, corpus.info.vocab_size)
     set_seed(seed)
     model, folder = build_student(config), pipeline.student_stages[name, seed].folder
-    result = _pretrain(pipeline, model, objective, blocks, recipe.training, folder, folder.name, seed)
+    result = _pretrain(pipeline, model, objective, blocks, recipe.training_of(student), folder, folder.name, seed)
     _save_document_losses(pipeline, model, corpus, files.partial(folder))
     run = describe_run(
         model,

@@ -13,7 +13,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "kd": ("distillation",),
     "pause": ("mixer", "distillation"),
     "mtp": ("num_future_tokens",),
-    "cocomix": ("mixer", "labels"),
+    "cocomix": ("mixer", "labels", "distillation"),
 }
 """The training methods, each with the sections of a student that have an effect on it."""
 SPLIT_METHODS = ("pause", "mtp", "cocomix")
@@ -118,8 +118,9 @@ class StudentConfig:
         match: name of the student whose activated parameters it is widened to.
         mixer: of a cocomix or pause student.
         labels: of a cocomix student, if not the recipe's.
-        distillation: of a kd student; with it a pause student learns from the teacher too.
+        distillation: of a kd student; with it a pause or cocomix student learns the teacher's predictions too.
         num_future_tokens: n, of an mtp student.
+        learning_rate: instead of training.learning_rate; methods are best compared each at its own.
     """
 
     method: str
@@ -129,6 +130,7 @@ class StudentConfig:
     labels: StudentLabels | None = None
     distillation: DistillationConfig | None = None
     num_future_tokens: int | None = None
+    learning_rate: float | None = None
 
     def problems(self) -> list[str]:
         """What cannot work about these settings, a line each; the method is a known one."""
@@ -139,12 +141,18 @@ class StudentConfig:
         ]
         if self.num_future_tokens is not None and self.num_future_tokens < 1:
             found.append(f"num_future_tokens is {self.num_future_tokens}; expected 1 or more")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            found.append(f"learning_rate is {self.learning_rate}; it must be above 0")
         if self.distillation is not None:
             found += self.distillation.problems()
         if self.mixer is not None and "mixer" in METHODS[self.method]:
             found += self.mixer.problems(self.method)
-        if self.labels is not None and self.mixes_hidden_states():
-            found.append("labels has no effect with mixer.content hidden_states; leave it out")
+        if self.mixes_hidden_states():
+            found += [
+                f"{section} has no effect with mixer.content hidden_states; leave it out"
+                for section in ("labels", "distillation")
+                if getattr(self, section) is not None
+            ]
         return found
 
     def mixer_config(self) -> MixerConfig | None:

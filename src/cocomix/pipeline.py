@@ -253,7 +253,7 @@ class Pipeline:
         distillation = student.distillation_config()
         if student.learns_concepts():
             needs.append(self.labels_stage_of(self.recipe.labels_of(student)))
-        elif distillation is not None and distillation.top_k is not None:
+        if distillation is not None and distillation.top_k is not None:
             needs.append(self.predictions_stage_of(distillation))
         elif student.asks_teacher():
             needs.append(self.teacher_stage)

@@ -70,7 +70,7 @@ class Recipe:
         labels: how the corpus is labelled with them.
         catalog: what `cocomix concepts` shows of each.
         backbone: sizes of the students.
-        training: how every student is trained.
+        training: how the students are trained.
         parallel: how the processes that torchrun starts share a training: ddp, fsdp or fsdp+cpu-offload.
         students: the models, by name.
     """
@@ -120,6 +120,12 @@ class Recipe:
     def trains_teacher(self) -> bool:
         """Whether a teacher is trained from scratch."""
         return self.needs_teacher() and self.teacher.source is None
+
+    def training_of(self, student: StudentConfig) -> TrainingConfig:
+        """How a student is trained."""
+        if student.learning_rate is None:
+            return self.training
+        return dataclasses.replace(self.training, learning_rate=student.learning_rate)
 
     def labels_of(self, student: StudentConfig) -> LabelsConfig:
         """How the labels of a student are made."""

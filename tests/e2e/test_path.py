@@ -160,7 +160,8 @@ def test_several_seeds_are_one_group_with_a_deviation(
     (comparison,) = found["comparisons"]
     apart = [ours - theirs for ours, theirs in zip(losses["cocomix"], losses["ntp"], strict=True)]
     assert comparison["loss_difference"] == pytest.approx(statistics.mean(apart))
-    assert comparison["loss_difference_sd"] == pytest.approx(statistics.stdev(apart))
+    assert comparison["loss_over_seeds"]["mean"] == pytest.approx(statistics.mean(apart))
+    assert comparison["loss_over_seeds"]["sd"] == pytest.approx(statistics.stdev(apart))
     low, high = comparison["documents"]["interval"]
     assert low < comparison["documents"]["difference"] < high
     # Over whole validation documents, so over the tokens that the losses at the end are means of.

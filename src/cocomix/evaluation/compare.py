@@ -15,9 +15,10 @@ import numpy as np
 
 from cocomix import fingerprint
 from cocomix.errors import InputError
-from cocomix.evaluation.costs import AXES, at_equal_cost, cost_to_reach
+from cocomix.evaluation.costs import AXES, at_equal_cost, cost_to_reach, training_tokens
 from cocomix.evaluation.documents import DocumentLosses, PairedDifference, load_document_losses, paired_difference
 from cocomix.evaluation.record import load_evaluations
+from cocomix.evaluation.seeds import Curve, SeedDifference, cost_difference, loss_difference
 from cocomix.training.run import Run, load_run
 
 SAME = {"validation": "validation text", "tokenizer": "tokenizer", "block_size": "block size"}
@@ -48,11 +49,18 @@ class Group:
         return np.array([run.metrics["loss"] for run in self.runs])
 
     @property
+    def curves(self) -> list[Curve]:
+        """Of each seed, by tokens."""
+        return [
+            Curve(training_tokens(run, self.runs), np.array([point["loss"] for point in run.curve]))
+            for run in self.runs
+        ]
+
+    @property
     def mean_curve(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and the mean over seeds of the loss, at each evaluation; their recipes are the same."""
-        tokens = np.array([point["tokens"] for point in self.runs[0].curve], dtype=np.float64)
-        losses = [[point["loss"] for point in run.curve] for run in self.runs]
-        return tokens, np.mean(losses, axis=0)
+        curves = self.curves
+        return curves[0].costs, np.mean([curve.losses for curve in curves], axis=0)
 
 
 @dataclass(frozen=True)
@@ -64,12 +72,14 @@ class Comparison:
         baseline: name of the baseline.
         seeds: of the group and of the baseline.
         loss_difference: mean of run − mean of baseline, nats per token at the end; below 0 is better.
-        loss_difference_sd: standard deviation of the difference from seed to seed; None unless both have the same
-            seeds, two or more.
+        loss_over_seeds: the same difference seed by seed, with an interval; None unless both have the same seeds, two
+            or more.
         documents: the same difference over the validation documents, with an interval; None where not recorded.
         tokens_to_baseline_loss: training tokens at which the group's mean validation curve first reaches the
             baseline's mean final loss; None if it never does.
         tokens_ratio: those tokens as a share of the baseline's.
+        tokens_over_seeds: such a share less 1, each seed against the baseline's of the same seed, with an interval;
+            None unless both have the same seeds, two or more, and all of them reach it.
         flops_to_baseline_loss: the run's own training FLOPs until then.
         flops_ratio: those FLOPs as a share of the baseline's.
     """
@@ -78,10 +88,11 @@ class Comparison:
     baseline: str
     seeds: tuple[int, int]
     loss_difference: float
-    loss_difference_sd: float | None
+    loss_over_seeds: SeedDifference | None
     documents: PairedDifference | None
     tokens_to_baseline_loss: float | None
     tokens_ratio: float | None
+    tokens_over_seeds: SeedDifference | None
     flops_to_baseline_loss: float | None
     flops_ratio: float | None
 
@@ -102,19 +113,18 @@ def compare_to_baseline(group: Group, baseline: Group) -> Comparison:
         baseline=baseline.name,
         seeds=(len(group.runs), len(baseline.runs)),
         loss_difference=float(group.final_losses.mean()) - final,
-        loss_difference_sd=_scatter(group, baseline),
+        loss_over_seeds=loss_difference(group.curves, baseline.curves) if _paired(group, baseline) else None,
         documents=paired,
         tokens_to_baseline_loss=tokens,
         tokens_ratio=None if tokens is None else tokens / other.tokens,
+        tokens_over_seeds=cost_difference(group.curves, baseline.curves) if _paired(group, baseline) else None,
         flops_to_baseline_loss=flops,
         flops_ratio=None if flops is None else flops / (other.tokens * other.training_flops_per_token),
     )
 
 
-def _scatter(group: Group, baseline: Group) -> float | None:
-    if len(group.runs) < 2 or [run.seed for run in group.runs] != [run.seed for run in baseline.runs]:
-        return None
-    return float(np.std(group.final_losses - baseline.final_losses, ddof=1))
+def _paired(group: Group, baseline: Group) -> bool:
+    return len(group.runs) > 1 and [run.seed for run in group.runs] == [run.seed for run in baseline.runs]
 
 
 def compare_runs(folders: list[Path]) -> dict[str, Any]:

@@ -209,10 +209,10 @@ def markdown(results: dict[str, Any]) -> str:
             "By `cocomix evaluate`. In brackets: 95 % intervals over documents, which say what other text of the kind "
             "would change. Tasks: lm-evaluation-harness, value ± standard error.",
         ]
-    parts += ["## What this means", _bullets(caveats(results))]
+    parts += ["## What this means", bullets(caveats(results))]
     provenance = provenance_lines(results)
     if provenance:
-        parts += ["## How it was made", _bullets(provenance)]
+        parts += ["## How it was made", bullets(provenance)]
     settings = settings_table(results["recipe"]) if "recipe" in results else None
     if settings:
         parts += [settings, "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels."]
@@ -225,5 +225,6 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _bullets(lines: list[str]) -> str:
+def bullets(lines: list[str]) -> str:
+    """A Markdown list."""
     return "\n".join(f"- {line}" for line in lines)

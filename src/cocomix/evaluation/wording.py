@@ -23,8 +23,9 @@ def comparison_sentences(results: dict[str, Any]) -> list[str]:
         else:
             sentence += (
                 f"; it reaches the final loss of `{baseline}` after {tokens:,.0f} tokens "
-                f"({_relative(comparison['tokens_ratio'])} tokens) and {comparison['flops_to_baseline_loss']:.2e} "
-                f"FLOPs of its own training ({_relative(comparison['flops_ratio'])} FLOPs)."
+                f"({_relative(comparison['tokens_ratio'])} tokens{_of_tokens(comparison)}) and "
+                f"{comparison['flops_to_baseline_loss']:.2e} FLOPs of its own training "
+                f"({_relative(comparison['flops_ratio'])} FLOPs)."
             )
         sentences.append(sentence)
     return sentences
@@ -33,8 +34,11 @@ def comparison_sentences(results: dict[str, Any]) -> list[str]:
 def _certainty(comparison: dict[str, Any]) -> str:
     """How sure seeds and validation documents make of a difference."""
     found = []
-    if (deviation := comparison["loss_difference_sd"]) is not None:
-        found.append(f"standard deviation over {comparison['seeds'][0]} seeds {deviation:.4f}")
+    if (seeds := comparison["loss_over_seeds"]) is not None:
+        low, high = seeds["interval"]
+        found.append(
+            f"standard deviation over {seeds['seeds']} seeds {seeds['sd']:.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+        )
     if documents := comparison["documents"]:
         low, high = documents["interval"]
         found.append(
@@ -42,6 +46,14 @@ def _certainty(comparison: dict[str, Any]) -> str:
             f"p = {documents['p_value']:.2g}"
         )
     return f" ({'; '.join(found)})" if found else ""
+
+
+def _of_tokens(comparison: dict[str, Any]) -> str:
+    """How sure seeds make of a share of tokens."""
+    if (seeds := comparison["tokens_over_seeds"]) is None:
+        return ""
+    low, high = seeds["interval"]
+    return f"; 95 % interval over {seeds['seeds']} seeds {low:+.1%} to {high:+.1%}"
 
 
 def _relative(ratio: float) -> str:

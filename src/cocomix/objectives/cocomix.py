@@ -1,4 +1,7 @@
-"""Continuous concept mixing: the next token and the teacher's concepts (arXiv 2502.08524, eq. for the total loss)."""
+"""Continuous concept mixing: the next token and the teacher's concepts (arXiv 2502.08524, eq. for the total loss).
+
+With distillation the teacher's distribution over the next token too, which the paper did not try.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from transformers import PreTrainedModel
 
 from cocomix.models.losses import IGNORE
 from cocomix.objectives.base import Batch, Counts, Losses
+from cocomix.objectives.distillation import Distillation
 from cocomix.objectives.ntp import count_tokens
 
 Labeller = Callable[[Tensor], Tensor]
@@ -23,14 +27,18 @@ class ConceptMixing:
 
     Args:
         labeller: computes the labels of each batch; without one they are stored, column `concept_ids`.
+        distillation: whose divergence is added, with its weight.
     """
 
     labeller: Labeller | None = None
+    distillation: Distillation | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The labels too, if they are stored."""
-        return ("input_ids",) if self.labeller else ("input_ids", "concept_ids")
+        """The labels and predictions too, those that are stored."""
+        labels = () if self.labeller else ("concept_ids",)
+        predictions = self.distillation.columns if self.distillation else ()
+        return tuple(dict.fromkeys(("input_ids", *labels, *predictions)))
 
     def prepare(self, batches: list[Batch]) -> list[Batch]:
         """With the labels, made of all at once: the teacher need not read as few blocks at a time as the student."""
@@ -46,15 +54,18 @@ class ConceptMixing:
         return {"token": count_tokens(batch), "concept": labelled}
 
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
-        """Both losses."""
+        """The losses. Logits are built for a divergence only."""
         output = model(
             input_ids=batch["input_ids"],
             labels=batch["input_ids"],
             concept_ids=batch["concept_ids"],
             num_items_in_batch=counts["token"],
             num_labelled_in_batch=counts["concept"],
-            output_logits=False,
+            output_logits=self.distillation is not None,
             use_cache=False,
         )
         parts = {"token_loss": output.token_loss.detach(), "concept_loss": output.concept_loss.detach()}
-        return Losses(output.loss, parts)
+        if self.distillation is None:
+            return Losses(output.loss, parts)
+        of_teacher = self.distillation.teacher_loss(output.logits, batch, counts)
+        return Losses(output.loss + self.distillation.weight * of_teacher, {**parts, "kd_loss": of_teacher.detach()})

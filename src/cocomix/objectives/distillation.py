@@ -46,10 +46,14 @@ class Distillation(NextToken):
         ids = batch["input_ids"]
         logits = model(input_ids=ids, use_cache=False).logits
         of_tokens = token_loss(logits, ids, counts["token"])
-        # What follows the last token of a block is in no block: no loss is taken there.
-        of_teacher = self._divergence(logits[:, :-1], batch) / counts["token"]
+        of_teacher = self.teacher_loss(logits, batch, counts)
         parts = {"token_loss": of_tokens.detach(), "kd_loss": of_teacher.detach()}
         return Losses(of_tokens + self.weight * of_teacher, parts)
+
+    def teacher_loss(self, logits: Tensor, batch: Batch, counts: Counts) -> Tensor:
+        """The divergence of the teacher from logits (B, T, V), not weighted."""
+        # What follows the last token of a block is in no block: no loss is taken there.
+        return self._divergence(logits[:, :-1], batch) / counts["token"]
 
     def _divergence(self, logits: Tensor, batch: Batch) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):

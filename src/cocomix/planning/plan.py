@@ -18,7 +18,7 @@ from cocomix.data.sources import HUB_PREFIX
 from cocomix.distillation.predictions import prediction_columns
 from cocomix.errors import InputError
 from cocomix.evaluation.flops import forward_flops_per_token, training_flops_per_token
-from cocomix.learning import labelling_flops, sae_training_flops, student_objective, teacher_flops
+from cocomix.learning import distillation_of, labelling_flops, sae_training_flops, student_objective, teacher_flops
 from cocomix.methods import DistillationConfig, StudentConfig
 from cocomix.models.building import build_plain
 from cocomix.objectives import ConceptMixing, NextToken, Objective
@@ -186,7 +186,7 @@ class _Planner:
 
     def _objective(self, student: StudentConfig) -> Objective:
         if student.learns_concepts():  # labels made online are there before the micro-batches
-            return ConceptMixing()
+            return ConceptMixing(distillation=distillation_of(self.pipeline, student, self.pipeline.vocab_size))
         return student_objective(self.pipeline, student, self.pipeline.vocab_size)
 
     def _labeller(self) -> Labeller:
@@ -208,7 +208,7 @@ class _Planner:
         if student.learns_concepts():
             labels = self.recipe.labels_of(student).labels_per_token
             batch["concept_ids"] = torch.zeros(*shape, labels, dtype=torch.long)
-        elif distillation is not None and distillation.top_k is not None:
+        if distillation is not None and distillation.top_k is not None:
             batch["teacher_ids"] = torch.zeros(*shape, distillation.top_k, dtype=torch.long)
             batch["teacher_log_probs"] = torch.zeros(*shape, distillation.top_k)
             batch["teacher_log_rest"] = torch.zeros(shape)

@@ -34,7 +34,8 @@ def results(ratio: float | None) -> dict:
         "run": "a",
         "baseline": "b",
         "loss_difference": -0.1 if ratio else 0.1,
-        "loss_difference_sd": 0.02 if ratio else None,
+        "loss_over_seeds": {"sd": 0.02, "interval": [-0.15, -0.05], "seeds": 3} if ratio else None,
+        "tokens_over_seeds": {"interval": [-0.3, -0.2], "seeds": 3} if ratio else None,
         "seeds": (3, 3),
         "documents": {"interval": [-0.13, -0.07], "documents": 50, "p_value": 0.0004} if ratio else None,
         "tokens_to_baseline_loss": ratio and 1000 * ratio,
@@ -50,8 +51,9 @@ def test_sentences_say_reached_and_not_reached() -> None:
     assert "0.1000 nats lower" in reached
     assert "25.0% fewer tokens" in reached
     assert "25.0% more FLOPs" in reached
-    told = "(standard deviation over 3 seeds 0.0200; 95 % interval over 50 validation documents -0.1300 to -0.0700, p "
-    assert told in reached
+    assert "(standard deviation over 3 seeds 0.0200, 95 % interval -0.1500 to -0.0500; 95 % interval over 50" in reached
+    assert "50 validation documents -0.1300 to -0.0700, p = 0.0004)" in reached
+    assert "(25.0% fewer tokens; 95 % interval over 3 seeds -30.0% to -20.0%)" in reached
     (missed,) = comparison_sentences(results(None))
     assert "0.1000 nats higher" in missed
     assert "was not reached" in missed

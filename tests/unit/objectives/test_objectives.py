@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.distillation.divergence import top_tokens
 from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
-from cocomix.objectives import Distillation, MultiToken, NextToken, Pausing
+from cocomix.objectives import ConceptMixing, Distillation, MultiToken, NextToken, Pausing
 
 V, ROWS, T = 31, 3, 8
 BACKBONE = {
@@ -54,6 +54,22 @@ def test_distillation_is_the_token_loss_and_the_weighted_mean_divergence(model, 
     assert losses.parts["token_loss"].item() == pytest.approx(plain.total.item())
     assert losses.parts["kd_loss"].item() == pytest.approx(mean.item(), rel=1e-5)
     assert losses.total.item() == pytest.approx((plain.total + 0.3 * mean).item(), rel=1e-5)
+
+
+def test_concepts_with_distillation_are_the_sum_of_both(teacher, batch):
+    model = CoCoMixForCausalLM(
+        CoCoMixConfig(GPT2Config(**BACKBONE), insert_layer=2, num_concepts=9, num_active_concepts=3)
+    )
+    batch = {**batch, "concept_ids": torch.randint(0, 9, (ROWS, T, 2))}
+    distillation = Distillation(weight=0.3, temperature=2.0, teacher=lambda x: teacher(x).logits)
+    plain, both = ConceptMixing(), ConceptMixing(distillation=distillation)
+    assert both.columns == plain.columns == ("input_ids", "concept_ids")
+    assert ConceptMixing(distillation=Distillation()).columns[:3] == ("input_ids", "concept_ids", "teacher_ids")
+    counts = both.count(batch)
+    alone, found = plain(model, batch, counts), both(model, batch, counts)
+    divergence = distillation(model, batch, counts).parts["kd_loss"]
+    assert found.parts["kd_loss"].item() == pytest.approx(divergence.item(), rel=1e-6)
+    assert found.total.item() == pytest.approx((alone.total + 0.3 * divergence).item(), rel=1e-6)
 
 
 def test_distillation_leaves_the_teacher_without_gradients(model, teacher, batch):

@@ -1,0 +1,47 @@
+"""Differences over seeds, in pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cocomix.evaluation.seeds import Curve, cost_difference, loss_difference, over_seeds
+
+
+def curve(*losses: float, costs: tuple[float, ...] = (100.0, 200.0, 300.0)) -> Curve:
+    return Curve(np.array(costs), np.array(losses))
+
+
+def test_three_values_have_students_interval() -> None:
+    found = over_seeds([-0.10, -0.12, -0.11])
+    assert (found.mean, found.sd, found.seeds) == (pytest.approx(-0.11), pytest.approx(0.01), 3)
+    half = 4.302653 * 0.01 / np.sqrt(3)  # t of two degrees of freedom at 97.5 %
+    assert found.interval == pytest.approx((-0.11 - half, -0.11 + half), rel=1e-5)
+
+
+def test_of_one_value_chance_is_unknown_and_of_equal_ones_none() -> None:
+    alone = over_seeds([0.5])
+    assert (alone.mean, alone.sd, alone.interval, alone.seeds) == (0.5, None, None, 1)
+    assert over_seeds([0.25, 0.25]).interval == (0.25, 0.25)
+
+
+def test_each_seed_is_held_against_its_own_pair() -> None:
+    theirs = [curve(4.0, 3.0, 2.8), curve(5.0, 4.0, 3.8)]
+    ours = [curve(3.0, 2.6, 2.5), curve(4.0, 3.6, 3.5)]
+    loss = loss_difference(ours, theirs)
+    assert (loss.mean, loss.sd) == (pytest.approx(-0.3), pytest.approx(0.0, abs=1e-12))
+    cost = cost_difference(ours, theirs)
+    assert cost is not None
+    assert cost.mean == pytest.approx(150 / 300 - 1)  # both at 150 of 300
+    assert cost.seeds == 2
+
+
+def test_cost_is_unknown_where_one_seed_never_reaches_the_loss() -> None:
+    theirs = [curve(4.0, 3.0, 2.8), curve(4.0, 3.0, 2.8)]
+    assert cost_difference([curve(4.0, 3.0, 2.7), curve(4.0, 3.0, 2.9)], theirs) is None
+
+
+def test_a_dearer_training_may_cost_more_for_the_same_loss() -> None:
+    found = cost_difference([curve(4.0, 3.0, 2.8, costs=(200.0, 400.0, 600.0))], [curve(4.0, 3.0, 2.8)])
+    assert found is not None
+    assert found.mean == pytest.approx(1.0)
