@@ -136,7 +136,9 @@ def test_a_page_has_the_figures_and_says_what_was_not_measured(folder: Path) -> 
     assert good[6] == "6 runs"
     assert rows["bad"][3] == "not reached" and rows["bad"][6] == "–"
     assert "Not measured yet: there is no `results/other.json`" in page
-    assert "seeds 0, 1, 2" in page and "an abacus" in page and "commit abc" in page and "`cocomix run some.yaml`" in page
+    assert (
+        "seeds 0, 1, 2" in page and "an abacus" in page and "commit abc" in page and "`cocomix run some.yaml`" in page
+    )
     assert (folder / "results" / "small.png").stat().st_size > 1000
 
 
@@ -166,5 +168,5 @@ def test_mistakes_are_said_in_a_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'a' is no student of small \(ntp, good, bad, unsteady\)"):
         load_results(folder, load_study(folder).parts[0])
     write_study(folder, parts=[{**part, "clams": []}])
-    with pytest.raises(InputError, match="study.yaml: .*clams"):
+    with pytest.raises(InputError, match=r"study.yaml: .*clams"):
         load_study(folder)
