@@ -86,17 +86,18 @@ def distillation_of(pipeline: Pipeline, student: StudentConfig, vocab_size: int)
     return Distillation(config.weight, config.temperature, teacher)
 
 
-def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> int:
-    """What the teacher computes per token of a student's training; 0 where all that it says was stored."""
+def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> ConceptFlops:
+    """What teacher and SAE compute per token of a student's training; 0 where all that they say was stored."""
     block_size, layer = pipeline.recipe.block_size, pipeline.recipe.sae.teacher_layer
-    distillation, flops = student.distillation_config(), 0
+    distillation, teacher, sae = student.distillation_config(), 0, 0
     if student.learns_concepts() and pipeline.recipe.labels.online:
-        flops += labelling_flops(pipeline, pipeline.teacher(), pipeline.sae()).total
+        labels = pipeline.recipe.labels_of(student)
+        teacher, sae = labelling_flops(pipeline, pipeline.teacher(), pipeline.sae(), labels)
     if student.mixes_hidden_states():
-        flops += forward_flops_per_token(pipeline.teacher(), block_size, up_to_layer=layer)
+        teacher += forward_flops_per_token(pipeline.teacher(), block_size, up_to_layer=layer)
     if distillation is not None and distillation.top_k is None:
-        flops += forward_flops_per_token(pipeline.teacher(), block_size)
-    return flops
+        teacher += forward_flops_per_token(pipeline.teacher(), block_size)
+    return ConceptFlops(teacher, sae)
 
 
 def sae_training_flops(pipeline: Pipeline, teacher: PreTrainedModel, d_sae: int) -> ConceptFlops:
@@ -133,10 +134,12 @@ def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Prepara
     return found
 
 
-def labelling_flops(pipeline: Pipeline, teacher: PreTrainedModel, sae: SparseAutoencoder) -> ConceptFlops:
+def labelling_flops(
+    pipeline: Pipeline, teacher: PreTrainedModel, sae: SparseAutoencoder, config: LabelsConfig
+) -> ConceptFlops:
     """What labelling computes per token."""
-    recipe = pipeline.recipe
-    return labelling_flops_per_token(teacher, recipe.sae.teacher_layer, sae.d_sae, sae.max_active, recipe.block_size)
+    layer, block_size = pipeline.recipe.sae.teacher_layer, pipeline.recipe.block_size
+    return labelling_flops_per_token(teacher, layer, sae.d_sae, sae.max_active, block_size, config.selection)
 
 
 def _labeller(pipeline: Pipeline, config: LabelsConfig) -> Labeller:

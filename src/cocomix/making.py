@@ -171,7 +171,7 @@ def make_labels(pipeline: Pipeline, config: LabelsConfig) -> Made:
         return Made(labels_fingerprint(labelled.info), dataclasses.asdict(labelled.info))
     extractor = concept_extractor(pipeline, config)
     info = _label_into(pipeline, config, files.partial(pipeline.labels_stage_of(config).folder), extractor)
-    flops = labelling_flops(pipeline, extractor.teacher, extractor.sae).total
+    flops = labelling_flops(pipeline, extractor.teacher, extractor.sae, config).total
     summary = {**dataclasses.asdict(info), "flops_per_token": flops}
     return Made(labels_fingerprint(info), summary)
 
@@ -296,7 +296,7 @@ def make_student(pipeline: Pipeline, name: str, seed: int) -> Made:
         seed=seed,
         corpus=corpus.info,
         recipe=recipe.to_dict(),
-        teacher_flops_per_token=teacher_flops(pipeline, student),
+        teacher_flops_per_token=teacher_flops(pipeline, student).total,
         preparation=preparation(pipeline, student),
     )
     if student.learns_concepts():

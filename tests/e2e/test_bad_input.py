@@ -66,6 +66,15 @@ def refused(runner: Runner, capsys: pytest.CaptureFixture[str], *words: str, com
         ({"students": {"kd": {"method": "kd", "labels": {"selection": "activation"}}}}, ["labels has no effect"]),
         ({"students": {"m": {"method": "mtp", "num_future_tokens": 3}}}, ["num_future_tokens is 3", "takes 1 to 2"]),
         ({"students": {"m": {"method": "mtp", "num_future_tokens": 0}}}, ["num_future_tokens is 0"]),
+        ({"students": {"m": {"method": "ntp", "learning_rate": 0}}}, ["students.m: learning_rate is 0.0; it must be"]),
+        (
+            {
+                "students": {
+                    "m": {"method": "cocomix", "mixer": {"content": "hidden_states"}, "distillation": {"weight": 1}}
+                }
+            },
+            ["students.m: distillation has no effect with mixer.content hidden_states"],
+        ),
         (
             {"students": {"p": {"method": "pause", "mixer": {"insert_layer": 1, "num_active_concepts": 4}}}},
             ["mixer.num_active_concepts has no effect on what is mixed here (pause)"],

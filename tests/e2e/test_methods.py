@@ -20,6 +20,7 @@ MIXER = {"insert_layer": 1, "num_active_concepts": 8, "concept_slot": "residual"
 PAUSE = {"insert_layer": 1, "concept_slot": "residual"}
 STUDENTS: dict[str, dict[str, Any]] = {
     "ntp": {"method": "ntp"},
+    "ntp-slow": {"method": "ntp", "learning_rate": 1e-4},
     "kd": {"method": "kd"},
     "kd-strong": {"method": "kd", "distillation": {"weight": 1.0, "temperature": 2.0}},
     "kd-stored": {"method": "kd", "distillation": {"weight": 1.0, "temperature": 2.0, "top_k": 299}},  # of 300 tokens
@@ -76,6 +77,8 @@ def test_every_student_is_trained_on_the_same_tokens_and_learns(results):
         assert student["tokens"] == 8192
         losses = [point["loss"] for point in student["curve"]]
         assert losses[-1] < losses[0] < math.log(300) + 0.2, name
+    slow, plain = ([point["loss"] for point in results["students"][name]["curve"]] for name in ("ntp-slow", "ntp"))
+    assert slow[0] - slow[-1] < (plain[0] - plain[-1]) / 2  # at a learning rate of its own
     assert {c["run"] for c in results["comparisons"]} == set(STUDENTS) - {"ntp"}
 
 

@@ -13,7 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.concepts.sae import Latents, SparseAutoencoder
-from cocomix.concepts.teacher import check_teacher_layer, freeze, plain_head, tapped_residual
+from cocomix.concepts.teacher import (
+    check_teacher_layer,
+    freeze,
+    next_token_targets,
+    plain_head,
+    residual_stream,
+    tapped_residual,
+)
 from cocomix.errors import InputError
 from cocomix.models.backbones import decoder_blocks
 from cocomix.models.losses import IGNORE
@@ -57,7 +64,7 @@ def select_labels(
 
     Args:
         latents: (B, T, k); a latent is active where its value is above 0.
-        attribution: (B, T, k) scores s.
+        attribution: (B, T, k) scores s; without effect on `activation`.
         has_target: (B, T) bool; other tokens have no gradient and get no label.
         labels_per_token: A.
         selection: `attribution` (largest s: concepts whose increase raises the loss, as published),
@@ -141,11 +148,18 @@ class ConceptExtractor:
     def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ConceptLabels:
         """Labels of input_ids (B, T); padding, where attention_mask (B, T) is 0, gets none."""
         with torch.autocast(input_ids.device.type, enabled=False):  # the same labels inside a training step
+            if self.selection == "activation":
+                return self._most_active(input_ids, attention_mask)
             tapped = tapped_residual(self.teacher, input_ids, self.teacher_layer, attention_mask, self.head)
             latents = self.sae.encode(tapped.residual)
             # Chosen on the gradient of the summed loss, so that labels do not depend on what shares the batch.
             scores = attribution_scores(latents, tapped.gradient.to(self.sae.W_dec.dtype), self.sae.W_dec)
         labels = select_labels(latents, scores, tapped.has_target, self.labels_per_token, self.selection)
-        if self.selection == "activation":
-            return labels
         return labels._replace(scores=labels.scores / tapped.has_target.sum().clamp(min=1))
+
+    @torch.no_grad()
+    def _most_active(self, input_ids: Tensor, attention_mask: Tensor | None) -> ConceptLabels:
+        """By activation: nothing above the tap runs, and there is no backward pass."""
+        latents = self.sae.encode(residual_stream(self.teacher, input_ids, self.teacher_layer, attention_mask))
+        has_target = next_token_targets(input_ids, attention_mask) != IGNORE
+        return select_labels(latents, latents.values, has_target, self.labels_per_token, self.selection)

@@ -79,17 +79,20 @@ class ConceptFlops(NamedTuple):
 
 
 def labelling_flops_per_token(
-    teacher: PreTrainedModel, teacher_layer: int, d_sae: int, active: int, block_size: int
+    teacher: PreTrainedModel, teacher_layer: int, d_sae: int, active: int, block_size: int, selection: str
 ) -> ConceptFlops:
     """FLOPs of labelling, per token.
 
     The teacher's are its forward pass and the gradient of its activations back to the tap, the SAE's its encoder and
-    the active directions against the gradient.
+    the active directions against the gradient; labels by activation need the teacher up to the tap, and the encoder.
     """
+    width = teacher.config.get_text_config().hidden_size
+    if selection == "activation":
+        tap = forward_flops_per_token(teacher, block_size, up_to_layer=teacher_layer)
+        return ConceptFlops(teacher=tap, sae=2 * d_sae * width)
     blocks = decoder_blocks(teacher)
     above = linear_flops(blocks[teacher_layer + 1 :]) + linear_flops(teacher.get_output_embeddings())
     above += 2 * attention_flops(teacher, len(blocks) - teacher_layer - 1, block_size)
-    width = teacher.config.get_text_config().hidden_size
     return ConceptFlops(
         teacher=forward_flops_per_token(teacher, block_size) + above, sae=2 * d_sae * width + 2 * active * width
     )

@@ -5,6 +5,8 @@ B blocks, T tokens of a block, A labels per token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from datasets import Features, List, Value
@@ -13,7 +15,7 @@ from torch import Tensor
 from cocomix.concepts.attribution import attribution_scores
 from cocomix.concepts.label_store import features
 from cocomix.concepts.labelling import LabelsConfig
-from cocomix.concepts.teacher import tapped_residual
+from cocomix.concepts.teacher import residual_stream, tapped_residual
 from cocomix.data.sources import HUB_PREFIX
 from cocomix.distillation.predictions import prediction_columns
 from cocomix.errors import InputError
@@ -86,7 +88,7 @@ class _Planner:
             lambda: self._batch(student, training.blocks_per_batch),
             training,
             accumulates=self._accumulates(training),
-            make_labeller=self._labeller if student.learns_concepts() and recipe.labels.online else None,
+            make_labeller=self._labeller_of(student),
             device=self.device,
         )
         tokens = training.steps() * training.tokens_per_step
@@ -143,10 +145,10 @@ class _Planner:
 
     def _labels(self, config: LabelsConfig) -> PreparationPlan:
         with torch.device("meta"):
-            per_token = self._labelling()
+            found = labelling_flops(self.pipeline, self.pipeline.teacher(), self.pipeline.sae(), config)
         sizes = self.recipe.block_size, config.labels_per_token, self._token_type(), self.pipeline.num_concepts
-        memory = peak_of_call(self._labeller, self.device)
-        flops = per_token.times(self.corpus_tokens)
+        memory = peak_of_call(lambda: self._labeller(config), self.device)
+        flops = Flops(teacher=found.teacher, sae=found.sae).times(self.corpus_tokens)
         return self._made(self.pipeline.labels_stage_of(config), flops, features(*sizes), memory)
 
     def _predictions(self, config: DistillationConfig) -> PreparationPlan:
@@ -165,12 +167,7 @@ class _Planner:
 
     def _teacher_of(self, student: StudentConfig) -> Flops:
         """What teacher and SAE compute for each token of a student's training."""
-        if student.learns_concepts():
-            return self._labelling() if self.recipe.labels.online else Flops()
-        return Flops(teacher=teacher_flops(self.pipeline, student))
-
-    def _labelling(self) -> Flops:
-        found = labelling_flops(self.pipeline, self.pipeline.teacher(), self.pipeline.sae())
+        found = teacher_flops(self.pipeline, student)
         return Flops(teacher=found.teacher, sae=found.sae)
 
     def _hours(self, flops: Flops, training: TrainingConfig | None = None) -> float:
@@ -189,13 +186,22 @@ class _Planner:
             return ConceptMixing(distillation=distillation_of(self.pipeline, student, self.pipeline.vocab_size))
         return student_objective(self.pipeline, student, self.pipeline.vocab_size)
 
-    def _labeller(self) -> Labeller:
+    def _labeller_of(self, student: StudentConfig) -> Callable[[], Labeller] | None:
+        """What labels the student's batches in its training, if that is done then."""
+        if not student.learns_concepts() or not self.recipe.labels.online:
+            return None
+        return lambda: self._labeller(self.recipe.labels_of(student))
+
+    def _labeller(self, config: LabelsConfig) -> Labeller:
         """Labels as `ConceptExtractor` does; its choice of the A strongest weighs nothing. Logits are not built."""
         teacher, sae = self.pipeline.teacher(), self.pipeline.sae()
         head, layer = teacher.get_output_embeddings(), self.recipe.sae.teacher_layer
 
         def label() -> Tensor:
-            tapped = tapped_residual(teacher, self._ids(self.recipe.labels.blocks_per_batch), layer, head=head)
+            ids = self._ids(self.recipe.labels.blocks_per_batch)
+            if config.selection == "activation":
+                return sae.encode(residual_stream(teacher, ids, layer)).values
+            tapped = tapped_residual(teacher, ids, layer, head=head)
             latents = sae.encode(tapped.residual)
             return attribution_scores(latents, tapped.gradient.to(sae.W_dec.dtype), sae.W_dec)
 

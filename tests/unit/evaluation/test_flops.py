@@ -140,16 +140,18 @@ def test_the_blocks_up_to_the_tap_agree_with_the_counter() -> None:
     assert found == pytest.approx(counter.get_total_flops() / ids.numel(), rel=0.03)
 
 
+@pytest.mark.parametrize("selection", ["attribution", "activation"])
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
-def test_labelling_agrees_with_the_counter(model_type: str) -> None:
+def test_labelling_agrees_with_the_counter(model_type: str, selection: str) -> None:
     teacher = build_plain(plain(model_type))
     teacher.set_attn_implementation("eager")
     sae = cocomix.SparseAutoencoder(
         W_enc=torch.randn(64, 512), b_enc=torch.zeros(512), W_dec=torch.randn(512, 64), b_dec=torch.zeros(64), k=8
     )
-    extractor = cocomix.ConceptExtractor(teacher, sae, teacher_layer=1)
+    extractor = cocomix.ConceptExtractor(teacher, sae, teacher_layer=1, selection=selection)
     ids = torch.randint(0, 256, (2, BLOCK))
     with FlopSum() as counter:
         extractor(ids)
     expected = counter.total / ids.numel()
-    assert labelling_flops_per_token(teacher, 1, 512, 8, BLOCK).total == pytest.approx(expected, rel=0.03)
+    found = labelling_flops_per_token(teacher, 1, 512, 8, BLOCK, selection).total
+    assert found == pytest.approx(expected, rel=0.03)
