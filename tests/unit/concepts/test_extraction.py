@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, PreTraine
 
 from cocomix import InputError
 from cocomix.concepts import attribution as attribution_module
-from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels, attribution_scores
+from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels, attribution_scores, select_labels
 from cocomix.concepts.sae import Latents, SparseAutoencoder
 from cocomix.concepts.teacher import (
     check_causal,
@@ -169,6 +169,16 @@ def test_a_residual_put_back_unchanged_leaves_the_loss(teacher, ids):
     expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
     found = loss_with_residual(freeze(teacher), ids, 1, lambda x: x)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=0)
+
+
+def test_labels_by_activation_need_nothing_above_the_tap(teacher, sae, ids):
+    tapped = tapped_residual(freeze(teacher), ids, 0)
+    latents = sae.encode(tapped.residual)
+    expected = select_labels(latents, latents.values, tapped.has_target, 4, "activation")
+    extractor = ConceptExtractor(teacher, sae, 0, selection="activation")
+    runs = watch(decoder_blocks(teacher))
+    assert_same(extractor(ids), expected)
+    assert runs == [0]
 
 
 # Independence of what shares the batch

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from cocomix.cli import main
 from cocomix.evaluation.gpus import GPUS, peak_flops
@@ -35,6 +36,35 @@ def test_what_the_teacher_computes_for_an_sae_is_the_teachers(capsys) -> None:
     width, tokens = sizes.teacher.backbone.hidden_size, sizes.sae.training_tokens
     assert flops["sae"] == 3 * 2 * 2 * sizes.sae.d_sae * width * tokens  # encoder and decoder, there and back
     assert flops["teacher"] > 0
+
+
+def test_labels_by_activation_are_the_cheapest_to_make(capsys) -> None:
+    flops = {}
+    for selection in ("attribution", "activation"):
+        assert main(["plan", QUICKSTART, "--gpus", "1", "--labels.selection", selection, "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        labels = next(part["flops"] for part in plan["preparation"] if part["name"] == "labels")
+        flops[selection] = labels["teacher"], labels["sae"]
+    assert flops["activation"][0] < flops["attribution"][0] / 2
+    assert flops["activation"][1] < flops["attribution"][1]
+
+
+def test_a_student_of_concepts_and_predictions_pays_for_the_teacher(capsys, tmp_path) -> None:
+    recipe = yaml.safe_load(Path(QUICKSTART).read_text())
+    cocomix = {"method": "cocomix", "mixer": {"insert_layer": 1}}
+    recipe["students"] = {
+        "kd": {"method": "kd"},
+        "cocomix": cocomix,
+        "both": {**cocomix, "distillation": {}},
+        "stored": {**cocomix, "distillation": {"top_k": 8}},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert main(["plan", str(path), "--gpus", "1", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    asked = {student["name"]: student["flops_per_token"]["teacher"] for student in plan["students"]}
+    assert asked["both"] == asked["kd"] > asked["cocomix"] == asked["stored"] == 0
+    assert "predictions-top-8-temperature-1.0" in {part["name"] for part in plan["preparation"]}
 
 
 def test_a_gpu_is_known_by_the_words_of_its_name(monkeypatch) -> None:
