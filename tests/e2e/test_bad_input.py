@@ -420,7 +420,7 @@ def test_an_unknown_student(recipe: Recipe, capsys: pytest.CaptureFixture[str]) 
 def test_recipes_in_the_repository_are_sound() -> None:
     from cocomix.recipe import load_recipe
 
-    recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+    recipes = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
     assert recipes
     for path in recipes:
         assert load_recipe(path).problems() == []

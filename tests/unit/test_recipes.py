@@ -8,11 +8,12 @@ import pytest
 
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import load_recipe
-from cocomix.students import student_config
+from cocomix.students import StudentContext, student_config
 
+FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = [
     path
-    for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+    for path in sorted(FOLDER.glob("*.yaml"))
     if not path.stem.startswith(("gpt2-", "llama-"))  # of clusters: tests/unit/planning/test_paper_recipes.py
 ]
 
@@ -23,6 +24,17 @@ def test_a_recipe_has_no_problems_and_students_that_can_be_built(path: Path) -> 
     assert recipe.problems() == []
     assert (recipe.name, recipe.output) == (path.stem, f"runs/{path.stem}")
     context = Pipeline(recipe).student_context(recipe.tokenizer.vocab_size, eos_token_id=0)
+    for name in recipe.students:
+        student_config(recipe, name, context)
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "evidence").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_of_the_study_has_no_problems_and_students_that_can_be_built(path: Path) -> None:
+    """Those that go on from another's teacher and SAE are built with its sizes."""
+    recipe = load_recipe(path)
+    assert recipe.problems() == []
+    assert (recipe.name, recipe.output) == (f"evidence-{path.stem}", f"runs/evidence/{path.stem}")
+    context = StudentContext(vocab_size=2048, eos_token_id=0, num_concepts=1024, teacher_hidden_size=192)
     for name in recipe.students:
         student_config(recipe, name, context)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cocomix.cli import main
 from cocomix.errors import InputError
 from cocomix.evaluation.study import Claim, add_results, load_results, load_study, verdict
 from cocomix.evaluation.study_page import write_page
@@ -152,6 +153,15 @@ def test_kept_results_leave_texts_out_and_the_page_comes_from_them_alone(folder:
     first = write_page(load_study(folder), folder).read_text()
     (folder / "runs" / "small" / "report" / "results.json").unlink()
     assert write_page(load_study(folder), folder).read_text() == first
+
+
+def test_the_command_takes_results_in_and_writes_the_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(folder), str(folder / "runs" / "small")]) == 0
+    assert f"Written: {folder / 'results.md'}" in capsys.readouterr().err
+    assert "| good " in (folder / "results.md").read_text()
+    assert main(["report", str(folder / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("cocomix: no ")
 
 
 def test_mistakes_are_said_in_a_line(folder: Path, tmp_path: Path) -> None:
