@@ -1,4 +1,4 @@
-"""`cocomix report FOLDER [RUN ...]`: a document of results from what finished recipes found."""
+"""`cocomix report FOLDER [OUTPUT ...]`: a document of results from what finished recipes found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run(arguments: Sequence[str]) -> int:
     """Write the page of a study; returns the exit code.
 
     Raises:
-        InputError: there is no study, it cannot be read, or a run has no results.
+        InputError: there is no study, it cannot be read, or an output folder has no results that it can use.
     """
     options = _parser().parse_args(arguments)
 
@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     from cocomix.evaluation.study_page import write_page
 
     study = load_study(options.folder)
-    add_results(options.folder, options.runs)
+    add_results(study, options.folder, options.outputs)
     say(f"Written: {write_page(study, options.folder)}")
     return 0
 
@@ -35,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
         "folder", metavar="FOLDER", type=Path, help="with results/study.yaml; results.md is written there"
     )
     parser.add_argument(
-        "runs",
-        metavar="RUN",
+        "outputs",
+        metavar="OUTPUT",
         nargs="*",
         type=Path,
         help="output folder of a finished recipe, whose results are kept in FOLDER/results",

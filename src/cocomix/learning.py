@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,26 +66,29 @@ def training_blocks(pipeline: Pipeline, blocks: PackedCorpus, seed: int) -> Data
 
 def student_objective(pipeline: Pipeline, student: StudentConfig, vocab_size: int) -> Objective:
     """What a student minimises."""
-    distillation = distillation_of(pipeline, student, vocab_size)
+    teacher = cache(pipeline.teacher)  # one in memory, whatever it is asked
+    distillation = distillation_of(student, teacher, vocab_size)
     if student.learns_concepts():
         labels = pipeline.recipe.labels_of(student)
-        return ConceptMixing(_labeller(pipeline, labels) if labels.online else None, distillation)
+        return ConceptMixing(_labeller(pipeline, labels, teacher()) if labels.online else None, distillation)
     if distillation is not None:
         return distillation
     if student.method == "mtp":
         return MultiToken()
     if student.mixes_hidden_states():
-        return HiddenStateMixing(_teacher_hidden_states(pipeline))
+        return HiddenStateMixing(_teacher_hidden_states(teacher(), pipeline.recipe.sae.teacher_layer))
     return Pausing() if student.method == "pause" else NextToken()
 
 
-def distillation_of(pipeline: Pipeline, student: StudentConfig, vocab_size: int) -> Distillation | None:
-    """How a student learns the teacher's predictions, if it does."""
+def distillation_of(
+    student: StudentConfig, teacher: Callable[[], PreTrainedModel], vocab_size: int
+) -> Distillation | None:
+    """How a student learns the teacher's predictions, if it does; the teacher is fetched if it is asked in training."""
     config = student.distillation_config()
     if config is None:
         return None
-    teacher = None if config.top_k is not None else _teacher_logits(pipeline, vocab_size)
-    return Distillation(config.weight, config.temperature, teacher)
+    logits = None if config.top_k is not None else _teacher_logits(teacher(), vocab_size)
+    return Distillation(config.weight, config.temperature, logits)
 
 
 def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> ConceptFlops:
@@ -142,15 +147,14 @@ def labelling_flops(
     return labelling_flops_per_token(teacher, layer, sae.d_sae, sae.max_active, block_size, config.selection)
 
 
-def _labeller(pipeline: Pipeline, config: LabelsConfig) -> Labeller:
+def _labeller(pipeline: Pipeline, config: LabelsConfig, teacher: PreTrainedModel) -> Labeller:
     """Labels of a training batch, computed now: those that would have been stored, to the last bit."""
-    extractor = concept_extractor(pipeline, config)
+    extractor = concept_extractor(pipeline, config, teacher)
     return lambda input_ids: label_in_equal_batches(extractor, input_ids, None, config.blocks_per_batch).ids
 
 
-def _teacher_logits(pipeline: Pipeline, vocab_size: int) -> TeacherLogits:
+def _teacher_logits(teacher: PreTrainedModel, vocab_size: int) -> TeacherLogits:
     """What the teacher says of a training batch, computed now; of tokens that no text has, nothing."""
-    teacher = pipeline.teacher()
 
     def logits(input_ids: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
@@ -159,9 +163,8 @@ def _teacher_logits(pipeline: Pipeline, vocab_size: int) -> TeacherLogits:
     return logits
 
 
-def _teacher_hidden_states(pipeline: Pipeline) -> HiddenStates:
+def _teacher_hidden_states(teacher: PreTrainedModel, layer: int) -> HiddenStates:
     """The teacher's residual stream at the tap, computed now."""
-    teacher, layer = pipeline.teacher(), pipeline.recipe.sae.teacher_layer
 
     def hidden_states(input_ids: Tensor) -> Tensor:
         with torch.autocast(input_ids.device.type, enabled=False):
@@ -170,8 +173,7 @@ def _teacher_hidden_states(pipeline: Pipeline) -> HiddenStates:
     return hidden_states
 
 
-def concept_extractor(pipeline: Pipeline, config: LabelsConfig) -> ConceptExtractor:
+def concept_extractor(pipeline: Pipeline, config: LabelsConfig, teacher: PreTrainedModel) -> ConceptExtractor:
     """The recipe's teacher and SAE, labelling as `config` says."""
-    return ConceptExtractor(
-        pipeline.teacher(), pipeline.sae(), pipeline.recipe.sae.teacher_layer, config.labels_per_token, config.selection
-    )
+    layer = pipeline.recipe.sae.teacher_layer
+    return ConceptExtractor(teacher, pipeline.sae(), layer, config.labels_per_token, config.selection)

@@ -169,7 +169,7 @@ def make_labels(pipeline: Pipeline, config: LabelsConfig) -> Made:
     if config.source is not None:
         labelled = pipeline.labels(config)
         return Made(labels_fingerprint(labelled.info), dataclasses.asdict(labelled.info))
-    extractor = concept_extractor(pipeline, config)
+    extractor = concept_extractor(pipeline, config, pipeline.teacher())
     info = _label_into(pipeline, config, files.partial(pipeline.labels_stage_of(config).folder), extractor)
     flops = labelling_flops(pipeline, extractor.teacher, extractor.sae, config).total
     summary = {**dataclasses.asdict(info), "flops_per_token": flops}
@@ -181,7 +181,7 @@ def repair_labels(pipeline: Pipeline, config: LabelsConfig) -> bool:
     folder = pipeline.labels_stage_of(config).folder
     if labels_whole(folder):
         return False
-    _label_into(pipeline, config, folder, concept_extractor(pipeline, config))
+    _label_into(pipeline, config, folder, concept_extractor(pipeline, config, pipeline.teacher()))
     return True
 
 

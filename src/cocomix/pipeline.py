@@ -243,9 +243,10 @@ class Pipeline:
         matched = self.recipe.students.get(student.match or "")
         settings = {
             "student": dataclasses.asdict(student),
-            "match": matched and dataclasses.asdict(matched),
+            # Its sizes are taken over; how it is trained is its own affair.
+            "match": matched and dataclasses.asdict(dataclasses.replace(matched, learning_rate=None)),
             "backbone": dataclasses.asdict(self.recipe.backbone),
-            "training": dataclasses.asdict(self.recipe.training),
+            "training": dataclasses.asdict(self.recipe.training_of(student)),
             "seed": seed,
             **self._stream_settings(),
         }

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -167,6 +168,18 @@ def test_several_seeds_are_one_group_with_a_deviation(
     # Over whole validation documents, so over the tokens that the losses at the end are means of.
     assert comparison["documents"]["difference"] == pytest.approx(comparison["loss_difference"], abs=1e-4)
     assert "± " in (out / "report" / "report.md").read_text()
+
+    study = tmp_path / "docs" / "results" / "study.yaml"
+    study.parent.mkdir(parents=True)
+    claim = {"text": "It helps.", "run": "cocomix", "baseline": "ntp"}
+    part = {"title": "Both", "results": found["name"], "question": "Does it help?", "claims": [claim]}
+    study.write_text(yaml.safe_dump({"title": "A study", "introduction": "Of two.", "parts": [part]}))
+    assert main(["report", str(tmp_path / "docs"), str(out)]) == 0
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert f"| {statistics.mean(losses['cocomix']):.4f} ± {statistics.stdev(losses['cocomix']):.4f} |" in page
+    low, high = comparison["loss_over_seeds"]["interval"]
+    assert f"| It helps. | {statistics.mean(apart):+.4f} ({low:+.4f} to {high:+.4f}) nats |" in page
+    assert "Teacher, " in page and "cocomix commit" in page
 
 
 def test_stage_commands_stop_at_their_stage(recipe: Any) -> None:

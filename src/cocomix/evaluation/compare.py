@@ -117,10 +117,14 @@ def compare_to_baseline(group: Group, baseline: Group) -> Comparison:
         documents=paired,
         tokens_to_baseline_loss=tokens,
         tokens_ratio=None if tokens is None else tokens / other.tokens,
-        tokens_over_seeds=cost_difference(group.curves, baseline.curves) if _paired(group, baseline) else None,
+        tokens_over_seeds=_tokens_over_seeds(group, baseline),
         flops_to_baseline_loss=flops,
         flops_ratio=None if flops is None else flops / (other.tokens * other.training_flops_per_token),
     )
+
+
+def _tokens_over_seeds(group: Group, baseline: Group) -> SeedDifference | None:
+    return cost_difference(group.curves, baseline.curves).difference if _paired(group, baseline) else None
 
 
 def _paired(group: Group, baseline: Group) -> bool:
@@ -196,7 +200,8 @@ def _kind(run: Run) -> str:
     recipe = {key: value for key, value in run.recipe.items() if key not in NOT_OF_THE_MODEL}
     # What another student, matched to, has made of it; and text that changed under the same name.
     came_out = [run.stored_parameters, run.training_flops_per_token, run.teacher_flops_per_token, run.corpus]
-    return fingerprint.of_json([run.name, run.recipe["students"].get(run.name), recipe, *came_out])
+    student = {key: value for key, value in run.recipe["students"].get(run.name, {}).items() if value is not None}
+    return fingerprint.of_json([run.name, student, recipe, *came_out])
 
 
 def _documents(folders: list[Path]) -> list[DocumentLosses] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -14,10 +15,15 @@ from cocomix.evaluation.costs import AXES
 from cocomix.evaluation.report_page import to_html
 from cocomix.evaluation.tables import evaluation_tables
 from cocomix.evaluation.wording import caveats, comparison_sentences, provenance_lines
+from cocomix.methods import METHODS, DistillationConfig, MixerConfig
 
 CURVES = "curves.png"
 CURVE_AXES = ("tokens", "student_flops", "all_flops")
 RESULTS = "results.json"
+OF_EVALUATIONS = (
+    "By `cocomix evaluate`. In brackets: 95 % intervals over documents, which say what other text of the kind would "
+    "change. Tasks: lm-evaluation-harness, value ± standard error."
+)
 FILES = {CURVES, RESULTS, "report.md", "report.html"}
 
 
@@ -155,29 +161,65 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
+SETTINGS = (
+    "mixes in",
+    "how",
+    "slot",
+    "after blocks",
+    "loss weight",
+    "K",
+    "labels per token",
+    "distillation",
+    "learning rate",
+)
+NONE = "–"
+
+
 def settings_table(recipe: dict[str, Any]) -> str | None:
-    """What is mixed into each student, and how; None if into none of them. A dash is what has no effect."""
-    rows = []
-    for name, student in recipe["students"].items():
-        if (mixer := student["mixer"]) is None:
-            continue
-        content = "pause" if student["method"] == "pause" else mixer["content"]
-        labels = {**recipe["labels"], **{k: v for k, v in (student["labels"] or {}).items() if v is not None}}
-        of_concepts = content == "concepts"
-        rows.append(
-            [
-                name,
-                f"{content} ({mixer['regression_loss']})" if content == "hidden_states" else content,
-                mixer["mixing"],
-                mixer["concept_slot"] if mixer["mixing"] != "none" else "–",
-                str(mixer["insert_layer"]),
-                "–" if content == "pause" else f"{mixer['concept_loss_weight']:g}",
-                str(mixer["num_active_concepts"]) if of_concepts else "–",
-                f"{labels['labels_per_token']} by {labels['selection']}" if of_concepts else "–",
-            ]
-        )
-    header = ["student", "mixes in", "how", "slot", "after blocks", "loss weight", "K", "labels per token"]
-    return table(header, rows) if rows else None
+    """What each student has beside its backbone, and how; None if none has anything. A dash is what has no effect."""
+    rows = {
+        name: [*_mixed(student), _labelled(student, recipe["labels"]), _distilled(student), _learning_rate(student)]
+        for name, student in recipe["students"].items()
+    }
+    shown = {name: row for name, row in rows.items() if any(cell != NONE for cell in row)}
+    used = [at for at in range(len(SETTINGS)) if any(row[at] != NONE for row in shown.values())]
+    header = ["student", *(SETTINGS[at] for at in used)]
+    return table(header, [[name, *(row[at] for at in used)] for name, row in shown.items()]) if shown else None
+
+
+def _mixed(student: dict[str, Any]) -> list[str]:
+    """Content, way, slot, place, λ and K of a student's mixer."""
+    if "mixer" not in METHODS[student["method"]]:
+        return [NONE] * 6
+    mixer = student["mixer"] or asdict(MixerConfig())
+    content = "pause" if student["method"] == "pause" else mixer["content"]
+    return [
+        f"{content} ({mixer['regression_loss']})" if content == "hidden_states" else content,
+        mixer["mixing"],
+        mixer["concept_slot"] if mixer["mixing"] != "none" else NONE,
+        str(mixer["insert_layer"]),
+        NONE if content == "pause" else f"{mixer['concept_loss_weight']:g}",
+        str(mixer["num_active_concepts"]) if content == "concepts" else NONE,
+    ]
+
+
+def _labelled(student: dict[str, Any], of_recipe: dict[str, Any]) -> str:
+    if student["method"] != "cocomix" or (student["mixer"] and student["mixer"]["content"] != "concepts"):
+        return NONE
+    labels = {**of_recipe, **{key: value for key, value in (student["labels"] or {}).items() if value is not None}}
+    return f"{labels['labels_per_token']} by {labels['selection']}"
+
+
+def _distilled(student: dict[str, Any]) -> str:
+    if student["method"] != "kd" and not student.get("distillation"):
+        return NONE
+    distillation = student["distillation"] or asdict(DistillationConfig())
+    top = f", top {distillation['top_k']}" if distillation["top_k"] else ""
+    return f"{distillation['weight']:g} at τ {distillation['temperature']:g}{top}"
+
+
+def _learning_rate(student: dict[str, Any]) -> str:
+    return f"{student['learning_rate']:g}" if student.get("learning_rate") else NONE
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -206,8 +248,7 @@ def markdown(results: dict[str, Any]) -> str:
         parts += [
             "## Evaluation",
             *measured,
-            "By `cocomix evaluate`. In brackets: 95 % intervals over documents, which say what other text of the kind "
-            "would change. Tasks: lm-evaluation-harness, value ± standard error.",
+            OF_EVALUATIONS,
         ]
     parts += ["## What this means", bullets(caveats(results))]
     provenance = provenance_lines(results)

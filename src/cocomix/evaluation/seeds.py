@@ -6,10 +6,12 @@ pairs: with three seeds they are some 2.5 standard deviations to either side, wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from cocomix.evaluation.costs import cost_to_reach
 
@@ -46,17 +48,30 @@ class SeedDifference:
     seeds: int
 
 
+@dataclass(frozen=True)
+class CostDifference:
+    """What one way of training costs until it is as good as another at its end.
+
+    Attributes:
+        difference: as a share of what the other cost in all, less 1 (−0.3 is 30 % less); None unless every seed gets
+            there.
+        reached: seeds that get there.
+        seeds: pairs.
+    """
+
+    difference: SeedDifference | None
+    reached: int
+    seeds: int
+
+
 def over_seeds(values: Sequence[float]) -> SeedDifference:
     """Mean, deviation and interval of a value per pair."""
-    if len(values) < 2:
-        return SeedDifference(float(values[0]), None, None, 1)
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return SeedDifference(mean, None, None, count)
     deviation = float(np.std(values, ddof=1))
-    if deviation == 0:
-        return SeedDifference(float(values[0]), 0.0, (float(values[0]), float(values[0])), len(values))
-    from scipy.stats import ttest_1samp
-
-    low, high = ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
-    return SeedDifference(float(np.mean(values)), deviation, (float(low), float(high)), len(values))
+    half = float(student_t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
+    return SeedDifference(mean, deviation, (mean - half, mean + half), count)
 
 
 def loss_difference(ours: Sequence[Curve], theirs: Sequence[Curve]) -> SeedDifference:
@@ -64,18 +79,11 @@ def loss_difference(ours: Sequence[Curve], theirs: Sequence[Curve]) -> SeedDiffe
     return over_seeds([float(our.losses[-1] - their.losses[-1]) for our, their in zip(ours, theirs, strict=True)])
 
 
-def cost_difference(ours: Sequence[Curve], theirs: Sequence[Curve]) -> SeedDifference | None:
-    """What ours costs until the final loss of theirs, as a share of what theirs cost in all, less 1.
-
-    Each seed against the same seed. −0.3 is 30 % less.
-
-    Returns:
-        None if any of ours never reaches that loss.
-    """
-    ratios = []
+def cost_difference(ours: Sequence[Curve], theirs: Sequence[Curve]) -> CostDifference:
+    """What ours costs until the final loss of theirs; each seed against the same seed."""
+    shares = []
     for our, their in zip(ours, theirs, strict=True):
         cost = cost_to_reach(our.costs, our.losses, float(their.losses[-1]))
-        if cost is None:
-            return None
-        ratios.append(cost / float(their.costs[-1]) - 1)
-    return over_seeds(ratios)
+        if cost is not None:
+            shares.append(cost / float(their.costs[-1]) - 1)
+    return CostDifference(over_seeds(shares) if len(shares) == len(ours) else None, len(shares), len(ours))

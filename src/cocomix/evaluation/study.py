@@ -6,7 +6,8 @@ recipe that answers. From these alone `cocomix report FOLDER` writes `FOLDER/res
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from cocomix.evaluation.seeds import Curve, SeedDifference, cost_difference, los
 STUDY_FILE = "study.yaml"
 LOSS = "loss"
 MEASURES = (LOSS, *AXES)
+REQUIRED = ("name", "students", "groups", "comparisons", "evaluations", "recipe", "environment")
+"""Of a recipe's results."""
 LEFT_OUT = ("showcase", "inputs")
 """Of a recipe's results: sample texts, and what only tells whether they are up to date."""
 
@@ -37,14 +40,14 @@ class Claim:
         baseline: the other one.
         measure: loss, the difference at the end; or tokens, student_flops, all_flops or seconds, the difference in what
             it costs to reach the baseline's final loss, as a share.
-        at_most: the claim is about a difference of this or less.
+        below: the claim is that the difference is below this.
     """
 
     text: str
     run: str
     baseline: str
     measure: str = LOSS
-    at_most: float = 0.0
+    below: float = 0.0
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Part:
     title: str
     results: str
     question: str
-    claims: list[Claim] = field(default_factory=list)
+    claims: list[Claim] | None = None
     conclusion: str = ""
 
 
@@ -82,16 +85,20 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A claim held against figures.
+class Measured:
+    """One of `MEASURES` of a way of training against another.
 
     Attributes:
-        difference: what was measured; None where the baseline's loss is never reached.
-        word: `holds`, `does not hold`, or `not decided` where chance between seeds leaves both open.
+        difference: over seeds; None where a seed does not reach the baseline's loss, or a cost is not known.
+        reached: seeds that reach it; all where the measure is the loss.
+        seeds: pairs.
+        unknown: what was made elsewhere, at a cost that nobody wrote down.
     """
 
     difference: SeedDifference | None
-    word: str
+    reached: int
+    seeds: int
+    unknown: tuple[str, ...] = ()
 
 
 def load_study(folder: Path) -> Study:
@@ -106,48 +113,84 @@ def load_study(folder: Path) -> Study:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Study, as_positional=False)
     try:
-        study = Study(**vars(parser.instantiate(parser.parse_object(yaml.safe_load(path.read_text(encoding="utf-8"))))))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise InputError(f"{path} holds no study: expected the keys title, introduction and parts")
+        study = Study(**vars(parser.instantiate(parser.parse_object(content))))
     except (ArgumentError, yaml.YAMLError, TypeError, ValueError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
-    for claim in (claim for part in study.parts for claim in part.claims):
+    for claim in (claim for part in study.parts for claim in part.claims or []):
         if claim.measure not in MEASURES:
             raise InputError(f"{path}: measure is {claim.measure!r}; expected one of {', '.join(MEASURES)}")
+        if not math.isfinite(claim.below):
+            raise InputError(f"{path}: below is {claim.below}; expected a number")
     return study
 
 
-def add_results(folder: Path, runs: list[Path]) -> None:
+def add_results(study: Study, folder: Path, outputs: list[Path]) -> None:
     """Keep the results of finished recipes, given by their output folders, beside the study, without texts.
 
     Raises:
-        InputError: one of them has no report yet.
+        InputError: one of them has no report, or one that the study does not ask for or cannot use; none is kept then.
     """
-    for run in runs:
-        if not (run / "report" / RESULTS).is_file():
-            raise InputError(
-                f"{run} has no report/{RESULTS}; give the output folder of a recipe that `cocomix run` ended"
-            )
-    for run in runs:
-        results = files.read_json(run / "report" / RESULTS)
-        kept = {key: value for key, value in results.items() if key not in LEFT_OUT}
-        files.write_json(folder / "results" / f"{results['name']}.json", kept)
+    kept: dict[Path, dict[str, Any]] = {}
+    for output in outputs:
+        path = output / "report" / RESULTS
+        if not path.is_file():
+            raise InputError(f"no {path}: give the output folder of a recipe that `cocomix run` has ended")
+        results = _read(path)
+        part = next((part for part in study.parts if part.results == results["name"]), None)
+        if part is None:
+            asked = ", ".join(part.results for part in study.parts)
+            raise InputError(f"{path} is of {results['name']!r}, which no part of the study asks for ({asked})")
+        _check(results, part, path)
+        kept[_kept(folder, part)] = {key: value for key, value in results.items() if key not in LEFT_OUT}
+    for path, results in kept.items():
+        files.write_json(path, results)
 
 
 def load_results(folder: Path, part: Part) -> dict[str, Any] | None:
     """What a part's recipe found; None if it was not run yet.
 
     Raises:
-        InputError: a claim is about a student that the recipe has not.
+        InputError: it cannot be used: damaged, other seeds for one student than for another, or without a student
+            that is claimed something of.
     """
-    path = folder / "results" / f"{part.results}.json"
+    path = _kept(folder, part)
     if not path.is_file():
         return None
-    results = files.read_json(path)
-    for claim in part.claims:
-        for name in (claim.run, claim.baseline):
-            if name not in results["groups"]:
-                known = ", ".join(results["groups"])
-                raise InputError(f"{folder}/results/{STUDY_FILE}: {name!r} is no student of {part.results} ({known})")
+    results = _read(path)
+    _check(results, part, path)
     return results
+
+
+def _kept(folder: Path, part: Part) -> Path:
+    return folder / "results" / f"{part.results}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        results = files.read_json(path)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    missing = [key for key in REQUIRED if key not in results] if isinstance(results, dict) else list(REQUIRED)
+    if missing:
+        raise InputError(f"{path} is not what `cocomix run` writes: it has no {', '.join(missing)}")
+    return results
+
+
+def _check(results: dict[str, Any], part: Part, path: Path) -> None:
+    groups = results["groups"]
+    seeds = {name: sorted(results["students"][member]["seed"] for member in groups[name]) for name in groups}
+    if len({tuple(each) for each in seeds.values()}) > 1:
+        told = "; ".join(f"{name}: {', '.join(map(str, each))}" for name, each in seeds.items())
+        raise InputError(f"{path}: seeds are compared in pairs, but differ between students ({told})")
+    for claim in part.claims or []:
+        for name in (claim.run, claim.baseline):
+            if name not in groups:
+                raise InputError(
+                    f"{path} has no student {name!r}, of which the study claims something; it has {', '.join(groups)}"
+                )
 
 
 def curves(results: dict[str, Any], group: str, axis: str) -> list[Curve]:
@@ -156,20 +199,31 @@ def curves(results: dict[str, Any], group: str, axis: str) -> list[Curve]:
     return [Curve(np.array(run["costs"][axis]), np.array([point["loss"] for point in run["curve"]])) for run in runs]
 
 
-def difference(results: dict[str, Any], run: str, baseline: str, measure: str) -> SeedDifference | None:
-    """One of `MEASURES` of a group against another; None where its baseline's loss is never reached."""
-    if measure == LOSS:
-        return loss_difference(curves(results, run, "tokens"), curves(results, baseline, "tokens"))
-    return cost_difference(curves(results, run, measure), curves(results, baseline, measure))
+def measure(results: dict[str, Any], run: str, baseline: str, what: str) -> Measured:
+    """One of `MEASURES` of a group against another."""
+    if what == LOSS:
+        loss = loss_difference(curves(results, run, "tokens"), curves(results, baseline, "tokens"))
+        return Measured(loss, loss.seeds, loss.seeds)
+    cost = cost_difference(curves(results, run, what), curves(results, baseline, what))
+    unknown = tuple(sorted(unknown_costs(results, run) | unknown_costs(results, baseline)))
+    if what == "all_flops" and unknown:
+        return Measured(None, cost.reached, cost.seeds, unknown)
+    return Measured(cost.difference, cost.reached, cost.seeds)
 
 
-def verdict(results: dict[str, Any], claim: Claim) -> Verdict:
-    """Whether a claim holds: its bound is met on average, and chance between seeds does not explain the direction."""
-    found = difference(results, claim.run, claim.baseline, claim.measure)
-    if found is None:
-        return Verdict(None, "does not hold")
-    if found.mean > claim.at_most and (found.interval is None or found.interval[0] > claim.at_most):
-        return Verdict(found, "does not hold")
-    if found.mean <= claim.at_most and found.interval is not None and found.interval[1] < 0:
-        return Verdict(found, "holds")
-    return Verdict(found, "not decided")
+def unknown_costs(results: dict[str, Any], group: str) -> set[str]:
+    """What was made elsewhere of the things that a group learns from."""
+    run = results["students"][results["groups"][group][0]]
+    return {kind for kind, made in run["preparation"].items() if made["flops"] is None}
+
+
+def verdict(found: Measured, below: float) -> str:
+    """`holds` or `does not hold` where chance between seeds leaves no doubt, at 95 %, else `not decided`."""
+    if found.difference is None:
+        return "not decided" if found.unknown or found.reached else "does not hold"
+    if found.difference.interval is None:
+        return "not decided"
+    low, high = found.difference.interval
+    if high < below:
+        return "holds"
+    return "does not hold" if low >= below else "not decided"

@@ -183,7 +183,7 @@ class _Planner:
 
     def _objective(self, student: StudentConfig) -> Objective:
         if student.learns_concepts():  # labels made online are there before the micro-batches
-            return ConceptMixing(distillation=distillation_of(self.pipeline, student, self.pipeline.vocab_size))
+            return ConceptMixing(distillation=distillation_of(student, self.pipeline.teacher, self.pipeline.vocab_size))
         return student_objective(self.pipeline, student, self.pipeline.vocab_size)
 
     def _labeller_of(self, student: StudentConfig) -> Callable[[], Labeller] | None:

@@ -23,6 +23,7 @@ def test_of_one_value_chance_is_unknown_and_of_equal_ones_none() -> None:
     alone = over_seeds([0.5])
     assert (alone.mean, alone.sd, alone.interval, alone.seeds) == (0.5, None, None, 1)
     assert over_seeds([0.25, 0.25]).interval == (0.25, 0.25)
+    assert over_seeds([0.1] * 3).interval == pytest.approx((0.1, 0.1))
 
 
 def test_each_seed_is_held_against_its_own_pair() -> None:
@@ -31,17 +32,18 @@ def test_each_seed_is_held_against_its_own_pair() -> None:
     loss = loss_difference(ours, theirs)
     assert (loss.mean, loss.sd) == (pytest.approx(-0.3), pytest.approx(0.0, abs=1e-12))
     cost = cost_difference(ours, theirs)
-    assert cost is not None
-    assert cost.mean == pytest.approx(150 / 300 - 1)  # both at 150 of 300
-    assert cost.seeds == 2
+    assert cost.difference is not None
+    assert cost.difference.mean == pytest.approx(150 / 300 - 1)  # both at 150 of 300
+    assert (cost.reached, cost.seeds) == (2, 2)
 
 
 def test_cost_is_unknown_where_one_seed_never_reaches_the_loss() -> None:
     theirs = [curve(4.0, 3.0, 2.8), curve(4.0, 3.0, 2.8)]
-    assert cost_difference([curve(4.0, 3.0, 2.7), curve(4.0, 3.0, 2.9)], theirs) is None
+    found = cost_difference([curve(4.0, 3.0, 2.7), curve(4.0, 3.0, 2.9)], theirs)
+    assert (found.difference, found.reached, found.seeds) == (None, 1, 2)
 
 
 def test_a_dearer_training_may_cost_more_for_the_same_loss() -> None:
     found = cost_difference([curve(4.0, 3.0, 2.8, costs=(200.0, 400.0, 600.0))], [curve(4.0, 3.0, 2.8)])
-    assert found is not None
-    assert found.mean == pytest.approx(1.0)
+    assert found.difference is not None
+    assert found.difference.mean == pytest.approx(1.0)

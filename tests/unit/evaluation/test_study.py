@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ import yaml
 
 from cocomix.cli import main
 from cocomix.errors import InputError
-from cocomix.evaluation.study import Claim, add_results, load_results, load_study, verdict
+from cocomix.evaluation.seeds import SeedDifference
+from cocomix.evaluation.study import Measured, add_results, load_results, load_study, measure, verdict
 from cocomix.evaluation.study_page import write_page
 
+CLAIM = (
+    "title: a\nintroduction: b\nparts:\n"
+    "- {{title: t, results: small, question: q, claims: [{{text: c, run: a, baseline: ntp, {}}}]}}"
+)
 ENVIRONMENT = {
     "date": "2026-01-02",
     "commit": "abc",
@@ -99,29 +105,58 @@ def write_study(folder: Path, **content: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("claim", "word"),
+    ("run", "what", "below", "word"),
     [
-        (Claim("", "good", "ntp"), "holds"),
-        (Claim("", "good", "ntp", "tokens", at_most=-0.3), "holds"),
-        (Claim("", "good", "ntp", "tokens", at_most=-0.9), "does not hold"),
-        (Claim("", "good", "ntp", "student_flops"), "holds"),
-        (Claim("", "good", "ntp", "all_flops"), "does not hold"),
-        (Claim("", "bad", "ntp"), "does not hold"),
-        (Claim("", "bad", "ntp", "tokens"), "does not hold"),  # never reaches it
-        (Claim("", "unsteady", "ntp"), "not decided"),
+        ("good", "loss", 0.0, "holds"),
+        ("good", "tokens", -0.3, "holds"),
+        ("good", "tokens", -0.9, "does not hold"),
+        ("good", "student_flops", 0.0, "holds"),
+        ("good", "all_flops", 0.0, "does not hold"),
+        ("bad", "loss", 0.0, "does not hold"),
+        ("bad", "tokens", 0.0, "does not hold"),  # never gets there
+        ("unsteady", "loss", 0.0, "not decided"),
+        ("unsteady", "tokens", 0.0, "not decided"),  # one seed of three gets there
     ],
 )
-def test_verdicts(results: dict[str, Any], claim: Claim, word: str) -> None:
-    assert verdict(results, claim).word == word
+def test_verdicts(results: dict[str, Any], run: str, what: str, below: float, word: str) -> None:
+    assert verdict(measure(results, run, "ntp", what), below) == word
 
 
-def test_of_one_seed_nothing_is_decided_in_favour(results: dict[str, Any]) -> None:
-    results["groups"] = {name: members[:1] for name, members in results["groups"].items()}
-    assert verdict(results, Claim("", "good", "ntp")).word == "not decided"
+@pytest.mark.parametrize(
+    ("interval", "below", "word"),
+    [
+        ((-0.4, -0.35), -0.3, "holds"),
+        ((-0.4, -0.2), -0.3, "not decided"),  # below 0 for sure, but not below the bound
+        ((-0.2, -0.1), -0.3, "does not hold"),
+        ((0.01, 0.02), 0.05, "holds"),
+        ((0.0, 0.0), 0.0, "does not hold"),
+        (None, 0.0, "not decided"),  # one seed
+    ],
+)
+def test_a_claim_is_about_its_bound(interval: tuple[float, float] | None, below: float, word: str) -> None:
+    mean = -1.0 if interval is None else sum(interval) / 2
+    assert verdict(Measured(SeedDifference(mean, 0.1, interval, 3), 3, 3), below) == word
+
+
+def test_what_was_made_elsewhere_has_no_cost_to_compare(folder: Path, results: dict[str, Any]) -> None:
+    for name, each in results["students"].items():
+        if name.startswith("good"):
+            each["preparation"] = {"teacher": {"fingerprint": "t", "flops": None}}
+    found = measure(results, "good", "ntp", "all_flops")
+    assert (found.difference, found.unknown) == (None, ("teacher",))
+    assert verdict(found, 0.0) == "not decided"
+    claim = {"text": "Cheap |\nin all.", "run": "good", "baseline": "ntp", "measure": "all_flops"}
+    write_study(folder, parts=[{"title": "t", "results": "small", "question": "?", "claims": [claim]}])
+    (folder / "results" / "small.json").write_text(json.dumps(results))
+    page = write_page(load_study(folder), folder).read_text()
+    assert r"| Cheap \| in all. | cost of teacher not known | not decided |" in page
+    rows = {cells[0]: cells[1:] for cells in map(cells_of, page.splitlines()) if len(cells) > 1}
+    assert rows["good"][5:] == ["–", "–"]
+    assert "Made elsewhere, at a cost that is not counted: teacher." in page
 
 
 def test_a_page_has_the_figures_and_says_what_was_not_measured(folder: Path) -> None:
-    add_results(folder, [folder / "runs" / "small"])
+    add_results(load_study(folder), folder, [folder / "runs" / "small"])
     page = write_page(load_study(folder), folder).read_text()
     rows = {cells[0]: cells[1:] for cells in map(cells_of, page.splitlines()) if len(cells) > 1}
     assert rows["Good reaches ntp's loss with fewer tokens."][1] == "holds"
@@ -138,7 +173,7 @@ def test_a_page_has_the_figures_and_says_what_was_not_measured(folder: Path) -> 
     assert rows["bad"][3] == "not reached" and rows["bad"][6] == "–"
     assert "Not measured yet: there is no `results/other.json`" in page
     assert (
-        "seeds 0, 1, 2" in page and "an abacus" in page and "commit abc" in page and "`cocomix run some.yaml`" in page
+        "Seeds 0, 1, 2" in page and "an abacus" in page and "commit abc" in page and "`cocomix run some.yaml`" in page
     )
     assert (folder / "results" / "small.png").stat().st_size > 1000
 
@@ -148,7 +183,7 @@ def cells_of(line: str) -> list[str]:
 
 
 def test_kept_results_leave_texts_out_and_the_page_comes_from_them_alone(folder: Path) -> None:
-    add_results(folder, [folder / "runs" / "small"])
+    add_results(load_study(folder), folder, [folder / "runs" / "small"])
     assert "showcase" not in json.loads((folder / "results" / "small.json").read_text())
     first = write_page(load_study(folder), folder).read_text()
     (folder / "runs" / "small" / "report" / "results.json").unlink()
@@ -164,19 +199,57 @@ def test_the_command_takes_results_in_and_writes_the_page(folder: Path, capsys: 
     assert said.count("\n") == 1 and said.startswith("cocomix: no ")
 
 
-def test_mistakes_are_said_in_a_line(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no .*study.yaml: give a folder"):
-        load_study(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"has no report/results.json; give the output folder"):
-        add_results(folder, [tmp_path / "runs"])
-    add_results(folder, [folder / "runs" / "small"])
-    part = {"title": "t", "results": "small", "question": "?"}
-    write_study(folder, parts=[{**part, "claims": [{"text": "c", "run": "a", "baseline": "ntp", "measure": "joy"}]}])
-    with pytest.raises(InputError, match=r"measure is 'joy'; expected one of loss, tokens, "):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "holds no study: expected the keys title, introduction and parts"),
+        ("[1, 2]", "holds no study"),
+        ("title: a\nintroduction: b\nparts: [{title: t, results: small, question: q, clams: []}]", "clams"),
+        (CLAIM.format("measure: joy"), "measure is 'joy'; expected one of loss, tokens, "),
+        (CLAIM.format("below: .nan"), "below is nan; expected a number"),
+        (CLAIM.format("below: much"), "below"),
+    ],
+)
+def test_a_study_that_cannot_be_read_is_said_in_a_line(folder: Path, content: str, said: str) -> None:
+    (folder / "results" / "study.yaml").write_text(content)
+    with pytest.raises(InputError, match=re.escape(said)) as error:
         load_study(folder)
-    write_study(folder, parts=[{**part, "claims": [{"text": "c", "run": "a", "baseline": "ntp"}]}])
-    with pytest.raises(InputError, match=r"'a' is no student of small \(ntp, good, bad, unsteady\)"):
-        load_results(folder, load_study(folder).parts[0])
-    write_study(folder, parts=[{**part, "clams": []}])
-    with pytest.raises(InputError, match=r"study.yaml: .*clams"):
-        load_study(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_part_need_not_claim_anything(folder: Path) -> None:
+    (folder / "results" / "study.yaml").write_text(
+        "title: a\nintroduction: b\nparts: [{title: t, results: small, question: q, claims: }]"
+    )
+    assert "## Claims" not in write_page(load_study(folder), folder).read_text()
+
+
+def test_results_that_cannot_be_used_are_said_and_none_is_kept(folder: Path, results: dict[str, Any]) -> None:
+    study = load_study(folder)
+    output, report = folder / "runs" / "small", folder / "runs" / "small" / "report" / "results.json"
+
+    def refused(said: str) -> None:
+        with pytest.raises(InputError, match=re.escape(said)):
+            add_results(study, folder, [output])
+        assert not list((folder / "results").glob("*.json"))
+
+    report.write_text(json.dumps({**results, "name": "else"}))
+    refused("is of 'else', which no part of the study asks for (small, other)")
+    report.write_text(json.dumps({key: value for key, value in results.items() if key != "recipe"}))
+    refused("is not what `cocomix run` writes: it has no recipe")
+    report.write_text("{")
+    refused("results.json is damaged")
+    report.write_text(json.dumps({**results, "groups": {"ntp": results["groups"]["ntp"]}}))
+    refused("has no student 'good', of which the study claims something; it has ntp")
+    fewer = {**results["groups"], "good": results["groups"]["good"][:2]}
+    report.write_text(json.dumps({**results, "groups": fewer}))
+    refused("seeds are compared in pairs, but differ between students (ntp: 0, 1, 2; good: 0, 1; ")
+    report.unlink()
+    refused("give the output folder of a recipe that `cocomix run` has ended")
+
+
+def test_kept_results_that_were_damaged_since_are_said(folder: Path) -> None:
+    study = load_study(folder)
+    (folder / "results" / "small.json").write_text("[]")
+    with pytest.raises(InputError, match=r"small.json is not what `cocomix run` writes: it has no name, "):
+        load_results(folder, study.parts[0])
