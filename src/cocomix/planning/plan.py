@@ -6,11 +6,13 @@ B blocks, T tokens of a block, A labels per token.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
 from datasets import Features, List, Value
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from cocomix.concepts.attribution import attribution_scores
 from cocomix.concepts.label_store import features
@@ -34,6 +36,7 @@ from cocomix.students import build_student, student_config
 from cocomix.training.config import TrainingConfig
 from cocomix.training.run import activated_parameters
 
+MakeTeacher = Callable[[], PreTrainedModel]
 PUBLISHED_TOKENS = {(f"{HUB_PREFIX}Skylion007/openwebtext", "openai-community/gpt2"): 9_035_582_198}
 """Training tokens of a corpus in the tokens of a tokenizer, as the published code prepares it."""
 RECOMPUTED = 4 / 3
@@ -78,17 +81,18 @@ class _Planner:
         """What training the student `name` costs."""
         recipe, pipeline, student = self.recipe, self.pipeline, self.recipe.students[name]
         training = recipe.training
+        teacher = cache(pipeline.teacher)  # one in memory, as in `student_objective`
         config = student_config(recipe, name, pipeline.student_context(pipeline.vocab_size, eos_token_id=0))
         with torch.device("meta"):
             model = build_student(config)
             per_token = Flops(training_flops_per_token(model, recipe.block_size)) + self._teacher_of(student)
         memory = training_memory(
             lambda: build_student(config),
-            lambda: self._objective(student),
+            lambda: self._objective(student, teacher),
             lambda: self._batch(student, training.blocks_per_batch),
             training,
             accumulates=self._accumulates(training),
-            make_labeller=self._labeller_of(student),
+            make_labeller=self._labeller_of(student, teacher),
             device=self.device,
         )
         tokens = training.steps() * training.tokens_per_step
@@ -147,7 +151,7 @@ class _Planner:
         with torch.device("meta"):
             found = labelling_flops(self.pipeline, self.pipeline.teacher(), self.pipeline.sae(), config)
         sizes = self.recipe.block_size, config.labels_per_token, self._token_type(), self.pipeline.num_concepts
-        memory = peak_of_call(lambda: self._labeller(config), self.device)
+        memory = peak_of_call(lambda: self._labeller(config, self.pipeline.teacher()), self.device)
         flops = Flops(teacher=found.teacher, sae=found.sae).times(self.corpus_tokens)
         return self._made(self.pipeline.labels_stage_of(config), flops, features(*sizes), memory)
 
@@ -181,20 +185,20 @@ class _Planner:
             hours += self.on.hours(flops.student * recomputed, training.precision)
         return hours
 
-    def _objective(self, student: StudentConfig) -> Objective:
+    def _objective(self, student: StudentConfig, teacher: MakeTeacher) -> Objective:
         if student.learns_concepts():  # labels made online are there before the micro-batches
-            return ConceptMixing(distillation=distillation_of(student, self.pipeline.teacher, self.pipeline.vocab_size))
+            return ConceptMixing(distillation=distillation_of(student, teacher, self.pipeline.vocab_size))
         return student_objective(self.pipeline, student, self.pipeline.vocab_size)
 
-    def _labeller_of(self, student: StudentConfig) -> Callable[[], Labeller] | None:
+    def _labeller_of(self, student: StudentConfig, teacher: MakeTeacher) -> Callable[[], Labeller] | None:
         """What labels the student's batches in its training, if that is done then."""
         if not student.learns_concepts() or not self.recipe.labels.online:
             return None
-        return lambda: self._labeller(self.recipe.labels_of(student))
+        return lambda: self._labeller(self.recipe.labels_of(student), teacher())
 
-    def _labeller(self, config: LabelsConfig) -> Labeller:
+    def _labeller(self, config: LabelsConfig, teacher: PreTrainedModel) -> Labeller:
         """Labels as `ConceptExtractor` does; its choice of the A strongest weighs nothing. Logits are not built."""
-        teacher, sae = self.pipeline.teacher(), self.pipeline.sae()
+        sae = self.pipeline.sae()
         head, layer = teacher.get_output_embeddings(), self.recipe.sae.teacher_layer
 
         def label() -> Tensor:
