@@ -10,7 +10,7 @@ from cocomix import files
 from cocomix.console import table
 from cocomix.evaluation.report import OF_EVALUATIONS, bullets, plot_curves, settings_table
 from cocomix.evaluation.study import LOSS, Claim, Measured, Part, Study, load_results, measure, unknown_costs, verdict
-from cocomix.evaluation.tables import evaluation_tables
+from cocomix.evaluation.tables import Evaluations, evaluation_tables
 from cocomix.evaluation.wording import caveats, provenance_lines
 
 COLUMNS = {"tokens": "tokens", "student_flops": "FLOPs", "all_flops": "FLOPs, all"}
@@ -56,11 +56,22 @@ def _part(part: Part, results: dict[str, Any]) -> list[str]:
     if part.conclusion:
         lines.append(part.conclusion.strip())
     lines.append(f"![Validation loss by tokens and by FLOPs](results/{part.results}.png)")
-    if measured := evaluation_tables(results["evaluations"]):
+    if measured := evaluation_tables(_in_short(results["evaluations"])):
         lines += [*measured, OF_EVALUATIONS]
     if settings := settings_table(results["recipe"]):
         lines.append(settings)
     return [*lines, bullets([*caveats(results), *provenance_lines(results), _provenance(results)])]
+
+
+def _in_short(evaluations: Evaluations) -> Evaluations:
+    """Without predictions by frequency band, which fill pages; a recipe's own report has them."""
+    return {
+        model: [
+            {**each, "figures": {**each["figures"], "bands": []}} if each["kind"] == "concepts" else each
+            for each in found
+        ]
+        for model, found in evaluations.items()
+    }
 
 
 def _baseline(results: dict[str, Any]) -> str:
@@ -142,7 +153,8 @@ def _provenance(results: dict[str, Any]) -> str:
 
     versions = ", ".join(f"{name} {version}" for name, version in environments[0]["versions"].items())
     dates = sorted(environment["date"] for environment in environments)
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return (
-        f"Command `{results['environment']['command']}`; trained {dates[0]} to {dates[-1]} on {each('hardware')}; "
-        f"cocomix commit {each('commit')}; {versions}."
+        f"Command `{results['environment']['command']}`; trained {when} on {each('hardware')}; cocomix commit "
+        f"{each('commit')}; {versions}."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,14 @@ def test_a_study_that_cannot_be_read_is_said_in_a_line(folder: Path, content: st
     with pytest.raises(InputError, match=re.escape(said)) as error:
         load_study(folder)
     assert "\n" not in str(error.value)
+
+
+def test_the_projects_own_page_is_what_its_results_say(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    shutil.copytree(docs / "results", tmp_path / "results")
+    page = write_page(load_study(tmp_path), tmp_path).read_text()
+    assert page == (docs / "results.md").read_text()
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {p.name for p in (docs / "results").iterdir()}
 
 
 def test_a_part_need_not_claim_anything(folder: Path) -> None:
