@@ -115,7 +115,7 @@ def load_study(folder: Path) -> Study:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise InputError(f"{path} holds no study: expected the keys title, introduction and parts")
+            raise ValueError("holds no study: expected the keys title, introduction and parts")
         study = Study(**vars(parser.instantiate(parser.parse_object(content))))
     except (ArgumentError, yaml.YAMLError, TypeError, ValueError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None

@@ -215,7 +215,7 @@ def test_a_study_that_cannot_be_read_is_said_in_a_line(folder: Path, content: st
     (folder / "results" / "study.yaml").write_text(content)
     with pytest.raises(InputError, match=re.escape(said)) as error:
         load_study(folder)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and str(error.value).count("study.yaml") == 1
 
 
 def test_the_projects_own_page_is_what_its_results_say(tmp_path: Path) -> None:
