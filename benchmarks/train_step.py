@@ -51,7 +51,12 @@ class Step:
         self.flops = 0
         if self.extractor is not None:
             per_token = labelling_flops_per_token(
-                self.extractor.teacher, shape.teacher_layer, shape.concepts, shapes.ACTIVE_LATENTS, shape.block_size
+                self.extractor.teacher,
+                shape.teacher_layer,
+                shape.concepts,
+                shapes.ACTIVE_LATENTS,
+                shape.block_size,
+                self.extractor.selection,
             )
             self.flops += per_token.total * shape.tokens
         if method == "labels":
