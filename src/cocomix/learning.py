@@ -39,15 +39,17 @@ if TYPE_CHECKING:
 def student_blocks(pipeline: Pipeline, student: StudentConfig, corpus: PackedCorpus) -> PackedCorpus:
     """The corpus with the columns that a student learns from, as far as they are stored."""
     train, validation = corpus.train, corpus.validation
-    if student.learns_concepts():
-        labelled = pipeline.labels(pipeline.recipe.labels_of(student))
-        train, validation = labelled.train or train, labelled.validation
+    labelled = pipeline.labels(pipeline.recipe.labels_of(student)) if student.learns_concepts() else None
+    if labelled is not None:
+        train, validation = train if labelled.train is None else labelled.train, labelled.validation
     distillation = student.distillation_config()
     if distillation is not None and distillation.top_k is not None:
         predicted = load_predictions(pipeline.predictions_stage_of(distillation).folder)
-        # Both hold the tokens of the corpus, block by block: their stages checked whose they are.
-        new = [name for name in predicted.column_names if name not in train.column_names]
-        train = concatenate_datasets([train, predicted.select_columns(new)], axis=1)
+        if labelled is None or labelled.train is None:
+            train = predicted
+        else:  # both hold the tokens of the corpus, block by block: their stages checked whose they are
+            new = [name for name in predicted.column_names if name not in train.column_names]
+            train = concatenate_datasets([train, predicted.select_columns(new)], axis=1)
     return PackedCorpus(train, validation, corpus.info)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from cocomix import fingerprint
 from cocomix.errors import InputError
-from cocomix.evaluation.costs import AXES, at_equal_cost, cost_to_reach, training_tokens
+from cocomix.evaluation.costs import AXES, at_equal_cost, cost_to_reach, losses_of, training_tokens
 from cocomix.evaluation.documents import DocumentLosses, PairedDifference, load_document_losses, paired_difference
 from cocomix.evaluation.record import load_evaluations
 from cocomix.evaluation.seeds import Curve, SeedDifference, cost_difference, loss_difference
@@ -51,10 +51,7 @@ class Group:
     @property
     def curves(self) -> list[Curve]:
         """Of each seed, by tokens."""
-        return [
-            Curve(training_tokens(run, self.runs), np.array([point["loss"] for point in run.curve]))
-            for run in self.runs
-        ]
+        return [Curve(training_tokens(run, self.runs), losses_of(run)) for run in self.runs]
 
     @property
     def mean_curve(self) -> tuple[np.ndarray, np.ndarray]:

@@ -73,7 +73,7 @@ def at_equal_cost(runs: Sequence[Run], axis: Axis) -> EqualCost:
     """Compare runs at the cost of the cheapest."""
     costs = [axis.costs(run, runs) for run in runs]
     budget = min(float(of_run[-1]) for of_run in costs)
-    return EqualCost(budget, [loss_at(of_run, _losses(run), budget) for run, of_run in zip(runs, costs, strict=True)])
+    return EqualCost(budget, [loss_at(of_run, losses_of(run), budget) for run, of_run in zip(runs, costs, strict=True)])
 
 
 def loss_at(costs: np.ndarray, losses: np.ndarray, budget: float) -> float | None:
@@ -95,5 +95,6 @@ def cost_to_reach(costs: np.ndarray, losses: np.ndarray, loss: float) -> float |
     return float(np.interp(-loss, [-losses[at - 1], -losses[at]], [costs[at - 1], costs[at]]))
 
 
-def _losses(run: Run) -> np.ndarray:
+def losses_of(run: Run) -> np.ndarray:
+    """(evaluations,) validation losses, nats per token."""
     return np.array([point["loss"] for point in run.curve])

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from cocomix.evaluation.costs import cost_to_reach
 
@@ -69,6 +68,8 @@ def over_seeds(values: Sequence[float]) -> SeedDifference:
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return SeedDifference(mean, None, None, count)
+    from scipy.stats import t as student_t
+
     deviation = float(np.std(values, ddof=1))
     half = float(student_t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
     return SeedDifference(mean, deviation, (mean - half, mean + half), count)

@@ -80,8 +80,8 @@ def planned(recipe: Path, student: str, gpus: int = 1) -> dict[str, list[Peak]]:
 def measured(*cases: str) -> dict[str, int]:
     """Peaks of RECIPE:STUDENT, taken in a process whose allocator gives back what is freed.
 
-    The products' own workspaces, which no plan counts, depend on the CPU: with AMX or bfloat16 instructions they were
-    15 to 50 MB larger. So all machines use the instructions that all have.
+    The products' own workspaces, which no plan counts, depend on the CPU: with bfloat16 instructions they were 15 MB
+    larger. So all machines use the instructions that all have.
     """
     environment = {
         **os.environ,
