@@ -260,20 +260,30 @@ def _show_results(results: dict[str, Any], folder: Path, recipe: str, as_json: b
         return
 
     from cocomix.evaluation.wording import caveats
-    from cocomix.workflow import program
 
     _show_tables(results)
     show("\n" + caveats(results)[0])
     show(f"\nReport:  {folder / 'report' / 'report.html'}\nFigures: {folder / 'report' / 'results.json'}")
     show(f"Models:  {folder / 'students'}")
+    if steps := next_steps(results, folder, recipe):
+        show(steps)
+
+
+def next_steps(results: dict[str, Any], folder: Path, recipe: str) -> str:
+    """Commands to go on with after `recipe`: its first cocomix student read, mixed the other way, and on other text."""
     mixed = next((name for name, run in results["students"].items() if run["method"] == "cocomix"), None)
     if mixed is None or mixed not in results["groups"]:
-        return
+        return ""
+
+    from cocomix.workflow import program
+
     call, model = program(), folder / "students" / mixed
-    show(
+    mixer = results["recipe"]["students"][mixed]["mixer"] or {}
+    other = "interleave" if mixer.get("mixing") == "add" else "add"
+    return (
         "\nThings to try next:\n"
         f"  {call} inspect 'import os' --run {model}\n"
-        f"  {call} run {recipe} --students.{mixed}.mixer.mixing add --output {folder}-add\n"
-        f"  {call} compare {model} {folder}-add/students/{mixed} --output {folder}-mixings\n"
+        f"  {call} run {recipe} --students.{mixed}.mixer.mixing {other} --output {folder}-{other}\n"
+        f"  {call} compare {model} {folder}-{other}/students/{mixed} --output {folder}-mixings\n"
         f"  {call} run {recipe} --corpus.source PATH/TO/YOUR/TEXT --output {folder}-mine"
     )
