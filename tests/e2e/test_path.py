@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import cocomix
 from cocomix.cli import main
 from cocomix.evaluation.validation import evaluate_model
-from tiny_run import Runner
+from tiny_run import Runner, tiny_recipe
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,21 @@ def test_a_second_run_does_nothing_and_says_so(finished: Runner, capsys: pytest.
     assert times() == before
     assert "Nothing to do" in captured.err
     assert "Things to try next" in captured.out
+
+
+def test_students_in_another_order_are_reported_in_it_and_not_trained_again(
+    finished: Runner, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(finished.folder / "out", tmp_path / "out")
+    trained = (out / "students" / "ntp" / "run.json").stat().st_mtime_ns
+    content = tiny_recipe(text, out)
+    content["students"] = dict(reversed(content["students"].items()))
+    runner = Runner(tmp_path)
+    runner.write(content)
+    assert runner("run", "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert list(again["students"]) == ["cocomix", "ntp"]
+    assert (out / "students" / "ntp" / "run.json").stat().st_mtime_ns == trained
 
 
 def test_the_same_recipe_gives_the_same_figures(
