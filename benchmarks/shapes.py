@@ -107,7 +107,9 @@ def extractor(shape: Shape, device: torch.device) -> ConceptExtractor:
         normalisation="layer_norm",
         teacher_layer=shape.teacher_layer,
     )
-    return ConceptExtractor(teacher(shape).to(device), sae, shape.teacher_layer, LABELS_PER_TOKEN)
+    return ConceptExtractor(
+        teacher(shape).to(device), sae, shape.teacher_layer, LABELS_PER_TOKEN, selection="attribution"
+    )
 
 
 def random_batch(shape: Shape, device: torch.device, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -30,7 +30,9 @@ ONLY_FOR = {
 
 @dataclass
 class MixerConfig:
-    """What is mixed into a student's hidden states, and how; the defaults are the published settings.
+    """What is mixed into a student's hidden states, and how.
+
+    Slot and λ default to what did best in the evidence study (docs/results.md); as published they are concept and 0.1.
 
     Args:
         insert_layer: blocks before the mixer.
@@ -47,9 +49,9 @@ class MixerConfig:
     content: str = "concepts"
     num_active_concepts: int = 32
     mixing: str = "interleave"
-    concept_slot: str = "concept"
+    concept_slot: str = "residual"
     slot_positions: str = "interleaved"
-    concept_loss_weight: float = 0.1
+    concept_loss_weight: float = 1.0
     regression_loss: str = "l2"
 
     def problems(self, method: str) -> list[str]:

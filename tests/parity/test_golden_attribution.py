@@ -54,7 +54,9 @@ class Case:
         return tapped_residual(self.teacher, self.input_ids, self.layer)
 
     def labels(self) -> ConceptLabels:
-        return ConceptExtractor(self.teacher, self.sae, self.layer, labels_per_token=4)(self.input_ids)
+        return ConceptExtractor(self.teacher, self.sae, self.layer, labels_per_token=4, selection="attribution")(
+            self.input_ids
+        )
 
 
 @pytest.fixture(params=["float32-pt", "float32-weights", "float64-weights"])

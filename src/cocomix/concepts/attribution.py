@@ -131,7 +131,7 @@ class ConceptExtractor:
         sae: SparseAutoencoder,
         teacher_layer: int,
         labels_per_token: int = 4,
-        selection: str = "attribution",
+        selection: str = "activation",
     ) -> None:
         check_tap(teacher, teacher_layer, sae)
         if selection not in SELECTIONS:

@@ -29,12 +29,14 @@ ALIGNMENTS = ("tokens", "characters")
 class LabelsConfig:
     """How the corpus is labelled.
 
+    The selection defaults to what did best in the evidence study (docs/results.md); published is attribution.
+
     Args:
         source: a labelled corpus made before, instead of labelling; it must fit the recipe's corpus.
         online: label the training blocks inside each training step instead of storing their labels. Costs the
             teacher's time in every run, and no disk.
         labels_per_token: A, concepts that each token is labelled with.
-        selection: attribution (as published), attribution_abs, attribution_negative or activation.
+        selection: activation, attribution, attribution_abs or attribution_negative.
         alignment: tokens, if the teacher reads the students' tokens; characters, if it has a tokenizer of its own,
             so that a student's token takes the labels of the teacher's token in which its last character lies.
         blocks_per_batch: blocks that the teacher reads at once.
@@ -44,7 +46,7 @@ class LabelsConfig:
     source: str | None = None
     online: bool = False
     labels_per_token: int = 4
-    selection: str = "attribution"
+    selection: str = "activation"
     alignment: str = "tokens"
     blocks_per_batch: int = 16
     blocks_per_shard: int = 1024

@@ -67,6 +67,9 @@ def load_reference_checkpoint(
         insert_layer=insert_layer,
         num_concepts=state["transformer.concept_predictor.weight"].shape[0],
         num_active_concepts=num_active_concepts,
+        mixing="interleave",
+        concept_slot="concept",
+        concept_loss_weight=0.1,
     )
     model = CoCoMixForCausalLM(config).to(state["transformer.wte.weight"].dtype)
     renamed = {_renamed(name, insert_layer): _laid_out(name, value) for name, value in state.items()}

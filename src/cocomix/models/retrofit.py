@@ -39,7 +39,7 @@ class Retrofit:
         num_concepts: int = 32768,
         num_active_concepts: int = 32,
         mixing: str = "interleave",
-        concept_loss_weight: float = 0.1,
+        concept_loss_weight: float = 1.0,
     ) -> Any:
         """A CoCoMix model with the weights of a pretrained causal language model, whose predictions it has at first.
 

@@ -236,7 +236,9 @@ def extractor_for(random_teacher: Callable[..., PreTrainedModel]) -> Callable[..
             "W_dec": torch.randn(latents, width, dtype=torch.float64),
             "b_dec": torch.randn(width, dtype=torch.float64),
         }
-        return ConceptExtractor(teacher, SparseAutoencoder(**weights, k=6), teacher_layer=1, labels_per_token=3)
+        return ConceptExtractor(
+            teacher, SparseAutoencoder(**weights, k=6), teacher_layer=1, labels_per_token=3, selection="attribution"
+        )
 
     return make
 

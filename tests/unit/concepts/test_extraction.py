@@ -67,7 +67,7 @@ def assert_same(found: ConceptLabels, expected: ConceptLabels, scale: float = 1.
 @pytest.mark.parametrize("layer", [-1, 3])
 def test_a_layer_that_the_teacher_has_not_is_refused(layer, teacher, sae):
     with pytest.raises(InputError, match=f"teacher_layer is {layer}; a teacher of 3 blocks takes 0 to 2"):
-        ConceptExtractor(teacher, sae, layer)
+        ConceptExtractor(teacher, sae, layer, selection="attribution")
 
 
 def test_an_sae_of_another_width_is_refused(teacher):
@@ -75,7 +75,7 @@ def test_an_sae_of_another_width_is_refused(teacher):
         W_enc=torch.ones(16, 8), b_enc=torch.ones(8), W_dec=torch.ones(8, 16), b_dec=torch.ones(16), k=2
     )
     with pytest.raises(InputError, match="the SAE reads activations of width 16, the teacher's are 32 wide"):
-        ConceptExtractor(teacher, narrow, 1)
+        ConceptExtractor(teacher, narrow, 1, selection="attribution")
 
 
 def test_an_unknown_selection_is_refused(teacher, sae):
@@ -86,7 +86,7 @@ def test_an_unknown_selection_is_refused(teacher, sae):
 @pytest.mark.parametrize("number", [0, -2])
 def test_less_than_one_label_is_refused(number, teacher, sae):
     with pytest.raises(InputError, match=f"labels_per_token is {number}; expected 1 or more"):
-        ConceptExtractor(teacher, sae, 1, labels_per_token=number)
+        ConceptExtractor(teacher, sae, 1, labels_per_token=number, selection="attribution")
 
 
 # The tap
@@ -94,7 +94,7 @@ def test_less_than_one_label_is_refused(number, teacher, sae):
 
 def test_extraction_freezes_the_teacher_and_gives_no_weight_a_gradient(teacher, sae, ids):
     teacher.train()
-    ConceptExtractor(teacher, sae, 1)(ids)
+    ConceptExtractor(teacher, sae, 1, selection="attribution")(ids)
     assert not teacher.training
     assert list(teacher.parameters())
     for weight in teacher.parameters():
@@ -185,7 +185,7 @@ def test_labels_by_activation_need_nothing_above_the_tap(teacher, sae, ids):
 
 
 def test_labels_do_not_depend_on_what_shares_the_batch(teacher, sae, ids):
-    extractor = ConceptExtractor(teacher, sae, 1)
+    extractor = ConceptExtractor(teacher, sae, 1, selection="attribution")
     together = extractor(ids)
     assert (together.ids >= 0).any()
     for row in range(3):
@@ -196,7 +196,7 @@ def test_labels_do_not_depend_on_what_shares_the_batch(teacher, sae, ids):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_gets_no_labels_and_changes_none(side, teacher, sae):
-    extractor = ConceptExtractor(teacher, sae, 1)
+    extractor = ConceptExtractor(teacher, sae, 1, selection="attribution")
     sequences = [torch.randint(1, 53, (length,)) for length in LENGTHS]
     input_ids, mask = torch.zeros(3, 9, dtype=torch.long), torch.zeros(3, 9, dtype=torch.long)
     for row, sequence in enumerate(sequences):
@@ -224,13 +224,13 @@ def test_targets_are_the_next_tokens_where_both_are_real():
 
 
 def test_a_batch_of_single_tokens_has_no_labels(teacher, sae):
-    labels = ConceptExtractor(teacher, sae, 1)(torch.tensor([[3], [4]]))
+    labels = ConceptExtractor(teacher, sae, 1, selection="attribution")(torch.tensor([[3], [4]]))
     assert (labels.ids == -100).all()
     assert torch.equal(labels.scores, torch.zeros(2, 1, 4, dtype=torch.float64))
 
 
 def test_no_token_has_a_label_twice_and_all_labels_are_concepts(teacher, sae, ids):
-    labels = ConceptExtractor(teacher, sae, 1, labels_per_token=10)(ids)
+    labels = ConceptExtractor(teacher, sae, 1, labels_per_token=10, selection="attribution")(ids)
     assert labels.ids.shape == labels.scores.shape == (3, 9, 10)
     assert (labels.ids[..., 6:] == -100).all()  # k is 6
     found = 0
@@ -271,7 +271,10 @@ def test_a_teacher_with_sliding_windows_is_tapped_as_it_is(random_teacher, sae, 
     """What a student cannot be cut from can still teach."""
     windowed, whole = random_teacher("mistral", sliding_window=3), random_teacher("mistral")
     windowed.load_state_dict(whole.state_dict())
-    found, other = ConceptExtractor(windowed, sae, 1)(ids), ConceptExtractor(whole, sae, 1)(ids)
+    found, other = (
+        ConceptExtractor(windowed, sae, 1, selection="attribution")(ids),
+        ConceptExtractor(whole, sae, 1, selection="attribution")(ids),
+    )
     assert not torch.equal(found.scores, other.scores)
 
 
@@ -295,7 +298,7 @@ def test_teachers_that_nothing_here_knows_by_name(kind, redraw, sae, ids):
     config = AutoConfig.for_model(kind, **{**sizes, **special.get(kind, {})})
     teacher = AutoModelForCausalLM.from_config(config).eval()  # experts know no float64
     redraw(teacher)
-    labels = ConceptExtractor(teacher, sae.float(), 1)(ids)
+    labels = ConceptExtractor(teacher, sae.float(), 1, selection="attribution")(ids)
     assert (labels.ids[:, :-1, 0] >= 0).all()
     assert (labels.ids[:, -1] == -100).all()
     whole = teacher(input_ids=ids, output_hidden_states=True).hidden_states[2]
@@ -306,14 +309,14 @@ def test_a_model_without_a_list_of_blocks_cannot_be_tapped(random_teacher, sae):
     teacher = random_teacher()
     del teacher.transformer.h[2]
     with pytest.raises(InputError, match="this teacher cannot be tapped: GPT2Model has 0 lists of 3 blocks"):
-        ConceptExtractor(teacher, sae, 1)
+        ConceptExtractor(teacher, sae, 1, selection="attribution")
 
 
 def test_an_sae_that_says_where_it_reads_is_held_to_it(random_teacher, sae):
     sae.teacher_layer = 2
-    ConceptExtractor(random_teacher(), sae, 2)
+    ConceptExtractor(random_teacher(), sae, 2, selection="attribution")
     with pytest.raises(InputError, match="teacher_layer is 1; the SAE was trained to read after block 2"):
-        ConceptExtractor(random_teacher(), sae, 1)
+        ConceptExtractor(random_teacher(), sae, 1, selection="attribution")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -321,7 +324,10 @@ def test_a_bfloat16_teacher_labels_much_like_a_float32_one(kind, random_teacher,
     full = random_teacher(kind).float()
     half = copy.deepcopy(full).bfloat16()
     sae = sae.float()
-    found, expected = ConceptExtractor(half, sae, 1)(ids), ConceptExtractor(full, sae, 1)(ids)
+    found, expected = (
+        ConceptExtractor(half, sae, 1, selection="attribution")(ids),
+        ConceptExtractor(full, sae, 1, selection="attribution")(ids),
+    )
     tapped = tapped_residual(half, ids, 1)
     assert tapped.residual.dtype == tapped.gradient.dtype == torch.bfloat16
     assert torch.equal(found.ids >= 0, expected.ids >= 0)
@@ -332,7 +338,7 @@ def test_a_bfloat16_teacher_labels_much_like_a_float32_one(kind, random_teacher,
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_labels_are_the_same_inside_autocast(kind, random_teacher, sae, ids):
     """As in a training step in bfloat16."""
-    extractor = ConceptExtractor(random_teacher(kind).float(), sae.float(), 1)
+    extractor = ConceptExtractor(random_teacher(kind).float(), sae.float(), 1, selection="attribution")
     expected = extractor(ids)
     with torch.autocast("cpu", torch.bfloat16):
         found = extractor(ids)

@@ -23,7 +23,7 @@ from cocomix.data import shards
 from cocomix.data.shards import Shard, shards_of
 
 BLOCKS, T, A, C = 11, 9, 3, 60
-CONFIG = LabelsConfig(labels_per_token=A, blocks_per_batch=2, blocks_per_shard=4)
+CONFIG = LabelsConfig(labels_per_token=A, selection="attribution", blocks_per_batch=2, blocks_per_shard=4)
 PLAN = LabelsInfo("corpus", "teacher", "sae", 1, C, A, "attribution", "tokens")
 
 
@@ -33,7 +33,7 @@ def extractor(random_teacher) -> ConceptExtractor:
         return torch.randn(shape, dtype=torch.float64)
 
     sae = SparseAutoencoder(W_enc=draw(32, C), b_enc=draw(C), W_dec=draw(C, 32), b_dec=draw(32), k=6)
-    return ConceptExtractor(random_teacher(), sae, 1, A)
+    return ConceptExtractor(random_teacher(), sae, 1, A, selection="attribution")
 
 
 def blocks(count: int = BLOCKS) -> Dataset:

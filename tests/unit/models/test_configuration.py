@@ -1,4 +1,4 @@
-"""A configuration says what is wrong with it; the published settings are its defaults."""
+"""A configuration says what is wrong with it; its defaults are the published settings but for two."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from transformers import GPT2Config
 from cocomix import CoCoMixConfig
 
 
-def test_the_defaults_are_the_published_settings():
+def test_the_defaults_are_the_published_settings_but_for_slot_and_weight():
     config = CoCoMixConfig()
     assert config.backbone_config.model_type == "gpt2"
     assert (config.insert_layer, config.num_concepts, config.num_active_concepts) == (3, 32768, 32)
-    assert (config.mixing, config.concept_slot, config.concept_loss_weight) == ("interleave", "concept", 0.1)
+    assert (config.mixing, config.concept_slot, config.concept_loss_weight) == ("interleave", "residual", 1.0)
     assert config.slot_positions == "interleaved"
 
 
