@@ -256,7 +256,7 @@ def markdown(results: dict[str, Any]) -> str:
         parts += ["## How it was made", bullets(provenance)]
     settings = settings_table(results["recipe"]) if "recipe" in results else None
     if settings:
-        parts += [settings, "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels."]
+        parts += [settings, "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels by attribution."]
     if environment := results.get("environment"):
         versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
         parts.append(
