@@ -85,6 +85,8 @@ def cocomix_model(shape: Shape, positions: int | None = None, **settings: object
         "insert_layer": shape.insert_layer,
         "num_concepts": shape.concepts,
         "num_active_concepts": shape.active_concepts,
+        "concept_slot": "concept",
+        "concept_loss_weight": 0.1,
     } | settings
     return CoCoMixForCausalLM(CoCoMixConfig(decoder_config(shape.student, shape, positions), **chosen))
 

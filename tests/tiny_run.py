@@ -68,14 +68,19 @@ def tiny_recipe(text: Path, output: Path) -> dict[str, Any]:
             "tokens_per_step": 256,
             "buffer_tokens": 1024,
         },
-        "labels": {"labels_per_token": 2, "blocks_per_batch": 16, "blocks_per_shard": 100},
+        "labels": {"labels_per_token": 2, "selection": "attribution", "blocks_per_batch": 16, "blocks_per_shard": 100},
         "backbone": {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2},
         "training": training(8192),
         "students": {
             "ntp": {"method": "ntp", "match": "cocomix"},
             "cocomix": {
                 "method": "cocomix",
-                "mixer": {"insert_layer": 1, "num_active_concepts": 8, "concept_slot": "residual"},
+                "mixer": {
+                    "insert_layer": 1,
+                    "num_active_concepts": 8,
+                    "concept_slot": "residual",
+                    "concept_loss_weight": 0.1,
+                },
             },
         },
     }

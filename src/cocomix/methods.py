@@ -32,14 +32,15 @@ ONLY_FOR = {
 class MixerConfig:
     """What is mixed into a student's hidden states, and how.
 
-    Slot and λ default to what did best in the evidence study (docs/results.md); as published they are concept and 0.1.
+    The defaults are the published settings but for slot and λ, as published concept and 0.1 (why: docs/results.md).
 
     Args:
         insert_layer: blocks before the mixer.
         content: what is predicted and mixed in: concepts, or the teacher's hidden_states.
         num_active_concepts: K, predicted concepts that are mixed per token.
         mixing: interleave, add or none.
-        concept_slot: what an interleaved slot holds, concept or residual.
+        concept_slot: what is mixed in: concept, the vector c itself, or residual, c + h − mean(h) where interleaved and
+            c − mean(h) where added.
         slot_positions: rotary positions of the two slots of a token, interleaved or repeat.
         concept_loss_weight: λ, weight of the loss of what is predicted.
         regression_loss: of hidden_states: l1, l2 or cosine.

@@ -101,7 +101,8 @@ def test_labels_are_the_corpus_with_one_more_column(finished: Runner) -> None:
 def test_labels_are_what_the_extractor_says(finished: Runner) -> None:
     out = finished.folder / "out"
     teacher = AutoModelForCausalLM.from_pretrained(out / "teacher")
-    extractor = cocomix.ConceptExtractor(teacher, cocomix.load_sae(out / "sae"), 1, labels_per_token=2)
+    sae = cocomix.load_sae(out / "sae")
+    extractor = cocomix.ConceptExtractor(teacher, sae, 1, labels_per_token=2, selection="attribution")
     rows = load_from_disk(str(out / "labels" / "train")).with_format("torch")[100:116]
     assert torch.equal(extractor(rows["input_ids"]).ids, rows["concept_ids"].long())
 

@@ -119,7 +119,7 @@ class ConceptExtractor:
         sae: sparse autoencoder over its residual stream.
         teacher_layer: 0-based block after which the SAE reads.
         labels_per_token: A ≥ 1.
-        selection: one of `SELECTIONS`.
+        selection: one of `SELECTIONS`; as published, attribution.
 
     Raises:
         InputError: the layer does not exist, the SAE's width is not the teacher's, a bad setting.

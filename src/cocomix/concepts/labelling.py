@@ -29,7 +29,7 @@ ALIGNMENTS = ("tokens", "characters")
 class LabelsConfig:
     """How the corpus is labelled.
 
-    The selection defaults to what did best in the evidence study (docs/results.md); published is attribution.
+    As published the selection is attribution; activation, the default, did better in docs/results.md.
 
     Args:
         source: a labelled corpus made before, instead of labelling; it must fit the recipe's corpus.

@@ -24,6 +24,7 @@ OF_EVALUATIONS = (
     "By `cocomix evaluate`. In brackets: 95 % intervals over documents, which say what other text of the kind would "
     "change. Tasks: lm-evaluation-harness, value ± standard error."
 )
+PUBLISHED = "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels by `attribution`."
 FILES = {CURVES, RESULTS, "report.md", "report.html"}
 
 
@@ -256,7 +257,7 @@ def markdown(results: dict[str, Any]) -> str:
         parts += ["## How it was made", bullets(provenance)]
     settings = settings_table(results["recipe"]) if "recipe" in results else None
     if settings:
-        parts += [settings, "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels by attribution."]
+        parts += [settings, PUBLISHED]
     if environment := results.get("environment"):
         versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
         parts.append(

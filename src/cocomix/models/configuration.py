@@ -76,8 +76,7 @@ class StackedConfig(PretrainedConfig):
 class CoCoMixConfig(StackedConfig):
     """Configuration of `CoCoMixForCausalLM`.
 
-    The published settings are the defaults but for two, which are what did best in the project's evidence study:
-    concept_slot, `concept` as published, and concept_loss_weight, 0.1.
+    The defaults are the published settings but for concept_slot and concept_loss_weight, as published `concept` and 0.1.
 
     Args:
         backbone_config: configuration of the decoder that is split around the mixer.

@@ -51,7 +51,7 @@ class Retrofit:
             num_concepts: C.
             num_active_concepts: K.
             mixing: interleave, add or none.
-            concept_loss_weight: λ.
+            concept_loss_weight: λ, as published 0.1.
 
         Raises:
             ValueError: the decoder cannot be split, or would predict something else.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+
 import pytest
 from transformers import GPT2Config
 
-from cocomix import CoCoMixConfig
+from cocomix import CoCoMixConfig, CoCoMixForCausalLM, ConceptExtractor
+from cocomix.concepts.labelling import LabelsConfig
+from cocomix.methods import MixerConfig
 
 
 def test_the_defaults_are_the_published_settings_but_for_slot_and_weight():
@@ -14,6 +19,17 @@ def test_the_defaults_are_the_published_settings_but_for_slot_and_weight():
     assert (config.insert_layer, config.num_concepts, config.num_active_concepts) == (3, 32768, 32)
     assert (config.mixing, config.concept_slot, config.concept_loss_weight) == ("interleave", "residual", 1.0)
     assert config.slot_positions == "interleaved"
+
+
+def test_a_recipe_has_the_same_defaults_as_the_classes() -> None:
+    config, mixer = CoCoMixConfig(), MixerConfig()
+    shared = [setting.name for setting in dataclasses.fields(MixerConfig)]
+    assert {name: getattr(mixer, name) for name in shared} == {name: getattr(config, name) for name in shared}
+    of_labels = inspect.signature(ConceptExtractor).parameters
+    for name in ("labels_per_token", "selection"):
+        assert getattr(LabelsConfig(), name) == of_labels[name].default
+    assert LabelsConfig().selection == "activation"
+    assert inspect.signature(CoCoMixForCausalLM.from_backbone).parameters["concept_loss_weight"].default == 1.0
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ def model_of(method: str) -> PreTrainedModel:
     torch.manual_seed(0)
     if method == "ntp":
         return GPT2LMHeadModel(BACKBONE)
-    config = cocomix.CoCoMixConfig(BACKBONE, insert_layer=1, num_concepts=24, num_active_concepts=4)
+    published = {"concept_slot": "concept", "concept_loss_weight": 0.1}
+    config = cocomix.CoCoMixConfig(BACKBONE, insert_layer=1, num_concepts=24, num_active_concepts=4, **published)
     return cocomix.CoCoMixForCausalLM(config)
 
 
