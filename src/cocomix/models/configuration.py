@@ -76,7 +76,7 @@ class StackedConfig(PretrainedConfig):
 class CoCoMixConfig(StackedConfig):
     """Configuration of `CoCoMixForCausalLM`.
 
-    The defaults are the published settings but for concept_slot and concept_loss_weight, as published `concept` and 0.1.
+    The defaults are the published settings but for concept_slot and concept_loss_weight: as published, `concept`, 0.1.
 
     Args:
         backbone_config: configuration of the decoder that is split around the mixer.
