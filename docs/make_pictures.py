@@ -56,7 +56,7 @@ def main(run: Path) -> None:
         picture(page, "read")
         page.get_by_role("tab", name="Concepts").click()
         choose(page, "Search", SHOWN)
-        expect(page.locator("#card dl")).to_contain_text("validation tokens")
+        expect(page.locator("#card dl")).to_contain_text("validation tokens", timeout=120_000)
         picture(page, "concepts")
         browser.close()
     served.close(verbose=False)
