@@ -29,7 +29,7 @@ ALIGNMENTS = ("tokens", "characters")
 class LabelsConfig:
     """How the corpus is labelled.
 
-    As published the selection is attribution; activation, the default, did better in docs/results.md.
+    As published the selection is attribution; activation, the default, learns sooner in docs/results.md.
 
     Args:
         source: a labelled corpus made before, instead of labelling; it must fit the recipe's corpus.
