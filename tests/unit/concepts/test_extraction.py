@@ -67,7 +67,7 @@ def assert_same(found: ConceptLabels, expected: ConceptLabels, scale: float = 1.
 @pytest.mark.parametrize("layer", [-1, 3])
 def test_a_layer_that_the_teacher_has_not_is_refused(layer, teacher, sae):
     with pytest.raises(InputError, match=f"teacher_layer is {layer}; a teacher of 3 blocks takes 0 to 2"):
-        ConceptExtractor(teacher, sae, layer, selection="attribution")
+        ConceptExtractor(teacher, sae, layer)
 
 
 def test_an_sae_of_another_width_is_refused(teacher):
@@ -75,7 +75,7 @@ def test_an_sae_of_another_width_is_refused(teacher):
         W_enc=torch.ones(16, 8), b_enc=torch.ones(8), W_dec=torch.ones(8, 16), b_dec=torch.ones(16), k=2
     )
     with pytest.raises(InputError, match="the SAE reads activations of width 16, the teacher's are 32 wide"):
-        ConceptExtractor(teacher, narrow, 1, selection="attribution")
+        ConceptExtractor(teacher, narrow, 1)
 
 
 def test_an_unknown_selection_is_refused(teacher, sae):
@@ -86,7 +86,7 @@ def test_an_unknown_selection_is_refused(teacher, sae):
 @pytest.mark.parametrize("number", [0, -2])
 def test_less_than_one_label_is_refused(number, teacher, sae):
     with pytest.raises(InputError, match=f"labels_per_token is {number}; expected 1 or more"):
-        ConceptExtractor(teacher, sae, 1, labels_per_token=number, selection="attribution")
+        ConceptExtractor(teacher, sae, 1, labels_per_token=number)
 
 
 # The tap
@@ -309,14 +309,14 @@ def test_a_model_without_a_list_of_blocks_cannot_be_tapped(random_teacher, sae):
     teacher = random_teacher()
     del teacher.transformer.h[2]
     with pytest.raises(InputError, match="this teacher cannot be tapped: GPT2Model has 0 lists of 3 blocks"):
-        ConceptExtractor(teacher, sae, 1, selection="attribution")
+        ConceptExtractor(teacher, sae, 1)
 
 
 def test_an_sae_that_says_where_it_reads_is_held_to_it(random_teacher, sae):
     sae.teacher_layer = 2
-    ConceptExtractor(random_teacher(), sae, 2, selection="attribution")
+    ConceptExtractor(random_teacher(), sae, 2)
     with pytest.raises(InputError, match="teacher_layer is 1; the SAE was trained to read after block 2"):
-        ConceptExtractor(random_teacher(), sae, 1, selection="attribution")
+        ConceptExtractor(random_teacher(), sae, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
