@@ -13,6 +13,7 @@ from cocomix import files, fingerprint, processes
 from cocomix.catalog.building import build_catalog
 from cocomix.concepts.alignment import OtherTokens
 from cocomix.concepts.attribution import ConceptExtractor
+from cocomix.concepts.label_baselines import label_baselines
 from cocomix.concepts.label_statistics import label_statistics
 from cocomix.concepts.label_store import LabelsInfo, labels_fingerprint, labels_whole
 from cocomix.concepts.labelling import LabelsConfig, Side, label_corpus
@@ -27,7 +28,6 @@ from cocomix.data.packing import PackedCorpus, pack_documents, pack_token_docume
 from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
 from cocomix.distillation.predictions import PredictionsInfo, predict_corpus, predictions_whole
 from cocomix.errors import InputError
-from cocomix.evaluation.concepts import constant_recall
 from cocomix.evaluation.documents import document_losses, save_document_losses
 from cocomix.evaluation.validation import evaluate_model
 from cocomix.learning import (
@@ -301,10 +301,13 @@ def make_student(pipeline: Pipeline, name: str, seed: int) -> Made:
     )
     if student.learns_concepts():
         assert isinstance(config, CoCoMixConfig)
-        # Online, no labels of training text are kept; a constant chosen on validation itself is harder to beat.
+        # Online, no labels of training text are kept; counts of the validation labels themselves are harder to beat.
         known = blocks.train if "concept_ids" in blocks.train.column_names else blocks.validation
-        recall = constant_recall(known, blocks.validation, config.num_concepts, config.num_active_concepts)
-        run.metrics["constant_recall"] = recall
+        run.metrics.update(
+            label_baselines(
+                known, blocks.validation, config.vocab_size, config.num_concepts, config.num_active_concepts
+            )
+        )
     if processes.is_first():
         save_run(run, files.partial(folder))
     return Made(fingerprint.of_json(run.curve), _figures(run))

@@ -39,6 +39,8 @@ def test_results_have_every_figure(results: dict[str, Any]) -> None:
     assert metrics["concept_loss"] > 0
     assert 0 < metrics["concept_precision"] < 1
     assert 0 < metrics["constant_recall"] < metrics["concept_recall"] <= 1
+    assert metrics["constant_recall"] < metrics["token_table_recall"] <= 1
+    assert 0 <= metrics["concept_loss_floor"] < metrics["token_table_loss"]
     (comparison,) = results["comparisons"]
     assert (comparison["run"], comparison["baseline"]) == ("cocomix", "ntp")
     assert results["sae"]["quality"]["loss_recovered"] <= 1

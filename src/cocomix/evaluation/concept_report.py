@@ -21,7 +21,8 @@ def concept_section(shown: dict[str, Any]) -> list[str]:
             _best_table(best),
             f"The concepts with the best F1 on the first {shown['blocks']} blocks of validation text, of those that "
             "are labels there often enough to tell. Precision: where a concept is among a token's most probable, as "
-            "many as it has labels, how often it is one; recall: how many of its labels are found so. Names are hints: "
+            "many as it has labels, how often it is one; recall: how many of its labels are found so; token table: the "
+            "recall of a table of each token's most frequent training labels. Names are hints: "
             "the tokens whose logits the concept raises most, unless the catalogue has better ones.",
         ]
     if contexts := [f"- {_named(each)}: {_contexts(each['contexts'])}" for each in best if each["contexts"]]:
@@ -45,9 +46,14 @@ def concept_section(shown: dict[str, Any]) -> list[str]:
 
 def _best_table(best: list[dict[str, Any]]) -> str:
     rows = [
-        [_named(each), f"{each['frequency']:.2%}", f"{each['precision']:.1%}", f"{each['recall']:.1%}"] for each in best
+        [
+            _named(each),
+            f"{each['frequency']:.2%}",
+            *(f"{each[key]:.1%}" for key in ("precision", "recall", "table_recall")),
+        ]
+        for each in best
     ]
-    return table(["concept", "of labelled tokens", "precision", "recall"], rows)
+    return table(["concept", "of labelled tokens", "precision", "recall", "token table"], rows)
 
 
 def _contexts(contexts: list[dict[str, Any]]) -> str:

@@ -30,12 +30,25 @@ def _name(model: str, each: dict[str, Any]) -> str:
 
 
 def _band_table(banded: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
-    shares = ("precision", "recall_at_a", "recall", "misplaced")
-    header = ["model", "labels' frequency", "concepts", "labels", "precision@A", "recall@A", "recall@K", "misplaced"]
+    shares = {
+        "precision": "precision@A",
+        "recall_at_a": "recall@A",
+        "table_recall_at_a": "token table@A",
+        "recall": "recall@K",
+        "table_recall": "token table@K",
+        "misplaced": "misplaced",
+    }
+    header = ["model", "labels' frequency", "concepts", "labels", *shares.values()]
     return table(
         header,
         [
-            [name, band["name"], f"{band['concepts']:,}", f"{band['labels']:,}", *(_share(band[key]) for key in shares)]
+            [
+                name,
+                band["name"],
+                f"{band['concepts']:,}",
+                f"{band['labels']:,}",
+                *(_share(band.get(key)) for key in shares),
+            ]
             for name, bands in banded
             for band in bands
         ],

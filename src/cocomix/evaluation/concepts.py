@@ -1,4 +1,4 @@
-"""How well a model predicts its concepts, and what a model that has learnt nothing about its input would score.
+"""How well a model predicts its concepts, beside a table that sees the current token only.
 
 B blocks, T tokens, N labelled tokens, C concepts, A labels per token, K concepts that the model mixes.
 """
@@ -15,13 +15,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from cocomix.concepts.label_baselines import SAMPLE_BLOCKS, TokenTable
 from cocomix.concepts.label_statistics import label_statistics
 from cocomix.data.blocks import Blocks, collate
 from cocomix.evaluation.validation import autocast
 from cocomix.models.losses import IGNORE
 
-SAMPLE_BLOCKS = 4096
-"""Training blocks from which frequencies are counted."""
 BANDS = (1.0, 0.1, 0.01, 1e-3, 1e-4, 0.0)
 """Bounds of the frequency bands: the share of the labelled tokens that have a concept as a label."""
 PROMISES = (0.0, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0)
@@ -57,6 +56,8 @@ class ConceptBand:
             labels that the token has); None if none is ever predicted.
         recall_at_a: share of the labels that are among the token's A most probable concepts; None without labels.
         recall: share of the labels that are among the K that the model mixes; None without labels.
+        table_recall_at_a: the same share as `recall_at_a` for a `TokenTable`; None without labels or table.
+        table_recall: the same share as `recall` for the table; None without labels or table.
         misplaced: labels promised too much or too little, summed over `promises`, as a share of the labels; None
             without labels. 0 is a calibrated prediction.
         promises: weakest first.
@@ -68,6 +69,8 @@ class ConceptBand:
     precision: float | None
     recall_at_a: float | None
     recall: float | None
+    table_recall_at_a: float | None
+    table_recall: float | None
     misplaced: float | None
     promises: list[Promise]
 
@@ -84,6 +87,8 @@ class ConceptPredictions:
         right: (C,) of those, where it is a label.
         mixed: (C,) tokens at which it is among the K that the model mixes.
         found: (C,) of those, where it is a label.
+        table_right: (C,) labels that a `TokenTable` predicts with as many predictions as the token has labels; None
+            without a table.
     """
 
     bands: list[ConceptBand]
@@ -93,6 +98,7 @@ class ConceptPredictions:
     right: np.ndarray
     mixed: np.ndarray
     found: np.ndarray
+    table_right: np.ndarray | None = None
 
     @property
     def f1(self) -> np.ndarray:
@@ -107,7 +113,12 @@ class ConceptPredictions:
 
 @torch.no_grad()
 def concept_predictions(
-    model: PreTrainedModel, blocks: Dataset, frequencies: np.ndarray, batch_size: int, precision: str = "fp32"
+    model: PreTrainedModel,
+    blocks: Dataset,
+    frequencies: np.ndarray,
+    batch_size: int,
+    precision: str = "fp32",
+    table: TokenTable | None = None,
 ) -> ConceptPredictions:
     """Precision, recall and calibration of predicted concepts, of all, by frequency band, and of each.
 
@@ -121,13 +132,16 @@ def concept_predictions(
         frequencies: (C,) share of the labelled training tokens that have each concept as a label.
         batch_size: blocks read at once.
         precision: of the model's matrix products; what comes after them is float32.
+        table: scored on the same tokens.
     """
     assert not model.training, "evaluation in training mode"
-    counts = _Counts(torch.from_numpy(band_of(frequencies)).to(model.device))
+    k = model.config.num_active_concepts
+    counts = _Counts(torch.from_numpy(band_of(frequencies)).to(model.device), table)
     rows = Blocks(blocks, ["input_ids", "concept_ids"])
     starts = range(0, len(blocks), batch_size)
     for start in tqdm(starts, desc="concepts", unit="batch", leave=False, delay=1.0):
         batch = collate(rows.__getitems__(list(range(start, min(start + batch_size, len(blocks))))))
+        counts.add_table(batch["input_ids"].flatten().numpy(), batch["concept_ids"].flatten(0, 1).numpy(), k)
         ids, labels = (batch[name].to(model.device) for name in ("input_ids", "concept_ids"))
         with autocast(model.device, precision):
             z = model(input_ids=ids, use_cache=False, output_concepts=True, logits_to_keep=1).concept_logits
@@ -135,7 +149,7 @@ def concept_predictions(
         z, labels = z[labelled], labels[labelled]  # (N, C), (N, A)
         size = max(1, CHUNK_NUMBERS // z.shape[-1])
         for z_, labels_ in zip(z.split(size), labels.split(size), strict=True):
-            counts.add(z_.float(), labels_, model.config.num_active_concepts)
+            counts.add(z_.float(), labels_, k)
     return counts.predictions()
 
 
@@ -152,14 +166,22 @@ def band_names() -> list[str]:
 class _Counts:
     """Sums over tokens: of each concept, and of each band (C,) by strength of the promise."""
 
-    def __init__(self, bands: Tensor) -> None:
+    def __init__(self, bands: Tensor, table: TokenTable | None) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=bands.device)
 
-        self.band_of = bands
+        self.band_of, self.table = bands, table
+        self.table_at_a, self.table_at_k = zeros(len(bands)), zeros(len(bands))
         self.tokens = 0
         self.labels, self.predicted, self.at_a, self.mixed, self.at_k = (zeros(len(bands)) for _ in range(5))
         self.pairs, self.promised, self.found = (zeros(len(BANDS) - 1, len(PROMISES) - 1) for _ in range(3))
+
+    def add_table(self, ids: np.ndarray, labels: np.ndarray, k: int) -> None:
+        """Score the table on tokens (N,) with labels (N, A)."""
+        if self.table is not None:
+            at_a, at_k = self.table.hits(ids, labels, k)
+            self.table_at_a += torch.from_numpy(at_a).to(self.table_at_a)
+            self.table_at_k += torch.from_numpy(at_k).to(self.table_at_k)
 
     def add(self, z: Tensor, labels: Tensor, k: int) -> None:
         """Tokens with concept logits z (N, C) and labels (N, A)."""
@@ -192,14 +214,28 @@ class _Counts:
         for band, name in enumerate(band_names()):
             if (members := self.band_of == band).any():
                 parts.append(self._band(name, members, slice(band, band + 1)))
-        of_each = (self.labels, self.predicted, self.at_a, self.mixed, self.at_k)
-        return ConceptPredictions(parts, self.tokens, *(each.cpu().numpy().astype(np.int64) for each in of_each))
+        labels, predicted, right, mixed, found, table_right = (
+            each.cpu().numpy().astype(np.int64)
+            for each in (self.labels, self.predicted, self.at_a, self.mixed, self.at_k, self.table_at_a)
+        )
+        return ConceptPredictions(
+            parts,
+            self.tokens,
+            labels,
+            predicted,
+            right,
+            mixed,
+            found,
+            None if self.table is None else table_right,
+        )
 
     def _band(self, name: str, members: Tensor, rows: slice) -> ConceptBand:
         """Of the concepts `members` (C,) bool, and the same by `rows` of the bands."""
         labels, at_a, at_k, predicted = (
             float(each[members].sum()) for each in (self.labels, self.at_a, self.at_k, self.predicted)
         )
+        table_at_a, table_at_k = (float(each[members].sum()) for each in (self.table_at_a, self.table_at_k))
+        scored = labels and self.table is not None
         pairs, promised, found = (each[rows].sum(0).tolist() for each in (self.pairs, self.promised, self.found))
         return ConceptBand(
             name=name,
@@ -208,6 +244,8 @@ class _Counts:
             precision=at_a / predicted if predicted else None,
             recall_at_a=at_a / labels if labels else None,
             recall=at_k / labels if labels else None,
+            table_recall_at_a=table_at_a / labels if scored else None,
+            table_recall=table_at_k / labels if scored else None,
             misplaced=sum(abs(p - f) for p, f in zip(promised, found, strict=True)) / labels if labels else None,
             promises=[Promise(p / n, f / n, int(n)) for n, p, f in zip(pairs, promised, found, strict=True) if n],
         )
@@ -217,19 +255,3 @@ def label_frequencies(blocks: Dataset, num_concepts: int) -> np.ndarray:
     """(C,) share of the labelled tokens that have each concept as a label, in the first `SAMPLE_BLOCKS` blocks."""
     found = label_statistics(blocks.select(range(min(SAMPLE_BLOCKS, len(blocks)))), num_concepts)
     return found.concept_counts / max(1, int(found.slots[1:].sum()))
-
-
-def constant_recall(train: Dataset, validation: Dataset, num_concepts: int, k: int) -> float:
-    """Share of the validation labels that are among the k most frequent training labels.
-
-    The recall of predicting the same k concepts at every token: what a predictor has to beat.
-
-    Args:
-        train: blocks with `concept_ids` (T, A); the first `SAMPLE_BLOCKS` are counted.
-        validation: the same.
-        num_concepts: C.
-        k: predictions per token.
-    """
-    frequent = np.argsort(-label_frequencies(train, num_concepts), kind="stable")[:k]
-    labels = label_statistics(validation, num_concepts).concept_counts
-    return float(labels[frequent].sum() / max(1, labels.sum()))

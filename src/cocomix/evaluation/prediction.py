@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from cocomix import environment
+from cocomix.concepts.label_baselines import TokenTable
 from cocomix.concepts.label_store import LabelledCorpus, labels_fingerprint
 from cocomix.data.packing import load_packed
 from cocomix.errors import InputError
@@ -41,6 +42,17 @@ def training_frequencies(labelled: LabelledCorpus) -> np.ndarray:
     return label_frequencies(labelled.train or labelled.validation, labelled.info.num_concepts)
 
 
+def token_table(labelled: LabelledCorpus, model: PreTrainedModel) -> TokenTable:
+    """Count the labels of each token where `training_frequencies` counts them, for all predictions that are scored."""
+    per_token = labelled.validation.features["concept_ids"].feature.length
+    return TokenTable.of_blocks(
+        labelled.train or labelled.validation,
+        model.config.vocab_size,
+        labelled.info.num_concepts,
+        max(model.config.num_active_concepts, per_token),
+    )
+
+
 def evaluate_concepts(
     subject: Subject, model: PreTrainedModel, labelled: LabelledCorpus | None, settings: ConceptSettings
 ) -> Evaluation:
@@ -63,7 +75,8 @@ def evaluate_concepts(
     reading = (settings.batch_size, settings.precision)
     bands = None
     if labelled is not None:
-        bands = concept_predictions(model, blocks, training_frequencies(labelled), *reading).bands
+        table = token_table(labelled, model)
+        bands = concept_predictions(model, blocks, training_frequencies(labelled), *reading, table).bands
     assert subject.run is not None
     return Evaluation(
         kind=KIND,

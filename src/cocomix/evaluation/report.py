@@ -14,7 +14,7 @@ from cocomix.evaluation.concept_report import concept_section
 from cocomix.evaluation.costs import AXES
 from cocomix.evaluation.report_page import to_html
 from cocomix.evaluation.tables import evaluation_tables
-from cocomix.evaluation.wording import caveats, comparison_sentences, provenance_lines
+from cocomix.evaluation.wording import caveats, comparison_sentences, concept_sentences, provenance_lines
 from cocomix.methods import METHODS, DistillationConfig, MixerConfig
 
 CURVES = "curves.png"
@@ -137,20 +137,34 @@ def students_table(students: dict[str, Any]) -> str:
     return table(header, rows)
 
 
+NONE = "–"
+"""What a table has for a figure that is not known or has no effect."""
+CONCEPT_LOSSES = {
+    "concept_loss": "concept loss",
+    "token_table_loss": "loss of token table",
+    "concept_loss_floor": "floor",
+}
+CONCEPT_SHARES = {
+    "concept_precision": "precision",
+    "concept_recall": "recall",
+    "token_table_recall": "recall of token table",
+    "constant_recall": "constant recall",
+}
+"""Metrics of a run, and what a table calls them; runs of older versions lack some."""
+
+
 def concepts_table(students: dict[str, Any]) -> str | None:
     """How well each cocomix student predicts its labels, or None if there is none."""
     rows = [
         [
             name,
-            f"{m['concept_loss']:.3f}",
-            f"{m['concept_precision']:.1%}",
-            f"{m['concept_recall']:.1%}",
-            f"{m['constant_recall']:.1%}",
+            *(f"{m[key]:.3f}" if key in m else NONE for key in CONCEPT_LOSSES),
+            *(f"{m[key]:.1%}" if key in m else NONE for key in CONCEPT_SHARES),
         ]
         for name, m in ((name, student["metrics"]) for name, student in students.items())
         if "concept_loss" in m
     ]
-    return table(["student", "concept loss", "precision", "recall", "constant recall"], rows) if rows else None
+    return table(["student", *CONCEPT_LOSSES.values(), *CONCEPT_SHARES.values()], rows) if rows else None
 
 
 def duration(seconds: float) -> str:
@@ -173,7 +187,6 @@ SETTINGS = (
     "distillation",
     "learning rate",
 )
-NONE = "–"
 
 
 def settings_table(recipe: dict[str, Any]) -> str | None:
@@ -239,9 +252,13 @@ def markdown(results: dict[str, Any]) -> str:
         parts += [
             "## Concepts",
             concepts,
-            "Over validation tokens that have labels. Precision: share of the predicted concepts (the model's own "
-            "top K) that are labels; with fewer labels than predictions it cannot reach 100%. Recall: share of the "
-            "labels that are predicted; constant recall: that of always predicting the K most frequent labels.",
+            "Over validation tokens that have labels. Concept loss: nats per token; floor: the loss of a prediction "
+            "that knows the labels. Precision: share of the predicted concepts (the model's own top K) that are "
+            "labels; with fewer labels than predictions it cannot reach 100%. Recall: share of the labels that are "
+            "predicted. Two predictions need no model: the token table gives the K most frequent training labels of "
+            "the current token, and constant recall is that of the K most frequent labels overall. Labels made in the "
+            "training step are not stored; both are then counted on the validation labels, which flatters them.",
+            *concept_sentences(results["students"]),
         ]
     if shown := results.get("showcase"):
         parts += concept_section(shown)

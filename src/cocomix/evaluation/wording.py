@@ -60,6 +60,26 @@ def _relative(ratio: float) -> str:
     return f"{1 - ratio:.1%} fewer" if ratio <= 1 else f"{ratio - 1:.1%} more"
 
 
+def concept_sentences(students: dict[str, Any]) -> list[str]:
+    """Set the recall of each student's concepts beside what the current token alone gives."""
+    sentences = []
+    for name, student in students.items():
+        metrics = student["metrics"]
+        if "token_table_recall" not in metrics or "concept_recall" not in metrics:
+            continue
+        ours, table, constant = (metrics[key] for key in ("concept_recall", "token_table_recall", "constant_recall"))
+        sentence = f"Of the labels `{name}` predicts {ours:.1%}, a table that sees the current token only {table:.1%}"
+        if ours <= table:
+            sentence += ": the model predicts no more than the table"
+        elif table - constant > (ours - constant) / 2:
+            sentence += (
+                f": most of what is predicted beyond the most frequent labels ({constant:.1%}) follows from the "
+                "current token alone"
+            )
+        sentences.append(sentence + ".")
+    return sentences
+
+
 def caveats(results: dict[str, Any]) -> list[str]:
     """What a difference in these results means, and what it leaves out."""
     students = results["students"].values()

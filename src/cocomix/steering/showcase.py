@@ -15,7 +15,7 @@ from cocomix.catalog.rows import Context
 from cocomix.catalog.search import Catalog
 from cocomix.concepts.reading import SameTokens
 from cocomix.evaluation.concepts import concept_predictions
-from cocomix.evaluation.prediction import training_frequencies
+from cocomix.evaluation.prediction import token_table, training_frequencies
 from cocomix.evaluation.subject import open_subject
 from cocomix.origins import Origins
 from cocomix.steering.arms import Request, SteeredStudent, Writer
@@ -51,6 +51,7 @@ class BestConcept:
         frequency: share of the labelled training tokens with it.
         precision: where it is among the A most probable, the share with it as a label, A being the labels of the token.
         recall: of its labels, the share at which it is among these.
+        table_recall: the same share for a table of each token's most frequent labels.
         contexts: where it is most active; none if the teacher is not here.
     """
 
@@ -59,6 +60,7 @@ class BestConcept:
     frequency: float
     precision: float
     recall: float
+    table_recall: float
     contexts: list[Context]
 
 
@@ -128,7 +130,9 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
     blocks = labelled.validation.select(range(min(BLOCKS, len(labelled.validation))))
     frequencies = training_frequencies(labelled)
     training = origins.pipeline.recipe.training
-    predictions = concept_predictions(model, blocks, frequencies, training.blocks_per_batch, training.precision)
+    table = token_table(labelled, model)
+    predictions = concept_predictions(model, blocks, frequencies, training.blocks_per_batch, training.precision, table)
+    assert predictions.table_right is not None
     best = predictions.best(BEST, LEAST_LABELS)
     tokenizer, context = subject.tokenizer, model.config.max_position_embeddings
     texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in blocks["input_ids"])
@@ -155,6 +159,7 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
                 frequency=float(frequencies[concept]),
                 precision=float(predictions.right[concept] / predictions.predicted[concept]),
                 recall=float(predictions.right[concept] / predictions.labels[concept]),
+                table_recall=float(predictions.table_right[concept] / predictions.labels[concept]),
                 contexts=contexts[number],
             )
             for number, concept in enumerate(best)

@@ -9,12 +9,15 @@ import pytest
 import torch
 from datasets import Dataset, Features, List, Value
 
-from cocomix.evaluation.concepts import concept_predictions, constant_recall, label_frequencies
+from cocomix.concepts.label_baselines import TokenTable, label_baselines
+from cocomix.evaluation.concepts import concept_predictions, label_frequencies
+from cocomix.evaluation.report import concepts_table
+from cocomix.evaluation.wording import concept_sentences
 
 
-def blocks(labels: list[list[list[int]]]) -> Dataset:
+def blocks(labels: list[list[list[int]]], ids: list[list[int]] | None = None) -> Dataset:
     per_token = len(labels[0][0])
-    ids = [[0] * len(row) for row in labels]
+    ids = ids or [[0] * len(row) for row in labels]
     features = Features(
         {
             "input_ids": List(Value("int32"), length=len(ids[0])),
@@ -27,9 +30,79 @@ def blocks(labels: list[list[list[int]]]) -> Dataset:
 def test_recall_of_the_most_frequent_training_labels() -> None:
     train = blocks([[[1, 2], [1, 3]], [[1, 2], [-100, -100]]])
     validation = blocks([[[1, 4], [2, -100]]])
-    assert constant_recall(train, validation, num_concepts=6, k=1) == pytest.approx(1 / 3)
-    assert constant_recall(train, validation, num_concepts=6, k=2) == pytest.approx(2 / 3)
-    assert constant_recall(train, validation, num_concepts=6, k=3) == pytest.approx(2 / 3)
+    for k, share in ((1, 1 / 3), (2, 2 / 3), (3, 2 / 3)):
+        found = label_baselines(train, validation, vocab_size=1, num_concepts=6, k=k)
+        assert found["constant_recall"] == pytest.approx(share)
+
+
+def test_token_table_recall_and_loss_against_loops() -> None:
+    """Count per token by hand; token 4 never occurs in training, token 0 has fewer labels than predictions there."""
+    torch.manual_seed(0)
+    rows, length, vocab_size, concepts, k = 6, 8, 5, 9, 3
+    ids = torch.randint(1, 4, (2 * rows, length))
+    labels = torch.stack([torch.randperm(concepts)[:2] for _ in range(2 * rows * length)]).view(2 * rows, length, 2)
+    labels[:, 0, 1], labels[:, 1] = -100, -100
+    ids[0, 3], ids[rows, 3], ids[rows, 4] = 0, 0, 4
+    train, validation = (
+        blocks(labels[part].tolist(), ids[part].tolist()) for part in (slice(0, rows), slice(rows, None))
+    )
+    counts = np.zeros((vocab_size, concepts))
+    for token, own in zip(ids[:rows].flatten(), labels[:rows].flatten(0, 1), strict=True):
+        for label in own[own >= 0]:
+            counts[token, label] += 1
+    overall = counts.sum(0)
+    frequent = np.argsort(-overall, kind="stable")[:k]
+    hits, losses, floors, seen = [], [], [], 0
+    for token, own in zip(ids[rows:].flatten(), labels[rows:].flatten(0, 1), strict=True):
+        known = own[own >= 0].tolist()
+        if not known:
+            continue
+        bonus = np.where(np.isin(np.arange(concepts), frequent), overall / overall.sum(), 0)
+        order = np.argsort(-(counts[token] + bonus), kind="stable")[:k]
+        hits += [label in order for label in known]
+        shares = (counts[token] + (overall + 1) / (overall.sum() + concepts)) / (counts[token].sum() + 1)
+        losses.append(np.mean([-np.log(shares[label]) for label in known]))
+        floors.append(np.log(len(known)))
+        seen += len(known)
+    found = label_baselines(train, validation, vocab_size, concepts, k)
+    assert found["token_table_recall"] == pytest.approx(sum(hits) / seen)
+    assert found["token_table_loss"] == pytest.approx(np.mean(losses))
+    assert found["concept_loss_floor"] == pytest.approx(np.mean(floors))
+    table = TokenTable.of_blocks(train, vocab_size, concepts, k)
+    assert table.concepts[4].tolist() == frequent.tolist()
+    assert set(table.concepts[0]) >= set(labels[0, 3].tolist())
+
+
+def test_at_rank_a_a_token_has_as_many_predictions_as_labels() -> None:
+    train = blocks([[[1, 2, 3], [1, 2, -100], [1, -100, -100]]])
+    table = TokenTable.of_blocks(train, vocab_size=1, num_concepts=5, k=2)
+    at_a, at_k = table.hits(np.zeros(3, int), np.array([[2, -100, -100], [4, 2, 1], [-100] * 3]), k=2)
+    assert at_a.tolist() == [0, 1, 1, 0, 0]
+    assert at_k.tolist() == [0, 1, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("recall", "table", "words"),
+    [
+        (0.996, 0.990, "most of what is predicted beyond the most frequent labels (50.0%) follows from the current"),
+        (0.9, 0.6, "a table that sees the current token only 60.0%."),
+        (0.9, 0.9, "the model predicts no more than the table."),
+        (0.45, 0.6, "the model predicts no more than the table."),
+    ],
+)
+def test_recall_is_stated_beside_the_table(recall: float, table: float, words: str) -> None:
+    metrics = {"concept_recall": recall, "token_table_recall": table, "constant_recall": 0.5}
+    (sentence,) = concept_sentences({"a": {"metrics": metrics}, "ntp": {"metrics": {"loss": 1.0}}})
+    assert words in sentence
+
+
+def test_runs_of_older_versions_have_no_table() -> None:
+    old = {"concept_loss": 2.0, "concept_precision": 0.1, "concept_recall": 0.9, "constant_recall": 0.5}
+    found = concepts_table({"a": {"metrics": old}})
+    assert found is not None and [cell.strip() for cell in found.splitlines()[-1].strip("|").split("|")] == [
+        *("a", "2.000", "–", "–", "10.0%", "90.0%", "–", "50.0%"),
+    ]
+    assert concept_sentences({"a": {"metrics": old}}) == []
 
 
 def test_frequencies_are_shares_of_the_labelled_tokens() -> None:
@@ -105,12 +178,17 @@ def test_bands_against_loops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_calibrated_prediction_misplaces_nothing_and_a_sure_one_its_mistakes() -> None:
     """Two concepts, each a label at half of the tokens: half promised is right, all promised is wrong half the time."""
-    labels = blocks([[[0], [1], [0], [1]]])
+    labels = blocks([[[0], [1], [0], [1]]], [[0, 1, 0, 0]])
     frequencies = np.array([0.5, 0.5])
+    table = TokenTable.of_blocks(labels, vocab_size=2, num_concepts=2, k=1)
     even = torch.zeros(1, 4, 2)
-    everything, _ = concept_predictions(Predictor(even, 1).eval(), labels, frequencies, 1).bands
+    predictions = concept_predictions(Predictor(even, 1).eval(), labels, frequencies, 1, table=table)
+    everything, _ = predictions.bands
     assert everything.misplaced == pytest.approx(0)
+    assert everything.table_recall_at_a == everything.table_recall == 0.75  # all but the last, whose token has label 0
+    assert predictions.table_right is not None and predictions.table_right.tolist() == [2, 1]
     sure = torch.tensor([50.0, -50.0]).expand(1, 4, 2)
     everything, _ = concept_predictions(Predictor(sure, 1).eval(), labels, frequencies, 1).bands
     assert everything.precision == everything.recall == 0.5
+    assert everything.table_recall is None
     assert everything.misplaced == pytest.approx(1.0)

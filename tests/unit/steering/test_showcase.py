@@ -37,7 +37,7 @@ def test_no_character_is_cut_in_two(tokenizer) -> None:
     "text", ["<script>1</script>", "a|b", "`x` *y* _z_ [l](m) ![i](j)", "# 1. - \\", "&amp; ~~s~~", "$%^@:;"]
 )
 def test_any_text_is_shown_as_it_is(text: str) -> None:
-    concept = {"concept_id": 7, "name": text, "frequency": 0.1, "precision": 0.5, "recall": 0.5}
+    concept = {"concept_id": 7, "name": text, "frequency": 0.1, "precision": 0.5, "recall": 0.5, "table_recall": 0.4}
     context = {"before": text, "token": text, "after": text}
     step = {"text": text, "next_text": text, "next_logprob": -1.0, "concepts": [concept | {"effect": 0.5}]}
     sample = {"concept_id": 7, "name": text, "strength": 4.0, "prompt": text, "plain": text, "steered": text}
