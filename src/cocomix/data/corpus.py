@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
+from cocomix.console import say
 from cocomix.data.arrow import dataset_writer
 from cocomix.data.datatrove import is_datatrove_folder
 from cocomix.data.sources import (
@@ -89,8 +90,9 @@ class CorpusSummary:
         train_bytes, validation_bytes: their text in UTF-8 bytes.
         duplicates_dropped: documents whose text had been seen before, those of `source` that are
             also in `validation_source` included.
-        empty_dropped: documents without text, or of blanks only.
-        unreadable_files: files that are not UTF-8 text, and records with half of a surrogate pair.
+        empty_dropped: documents without text, such as a null, or of blanks only.
+        unreadable_files: text files that are not UTF-8 or not regular files, and records whose text is not valid
+            Unicode.
         unreadable_examples: names of the first few of them.
         fingerprint: SHA-256 over the documents' digests, in order, of train and validation.
     """
@@ -272,11 +274,13 @@ class _Sieve:
         ):
             text = document.utf8()
             if text is None:
+                if not self.unreadable:
+                    say(f"Skipping {document.source}: not a regular file of UTF-8 text. Others like it are counted.")
                 self.unreadable += 1
                 last_unreadable = document.source
                 if len(self.unreadable_examples) < _EXAMPLES:
                     self.unreadable_examples.append(document.source)
-            elif text.isspace() or not text:
+            elif not text:
                 self.empty += 1
             else:
                 any_text = True
@@ -287,7 +291,7 @@ class _Sieve:
                     self._seen.add(digest[:16])
                     yield _Kept(text, document.source, digest)
         if not any_text:
-            why = f"binary or not UTF-8, such as {last_unreadable}" if last_unreadable else "empty"
+            why = f"binary, not UTF-8 or no regular file, such as {last_unreadable}" if last_unreadable else "empty"
             raise InputError(f"corpus source {source!r} has no document with text ({why}): give UTF-8 text")
 
 
@@ -317,7 +321,6 @@ class _Side:
 
     def flush(self) -> None:
         texts = pa.array([document.text for document in self._pending], pa.large_binary())
-        # A file's name need not be UTF-8.
-        sources = [document.source.encode("utf-8", "replace").decode() for document in self._pending]
+        sources = [document.source for document in self._pending]
         self._writer.write_batch(pa.record_batch([texts.cast(pa.large_string()), sources], schema=_SCHEMA))
         self._pending, self._pending_bytes = [], 0

@@ -39,21 +39,32 @@ def is_datatrove_folder(source: str) -> bool:
 def read_token_file(path: Path) -> Iterator[np.ndarray]:
     """The token ids of each document of a file; `InputError` if the file is not whole."""
     index = path.with_name(path.name + ".index")
+    if not path.is_file():
+        raise InputError(
+            f"token file {str(path)!r} is not a regular file, but perhaps a link without a target: restore it"
+        )
     if not index.is_file():
         raise InputError(f"token file {str(path)!r} has no {index.name} beside it: tokenise with save_index=True")
     if index.stat().st_size == 0:
         return
     dtype = _token_type(path, index)
-    begin = 0
+    begin, total = 0, path.stat().st_size // dtype.itemsize
     with path.open("rb") as tokens, index.open("rb") as ends:
         while len(chunk := np.frombuffer(ends.read(_ENDS * _END.itemsize), _END)):
             for end in chunk.tolist():
+                if not begin <= end <= total:
+                    raise InputError(
+                        f"in the index of token file {str(path)!r} a document begins at token {begin} and ends at "
+                        f"{end} of {total}: is it damaged?"
+                    )
                 yield np.frombuffer(tokens.read((end - begin) * dtype.itemsize), dtype)
                 begin = end
 
 
 def _token_type(path: Path, index: Path) -> np.dtype:
     """2 or 4 bytes, whichever makes the file as long as its index says."""
+    if index.stat().st_size % _END.itemsize:
+        raise InputError(f"{str(index)!r} has {index.stat().st_size} bytes, not 8 for each document: is it cut short?")
     with index.open("rb") as ends:
         ends.seek(-_END.itemsize, 2)
         tokens = int(np.frombuffer(ends.read(), _END)[0])
@@ -75,7 +86,7 @@ def check_token_files(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
                 f"token file {str(path)!r} holds pieces of documents, which cannot be split into training and "
                 "validation: tokenise without shuffle_chunk_size"
             )
-        first = next(read_token_file(path), None)
+        first = next(filter(len, read_token_file(path)), None)
         if first is None:
             continue
         _require_known(first, path, vocabulary_size(tokenizer))

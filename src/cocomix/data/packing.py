@@ -36,6 +36,12 @@ INFO_FILE = "corpus.json"
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 4 << 20  # an encoded token takes about 100 bytes until it is packed
 _FILE_TOKENS = 1 << 20  # tokens of a .bin file read at once
+_IDS = 1 << 16  # that 16 bits tell apart
+_HEADERS = {
+    b"\x93NUMPY": "a NumPy array (.npy)",
+    (20240520).to_bytes(4, "little"): "llm.c's token files",
+    (20240801).to_bytes(4, "little"): "llm.c's token files of 32 bits",
+}
 
 
 @dataclass(frozen=True)
@@ -277,7 +283,11 @@ def batches(texts: Iterable[Text], max_length: int = _BATCH_CHARACTERS) -> Itera
 
 
 def _token_file(path: Path, vocab_size: int) -> np.ndarray:
-    """The token ids in `path`, memory-mapped, all of them known to be below `vocab_size`."""
+    """Map the 16-bit token ids in `path`, all of them known to be below `vocab_size`.
+
+    Raises:
+        InputError: the file holds something else, as far as its size and content show.
+    """
     if not path.is_file():
         raise InputError(f"there is no token file {str(path)!r}: a token folder holds train.bin and val.bin")
     size = path.stat().st_size
@@ -285,7 +295,16 @@ def _token_file(path: Path, vocab_size: int) -> np.ndarray:
         raise InputError(
             f"token file {str(path)!r} has {size} bytes: expected 16-bit token ids, so an even number above 0"
         )
+    if vocab_size > _IDS:
+        raise InputError(
+            f"token file {str(path)!r} holds 16-bit token ids, while the tokenizer's go up to {vocab_size - 1}: "
+            "16 bits cannot hold all of them, give the text or datatrove's token files"
+        )
     tokens = np.memmap(path, dtype="<u2", mode="r")
+    if (other := _other_form(tokens)) is not None:
+        raise InputError(
+            f"token file {str(path)!r} {other}: write nothing but token ids, with ids.astype(numpy.uint16).tofile(file)"
+        )
     largest = max(int(chunk.max()) for chunk in _chunks(tokens))
     if largest >= vocab_size:
         raise InputError(
@@ -293,6 +312,18 @@ def _token_file(path: Path, vocab_size: int) -> np.ndarray:
             f"{vocab_size}: give the tokenizer that made the file"
         )
     return tokens
+
+
+def _other_form(tokens: np.ndarray) -> str | None:
+    """What the content of a file shows it to hold instead of 16-bit token ids; None if it shows nothing."""
+    beginning = tokens[:4].tobytes()
+    for magic, header in _HEADERS.items():
+        if beginning.startswith(magic):
+            return f"begins with the header of {header}"
+    # Of ids below 2**16 in 32 or 64 bits, every second half-word is 0.
+    if len(tokens) % 2 == 0 and not any(chunk.any() for chunk in _chunks(tokens[1::2])):
+        return "holds token ids of 32 or 64 bits, or every second token is 0"
+    return None
 
 
 def _chunks(tokens: np.ndarray) -> Iterator[np.ndarray]:

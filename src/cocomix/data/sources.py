@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import io
-import json
 import os
 import sysconfig
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cocomix.data.records import json_lines, numbered, reason
 from cocomix.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ PYTHON_STDLIB = "python-stdlib"
 HUB_PREFIX = "hf:"
 TEXT_ENDINGS = (".txt", ".md", ".py")
 JSONL_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 PARQUET_ENDINGS = (".parquet",)
 KNOWN_ENDINGS = TEXT_ENDINGS + JSONL_ENDINGS + PARQUET_ENDINGS
 
@@ -33,13 +36,15 @@ _PARQUET_ROWS = 256  # rows held in memory at once; a row can be a whole book
 class Document(NamedTuple):
     """One document as read."""
 
-    text: str | None  # None: the file is not UTF-8 text
+    text: str | None  # None: not UTF-8 text, or not a regular file
     source: str  # the record's own "source", else the file's name relative to the corpus, or the dataset's
 
     def utf8(self) -> bytes | None:
-        """The text in UTF-8; None if there is none, or if it cannot be written so."""
+        """The text in UTF-8, empty if it is blank; None if there is none, or if it cannot be written so."""
+        if self.text is None:
+            return None
         try:
-            return None if self.text is None else self.text.encode("utf-8")
+            return b"" if self.text.isspace() else self.text.encode("utf-8")
         except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which is no text
             return None
 
@@ -68,12 +73,14 @@ def source_files(source: str) -> list[SourceFile]:
     """The files of `source` that can be read, sorted by relative name; `InputError` if there is none."""
     if source == PYTHON_STDLIB:
         # The tests are not part of every installation, so that they would make the corpus differ.
-        return _list_files(Path(sysconfig.get_path("stdlib")), (".py",), _NOT_STDLIB)
+        return walk_files(Path(sysconfig.get_path("stdlib")), (".py",), _NOT_STDLIB)
     path = Path(source)
     if path.is_dir():
-        files = _list_files(path, KNOWN_ENDINGS)
+        files = walk_files(path, KNOWN_ENDINGS)
     elif path.is_file():
         files = [SourceFile(path.name, path)] if path.name.lower().endswith(KNOWN_ENDINGS) else []
+    elif path.exists():
+        raise InputError(f"corpus source {source!r} is neither a regular file nor a folder: give one of these")
     else:
         raise InputError(
             f"corpus source {source!r} does not exist: give {PYTHON_STDLIB}, a file, a folder, "
@@ -87,16 +94,49 @@ def source_files(source: str) -> list[SourceFile]:
     return files
 
 
-def _list_files(root: Path, endings: tuple[str, ...], skipped: Iterable[str] = ()) -> list[SourceFile]:
-    found = []
-    for folder, subfolders, names in os.walk(root):
-        # In place, so that os.walk does not descend into them.
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in skipped]
-        for name in names:
-            if not name.startswith(".") and name.lower().endswith(endings):
-                path = Path(folder, name)
-                found.append(SourceFile(path.relative_to(root).as_posix(), path))
+def walk_files(root: Path, endings: tuple[str, ...], skipped: Iterable[str] = ()) -> list[SourceFile]:
+    """Find the files below `root` that have one of these endings, sorted by name; hidden ones are left out.
+
+    Linked folders are followed. Each folder is searched once, so that links cannot form a cycle; a folder that
+    is reached both directly and through a link keeps its own name.
+
+    Raises:
+        InputError: a folder cannot be listed.
+    """
+    found: list[SourceFile] = []
+    visited: set[Path] = set()
+    starts = deque([root])
+    while starts:
+        start = starts.popleft()
+        for folder, subfolders, names in os.walk(start, onerror=_refuse_folder):
+            real = Path(folder).resolve()
+            if real in visited:
+                subfolders.clear()
+                continue
+            visited.add(real)
+            # In place, so that os.walk does not descend into the others.
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in skipped)
+            links = (path for name in subfolders if (path := Path(folder, name)).is_symlink())
+            starts.extend(path for path in links if not _leads_back(path))
+            for name in names:
+                if not name.startswith(".") and name.lower().endswith(endings):
+                    path = Path(folder, name)
+                    found.append(SourceFile(_printable(path.relative_to(root).as_posix()), path))
     return sorted(found)
+
+
+def _leads_back(link: Path) -> bool:
+    """Whether a link leads to a folder that contains it."""
+    return link.parent.resolve().is_relative_to(link.resolve())
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise InputError(f"corpus folder {error.filename!r} cannot be listed ({error.strerror}): make it readable")
+
+
+def _printable(name: str) -> str:
+    """A name in valid Unicode; the name of a file may hold any bytes."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def is_record_file(file: SourceFile) -> bool:
@@ -105,63 +145,91 @@ def is_record_file(file: SourceFile) -> bool:
 
 
 def read_file(file: SourceFile, text_field: str) -> Iterator[Document]:
-    """The documents of one file: all of it for text, one per record for jsonl and parquet."""
+    """The documents of one file: all of it for text, one per record for jsonl and parquet.
+
+    What is not a regular file, such as a pipe or a link whose target is missing, is never opened: in place of a
+    text file it is one document without text.
+
+    Raises:
+        InputError: the file cannot be read, or holds a record without text in `text_field`.
+    """
     name = file.name.lower()
-    if name.endswith(JSONL_ENDINGS):
-        return _read_jsonl(file, text_field)
-    if name.endswith(PARQUET_ENDINGS):
-        return _read_parquet(file, text_field)
-    return _read_text(file)
+    if not file.path.is_file():
+        if is_record_file(file):
+            raise InputError(
+                f"{file.name} is not a regular file, but a link without a target, a pipe or a device: "
+                "restore it, or remove it from the corpus"
+            )
+        yield Document(None, file.name)
+    elif name.endswith(JSONL_ENDINGS):
+        yield from _read_jsonl(file, text_field)
+    elif name.endswith(PARQUET_ENDINGS):
+        yield from _read_parquet(file, text_field)
+    else:
+        yield _read_text(file)
 
 
-def _read_text(file: SourceFile) -> Iterator[Document]:
-    content = file.path.read_bytes()
+def _read_text(file: SourceFile) -> Document:
     try:
-        text = None if b"\0" in content else content.decode("utf-8-sig")
+        content = file.path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file.name} cannot be read ({error.strerror}): make it readable, or remove it") from error
+    return Document(None if b"\0" in content else _decoded(content), file.name)
+
+
+def _decoded(content: bytes) -> str | None:
+    """UTF-8 as text, without a byte-order mark; None if it is something else."""
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = None
-    yield Document(text, file.name)
+        return None
 
 
 def _read_jsonl(file: SourceFile, text_field: str) -> Iterator[Document]:
     # Each line is parsed by itself: a reader of whole tables gives up when the other fields of two
     # records disagree in type. Arrow's decompression notices a file that was cut short; zstandard's does not.
-    number = 0
-    try:
-        with pa.input_stream(str(file.path)) as stream, io.BufferedReader(stream) as lines:
-            for number, line in enumerate(lines, 1):
-                if line.isspace():
-                    continue
-                record = json.loads(line.decode("utf-8-sig"))
-                if not isinstance(record, dict):
-                    raise InputError(
-                        f"{file.name}, line {number} is a {type(record).__name__}, not an object with fields"
-                    )
-                yield as_document(record, text_field, f"{file.name}, line {number}", file.name)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{file.name}, line {number} is not JSON ({error}): a jsonl file has one JSON object on each line"
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"{file.name} cannot be read after line {number} ({error}): is it damaged or cut short?"
-        ) from None
+    for number, record in json_lines(_lines(file), file.name):
+        if not isinstance(record, dict):
+            raise InputError(f"{file.name}, line {number} is a {type(record).__name__}, not an object with fields")
+        yield as_document(record, text_field, f"{file.name}, line {number}", file.name)
+
+
+def _lines(file: SourceFile) -> Iterator[bytes]:
+    compression = COMPRESSIONS.get(file.path.suffix.lower())
+    with pa.input_stream(str(file.path), compression) as stream, io.BufferedReader(stream) as lines:
+        yield from lines
 
 
 def _read_parquet(file: SourceFile, text_field: str) -> Iterator[Document]:
     try:
-        table = pq.ParquetFile(file.path)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{file.name} is not a parquet file ({_one_line(error)})") from None
+        table = pq.ParquetFile(file.path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file.name} is not a parquet file that can be read ({reason(error)})") from error
     with table:
-        fields = table.schema_arrow.names
-        _require_field(fields, text_field, file.name)
-        columns = [field for field in dict.fromkeys((text_field, "source")) if field in fields]
-        row = 0
-        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
-            for record in batch.to_pylist():
-                row += 1
-                yield as_document(record, text_field, f"{file.name}, row {row}", file.name)
+        schema = table.schema_arrow
+        _require_field(schema.names, text_field, file.name)
+        columns = [name for name in dict.fromkeys((text_field, "source")) if name in schema.names]
+        for name in columns:
+            if schema.names.count(name) > 1:
+                raise InputError(f"{file.name} has the column {name!r} more than once: give each column its own name")
+        for number, record in numbered(_rows(table, columns), file.name, "row"):
+            yield as_document(record, text_field, f"{file.name}, row {number}", file.name)
+
+
+def _rows(table: pq.ParquetFile, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
+        values = [_as_bytes(batch.column(name)).to_pylist() for name in columns]
+        for row in zip(*values, strict=True):
+            yield dict(zip(columns, row, strict=True))
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """Text as its bytes, which need not be valid UTF-8; a column of another type as it is."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return column.cast(pa.large_binary())
+    return column
 
 
 def open_hub(source: str) -> IterableDataset:
@@ -170,32 +238,47 @@ def open_hub(source: str) -> IterableDataset:
 
     name, _, split = source.removeprefix(HUB_PREFIX).partition(":")
     # Streamed, a dataset leaves nothing but a lock file behind; that goes with the temporary cache.
+    if Path(name).exists() and (resolved := str(Path(name).resolve())) != glob.escape(resolved):
+        raise InputError(
+            f"corpus source {source!r} cannot be opened through {HUB_PREFIX}, where the special characters * ? [ of "
+            f"{resolved!r} select files: rename the folder, or give it without {HUB_PREFIX}"
+        )
     with TemporaryDirectory() as cache:
         try:
             return load_dataset(name, split=split or "train", streaming=True, cache_dir=cache)
-        except (OSError, ValueError, RuntimeError) as error:  # unreachable, no such split, needs a script
+        except Exception as error:  # unreachable, no such split, needs a script, a damaged first file
             raise InputError(
                 f"corpus source {source!r} cannot be opened as a Hugging Face dataset "
-                f"({_one_line(error)}): give {HUB_PREFIX}NAME or {HUB_PREFIX}NAME:SPLIT"
+                f"({reason(error)}): give {HUB_PREFIX}NAME or {HUB_PREFIX}NAME:SPLIT"
             ) from error
 
 
 def _read_hub(source: str, text_field: str) -> Iterator[Document]:
     name = source.removeprefix(HUB_PREFIX).partition(":")[0]
-    for number, record in enumerate(open_hub(source), 1):
+    for number, record in numbered(open_hub(source), source, "record"):
         yield as_document(record, text_field, f"{source}, record {number}", name)
 
 
 def as_document(record: Mapping[str, Any], text_field: str, where: str, name: str) -> Document:
-    """The document of a record; `InputError`, which says `where` it is, unless `text_field` holds a string."""
+    """The document of a record; null is an empty text, and bytes are read as UTF-8.
+
+    Raises:
+        InputError: `text_field` is missing or holds something else; the message contains `where`.
+    """
     _require_field(record, text_field, where)
     text, source = record[text_field], record.get("source")
-    if not isinstance(text, str):
+    if text is None:
+        text = ""
+    if isinstance(text, bytes):
+        text = _decoded(text)
+    elif not isinstance(text, str):
         raise InputError(
-            f"{where}: the field {text_field!r} holds {text!r:.40}, which is not a string: "
-            "set text_field to the field that holds the text"
+            f"{where}: the field {text_field!r} holds {text!r:.40}, a {type(text).__name__} and not a string: "
+            "set text_field to a field of strings"
         )
-    return Document(text, source if isinstance(source, str) else name)
+    if isinstance(source, bytes):
+        source = _decoded(source)
+    return Document(text, _printable(source) if isinstance(source, str) else name)
 
 
 def _require_field(fields: Iterable[str], text_field: str, where: str) -> None:
@@ -204,7 +287,3 @@ def _require_field(fields: Iterable[str], text_field: str, where: str) -> None:
             f"{where} has no field {text_field!r}; it has {', '.join(map(repr, fields)) or 'no field'}: "
             "set text_field to the field that holds the text"
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -22,6 +22,7 @@ from cocomix import processes
 from cocomix.data.corpus import CorpusConfig, is_held_out
 from cocomix.data.datatrove import TokenDocuments, is_datatrove_folder
 from cocomix.data.packing import batches, joined
+from cocomix.data.records import numbered
 from cocomix.data.sources import HUB_PREFIX, SourceFile, as_document, open_hub, read_file, source_files
 from cocomix.data.tokenizer import encode_documents, vocabulary_size
 from cocomix.errors import InputError
@@ -76,8 +77,7 @@ class TextDocuments:
 
     def content(self, record: dict[str, Any]) -> bytes | None:
         """Its text in UTF-8; None if it is blank or none."""
-        text = as_document(record, self.text_field, f"a record of {self.source}", self.source).utf8()
-        return None if text is None or not text or text.isspace() else text
+        return as_document(record, self.text_field, f"a record of {self.source}", self.source).utf8() or None
 
     def encode(self, contents: Sequence[bytes]) -> np.ndarray:
         """The token ids of several texts, end to end, with end-of-text after each."""
@@ -224,7 +224,7 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
 
     def _training_contents(self, records: Iterable[dict[str, Any]]) -> Iterator[bytes]:
         """What the documents that are not validation contain."""
-        for record in records:
+        for _, record in numbered(records, "the streamed corpus", "record"):
             content = self.documents.content(record)
             if content is not None and not self._is_held_out(content):
                 yield content

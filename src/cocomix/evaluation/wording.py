@@ -147,6 +147,8 @@ def provenance_lines(results: dict[str, Any]) -> list[str]:
                 f", {documents['train_documents']:,} training and {documents['validation_documents']:,} validation "
                 f"documents, {documents['duplicates_dropped']:,} duplicates dropped"
             )
+            if documents["unreadable_files"]:
+                counted += f", {documents['unreadable_files']:,} unreadable files or records skipped"
         lines.append(
             f"Corpus `{corpus['source']}`{counted}: {packed['train_tokens']:,} training and "
             f"{packed['validation_tokens']:,} validation tokens in blocks of {packed['block_size']}, "

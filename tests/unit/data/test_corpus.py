@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from cocomix.data.corpus import (
     CorpusConfig,
     CorpusSummary,
     check_corpus,
+    distinct_texts,
     is_token_folder,
     write_documents,
 )
@@ -114,7 +117,7 @@ def test_the_side_of_a_document_does_not_depend_on_order(texts: list[str], write
 def test_duplicates_and_empty_documents_are_dropped_and_counted(texts: list[str], write: Write, tmp_path: Path) -> None:
     clean = write_documents(CorpusConfig(write(texts, "clean")), tmp_path / "clean")
     noisy = write_documents(
-        CorpusConfig(write(["", *texts[:9], texts[3], " \n\t", *texts[9:], texts[3]], "noisy")),
+        CorpusConfig(write(["", *texts[:9], texts[3], " \n\t\u3000\xa0", *texts[9:], texts[3]], "noisy")),
         tmp_path / "noisy",
     )
     assert (noisy.duplicates_dropped, noisy.empty_dropped) == (2, 2)
@@ -185,6 +188,54 @@ def test_hidden_files_and_other_types_are_left_out(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     assert [file.name for file in source_files(str(tmp_path))] == ["b.txt", "sub/a.txt"]
+
+
+def test_linked_folders_are_searched_once_and_never_in_circles(tmp_path: Path) -> None:
+    for name in ("text/a/one.txt", "text/b/two.txt", "elsewhere/three.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    links = {"text/0-same": "text/b", "text/b/up": "text", "text/b/top": ".", "text/more": "elsewhere",
+             "elsewhere/back": "text", "here": "text"}  # fmt: skip
+    for link, target in links.items():
+        (tmp_path / link).symlink_to((tmp_path / target).resolve())
+    names = ["a/one.txt", "b/two.txt", "more/three.txt"]
+    assert [file.name for file in source_files(str(tmp_path / "text"))] == names
+    assert [file.name for file in source_files(str(tmp_path / "here"))] == names
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    scandir = os.scandir
+
+    def guarded(path: str) -> Iterator[os.DirEntry[str]]:  # the tests may run as root, who may list all
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert_input_error(lambda: source_files(str(tmp_path)), "closed", "cannot be listed", "Permission denied")
+
+
+def test_what_is_not_a_regular_file_is_never_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "gone.md").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop.py").symlink_to(tmp_path / "loop.py")
+    assert list(distinct_texts(str(tmp_path), "text")) == ["a"]
+    assert "Skipping gone.md" in capsys.readouterr().err
+    assert_input_error(lambda: check_corpus(CorpusConfig(str(tmp_path / "pipe.txt"))), "neither a regular file nor")
+    for name in ("gone.jsonl", "gone.parquet"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+        assert_input_error(lambda: check_corpus(CorpusConfig(str(tmp_path))), name, "not a regular file")
+        (tmp_path / name).unlink()
+
+
+def test_a_name_that_is_not_unicode(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("text")
+    (tmp_path / "b.jsonl").write_text('{"text": "b", "source": "half \\ud800"}\n')
+    write_documents(CorpusConfig(str(tmp_path), validation_fraction=0.5), tmp_path / "out")
+    assert {document.source for document in read_documents(str(tmp_path), "text")} == {"caf?.txt", "half ?"}
 
 
 def test_a_single_text_file_is_one_document(tmp_path: Path) -> None:
@@ -260,25 +311,81 @@ def test_records_of_the_wrong_form_are_named_by_line(tmp_path: Path) -> None:
         assert_input_error(lambda: write_documents(config, tmp_path / "out"), "a.jsonl, line 2", *words)
 
     assert_refused(b'{"text": 7}', "'text'", "7", "not a string")
-    assert_refused(b'{"text": null}', "None", "not a string")
     assert_refused(b'{"body": "x", "id": 1}', "no field 'text'", "'body', 'id'")
     assert_refused(b"{}", "no field 'text'", "it has no field")
     assert_refused(b'{"text": "cut', "not JSON")
     assert_refused(b'{"text": "caf\xe9"}', "not JSON", "utf-8")
     assert_refused(b'["text"]', "list", "not an object")
+    assert_refused(b'{"text": "a", "replies": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "recursion")
+    assert_refused(b'{"text": "a", "id": ' + b"7" * 5_000 + b"}", "5000 digits")
 
 
-def test_parquet_of_the_wrong_form_is_refused(tmp_path: Path) -> None:
+def test_text_that_is_null_or_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n{"text": "jsonl"}\n')
+    columns = {
+        "binary": pa.array(["naïve".encode(), b"caf\xe9", None], pa.binary()),
+        "dictionary": pa.array(["one", "one", "two"]).dictionary_encode(),
+        "large": pa.array(["a", None, "b"], pa.large_string()),
+        "nothing": pa.nulls(1),
+        "not_utf8": pa.array([b"caf\xe9", b"plain"], pa.binary()).view(pa.string()),
+        "view": pa.array(["seen", None], pa.string_view()),
+    }
+    for name, column in columns.items():
+        pq.write_table(pa.table({"text": column}), tmp_path / f"{name}.parquet")
+    found = [(document.source.partition(".")[0], document.text) for document in read_documents(str(tmp_path), "text")]
+    assert found == [
+        ("a", ""), ("a", "jsonl"),
+        ("binary", "naïve"), ("binary", None), ("binary", ""),
+        ("dictionary", "one"), ("dictionary", "one"), ("dictionary", "two"),
+        ("large", "a"), ("large", ""), ("large", "b"),
+        ("not_utf8", None), ("not_utf8", "plain"),
+        ("nothing", ""),
+        ("view", "seen"), ("view", ""),
+    ]  # fmt: skip
+
+
+def damaged(content: bytes) -> bytes:
+    """The file with its middle overwritten, its ends whole."""
+    middle = len(content) // 3
+    return content[:middle] + bytes(byte ^ 0xFF for byte in content[middle : middle + 200]) + content[middle + 200 :]
+
+
+def test_parquet_of_the_wrong_form_is_refused(texts: list[str], write: Write, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": ["x", None]}), path)
-    assert_input_error(
-        lambda: write_documents(CorpusConfig(str(path)), tmp_path / "out"),
-        "a.parquet, row 2",
-        "None",
-        "not a string",
-    )
+
+    def assert_refused(*words: str) -> None:
+        assert_input_error(lambda: write_documents(CorpusConfig(str(path)), tmp_path / "out"), "a.parquet", *words)
+
+    pq.write_table(pa.table({"text": [["x"], ["y"]]}), path)
+    assert_refused("row 1", "a list and not a string")
     path.write_bytes(b"not parquet at all")
-    assert_input_error(lambda: check_corpus(CorpusConfig(str(path))), "a.parquet", "not a parquet file")
+    assert_refused("not a parquet file")
+    pq.write_table(pa.table([["x"], ["y"]], names=["text", "text"]), path)
+    assert_refused("column 'text' more than once")
+    pq.write_table(pa.table({"text": texts}), path, compression="zstd", use_dictionary=False)
+    whole = path.read_bytes()
+    path.write_bytes(damaged(whole))
+    assert_refused("cannot be read after row 0", "damaged")
+    pq.write_table(pa.table({"text": texts}), path, compression=None, use_dictionary=False, write_page_checksum=True)
+    path.write_bytes(path.read_bytes().replace(b"Document 7.", b"Document 9."))
+    assert_refused("cannot be read after row 0", "CRC")
+    path.write_bytes(whole[: len(whole) // 2])
+    assert_refused("not a parquet file")
+    path.write_bytes(damaged(whole))
+    assert_input_error(
+        lambda: list(read_documents(f"hf:{tmp_path}", "text")), f"hf:{tmp_path} cannot be read after record 0"
+    )
+
+
+def test_a_dataset_folder_whose_name_selects_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "[2024] notes" / "sub"
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_text('{"text": "a"}\n')
+    monkeypatch.chdir(folder.parent)
+    assert_input_error(
+        lambda: list(read_documents("hf:./sub", "text")), "special characters", "[2024] notes", "without"
+    )
+    assert [document.text for document in read_documents("./sub", "text")] == ["a"]
 
 
 @pytest.mark.parametrize(("ending", "compress"), [(".gz", gzip.compress), (".zst", zstandard.compress)])
@@ -292,7 +399,9 @@ def test_compressed_files_cut_short_are_refused(
     assert_input_error(write, path.name, "cut short")
     path.write_bytes(b"not compressed")
     assert_input_error(write, path.name, "damaged")
-    # Two compressed parts one after the other are one file.
+    # Two compressed parts one after the other are one file; the case of an ending does not matter.
+    path.unlink()
+    path = path.with_suffix(ending.upper())
     path.write_bytes(compress(lines[:5000]) + compress(lines[5000:]))
     assert [document.text for document in read_documents(str(path), "text")] == texts
 

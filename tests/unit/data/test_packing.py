@@ -93,17 +93,18 @@ def test_the_size_of_batches_changes_nothing(
 def test_the_smallest_type_that_fits_the_vocabulary(
     vocab_size: int,
     dtype: str,
+    documents: Path,
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("cocomix.data.packing.vocabulary_size", lambda _: vocab_size)
-    largest = min(vocab_size, 65536) - 1
-    source = write_token_files(tmp_path / "bin", [0, largest] * 8, [1, 2] * 8)
-    pack_token_files(source, tokenizer, 8, tmp_path / "packed")
+    largest = vocab_size - 1
+    monkeypatch.setattr("cocomix.data.packing.encode_documents", lambda _, texts: [[largest] * 8] * len(texts))
+    pack_documents(documents, tokenizer, 9, tmp_path / "packed")
     packed = load_packed(tmp_path / "packed")
-    assert packed.train.features == {"input_ids": List(Value(dtype), length=8)}
-    assert blocks(packed.train).tolist() == [[0, largest] * 4] * 2
+    assert packed.train.features == {"input_ids": List(Value(dtype), length=9)}
+    assert blocks(packed.train)[:2].tolist() == [[largest] * 8 + [0]] * 2
 
 
 def test_slices_come_as_arrays(documents: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -185,6 +186,32 @@ def test_token_files_of_the_wrong_form_are_refused(tokenizer: PreTrainedTokenize
     assert_refused("val.bin", "0 bytes", "16-bit")
     (source / "val.bin").unlink()
     assert_refused("val.bin", "there is no token file")
+
+
+@pytest.mark.parametrize("kind", ["<u4", "<i8", ".npy", "llm.c"])
+def test_token_files_of_another_form_are_refused(kind: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    source = write_token_files(tmp_path / "bin", [1, 2, 3, 4] * 300, [1, 2, 3, 4])
+    ids = np.array([5, 0, 7, 319, 1])
+    with (source / "train.bin").open("wb") as file:
+        if kind == ".npy":
+            np.save(file, ids.astype("<u2"))
+        elif kind == "llm.c":
+            np.array([20240520, 1, len(ids), *[0] * 253], "<i4").tofile(file)
+            ids.astype("<u2").tofile(file)
+        else:
+            ids.astype(kind).tofile(file)
+    words = {"<u4": "32 or 64 bits", "<i8": "32 or 64 bits", ".npy": "a NumPy array", "llm.c": "llm.c's token files"}
+    with pytest.raises(InputError, match=rf"train.bin.*{words[kind]}.*uint16"):
+        pack_token_files(source, tokenizer, 2, tmp_path / "packed")
+
+
+def test_ids_that_16_bits_cannot_hold_are_refused(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_token_files(tmp_path / "bin", [1, 2, 3, 4], [1, 2, 3, 4])
+    monkeypatch.setattr("cocomix.data.packing.vocabulary_size", lambda _: 65537)
+    with pytest.raises(InputError, match="16-bit token ids, while the tokenizer's go up to 65536"):
+        pack_token_files(source, tokenizer, 2, tmp_path / "packed")
 
 
 def test_a_folder_that_is_no_whole_packed_corpus_is_refused(
