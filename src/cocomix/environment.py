@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,19 +16,29 @@ import cocomix
 from cocomix import processes
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "sae-lens", "lm_eval")
+ROOT = Path(__file__).parents[2]
+"""Of the checkout that this code runs from, if it runs from one."""
 
 
-def commit() -> str | None:
-    """Commit of the checkout that this code runs from, with `+` for uncommitted changes; None outside one."""
+def commit(root: Path = ROOT) -> str | None:
+    """Commit of this project's checkout at `root`, with `+` for uncommitted changes; None if there is none.
+
+    An installed package often lies inside a repository of someone else, whose commit would be wrong here.
+    """
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, env=surroundings
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
+        git("ls-files", "--error-unmatch", "pyproject.toml", "src/cocomix/environment.py")
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
+        if project.get("name") != "cocomix" or not root.samefile(git("rev-parse", "--show-toplevel")):
+            return None
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "src/cocomix") else "")
+    except (OSError, ValueError, subprocess.CalledProcessError):
         return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,17 +67,16 @@ def training_blocks(pipeline: Pipeline, blocks: PackedCorpus, seed: int) -> Data
 
 def student_objective(pipeline: Pipeline, student: StudentConfig, vocab_size: int) -> Objective:
     """What a student minimises."""
-    teacher = cache(pipeline.teacher)  # one in memory, whatever it is asked
-    distillation = distillation_of(student, teacher, vocab_size)
+    distillation = distillation_of(student, pipeline.teacher, vocab_size)
     if student.learns_concepts():
         labels = pipeline.recipe.labels_of(student)
-        return ConceptMixing(_labeller(pipeline, labels, teacher()) if labels.online else None, distillation)
+        return ConceptMixing(_labeller(pipeline, labels, pipeline.teacher()) if labels.online else None, distillation)
     if distillation is not None:
         return distillation
     if student.method == "mtp":
         return MultiToken()
     if student.mixes_hidden_states():
-        return HiddenStateMixing(_teacher_hidden_states(teacher(), pipeline.recipe.sae.teacher_layer))
+        return HiddenStateMixing(_teacher_hidden_states(pipeline.teacher(), pipeline.recipe.sae.teacher_layer))
     return Pausing() if student.method == "pause" else NextToken()
 
 
@@ -99,11 +97,11 @@ def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> ConceptFlops:
     distillation, teacher, sae = student.distillation_config(), 0, 0
     if student.learns_concepts() and pipeline.recipe.labels.online:
         labels = pipeline.recipe.labels_of(student)
-        teacher, sae = labelling_flops(pipeline, pipeline.teacher(), pipeline.sae(), labels)
+        teacher, sae = labelling_flops(pipeline, pipeline.teacher_shapes, pipeline.sae(), labels)
     if student.mixes_hidden_states():
-        teacher += forward_flops_per_token(pipeline.teacher(), block_size, up_to_layer=layer)
+        teacher += forward_flops_per_token(pipeline.teacher_shapes, block_size, up_to_layer=layer)
     if distillation is not None and distillation.top_k is None:
-        teacher += forward_flops_per_token(pipeline.teacher(), block_size)
+        teacher += forward_flops_per_token(pipeline.teacher_shapes, block_size)
     return ConceptFlops(teacher, sae)
 
 
@@ -130,7 +128,7 @@ def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Prepara
             found["sae"] = Preparation(sae.fingerprint, sae.summary["training_flops"])
     if distillation is not None and distillation.top_k is not None:
         tokens = pipeline.corpus().info.train_blocks * recipe.block_size
-        flops = tokens * forward_flops_per_token(pipeline.teacher(), recipe.block_size)
+        flops = tokens * forward_flops_per_token(pipeline.teacher_shapes, recipe.block_size)
         record = pipeline.predictions_stage_of(distillation).record()
         found["predictions"] = Preparation(record.fingerprint, float(flops))
     if "sae" in found or student.asks_teacher():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, load_from_disk
-from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from cocomix import files, fingerprint, processes
 from cocomix.catalog.building import build_catalog
@@ -136,8 +136,7 @@ def make_teacher(pipeline: Pipeline) -> Made:
     if processes.is_first():
         save_run(run, files.partial(folder))
     # From its file, which is whole however the training was shared out.
-    saved = AutoModelForCausalLM.from_pretrained(files.partial(folder), dtype=config.dtype())
-    return Made(teacher_fingerprint(saved), _figures(run))
+    return Made(teacher_fingerprint(pipeline.teacher()), _figures(run))
 
 
 def make_sae(pipeline: Pipeline) -> Made:

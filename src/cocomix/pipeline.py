@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix import making, processes
+from cocomix import files, making, processes
 from cocomix.concepts.label_store import LabelledCorpus, check_labels, labels_fingerprint, load_labels, read_labels_info
 from cocomix.concepts.labelling import LabelsConfig
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
-from cocomix.concepts.teacher import freeze, teacher_config, teacher_fingerprint
+from cocomix.concepts.teacher import freeze, teacher_fingerprint
 from cocomix.console import say
 from cocomix.data.packing import PackedCorpus, load_packed
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.errors import InputError
 from cocomix.methods import DistillationConfig
+from cocomix.models.loading import load_causal_lm, load_config
 from cocomix.recipe import Recipe
 from cocomix.stages import Made, Stage, require_unchanged
 from cocomix.students import StudentContext
@@ -34,6 +35,7 @@ class Pipeline:
         self.recipe = recipe
         self.folder = Path(recipe.output)
         self.device = torch.device(processes.device())
+        self._teacher: PreTrainedModel | None = None
         self.corpus_stage = self._stage("corpus", ("corpus", "tokenizer", "block_size"), (), making.make_corpus)
         # A teacher with a tokenizer of its own reads the same documents in its own blocks.
         self.teacher_corpus_stage = self.corpus_stage
@@ -86,11 +88,19 @@ class Pipeline:
         return list(dict.fromkeys(needed for goal in goals for needed in goal.with_needs()))
 
     def run(self, stages: list[Stage]) -> None:
-        """Make what is missing of `stages`."""
+        """Make what is missing of `stages`; the teacher is in memory only from its first use to its last."""
+        alone = {
+            stage
+            for (name, _), stage in self.student_stages.items()
+            if not self.recipe.runs_teacher(self.recipe.students[name])
+        }
         for number, stage in enumerate(stages, 1):
             if processes.is_first():
                 say(f"[{number}/{len(stages)}] {stage.name}{': done before' if stage.is_done() else ''}")
+            if stage in alone:
+                self._teacher = None
             stage.run()
+        self._teacher = None
 
     # What each stage leaves, opened again.
 
@@ -111,12 +121,29 @@ class Pipeline:
         return load_tokenizer(str(self.teacher_corpus_stage.folder / "tokenizer"))
 
     def teacher(self) -> PreTrainedModel:
-        """The frozen teacher; InputError if it is not the one that the stage recorded."""
-        source = self.recipe.teacher.source or str(self.teacher_stage.folder)
-        dtype = self.recipe.teacher.dtype()
-        teacher = freeze(AutoModelForCausalLM.from_pretrained(source, dtype=dtype)).to(self.device)
-        require_unchanged(self.teacher_stage, teacher_fingerprint(teacher), f"the teacher {source}")
-        return teacher
+        """The frozen teacher, loaded at the first call; InputError if it is not the one that the stage recorded."""
+        if self._teacher is None:
+            teacher = freeze(load_causal_lm(self._teacher_source, self.recipe.teacher.dtype())).to(self.device)
+            require_unchanged(self.teacher_stage, teacher_fingerprint(teacher), f"the teacher {self._teacher_source}")
+            self._teacher = teacher
+        return self._teacher
+
+    @property
+    def _teacher_source(self) -> str | Path:
+        """Where the teacher is: the recipe's source, or the stage's folder under the name that it has by now."""
+        folder = self.teacher_stage.folder
+        return self.recipe.teacher.source or (folder if self.teacher_stage.is_done() else files.partial(folder))
+
+    @cached_property
+    def teacher_model_config(self) -> PretrainedConfig:
+        """The teacher's configuration."""
+        return load_config(self._teacher_source).get_text_config()
+
+    @cached_property
+    def teacher_shapes(self) -> PreTrainedModel:
+        """The teacher on the meta device: its shapes, from which FLOPs are counted, without its weights."""
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.teacher_model_config)
 
     def sae(self) -> SparseAutoencoder:
         """The SAE; InputError if it is not the one that the stage recorded."""
@@ -144,7 +171,7 @@ class Pipeline:
     def teacher_hidden_size(self) -> int:
         """d, width of the teacher's residual stream."""
         teacher = self.recipe.teacher
-        return teacher_config(teacher.source).hidden_size if teacher.source else teacher.backbone.hidden_size
+        return self.teacher_model_config.hidden_size if teacher.source else teacher.backbone.hidden_size
 
     def labels_folder(self) -> Path:
         """Where the labelled corpus is."""

@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from cocomix.concepts.attribution import check_tap
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_training import require_saelens
-from cocomix.concepts.teacher import teacher_config
 from cocomix.data.corpus import check_corpus, is_token_folder
 from cocomix.data.datatrove import check_token_files, is_datatrove_folder
 from cocomix.data.tokenizer import MIN_VOCAB_SIZE, load_tokenizer, same_tokenizer, vocabulary_size
@@ -20,6 +19,7 @@ from cocomix.errors import InputError
 from cocomix.methods import SPLIT_METHODS
 from cocomix.models.building import BackboneConfig, backbone_config
 from cocomix.models.checking import check_backbone
+from cocomix.models.loading import check_vocabulary, load_config
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
 from cocomix.stages import Stage
@@ -62,6 +62,9 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
         attempt(lambda: _check_teacher(recipe, with_sae=recipe.needs_labels() and recipe.labels.source is None))
         if recipe.needs_labels() and recipe.labels.alignment == "characters":
             attempt(lambda: _check_alignment(recipe))
+    stage = pipeline.teacher_stage
+    if not problems and recipe.teacher.source is not None and stage in wanted and not stage.is_done():
+        attempt(pipeline.teacher)  # finds damaged weights before the corpus is made
     if with_catalog and recipe.labels.source is not None:
         if recipe.teacher.source is None or recipe.sae.source is None:
             problems.append(
@@ -114,7 +117,7 @@ def _check_teacher(recipe: Recipe, with_sae: bool) -> None:
             eos_token_id=0,
         )
     else:
-        config = teacher_config(teacher.source)
+        config = load_config(teacher.source).get_text_config()
         if recipe.labels.alignment == "tokens":
             _check_same_tokenizer(recipe, teacher.source, config)
         context = getattr(config, "max_position_embeddings", recipe.block_size)
@@ -157,16 +160,7 @@ def _check_alignment(recipe: Recipe) -> None:
             )
     teacher = recipe.teacher.source
     if teacher is not None:
-        _check_vocabulary(load_tokenizer(teacher), teacher, teacher_config(teacher), "give it its own tokenizer")
-
-
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str, config: PretrainedConfig, remedy: str) -> None:
-    """The teacher has an embedding for each of the tokens that it is to read."""
-    if config.vocab_size < vocabulary_size(tokenizer):
-        raise InputError(
-            f"the tokenizer {source} has {vocabulary_size(tokenizer)} tokens, the teacher knows {config.vocab_size}; "
-            f"{remedy}"
-        )
+        check_vocabulary(load_config(teacher), vocabulary_size(load_tokenizer(teacher)), teacher)
 
 
 def _check_same_tokenizer(recipe: Recipe, teacher: str, config: PretrainedConfig) -> None:
@@ -176,7 +170,7 @@ def _check_same_tokenizer(recipe: Recipe, teacher: str, config: PretrainedConfig
             f"set tokenizer.source to the teacher's, e.g. {teacher}, or labels.alignment to characters"
         )
     ours = load_tokenizer(recipe.tokenizer.source)
-    _check_vocabulary(ours, recipe.tokenizer.source, config, "use the teacher's tokenizer")
+    check_vocabulary(config, vocabulary_size(ours), teacher, recipe.tokenizer.source)
     if Path(teacher).is_dir() and not any((Path(teacher) / name).exists() for name in TOKENIZER_FILES):
         return  # saved without a tokenizer: only its size can be compared
     if not same_tokenizer(ours, load_tokenizer(teacher)):

@@ -121,6 +121,15 @@ class Recipe:
         """Whether a teacher is trained from scratch."""
         return self.needs_teacher() and self.teacher.source is None
 
+    def runs_teacher(self, student: StudentConfig) -> bool:
+        """Whether the teacher runs in every training step of a student."""
+        distillation = student.distillation_config()
+        return (
+            (distillation is not None and distillation.top_k is None)
+            or student.mixes_hidden_states()
+            or (student.learns_concepts() and self.labels.online)
+        )
+
     def training_of(self, student: StudentConfig) -> TrainingConfig:
         """How a student is trained."""
         if student.learning_rate is None:

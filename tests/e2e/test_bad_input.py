@@ -233,9 +233,20 @@ def test_a_tokenizer_that_is_not_the_teachers(
     refused(
         recipe(teacher={"source": str(bare)}, tokenizer={"source": str(tmp_path / "other")}),
         capsys,
-        "the teacher",
-        "knows 100",
+        "272 tokens",
+        "only 100 embeddings",
     )
+
+
+def test_a_teacher_with_a_weight_that_is_not_a_number(
+    recipe: Recipe, finished: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = GPT2LMHeadModel.from_pretrained(finished.folder / "out" / "teacher")
+    model.transformer.ln_f.bias.data[0] = float("nan")
+    damaged = str(tmp_path / "damaged")
+    model.save_pretrained(damaged)
+    source = str(finished.folder / "out" / "corpus" / "tokenizer")
+    refused(recipe(teacher={"source": damaged}, tokenizer={"source": source}), capsys, "NaN", "transformer.ln_f.bias")
 
 
 def with_own_copy(finished: Runner, text: Path, tmp_path: Path) -> tuple[Runner, dict[str, Any]]:

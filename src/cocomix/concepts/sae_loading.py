@@ -58,7 +58,17 @@ def load_sae(source: str | Path, max_active: int | None = None) -> SparseAutoenc
     Raises:
         InputError: nothing there, not an SAE, or one of a kind that cannot serve.
     """
-    limit = MAX_ACTIVE if max_active is None else max_active
+    sae = _opened(source, MAX_ACTIVE if max_active is None else max_active)
+    for name, weight in sae.state_dict().items():
+        # A latent with an infinite threshold is merely never active.
+        if weight.isnan().any() or (name != "threshold" and weight.isinf().any()):
+            raise InputError(
+                f"the SAE {source} is not used: its {name} contains NaN or infinity; give an undamaged one"
+            )
+    return sae
+
+
+def _opened(source: str | Path, limit: int) -> SparseAutoencoder:
     if str(source).startswith(REGISTRY):
         return _from_registry(str(source), limit)
     path = Path(source)

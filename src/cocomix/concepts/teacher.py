@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cocomix import fingerprint
-from cocomix.errors import InputError, UnreachableError
+from cocomix.errors import InputError
 from cocomix.models.backbones import decoder_blocks, fuse_activations, positions_of
 from cocomix.models.linear_loss import linear_cross_entropy
 from cocomix.models.losses import IGNORE
@@ -43,17 +42,6 @@ def check_teacher_layer(teacher_layer: int, num_blocks: int) -> None:
         raise InputError(
             f"teacher_layer is {teacher_layer}; a teacher of {num_blocks} blocks takes 0 to {num_blocks - 1}"
         )
-
-
-def teacher_config(source: str) -> PretrainedConfig:
-    """The configuration of the teacher at `source`, a folder or id; InputError if there is none."""
-    try:
-        return AutoConfig.from_pretrained(source).get_text_config()
-    except (OSError, ValueError) as error:
-        elsewhere = isinstance(error, OSError) and not Path(source).exists()
-        raise (UnreachableError if elsewhere else InputError)(
-            f"teacher.source is {source!r}, which does not load: {' '.join(str(error).split())[:200]}"
-        ) from None
 
 
 def freeze(teacher: PreTrainedModel) -> PreTrainedModel:

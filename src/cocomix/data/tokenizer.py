@@ -84,8 +84,13 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     if Path(source).is_file():
         raise InputError(f"tokenizer {source!r} is a file: give the folder that holds it")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # a malformed tokenizer.json raises a bare Exception, other faults many types
+        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+            raise InputError(
+                f"tokenizer {source!r} brings its own code, which cocomix does not run; give one of a type that "
+                "Transformers knows"
+            ) from error
         reason = " ".join(str(error).split())
         elsewhere = isinstance(error, OSError) and not Path(source).exists()
         raise (UnreachableError if elsewhere else InputError)(

@@ -1,7 +1,8 @@
-"""EleutherAI's lm-evaluation-harness on a saved model: its code, its tasks, its way of loading the model.
+"""EleutherAI's lm-evaluation-harness on a saved model: its code and its tasks.
 
-Nothing of it is changed or bypassed: `lm_eval --model hf --model_args pretrained=RUN,trust_remote_code=True` gives the
-same figures to the last digit, at the same batch size.
+The model is loaded by `models.loading`, which refuses an incomplete one; otherwise
+`lm_eval --model hf --model_args pretrained=RUN,trust_remote_code=True` gives the same figures to the last digit, at the
+same batch size.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cocomix import environment, processes
+from cocomix import environment
 from cocomix.errors import InputError
 from cocomix.evaluation.record import Evaluation
-from cocomix.evaluation.subject import Subject, loading
+from cocomix.evaluation.subject import Subject
 from cocomix.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -125,14 +126,12 @@ def evaluate_tasks(subject: Subject, plan: TaskPlan) -> list[Evaluation]:
 
     settings = plan.settings
     with contextlib.redirect_stdout(sys.stderr):  # where the harness speaks of its progress
-        with loading(subject.folder):
-            model = HFLM(
-                pretrained=str(subject.folder),
-                dtype="float32",
-                mixed_precision_dtype="bfloat16" if settings.precision == "bf16" else None,
-                batch_size=settings.batch_size,
-                device=processes.device(),
-            )
+        model = HFLM(
+            pretrained=subject.model(),
+            tokenizer=subject.tokenizer,
+            mixed_precision_dtype="bfloat16" if settings.precision == "bf16" else None,
+            batch_size=settings.batch_size,
+        )
         found = _evaluated(model, plan)
     described = environment.describe()
     return [

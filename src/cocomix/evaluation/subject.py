@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix import processes
 from cocomix.data.packing import INFO_FILE, load_packed
-from cocomix.data.tokenizer import load_tokenizer
+from cocomix.data.tokenizer import load_tokenizer, vocabulary_size
 from cocomix.errors import InputError
+from cocomix.models.loading import check_vocabulary, load_causal_lm, load_config
 from cocomix.training.run import RUN_FILE, Run, load_run
 
 
@@ -23,12 +22,14 @@ class Subject:
 
     Attributes:
         folder: where it is.
+        config: its configuration.
         tokenizer: its tokenizer.
         run: how it was trained; None of a model that was not trained here.
         corpus: folder of the packed corpus that it was trained on, if that is beside it.
     """
 
     folder: Path
+    config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     run: Run | None
     corpus: Path | None
@@ -36,32 +37,18 @@ class Subject:
     @property
     def context_length(self) -> int | None:
         """Tokens that the model can read at once; None if its configuration does not say."""
-        with loading(self.folder):
-            config = AutoConfig.from_pretrained(self.folder)
-        return getattr(config.get_text_config(), "max_position_embeddings", None)
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
     def model(self) -> PreTrainedModel:
         """The model in float32 and evaluation mode, whatever its weights were saved in."""
-        with loading(self.folder):
-            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
-        return model.eval().to(processes.device())
-
-
-@contextmanager
-def loading(folder: Path) -> Iterator[None]:
-    """While a model is loaded from `folder`: what fails is the person's business, and told as that."""
-    try:
-        yield
-    except Exception as error:  # a damaged file and code that does not fit it raise many types
-        reason = " ".join(str(error).split())
-        raise InputError(f"the model in {folder} does not load ({type(error).__name__}: {reason:.300})") from error
+        return load_causal_lm(self.folder, dtype=torch.float32).eval().to(processes.device())
 
 
 def open_subject(folder: Path) -> Subject:
     """The model saved in `folder`, not loaded yet.
 
     Raises:
-        InputError: there is none, or its tokenizer does not serve.
+        InputError: there is none, it needs code of its own, or its tokenizer does not fit.
     """
     if not (folder / "config.json").is_file():
         raise InputError(
@@ -70,7 +57,9 @@ def open_subject(folder: Path) -> Subject:
         )
     run = load_run(folder) if (folder / RUN_FILE).is_file() else None
     corpus = None if run is None else _corpus_of(run, folder)
-    return Subject(folder, load_tokenizer(str(folder)), run, corpus)
+    config, tokenizer = load_config(folder), load_tokenizer(str(folder))
+    check_vocabulary(config, vocabulary_size(tokenizer), folder)
+    return Subject(folder, config, tokenizer, run, corpus)
 
 
 def _corpus_of(run: Run, folder: Path) -> Path | None:

@@ -17,10 +17,11 @@ from cocomix.concepts.label_store import read_labels_info
 from cocomix.concepts.sae import MAX_ACTIVE, SparseAutoencoder
 from cocomix.concepts.sae_loading import REGISTRY, load_sae, published_sizes
 from cocomix.concepts.sae_training import SAEConfig
-from cocomix.concepts.teacher import freeze, teacher_config
+from cocomix.concepts.teacher import freeze
 from cocomix.data.tokenizer import TokenizerConfig, load_tokenizer, vocabulary_size
 from cocomix.errors import InputError, UnreachableError
 from cocomix.models.building import BackboneConfig, backbone_config
+from cocomix.models.loading import load_config
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
 
@@ -74,7 +75,7 @@ class PlannedPipeline(Pipeline):
         if teacher.source is None:
             return own
         source = teacher.source
-        found = self._of_source(source, lambda: teacher_config(source))
+        found = self._of_source(source, lambda: load_config(source).get_text_config())
         is_stated = teacher.backbone != BackboneConfig()
         return self._checked(found, own, is_stated, source, "teacher.backbone", size_of=_weights_of)
 

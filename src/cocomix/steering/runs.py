@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cocomix import processes
 from cocomix.catalog.rows import INFO_FILE
 from cocomix.catalog.search import Catalog, open_catalog
-from cocomix.data.tokenizer import load_tokenizer
+from cocomix.data.tokenizer import load_tokenizer, vocabulary_size
 from cocomix.errors import InputError
 from cocomix.models.causal_lm import CoCoMixForCausalLM
+from cocomix.models.loading import check_vocabulary, load_causal_lm
 from cocomix.training.run import RUN_FILE, load_run
 
 QUICKSTART = Path("runs") / "quickstart"
@@ -53,11 +54,8 @@ def open_run(folder: Path | None, catalog: Path | None = None) -> OpenRun:
     folder = _quickstart_run() if folder is None else folder
     if not (folder / "config.json").is_file():
         raise InputError(f"no trained model in {folder}: it has no config.json; give a folder OUTPUT/students/NAME")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder)
-    except Exception as error:  # whatever a damaged file raises
-        reason = " ".join(f"{type(error).__name__} {error}".split())
-        raise InputError(f"the model in {folder} does not load: {reason:.160}") from None
+    model, tokenizer = load_causal_lm(folder), load_tokenizer(str(folder))
+    check_vocabulary(model.config, vocabulary_size(tokenizer), folder)
     if not (isinstance(model, CoCoMixForCausalLM) and model.mixes_concepts):
         raise InputError(f"the model in {folder} mixes no concepts in; give a run of method cocomix")
     found = _catalog(folder, catalog)
@@ -71,7 +69,7 @@ def open_run(folder: Path | None, catalog: Path | None = None) -> OpenRun:
             f"the catalogue {found.folder} is of another SAE than the one that {folder} learnt concepts of; give "
             "--catalog FOLDER of the concepts that it was trained with"
         )
-    return OpenRun(folder, model.to(processes.device()).eval(), load_tokenizer(str(folder)), found)
+    return OpenRun(folder, model.to(processes.device()).eval(), tokenizer, found)
 
 
 def _sae_of(run: Path) -> str | None:
