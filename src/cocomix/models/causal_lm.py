@@ -3,8 +3,7 @@
     tokens ─► lower blocks ─► mixer (predict C concepts, keep K, compress) ─► upper blocks ─► next token
 
 Two ordinary Hugging Face decoders with the mixer between them: whatever the backbone brings (attention
-kernels, gradient checkpointing, sharding) works here. One cache serves both halves; its upper layers
-hold two entries per token when the concepts are interleaved.
+kernels, gradient checkpointing, sharding) works here. One cache serves both halves (`cache.py`).
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
+from transformers import Cache
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbones import has_windows, pair_mask, split_decoder, widen_windows
+from .cache import StackedCache
 from .configuration import CoCoMixConfig
 from .losses import IGNORE, concept_loss, hidden_state_loss, token_loss
 from .mixer import MIXERS, MixedWithLoss, Mixer
@@ -38,7 +38,7 @@ class CoCoMixOutput(ModelOutput):
     logits: Tensor | None = None
     """(B, T, V) next-token logits, or fewer positions with `logits_to_keep`."""
     past_key_values: Cache | None = None
-    """Cache of both halves: T entries in the layers below the mixer, 2T above it if interleaved."""
+    """Cache of both halves, whose length is in tokens."""
     token_loss: Tensor | None = None
     """Mean next-token cross-entropy, nats; needs `labels`."""
     concept_loss: Tensor | None = None
@@ -137,10 +137,10 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if use_cache is None:
             use_cache = not self.training and getattr(self.config.backbone_config, "use_cache", True)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config.backbone_config)
-        lower_cache, upper_cache = self._cache_views(past_key_values)
-        past = self._past_tokens(past_key_values)  # before the lower blocks add to it
+        cache = None
+        if use_cache or past_key_values is not None:
+            cache = StackedCache.of(past_key_values, self.lower.config, self.upper.config, self.config.slots_per_token)
+        past = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, past)
         steered = self._steered_batch(steering, position_ids, len(inputs_embeds))
@@ -151,7 +151,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=lower_cache,
+            past_key_values=None if cache is None else cache.lower,
             use_cache=use_cache,
         ).last_hidden_state
         mixed = self.mixer(h, None if output_concepts else concept_ids, steered)
@@ -160,7 +160,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             inputs_embeds=mixed.hidden_states,
             attention_mask=self._slot_mask(attention_mask, mixed.hidden_states, past),
             position_ids=self._slot_positions(position_ids),
-            past_key_values=upper_cache,
+            past_key_values=None if cache is None else cache.upper,
             use_cache=use_cache,
         ).last_hidden_state
         slots = self.config.slots_per_token
@@ -187,7 +187,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             hidden_loss=of_hidden,
             logits=logits,
             concept_logits=predicted if output_concepts else None,
-            past_key_values=past_key_values if use_cache else None,
+            past_key_values=cache if use_cache else None,
         )
 
     def _token_loss(self, h: Tensor, logits: Tensor | None, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
@@ -209,30 +209,6 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             return of_tokens
         weighted = self.config.concept_loss_weight * of_prediction
         return weighted if of_tokens is None else of_tokens + weighted
-
-    def _cache_views(self, cache: Cache | None) -> tuple[Cache | None, Cache | None]:
-        """The layers of one cache as two caches, one per stack; the layers are shared, not copied."""
-        if cache is None:
-            return None, None
-        depth = self.config.num_hidden_layers
-        if cache.layer_class_to_replicate is not None:  # a cache that makes its layers as they are first used
-            cache.layers.extend(cache.layer_class_to_replicate() for _ in range(depth - len(cache.layers)))
-        if len(cache.layers) != depth or any(layer.is_compileable for layer in cache.layers):
-            raise ValueError(
-                f"past_key_values is a {type(cache).__name__} of {len(cache.layers)} layers; "
-                f"expected a dynamic cache of {depth}"
-            )
-        split = self.config.insert_layer
-        for index, layer in enumerate(cache.layers[split:], split):
-            if layer.is_sliding and not layer.is_initialized:  # made for the backbone, whose window counts tokens
-                cache.layers[index] = type(layer)(self.upper.config.sliding_window)
-        return Cache(layers=cache.layers[:split]), Cache(layers=cache.layers[split:])
-
-    def _past_tokens(self, cache: Cache | None) -> int:
-        """Tokens that the cache holds. Its first layer belongs to the upper stack if there is no lower one."""
-        if cache is None:
-            return 0
-        return cache.get_seq_length() // (self.config.slots_per_token if self.config.insert_layer == 0 else 1)
 
     def _slot_positions(self, position_ids: Tensor) -> Tensor:
         """(B, slots·T) positions in the upper stack."""

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PretrainedConfig
+from transformers import Cache, PretrainedConfig
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbones import final_norm_name, split_decoder
+from .cache import StackedCache
 from .configuration import StackedConfig
 from .losses import token_loss
 from .stacked import StackedForCausalLM
@@ -114,19 +115,23 @@ class MultiTokenForCausalLM(StackedForCausalLM):
             output_all_heads: run all heads, not only the first.
             logits_to_keep: as in Transformers: the last so many positions, or their indices; 0 for all.
             num_items_in_batch: number of token targets of the whole batch of which this is a part.
+
+        Raises:
+            ValueError: a cache of fixed size or of another model, or one with `output_all_heads`.
         """
+        if output_all_heads and past_key_values is not None:
+            raise ValueError("output_all_heads runs heads that past_key_values does not hold; leave out one of them")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if use_cache is None:
             use_cache = not self.training and getattr(self.config.backbone_config, "use_cache", True)
         use_cache = use_cache and not output_all_heads
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cache = self._cache(past_key_values) if use_cache or past_key_values is not None else None
+        past = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, past)
-        of_trunk, of_head = self._cache_views(past_key_values)
         shared = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": use_cache}
+        of_trunk, of_head = (None, None) if cache is None else (cache.lower, cache.upper)
         h = self.trunk(inputs_embeds=inputs_embeds, past_key_values=of_trunk, **shared).last_hidden_state
         heads = self.heads if output_all_heads else self.heads[:1]
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -137,18 +142,16 @@ class MultiTokenForCausalLM(StackedForCausalLM):
         return MultiTokenOutput(
             loss=None if labels is None else token_loss(all_logits[0], labels, num_items_in_batch),
             logits=all_logits[0],
-            past_key_values=past_key_values if use_cache else None,
+            past_key_values=cache if use_cache else None,
             head_logits=all_logits if output_all_heads else None,
         )
 
-    def _cache_views(self, cache: Cache | None) -> tuple[Cache | None, Cache | None]:
-        """The layers of one cache as two caches, one for the trunk and one for head 1; shared, not copied."""
-        if cache is None:
-            return None, None
-        depth = self.config.num_hidden_layers - self.config.num_future_tokens
-        if cache.layer_class_to_replicate is not None:
-            cache.layers.extend(cache.layer_class_to_replicate() for _ in range(depth + 1 - len(cache.layers)))
-        return Cache(layers=cache.layers[:depth]), Cache(layers=cache.layers[depth : depth + 1])
+    def _cache(self, given: Cache | None) -> StackedCache:
+        """The cache of the trunk and head 1."""
+        trunk, head = self.trunk.config, self.heads[0].config
+        if given is not None and len(given) == self.config.num_hidden_layers:  # made for the blocks of all heads
+            del given.layers[trunk.num_hidden_layers + 1 :]
+        return StackedCache.of(given, trunk, head)
 
 
 MultiTokenConfig.register_for_auto_class()
