@@ -18,7 +18,15 @@ from cocomix.errors import InputError
 from cocomix.evaluation.costs import AXES, at_equal_cost, cost_to_reach, losses_of, training_tokens
 from cocomix.evaluation.documents import DocumentLosses, PairedDifference, load_document_losses, paired_difference
 from cocomix.evaluation.record import load_evaluations
-from cocomix.evaluation.seeds import Curve, SeedDifference, cost_difference, loss_difference
+from cocomix.evaluation.seeds import (
+    CostDifference,
+    Curve,
+    SeedDifference,
+    cost_difference,
+    loss_difference,
+    starts_at,
+)
+from cocomix.evaluation.verdicts import LOSS_MARGIN, verdicts
 from cocomix.training.run import Run, load_run
 
 SAME = {"validation": "validation text", "tokenizer": "tokenizer", "block_size": "block size"}
@@ -75,8 +83,9 @@ class Comparison:
         tokens_to_baseline_loss: training tokens at which the group's mean validation curve first reaches the
             baseline's mean final loss; None if it never does.
         tokens_ratio: those tokens as a share of the baseline's.
-        tokens_over_seeds: such a share less 1, each seed against the baseline's of the same seed, with an interval;
-            None unless both have the same seeds, two or more, and all of them reach it.
+        tokens_at_most: whether these are upper bounds, because the curve is there by its first evaluation.
+        tokens_over_seeds: such a share less 1, each seed against the baseline's of the same seed; None unless both
+            have the same seeds, two or more.
         flops_to_baseline_loss: the run's own training FLOPs until then.
         flops_ratio: those FLOPs as a share of the baseline's.
     """
@@ -89,7 +98,8 @@ class Comparison:
     documents: PairedDifference | None
     tokens_to_baseline_loss: float | None
     tokens_ratio: float | None
-    tokens_over_seeds: SeedDifference | None
+    tokens_at_most: bool
+    tokens_over_seeds: CostDifference | None
     flops_to_baseline_loss: float | None
     flops_ratio: float | None
 
@@ -97,7 +107,8 @@ class Comparison:
 def compare_to_baseline(group: Group, baseline: Group) -> Comparison:
     """One group against the baseline."""
     final = float(baseline.final_losses.mean())
-    tokens = cost_to_reach(*group.mean_curve, final)
+    costs, losses = group.mean_curve
+    tokens = cost_to_reach(costs, losses, final)
     run, other = group.runs[0], baseline.runs[0]
     flops = None if tokens is None else tokens * run.training_flops_per_token
     paired = None
@@ -114,18 +125,35 @@ def compare_to_baseline(group: Group, baseline: Group) -> Comparison:
         documents=paired,
         tokens_to_baseline_loss=tokens,
         tokens_ratio=None if tokens is None else tokens / other.tokens,
-        tokens_over_seeds=_tokens_over_seeds(group, baseline),
+        tokens_at_most=tokens is not None and starts_at(losses, final),
+        tokens_over_seeds=cost_difference(group.curves, baseline.curves) if _paired(group, baseline) else None,
         flops_to_baseline_loss=flops,
         flops_ratio=None if flops is None else flops / (other.tokens * other.training_flops_per_token),
     )
 
 
-def _tokens_over_seeds(group: Group, baseline: Group) -> SeedDifference | None:
-    return cost_difference(group.curves, baseline.curves).difference if _paired(group, baseline) else None
-
-
 def _paired(group: Group, baseline: Group) -> bool:
     return len(group.runs) > 1 and [run.seed for run in group.runs] == [run.seed for run in baseline.runs]
+
+
+def with_verdicts(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Comparisons as dictionaries, each with a verdict on its loss over seeds and one over documents.
+
+    A verdict is None where nothing was tested. The verdicts over seeds are corrected for their number, and those over
+    documents for theirs.
+    """
+    by_seeds = [each.loss_over_seeds for each in comparisons]
+    by_documents = [each.documents for each in comparisons]
+    over_seeds = verdicts([None if found is None else found.test(0.0, LOSS_MARGIN) for found in by_seeds])
+    over_documents = verdicts([None if found is None else found.test for found in by_documents])
+    return [
+        {
+            **asdict(each),
+            "verdict_over_seeds": None if each.loss_over_seeds is None else str(seeds),
+            "verdict_over_documents": None if each.documents is None else str(documents),
+        }
+        for each, seeds, documents in zip(comparisons, over_seeds, over_documents, strict=True)
+    ]
 
 
 def compare_runs(folders: list[Path]) -> dict[str, Any]:
@@ -165,7 +193,7 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
             name: {"budget": found.budget, "losses": dict(zip(labels, found.losses, strict=True))}
             for name, found in equal.items()
         },
-        "comparisons": [asdict(compare_to_baseline(group, baseline)) for group in groups if group is not baseline],
+        "comparisons": with_verdicts([compare_to_baseline(each, baseline) for each in groups if each is not baseline]),
     }
 
 

@@ -19,6 +19,7 @@ from cocomix import processes
 from cocomix.data.blocks import Blocks, collate
 from cocomix.data.documents import DocumentTokens
 from cocomix.evaluation.validation import autocast
+from cocomix.evaluation.verdicts import LOSS_MARGIN, MarginTest, from_tails
 
 LOSSES_FILE = "validation-documents.npz"
 RESAMPLES = 2000
@@ -50,12 +51,14 @@ class PairedDifference:
         interval: in which it lies in 95 of 100 bootstrap samples of the documents.
         p_value: of a paired randomisation test: how often a difference as large comes about if which of the two models
             a document's losses belong to is left to chance. Chance in the training is another matter, see seeds.
+        test: the same randomization, one-sided, against a difference of `LOSS_MARGIN` either way.
         documents: N.
     """
 
     difference: float
     interval: tuple[float, float]
     p_value: float
+    test: MarginTest
     documents: int
 
 
@@ -123,18 +126,32 @@ def paired_difference(ours: list[DocumentLosses], theirs: list[DocumentLosses]) 
     tokens = ours[0].tokens
     apart = np.mean([each.nll for each in ours], axis=0) - np.mean([each.nll for each in theirs], axis=0)
     interval = percentile_interval(bootstrap_ratios(apart, tokens))
-    return PairedDifference(float(apart.sum() / tokens.sum()), interval, _p_of_signs(apart), len(tokens))
+    # As if the true difference were 0, or at either end of the margin.
+    below, above = _sign_tails(np.stack([apart, apart + LOSS_MARGIN * tokens, apart - LOSS_MARGIN * tokens], axis=1))
+    return PairedDifference(
+        difference=float(apart.sum() / tokens.sum()),
+        interval=interval,
+        p_value=min(1.0, 2 * min(below[0], above[0])),
+        test=from_tails((below[1], below[2]), (above[1], above[2])),
+        documents=len(tokens),
+    )
 
 
-def _p_of_signs(apart: np.ndarray) -> float:
-    """Share of random signs of the differences (N,) that make their sum as large, either way; the signs seen count."""
+def _sign_tails(apart: np.ndarray) -> tuple[list[float], list[float]]:
+    """Randomize the signs of differences (N, columns): the shares with a sum as low, and as high, as without.
+
+    The signs as they are count as one of the draws.
+    """
     draw = np.random.default_rng(0)
     at_once = max(1, SAMPLED_AT_ONCE // len(apart))
-    as_large, seen = 1, abs(apart.sum()) * (1 - 1e-12)  # equal sums may round apart
+    seen, slack = apart.sum(0), 1e-12 * np.abs(apart).sum(0)  # equal sums may round apart
+    low, high = np.ones(apart.shape[1]), np.ones(apart.shape[1])
     for start in range(0, FLIPS, at_once):
         signs = draw.integers(2, size=(min(at_once, FLIPS - start), len(apart))) * 2 - 1
-        as_large += int((np.abs(signs @ apart) >= seen).sum())
-    return as_large / (FLIPS + 1)
+        sums = signs @ apart
+        low += (sums <= seen + slack).sum(0)
+        high += (sums >= seen - slack).sum(0)
+    return (low / (FLIPS + 1)).tolist(), (high / (FLIPS + 1)).tolist()
 
 
 def bootstrap_ratios(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

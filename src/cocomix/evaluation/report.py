@@ -14,7 +14,13 @@ from cocomix.evaluation.concept_report import concept_section
 from cocomix.evaluation.costs import AXES
 from cocomix.evaluation.report_page import to_html
 from cocomix.evaluation.tables import evaluation_tables
-from cocomix.evaluation.wording import caveats, comparison_sentences, concept_sentences, provenance_lines
+from cocomix.evaluation.wording import (
+    caveats,
+    comparison_sentences,
+    concept_sentences,
+    provenance_lines,
+    verdict_note,
+)
 from cocomix.methods import METHODS, DistillationConfig, MixerConfig
 
 CURVES = "curves.png"
@@ -243,9 +249,9 @@ def markdown(results: dict[str, Any]) -> str:
         "Loss where every run has cost as much as the cheapest: in tokens, in FLOPs of its own training, in those and "
         "its part of teacher, SAE and labels, and in time."
     )
-    sentences = comparison_sentences(results)
-    if sentences:
-        parts.append("\n\n".join(sentences))
+    parts += comparison_sentences(results)
+    if note := verdict_note(results):
+        parts.append(note)
     parts.append(f"![Validation loss by tokens and by FLOPs]({CURVES})")
     concepts = concepts_table(results["students"])
     if concepts:

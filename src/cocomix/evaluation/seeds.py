@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cocomix.evaluation.costs import cost_to_reach
+from cocomix.evaluation.verdicts import MarginTest, t_test
 
 CONFIDENCE = 0.95
 
@@ -36,8 +37,8 @@ class SeedDifference:
 
     Attributes:
         mean: over the pairs.
-        sd: standard deviation; None of a single pair.
-        interval: in which the mean of many pairs lies, at 95 %; None of a single pair.
+        sd: standard deviation; None of a single pair, or of upper bounds.
+        interval: in which the mean of many pairs lies, at 95 %; None where the deviation is.
         seeds: pairs.
     """
 
@@ -45,6 +46,10 @@ class SeedDifference:
     sd: float | None
     interval: tuple[float, float] | None
     seeds: int
+
+    def test(self, bound: float, margin: float) -> MarginTest | None:
+        """Test the mean against `bound` ± `margin`; None where its deviation is not known."""
+        return None if self.sd is None else t_test(self.mean - bound, self.sd, self.seeds, margin)
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,14 @@ class CostDifference:
     Attributes:
         difference: as a share of what the other cost in all, less 1 (−0.3 is 30 % less); None unless every seed gets
             there.
+        at_most: whether that is an upper bound, because a seed is there by its first evaluation; its deviation and
+            interval are unknown then.
         reached: seeds that get there.
         seeds: pairs.
     """
 
     difference: SeedDifference | None
+    at_most: bool
     reached: int
     seeds: int
 
@@ -83,8 +91,22 @@ def loss_difference(ours: Sequence[Curve], theirs: Sequence[Curve]) -> SeedDiffe
 def cost_difference(ours: Sequence[Curve], theirs: Sequence[Curve]) -> CostDifference:
     """What ours costs until the final loss of theirs; each seed against the same seed."""
     shares = []
+    at_most = False
     for our, their in zip(ours, theirs, strict=True):
         cost = cost_to_reach(our.costs, our.losses, float(their.losses[-1]))
         if cost is not None:
             shares.append(cost / float(their.costs[-1]) - 1)
-    return CostDifference(over_seeds(shares) if len(shares) == len(ours) else None, len(shares), len(ours))
+            at_most |= starts_at(our.losses, float(their.losses[-1]))
+    if len(shares) < len(ours):
+        return CostDifference(None, False, len(shares), len(ours))
+    difference = over_seeds(shares)
+    if at_most:
+        difference = replace(difference, sd=None, interval=None)
+    elif difference.interval is not None:  # no cost is below 0
+        difference = replace(difference, interval=(max(-1.0, difference.interval[0]), difference.interval[1]))
+    return CostDifference(difference, at_most, len(shares), len(ours))
+
+
+def starts_at(losses: np.ndarray, loss: float) -> bool:
+    """Whether a curve has a loss by its first evaluation, so that the cost to reach it is an upper bound."""
+    return bool(losses[0] <= loss)

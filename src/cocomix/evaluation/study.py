@@ -7,6 +7,7 @@ recipe that answers. From these alone `cocomix report FOLDER` writes `FOLDER/res
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cocomix.errors import InputError
 from cocomix.evaluation.costs import AXES
 from cocomix.evaluation.report import RESULTS
 from cocomix.evaluation.seeds import Curve, SeedDifference, cost_difference, loss_difference
+from cocomix.evaluation.verdicts import COST_MARGIN, LOSS_MARGIN, MarginTest, Verdict, verdicts
 
 STUDY_FILE = "study.yaml"
 LOSS = "loss"
@@ -40,7 +42,9 @@ class Claim:
         baseline: the other one.
         measure: loss, the difference at the end; or tokens, student_flops, all_flops or seconds, the difference in what
             it costs to reach the baseline's final loss, as a share.
-        below: the claim is that the difference is below this.
+        below: the claim is that the difference is below this. At 0, the study's margin decides what is of interest;
+            any other bound is what is of interest itself.
+        confounded: why these figures cannot decide the claim, whatever they are.
     """
 
     text: str
@@ -48,6 +52,7 @@ class Claim:
     baseline: str
     measure: str = LOSS
     below: float = 0.0
+    confounded: str = ""
 
 
 @dataclass
@@ -60,6 +65,7 @@ class Part:
         question: what is asked, and what was expected.
         claims: what the figures are held against.
         conclusion: what follows, in words; no figure is checked there.
+        teacher_tokens: tokens that the teacher was trained on, if it was trained elsewhere and that is known.
     """
 
     title: str
@@ -67,6 +73,7 @@ class Part:
     question: str
     claims: list[Claim] | None = None
     conclusion: str = ""
+    teacher_tokens: int | None = None
 
 
 @dataclass
@@ -77,11 +84,21 @@ class Study:
         title: heading.
         introduction: Markdown.
         parts: in order.
+        loss_margin: smallest difference of interest between losses, nats per token.
+        cost_margin: smallest difference of interest between costs, as a share of the baseline's.
     """
 
     title: str
     introduction: str
     parts: list[Part]
+    loss_margin: float = LOSS_MARGIN
+    cost_margin: float = COST_MARGIN
+
+    def margin(self, claim: Claim) -> float:
+        """Half the width of the interval around the claim's bound that is of no interest."""
+        if claim.below:
+            return 0.0
+        return self.loss_margin if claim.measure == LOSS else self.cost_margin
 
 
 @dataclass(frozen=True)
@@ -92,12 +109,14 @@ class Measured:
         difference: over seeds; None where a seed does not reach the baseline's loss, or a cost is not known.
         reached: seeds that reach it; all where the measure is the loss.
         seeds: pairs.
+        at_most: whether the difference is an upper bound.
         unknown: what was made elsewhere, at a cost that nobody wrote down.
     """
 
     difference: SeedDifference | None
     reached: int
     seeds: int
+    at_most: bool = False
     unknown: tuple[str, ...] = ()
 
 
@@ -119,6 +138,9 @@ def load_study(folder: Path) -> Study:
         study = Study(**vars(parser.instantiate(parser.parse_object(content))))
     except (ArgumentError, yaml.YAMLError, TypeError, ValueError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+    for name in ("loss_margin", "cost_margin"):
+        if not 0 <= getattr(study, name) < math.inf:
+            raise InputError(f"{path}: {name} is {getattr(study, name)}; expected a number that is not negative")
     for claim in (claim for part in study.parts for claim in part.claims or []):
         if claim.measure not in MEASURES:
             raise InputError(f"{path}: measure is {claim.measure!r}; expected one of {', '.join(MEASURES)}")
@@ -207,8 +229,8 @@ def measure(results: dict[str, Any], run: str, baseline: str, what: str) -> Meas
     cost = cost_difference(curves(results, run, what), curves(results, baseline, what))
     unknown = tuple(sorted(unknown_costs(results, run) | unknown_costs(results, baseline)))
     if what == "all_flops" and unknown:
-        return Measured(None, cost.reached, cost.seeds, unknown)
-    return Measured(cost.difference, cost.reached, cost.seeds)
+        return Measured(None, cost.reached, cost.seeds, unknown=unknown)
+    return Measured(cost.difference, cost.reached, cost.seeds, cost.at_most)
 
 
 def unknown_costs(results: dict[str, Any], group: str) -> set[str]:
@@ -217,13 +239,23 @@ def unknown_costs(results: dict[str, Any], group: str) -> set[str]:
     return {kind for kind, made in run["preparation"].items() if made["flops"] is None}
 
 
-def verdict(found: Measured, below: float) -> str:
-    """`holds` or `does not hold` where chance between seeds leaves no doubt, at 95 %, else `not decided`."""
-    if found.difference is None:
-        return "not decided" if found.unknown or found.reached else "does not hold"
-    if found.difference.interval is None:
-        return "not decided"
-    low, high = found.difference.interval
-    if high < below:
-        return "holds"
-    return "does not hold" if low >= below else "not decided"
+CLAIM_VERDICTS = {
+    Verdict.LOWER: "holds",
+    Verdict.HIGHER: "does not hold",
+    Verdict.SAME: str(Verdict.SAME),
+    Verdict.UNDECIDED: str(Verdict.UNDECIDED),
+}
+"""What a verdict on a difference says of the claim that it is below a bound."""
+
+
+def claim_verdicts(study: Study, claims: Sequence[tuple[Claim, Measured]]) -> list[str]:
+    """The verdicts on the measured claims of a study, corrected for their number."""
+    decided = verdicts([_test(study, claim, found) for claim, found in claims])
+    return [
+        f"{Verdict.UNDECIDED}: {claim.confounded}" if claim.confounded else CLAIM_VERDICTS[verdict]
+        for (claim, _), verdict in zip(claims, decided, strict=True)
+    ]
+
+
+def _test(study: Study, claim: Claim, found: Measured) -> MarginTest | None:
+    return None if found.difference is None else found.difference.test(claim.below, study.margin(claim))

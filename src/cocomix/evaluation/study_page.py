@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -9,19 +10,40 @@ from typing import Any
 from cocomix import files
 from cocomix.console import table
 from cocomix.evaluation.report import OF_EVALUATIONS, bullets, plot_curves, settings_table
-from cocomix.evaluation.study import LOSS, Claim, Measured, Part, Study, load_results, measure, unknown_costs, verdict
+from cocomix.evaluation.study import (
+    LOSS,
+    Claim,
+    Measured,
+    Part,
+    Study,
+    claim_verdicts,
+    load_results,
+    measure,
+    unknown_costs,
+)
 from cocomix.evaluation.tables import Evaluations, evaluation_tables
-from cocomix.evaluation.wording import caveats, provenance_lines
+from cocomix.evaluation.verdicts import LEVEL
+from cocomix.evaluation.wording import baseline_of, caveats, provenance_lines
 
+VERDICTS = (
+    "A verdict needs a smallest difference of interest: {loss:g} nats per token, {cost:.0%} of a cost. *Holds*: the "
+    "difference is beyond it in the claimed direction; *does not hold*: beyond it in the other; *no difference of "
+    "interest*: within it; *not decided*: none of these is certain at {sure:.0%} for all {tests} measured claims "
+    "together (Student's t over seeds, Holm's correction), or the reason that is given. A claim with its own bound is "
+    "held against that bound. In brackets: 95 % intervals of each difference by itself. The seeds of a part share "
+    "teacher, SAE and labels, so no verdict covers another teacher or SAE."
+)
+WITH_TEACHER = "tokens, with teacher's"
 COLUMNS = {"tokens": "tokens", "student_flops": "FLOPs", "all_flops": "FLOPs, all"}
 PAGE = "results.md"
 READING = (
     "Loss: validation, nats per token, mean ± standard deviation over seeds. Tokens and FLOPs: what it costs to reach "
-    "the final loss of `{baseline}`, against what that cost; *FLOPs* are those of the student's own training, *all* "
-    "adds what its teacher computes meanwhile and an equal part of teacher, SAE and labels, shared by the runs of this "
-    "table that learn from them (a dash where they were made elsewhere). In brackets: 95 % intervals (Student's t) of "
-    "differences paired by seed. *Pays from*: how many such runs have to share teacher, SAE and labels until all of it "
-    "together takes fewer FLOPs than `{baseline}` alone."
+    "the final loss of `{baseline}`, against what that cost; at most: it is there by its first evaluation. *With "
+    "teacher's* adds all tokens that the teacher was trained on, as if for one run alone. *FLOPs* are those of the "
+    "student's own training, *all* adds what its teacher computes meanwhile and an equal part of teacher, SAE and "
+    "labels, shared by the runs of this table that learn from them (a dash where they were made elsewhere). In "
+    "brackets: 95 % intervals (Student's t) of differences paired by seed. *Pays from*: how many such runs have to "
+    "share teacher, SAE and labels until all of it together takes fewer FLOPs than `{baseline}` alone."
 )
 
 
@@ -37,8 +59,7 @@ def write_page(study: Study, folder: Path) -> Path:
         "<!-- Written by `cocomix report`; change results/study.yaml instead. -->",
         study.introduction.strip(),
     ]
-    if claims := [row for part, results in zip(study.parts, found, strict=True) for row in _claims(part, results)]:
-        lines += ["## Claims", table(["claim", "measured", "verdict"], claims)]
+    lines += _claims(study, found)
     for part, results in zip(study.parts, found, strict=True):
         lines += [f"## {part.title}", part.question.strip()]
         if results is None:
@@ -51,8 +72,8 @@ def write_page(study: Study, folder: Path) -> Path:
 
 
 def _part(part: Part, results: dict[str, Any]) -> list[str]:
-    baseline = _baseline(results)
-    lines = [_table(results, baseline), READING.format(baseline=baseline)]
+    baseline = baseline_of(results)
+    lines = [_table(part, results, baseline), READING.format(baseline=baseline)]
     if part.conclusion:
         lines.append(part.conclusion.strip())
     lines.append(f"![Validation loss by tokens and by FLOPs](results/{part.results}.png)")
@@ -74,13 +95,18 @@ def _in_short(evaluations: Evaluations) -> Evaluations:
     }
 
 
-def _baseline(results: dict[str, Any]) -> str:
-    """As in `compare_runs`: what its comparisons are against, or the only group."""
-    return results["comparisons"][0]["baseline"] if results["comparisons"] else next(iter(results["groups"]))
-
-
-def _table(results: dict[str, Any], baseline: str) -> str:
-    header = ["student", "activated", "loss", f"− {baseline}", *COLUMNS.values(), "pays from"]
+def _table(part: Part, results: dict[str, Any], baseline: str) -> str:
+    first, *others = COLUMNS
+    header = [
+        "student",
+        "activated",
+        "loss",
+        f"− {baseline}",
+        COLUMNS[first],
+        WITH_TEACHER,
+        *(COLUMNS[what] for what in others),
+        "pays from",
+    ]
     rows = []
     for name, members in results["groups"].items():
         runs = [results["students"][member] for member in members]
@@ -90,7 +116,9 @@ def _table(results: dict[str, Any], baseline: str) -> str:
         if name == baseline:
             rows.append([*row, *[""] * (len(header) - len(row))])
             continue
-        row += [_figure(measure(results, name, baseline, what), what) for what in (LOSS, *COLUMNS)]
+        row += [_figure(measure(results, name, baseline, what), what) for what in (LOSS, first)]
+        row.append(_with_teacher(part, results, name, baseline))
+        row += [_figure(measure(results, name, baseline, what), what) for what in others]
         rows.append([*row, _pays_from(results, name, baseline)])
     return table(header, rows)
 
@@ -102,9 +130,30 @@ def _figure(found: Measured, what: str) -> str:
     if found.difference is None:
         return f"reached by {found.reached} of {found.seeds} seeds" if found.reached else "not reached"
     form = "+.4f" if what == LOSS else "+.1%"
+    at_most = "at most " if found.at_most else ""
     interval = found.difference.interval
     around = f" ({interval[0]:{form}} to {interval[1]:{form}})" if interval else ""
-    return f"{found.difference.mean:{form}}{around}"
+    return f"{at_most}{found.difference.mean:{form}}{around}"
+
+
+def _with_teacher(part: Part, results: dict[str, Any], name: str, baseline: str) -> str:
+    """Tokens until the baseline's final loss and all of the teacher's, against the baseline's; "–" if not known."""
+    run, other = (results["students"][results["groups"][group][0]] for group in (name, baseline))
+    found = measure(results, name, baseline, "tokens")
+    teachers = [_teacher_tokens(part, results, student) for student in (run, other)]
+    if found.difference is None or None in teachers:
+        return "–"
+    ours, theirs = (tokens or 0 for tokens in teachers)
+    tokens = (1 + found.difference.mean) * other["tokens"] + ours
+    at_most = "at most " if found.at_most else ""
+    return f"{at_most}{tokens / (other['tokens'] + theirs) - 1:+.1%}"
+
+
+def _teacher_tokens(part: Part, results: dict[str, Any], student: dict[str, Any]) -> int | None:
+    """Training tokens of the teacher that a student learns from: 0 without one, None if not known."""
+    if not student["preparation"]:
+        return 0
+    return part.teacher_tokens or results.get("teacher", {}).get("tokens")
 
 
 def _pays_from(results: dict[str, Any], name: str, baseline: str) -> str:
@@ -122,17 +171,26 @@ def _pays_from(results: dict[str, Any], name: str, baseline: str) -> str:
     return f"{runs:,} runs" if runs > 1 else "1 run"
 
 
-def _claims(part: Part, results: dict[str, Any] | None) -> list[list[str]]:
-    """Of the table of claims."""
-    rows = []
-    for claim in part.claims or []:
-        text = " ".join(claim.text.split()).replace("|", "\\|")
-        if results is None:
-            rows.append([text, "–", "not measured"])
-            continue
-        found = measure(results, claim.run, claim.baseline, claim.measure)
-        rows.append([text, _measured(claim, found), verdict(found, claim.below)])
-    return rows
+def _claims(study: Study, results: Sequence[dict[str, Any] | None]) -> list[str]:
+    """The table of claims, and how to read it; nothing if nothing is claimed."""
+    claims = [
+        (claim, None if found is None else measure(found, claim.run, claim.baseline, claim.measure))
+        for part, found in zip(study.parts, results, strict=True)
+        for claim in part.claims or []
+    ]
+    if not claims:
+        return []
+    decided = iter(claim_verdicts(study, [(claim, found) for claim, found in claims if found is not None]))
+    rows = [
+        [
+            " ".join(claim.text.split()).replace("|", "\\|"),
+            *(["–", "not measured"] if found is None else [_measured(claim, found), next(decided)]),
+        ]
+        for claim, found in claims
+    ]
+    tests = sum(found is not None for _, found in claims)
+    note = VERDICTS.format(loss=study.loss_margin, cost=study.cost_margin, sure=1 - LEVEL, tests=tests)
+    return ["## Claims", table(["claim", "measured", "verdict"], rows), note]
 
 
 def _measured(claim: Claim, found: Measured) -> str:

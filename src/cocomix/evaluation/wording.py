@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
+
+from cocomix.evaluation.verdicts import LEVEL, LOSS_MARGIN, Verdict
+
+VERDICTS = {
+    Verdict.LOWER: "`{run}` is better than `{baseline}`",
+    Verdict.HIGHER: "`{run}` is worse than `{baseline}`",
+    Verdict.SAME: "no difference of interest",
+    Verdict.UNDECIDED: "not decided",
+}
+"""What a verdict on a difference between losses says."""
+
+
+def baseline_of(results: dict[str, Any]) -> str:
+    """The group that the others are compared with, or the only one."""
+    return results["comparisons"][0]["baseline"] if results["comparisons"] else next(iter(results["groups"]))
 
 
 def comparison_sentences(results: dict[str, Any]) -> list[str]:
@@ -17,18 +33,49 @@ def comparison_sentences(results: dict[str, Any]) -> list[str]:
             f"After {trained:,} tokens `{run}` ends with a validation loss {abs(difference):.4f} nats {word} than "
             f"`{baseline}`{_certainty(comparison)}"
         )
-        tokens = comparison["tokens_to_baseline_loss"]
+        tokens, bound = comparison["tokens_to_baseline_loss"], comparison["tokens_at_most"]
         if tokens is None:
-            sentence += f"; the final loss of `{baseline}` was not reached."
+            of_mean = " by the mean over seeds" if comparison["seeds"][0] > 1 else ""
+            sentence += f"; the final loss of `{baseline}` was not reached{of_mean}{_tokens_over_seeds(comparison)}."
         else:
+            at_most = "at most " if bound else ""
             sentence += (
-                f"; it reaches the final loss of `{baseline}` after {tokens:,.0f} tokens "
-                f"({_relative(comparison['tokens_ratio'])} tokens{_of_tokens(comparison)}) and "
-                f"{comparison['flops_to_baseline_loss']:.2e} FLOPs of its own training "
-                f"({_relative(comparison['flops_ratio'])} FLOPs)."
+                f"; it reaches the final loss of `{baseline}` after {at_most}{tokens:,.0f} tokens "
+                f"({_relative(comparison['tokens_ratio'], bound)} tokens{_tokens_over_seeds(comparison)}) and "
+                f"{at_most}{comparison['flops_to_baseline_loss']:.2e} FLOPs of its own training "
+                f"({_relative(comparison['flops_ratio'], bound)} FLOPs)."
             )
-        sentences.append(sentence)
+        sentences.append(sentence + _verdicts(comparison))
     return sentences
+
+
+def _verdicts(comparison: dict[str, Any]) -> str:
+    """State the verdicts on a difference."""
+    return "".join(
+        f" Over {sample}: {VERDICTS[Verdict(verdict)].format(**comparison)}."
+        for sample, verdict in (
+            ("seeds", comparison["verdict_over_seeds"]),
+            ("validation documents", comparison["verdict_over_documents"]),
+        )
+        if verdict is not None
+    )
+
+
+def verdict_note(results: dict[str, Any]) -> str | None:
+    """Explain the verdicts of a comparison; None if there is none."""
+    counts = [
+        sum(comparison[f"verdict_over_{sample}"] is not None for comparison in results["comparisons"])
+        for sample in ("seeds", "documents")
+    ]
+    if not any(counts):
+        return None
+    note = (
+        f"Verdicts: a difference is of interest beyond {LOSS_MARGIN:g} nats per token. Better and worse: it is beyond "
+        f"that; no difference of interest: it is within; not decided: neither is certain at {1 - LEVEL:.0%}"
+    )
+    if max(counts) > 1:
+        note += f", for up to {max(counts)} comparisons together (Holm)"
+    return note + "."
 
 
 def _certainty(comparison: dict[str, Any]) -> str:
@@ -48,16 +95,24 @@ def _certainty(comparison: dict[str, Any]) -> str:
     return f" ({'; '.join(found)})" if found else ""
 
 
-def _of_tokens(comparison: dict[str, Any]) -> str:
-    """How sure seeds make of a share of tokens."""
-    if (seeds := comparison["tokens_over_seeds"]) is None:
+def _tokens_over_seeds(comparison: dict[str, Any]) -> str:
+    """State what the seeds say of a share of tokens, each by itself."""
+    if (over_seeds := comparison["tokens_over_seeds"]) is None:
         return ""
-    low, high = seeds["interval"]
-    return f"; 95 % interval over {seeds['seeds']} seeds {low:+.1%} to {high:+.1%}"
+    if (difference := over_seeds["difference"]) is None:
+        return f"; reached by {over_seeds['reached']} of {over_seeds['seeds']} seeds"
+    if over_seeds["at_most"]:
+        return f"; mean over {over_seeds['seeds']} seeds at most {difference['mean']:+.1%}"
+    low, high = difference["interval"]
+    mean = f"mean over {over_seeds['seeds']} seeds {difference['mean']:+.1%}"
+    return f"; {mean}, 95 % interval {low:+.1%} to {high:+.1%}"
 
 
-def _relative(ratio: float) -> str:
-    return f"{1 - ratio:.1%} fewer" if ratio <= 1 else f"{ratio - 1:.1%} more"
+def _relative(ratio: float, at_most: bool) -> str:
+    """A cost against the baseline's; `at_most` if it is an upper bound."""
+    if ratio <= 1:
+        return f"{'at least ' if at_most else ''}{1 - ratio:.1%} fewer"
+    return f"{'at most ' if at_most else ''}{ratio - 1:.1%} more"
 
 
 def concept_sentences(students: dict[str, Any]) -> list[str]:
@@ -87,6 +142,7 @@ def caveats(results: dict[str, Any]) -> list[str]:
     lines = [
         _of_seeds(results),
         f"Trained on {largest:,} tokens: nothing here says how larger models or longer runs compare.",
+        *_teacher_against_baseline(results),
     ]
     cost = preparation_flops(results)
     if cost:
@@ -104,6 +160,25 @@ def caveats(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _teacher_against_baseline(results: dict[str, Any]) -> list[str]:
+    """Compare the teacher with the baseline, as the bits per byte that do not depend on a tokenizer."""
+    teacher, name = results.get("teacher", {}), baseline_of(results)
+    baseline = [results["students"][member] for member in results["groups"][name]]
+    if "tokens" not in teacher or "bits_per_byte" not in teacher["metrics"]:
+        return []
+    bits = fmean(run["metrics"]["bits_per_byte"] for run in baseline)
+    flops = teacher["tokens"] * teacher["training_flops_per_token"]
+    better = teacher["metrics"]["bits_per_byte"] < bits
+    line = (
+        f"The teacher was trained on {teacher['tokens']:,} tokens with {flops:.2e} FLOPs and is at "
+        f"{teacher['metrics']['bits_per_byte']:.4f} bits per byte, `{name}` on {baseline[0]['tokens']:,} with "
+        f"{baseline[0]['training_flops']:.2e} at {bits:.4f}."
+    )
+    if better:
+        line += f" It is the better model, so what a student gains over `{name}` may be what the teacher has read."
+    return [line]
+
+
 def _of_seeds(results: dict[str, Any]) -> str:
     """What is known of chance in the training."""
     seeds = ", ".join(map(str, sorted({student["seed"] for student in results["students"].values()})))
@@ -111,7 +186,7 @@ def _of_seeds(results: dict[str, Any]) -> str:
     if not once:
         return (
             f"Seeds {seeds}: the deviation from seed to seed says what training again changes, the interval over "
-            "validation documents what other validation text would."
+            f"validation documents what other validation text would.{_shared_preparation(results)}"
         )
     of_whom = (
         f"One seed ({seeds}) per student" if len(once) == len(results["groups"]) else f"One seed of {', '.join(once)}"
@@ -120,6 +195,18 @@ def _of_seeds(results: dict[str, Any]) -> str:
         f"{of_whom}: how much these figures vary from seed to seed was not measured, so a small difference may be "
         "chance; the interval over validation documents does not know of it."
     )
+
+
+def _shared_preparation(results: dict[str, Any]) -> str:
+    """Name what all seeds of the students have in common, so that its variation is not measured."""
+    made: dict[str, set[str]] = {}
+    for student in results["students"].values():
+        for kind, each in student["preparation"].items():
+            made.setdefault(kind, set()).add(each["fingerprint"])
+    shared = [kind for kind in ("teacher", "sae", "labels") if kind in made and len(made[kind]) == 1]
+    if not shared:
+        return ""
+    return f" Seeds share the same {', '.join(shared)}, so neither says what another would change."
 
 
 def preparation_flops(results: dict[str, Any]) -> dict[str, float]:

@@ -29,40 +29,34 @@ def test_the_first_crossing_counts_where_a_curve_rises_again() -> None:
     assert cost_to_reach(np.array([1.0, 2.0, 3.0]), np.array([4.0, 2.0, 3.0]), 3.0) == pytest.approx(1.5)
 
 
-def results(ratio: float | None) -> dict:
+def test_a_difference_is_stated_with_its_intervals() -> None:
     comparison = {
         "run": "a",
         "baseline": "b",
-        "loss_difference": -0.1 if ratio else 0.1,
-        "loss_over_seeds": {"sd": 0.02, "interval": [-0.15, -0.05], "seeds": 3} if ratio else None,
-        "tokens_over_seeds": {"interval": [-0.3, -0.2], "seeds": 3} if ratio else None,
+        "loss_difference": -0.1,
+        "loss_over_seeds": {"sd": 0.02, "interval": [-0.15, -0.05], "seeds": 3},
+        "documents": {"interval": [-0.13, -0.07], "documents": 50, "p_value": 0.0004},
         "seeds": (3, 3),
-        "documents": {"interval": [-0.13, -0.07], "documents": 50, "p_value": 0.0004} if ratio else None,
-        "tokens_to_baseline_loss": ratio and 1000 * ratio,
-        "tokens_ratio": ratio,
-        "flops_to_baseline_loss": ratio and 2e9,
-        "flops_ratio": ratio and 1.25,
+        "tokens_to_baseline_loss": None,
+        "tokens_at_most": False,
+        "tokens_over_seeds": None,
+        "verdict_over_seeds": None,
+        "verdict_over_documents": None,
     }
-    return {"students": {"a, seed 0": {"tokens": 1000}}, "groups": {"a": ["a, seed 0"]}, "comparisons": [comparison]}
-
-
-def test_sentences_say_reached_and_not_reached() -> None:
-    (reached,) = comparison_sentences(results(0.75))
-    assert "0.1000 nats lower" in reached
-    assert "25.0% fewer tokens" in reached
-    assert "25.0% more FLOPs" in reached
-    assert "(standard deviation over 3 seeds 0.0200, 95 % interval -0.1500 to -0.0500; 95 % interval over 50" in reached
-    assert "50 validation documents -0.1300 to -0.0700, p = 0.0004)" in reached
-    assert "(25.0% fewer tokens; 95 % interval over 3 seeds -30.0% to -20.0%)" in reached
-    (missed,) = comparison_sentences(results(None))
-    assert "0.1000 nats higher" in missed
-    assert "was not reached" in missed
-    assert "seeds" not in missed
+    results = {"students": {"a, seed 0": {"tokens": 1000}}, "groups": {"a": ["a, seed 0"]}}
+    (lower,) = comparison_sentences({**results, "comparisons": [comparison]})
+    assert "0.1000 nats lower" in lower
+    assert "(standard deviation over 3 seeds 0.0200, 95 % interval -0.1500 to -0.0500; 95 % interval over 50" in lower
+    assert "50 validation documents -0.1300 to -0.0700, p = 0.0004)" in lower
+    alone = {"loss_difference": 0.1, "loss_over_seeds": None, "documents": None, "seeds": (1, 1)}
+    (higher,) = comparison_sentences({**results, "comparisons": [{**comparison, **alone}]})
+    assert "0.1000 nats higher" in higher
+    assert "seeds" not in higher
 
 
 def test_one_seed_of_some_is_said_of_these() -> None:
     one, two = {"a": ["a"]}, {"b": ["b, seed 0", "b, seed 1"]}
-    students = {name: {"seed": int(name[-1] == "1")} for name in ("a", "b, seed 0", "b, seed 1")}
+    students = {name: {"seed": int(name[-1] == "1"), "preparation": {}} for name in ("a", "b, seed 0", "b, seed 1")}
     assert _of_seeds({"students": students, "groups": one | two}).startswith("One seed of a: how much")
     assert _of_seeds({"students": students, "groups": one}).startswith("One seed (0, 1) per student")
     assert _of_seeds({"students": students, "groups": two}).startswith("Seeds 0, 1: the deviation")

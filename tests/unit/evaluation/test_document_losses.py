@@ -20,6 +20,7 @@ from cocomix.evaluation.documents import (
     save_document_losses,
 )
 from cocomix.evaluation.validation import evaluate_model
+from cocomix.evaluation.verdicts import Verdict, verdicts
 
 
 def test_every_predicted_token_counts_for_its_document(random_teacher) -> None:
@@ -100,3 +101,21 @@ def test_the_p_value_is_the_share_of_signs_that_go_as_far(apart: list[float]) ->
     signs = np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1)
     exact = (np.abs(np.array(apart) @ signs) >= abs(sum(apart))).mean()
     assert found.p_value == pytest.approx(exact, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("shift", "deviation", "verdict"),
+    [
+        (-0.05, 0.05, Verdict.LOWER),
+        (0.05, 0.05, Verdict.HIGHER),
+        (-0.003, 0.02, Verdict.SAME),  # not 0 for sure, but within the margin
+        (-0.02, 0.3, Verdict.UNDECIDED),
+    ],
+)
+def test_documents_are_held_against_the_margin(shift: float, deviation: float, verdict: Verdict) -> None:
+    tokens = np.full(200, 50)
+    noise = np.random.default_rng(3).standard_normal(200)
+    apart = shift + deviation * (noise - noise.mean())
+    theirs = DocumentLosses(np.full(200, 150.0), tokens)
+    found = paired_difference([DocumentLosses(theirs.nll + apart * tokens, tokens)], [theirs])
+    assert verdicts([found.test]) == [verdict]

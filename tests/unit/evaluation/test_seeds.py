@@ -43,6 +43,21 @@ def test_cost_is_unknown_where_one_seed_never_reaches_the_loss() -> None:
     assert (found.difference, found.reached, found.seeds) == (None, 1, 2)
 
 
+def test_a_cost_reached_by_the_first_evaluation_is_an_upper_bound_without_an_interval() -> None:
+    theirs = [curve(4.0, 3.0, 2.8), curve(4.0, 3.0, 2.8)]
+    found = cost_difference([curve(2.7, 2.6, 2.5), curve(3.0, 2.7, 2.6)], theirs)
+    assert found.at_most and found.difference is not None
+    assert found.difference.mean == pytest.approx((100 / 300 + 166.67 / 300) / 2 - 1, abs=1e-4)
+    assert (found.difference.sd, found.difference.interval) == (None, None)
+
+
+def test_no_interval_of_a_cost_goes_below_nothing() -> None:
+    theirs = [curve(4.0, 3.0, 2.8), curve(4.0, 3.0, 2.8)]
+    found = cost_difference([curve(4.0, 2.7, 2.6), curve(4.0, 3.0, 2.8)], theirs)
+    assert found.difference is not None and found.difference.interval is not None
+    assert found.difference.interval[0] == -1.0
+
+
 def test_a_dearer_training_may_cost_more_for_the_same_loss() -> None:
     found = cost_difference([curve(4.0, 3.0, 2.8, costs=(200.0, 400.0, 600.0))], [curve(4.0, 3.0, 2.8)])
     assert found.difference is not None

@@ -13,8 +13,17 @@ import yaml
 
 from cocomix.cli import main
 from cocomix.errors import InputError
-from cocomix.evaluation.seeds import SeedDifference
-from cocomix.evaluation.study import Measured, add_results, load_results, load_study, measure, verdict
+from cocomix.evaluation.seeds import over_seeds
+from cocomix.evaluation.study import (
+    Claim,
+    Measured,
+    Study,
+    add_results,
+    claim_verdicts,
+    load_results,
+    load_study,
+    measure,
+)
 from cocomix.evaluation.study_page import write_page
 
 CLAIM = (
@@ -43,7 +52,7 @@ def student(seed: int, losses: list[float], flops_per_token: int, preparation: d
         "teacher_flops_per_token": 0,
         "training_flops": 300 * flops_per_token,
         "preparation": preparation,
-        "metrics": {"loss": losses[-1]},
+        "metrics": {"loss": losses[-1], "bits_per_byte": 2.0},
         "curve": [{"tokens": at, "loss": loss} for at, loss in zip(tokens, losses, strict=True)],
         "costs": {
             "tokens": tokens,
@@ -71,6 +80,12 @@ def results() -> dict[str, Any]:
         "students": students,
         "groups": groups,
         "comparisons": [{"baseline": "ntp"}],
+        "teacher": {
+            "tokens": 600,
+            "stored_parameters": 1000,
+            "training_flops_per_token": 100,
+            "metrics": {"loss": 2.7, "bits_per_byte": 1.9},
+        },
         "evaluations": {name: [] for name in students},
         "recipe": {"students": {}, "labels": {}},
         "environment": ENVIRONMENT,
@@ -114,29 +129,53 @@ def write_study(folder: Path, **content: Any) -> None:
         ("good", "student_flops", 0.0, "holds"),
         ("good", "all_flops", 0.0, "does not hold"),
         ("bad", "loss", 0.0, "does not hold"),
-        ("bad", "tokens", 0.0, "does not hold"),  # never gets there
+        ("bad", "tokens", 0.0, "not decided"),  # never gets there, so there is no figure to test
         ("unsteady", "loss", 0.0, "not decided"),
         ("unsteady", "tokens", 0.0, "not decided"),  # one seed of three gets there
     ],
 )
 def test_verdicts(results: dict[str, Any], run: str, what: str, below: float, word: str) -> None:
-    assert verdict(measure(results, run, "ntp", what), below) == word
+    assert decided(measure(results, run, "ntp", what), what, below) == word
+
+
+def decided(found: Measured, what: str, below: float, **keys: Any) -> str:
+    (word,) = claim_verdicts(Study("t", "i", [], **keys), [(Claim("c", "a", "b", what, below), found)])
+    return word
 
 
 @pytest.mark.parametrize(
-    ("interval", "below", "word"),
+    ("values", "what", "below", "word"),
     [
-        ((-0.4, -0.35), -0.3, "holds"),
-        ((-0.4, -0.2), -0.3, "not decided"),  # below 0 for sure, but not below the bound
-        ((-0.2, -0.1), -0.3, "does not hold"),
-        ((0.01, 0.02), 0.05, "holds"),
-        ((0.0, 0.0), 0.0, "does not hold"),
-        (None, 0.0, "not decided"),  # one seed
+        ([-0.40, -0.38, -0.39], "tokens", -0.3, "holds"),
+        ([-0.35, -0.38, -0.29], "tokens", -0.3, "not decided"),  # below 0 for sure, but not below the bound
+        ([-0.20, -0.18, -0.19], "tokens", -0.3, "does not hold"),
+        ([0.014, 0.015, 0.016], "loss", 0.05, "holds"),
+        ([0.0, 0.0, 0.0], "loss", 0.0, "no difference of interest"),
+        ([-0.001, -0.0012, -0.0011], "loss", 0.0, "no difference of interest"),  # below 0 for sure, but by too little
+        ([-0.012, -0.014, -0.010], "loss", 0.0, "not decided"),
+        ([-0.020, -0.021, -0.022], "loss", 0.0, "holds"),
+        ([-0.020, -0.021, -0.022], "tokens", 0.0, "no difference of interest"),  # costs have another margin
+        ([0.070, 0.071, 0.072], "tokens", 0.0, "does not hold"),
+        ([-0.5], "loss", 0.0, "not decided"),  # one seed
     ],
 )
-def test_a_claim_is_about_its_bound(interval: tuple[float, float] | None, below: float, word: str) -> None:
-    mean = -1.0 if interval is None else sum(interval) / 2
-    assert verdict(Measured(SeedDifference(mean, 0.1, interval, 3), 3, 3), below) == word
+def test_a_claim_is_about_its_bound_or_the_margin(values: list[float], what: str, below: float, word: str) -> None:
+    assert decided(Measured(over_seeds(values), 3, 3), what, below) == word
+
+
+def test_a_study_has_its_own_margins() -> None:
+    found = Measured(over_seeds([-0.020, -0.021, -0.022]), 3, 3)
+    assert decided(found, "loss", 0.0, loss_margin=0.05) == "no difference of interest"
+    assert decided(found, "tokens", 0.0, cost_margin=0.01) == "holds"
+
+
+def test_claims_are_corrected_for_their_number_and_a_reason_overrides_figures() -> None:
+    strong, weak = (Measured(over_seeds(values), 3, 3) for values in ([-0.5, -0.501, -0.502], [-0.5, -0.3, -0.4]))
+    claims = [Claim("c", "a", "b"), Claim("c", "a", "b"), Claim("c", "a", "b", confounded="no control")]
+    study = Study("t", "i", [])
+    assert claim_verdicts(study, [(claims[0], weak)]) == ["holds"]
+    together = claim_verdicts(study, list(zip(claims, (strong, weak, weak), strict=True)) + [(claims[0], weak)] * 4)
+    assert together == ["holds", "not decided", "not decided: no control", *["not decided"] * 4]
 
 
 def test_what_was_made_elsewhere_has_no_cost_to_compare(folder: Path, results: dict[str, Any]) -> None:
@@ -145,14 +184,14 @@ def test_what_was_made_elsewhere_has_no_cost_to_compare(folder: Path, results: d
             each["preparation"] = {"teacher": {"fingerprint": "t", "flops": None}}
     found = measure(results, "good", "ntp", "all_flops")
     assert (found.difference, found.unknown) == (None, ("teacher",))
-    assert verdict(found, 0.0) == "not decided"
+    assert decided(found, "all_flops", 0.0) == "not decided"
     claim = {"text": "Cheap |\nin all.", "run": "good", "baseline": "ntp", "measure": "all_flops"}
     write_study(folder, parts=[{"title": "t", "results": "small", "question": "?", "claims": [claim]}])
     (folder / "results" / "small.json").write_text(json.dumps(results))
     page = write_page(load_study(folder), folder).read_text()
     assert r"| Cheap \| in all. | cost of teacher not known | not decided |" in page
     rows = {cells[0]: cells[1:] for cells in map(cells_of, page.splitlines()) if len(cells) > 1}
-    assert rows["good"][5:] == ["–", "–"]
+    assert rows["good"][6:] == ["–", "–"]
     assert "Made elsewhere, at a cost that is not counted: teacher." in page
 
 
@@ -168,10 +207,14 @@ def test_a_page_has_the_figures_and_says_what_was_not_measured(folder: Path) -> 
     assert good[1] == "2.5100 ± 0.0100"
     assert good[2].startswith("-0.3000 (")
     # 2.8 lies two thirds of the way from 3.2 to 2.6, so at 167 of 300 tokens, each a tenth dearer.
-    assert good[3].startswith("-45.0%") and good[4].startswith("-39.5%")
+    assert good[3].startswith("-45.0%") and good[5].startswith("-39.5%")
+    assert good[4] == "+155.0%"  # the teacher read 600 tokens, twice the baseline's
     # The teacher's 60,000 FLOPs against some 11,850 saved by each run.
-    assert good[6] == "6 runs"
-    assert rows["bad"][3] == "not reached" and rows["bad"][6] == "–"
+    assert good[7] == "6 runs"
+    assert rows["bad"][3] == "not reached" and rows["bad"][7] == "–"
+    assert "0.01 nats per token, 5% of a cost" in page and "for all 2 measured claims together" in page
+    assert "Seeds share the same teacher, so neither" in page
+    assert "`ntp` on 300 with 3.00e+04 at 2.0000. It is the better model" in page
     assert "Not measured yet: there is no `results/other.json`" in page
     assert (
         "Seeds 0, 1, 2" in page and "an abacus" in page and "commit abc" in page and "`cocomix run some.yaml`" in page
@@ -209,6 +252,7 @@ def test_the_command_takes_results_in_and_writes_the_page(folder: Path, capsys: 
         (CLAIM.format("measure: joy"), "measure is 'joy'; expected one of loss, tokens, "),
         (CLAIM.format("below: .nan"), "below is nan; expected a number"),
         (CLAIM.format("below: much"), "below"),
+        (CLAIM.format("below: 0") + "\nloss_margin: -1", "loss_margin is -1.0; expected a number that is not negative"),
     ],
 )
 def test_a_study_that_cannot_be_read_is_said_in_a_line(folder: Path, content: str, said: str) -> None:
