@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from cocomix.app.limits import Limits
+from cocomix.data.pieces import token_pieces
 from cocomix.errors import InputError
 from cocomix.steering.runs import OpenRun
 from cocomix.steering.trace import TracedToken
@@ -26,7 +27,7 @@ class Reading:
 
     Attributes:
         text: that was read.
-        tokens: text of each token.
+        tokens: text of each token, as `token_pieces` gives it.
         losses: (T,) −log p of each token after those before it, nats; NaN for the first.
         indices: (T, K) the concepts that are mixed in, the strongest first.
         logits: (T, K) theirs.
@@ -66,7 +67,7 @@ def read_text(run: OpenRun, text: str, limits: Limits) -> Reading:
     kept = output.concept_logits[0].float().topk(run.model.config.num_active_concepts)
     return Reading(
         text=text,
-        tokens=[run.tokenizer.decode([token]) for token in ids.tolist()],
+        tokens=token_pieces(run.tokenizer, ids.tolist()),
         losses=np.concatenate(([np.nan], losses.numpy())),
         indices=kept.indices.cpu().numpy(),
         logits=kept.values.cpu().numpy(),

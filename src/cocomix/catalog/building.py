@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix import files
 from cocomix.catalog.activity import read_activity
-from cocomix.catalog.contexts import Windows, decode_around, read_windows
+from cocomix.catalog.contexts import Windows, read_windows
 from cocomix.catalog.naming import default_name
 from cocomix.catalog.rows import (
     CATALOG_FILE,
@@ -35,6 +35,7 @@ from cocomix.catalog.rows import (
 from cocomix.concepts.reading import TeacherReader
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import freeze
+from cocomix.data.pieces import decode_around, decoded
 from cocomix.data.tokenizer import vocabulary_size
 from cocomix.models.backbones import final_norm_name
 
@@ -195,7 +196,7 @@ def _token_columns(
     columns: dict[str, list[Any]] = {}
     for side in Effects._fields:
         ids = torch.cat([getattr(part, side).indices for part in effects]).tolist()
-        columns[side] = [[_decode(tokenizer, [token]) for token in row] for row in ids]
+        columns[side] = [[decoded(tokenizer, [token]) for token in row] for row in ids]
         columns[f"{side}_logits"] = torch.cat([getattr(part, side).values for part in effects]).tolist()
     names = [default_name(promoted) for promoted in columns["promoted"]]
     return columns | {"name": names, "name_source": [PROMOTED_TOKENS] * len(names)}
@@ -247,7 +248,7 @@ def _contexts(
         if document not in sources:
             sources[document] = reader.source(document)
         left = int((window[:before] >= 0).sum())
-        pieces = decode_around(lambda ids: _decode(reader.tokenizer, ids), window[window >= 0].tolist(), left)
+        pieces = decode_around(lambda ids: decoded(reader.tokenizer, ids), window[window >= 0].tolist(), left)
         context = Context(
             *pieces,
             activation=float(activation[row, slot]),
@@ -257,7 +258,3 @@ def _contexts(
         )
         contexts[row].append(vars(context))
     return contexts
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))

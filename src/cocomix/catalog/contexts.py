@@ -5,16 +5,12 @@ C concepts (SAE latents), n contexts kept per concept, w tokens of a context, B 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from cocomix.catalog.activity import counted_tokens
 from cocomix.concepts.reading import Passages, TeacherReader
-
-LONGEST_CHARACTER = 4
-"""Bytes of a character in UTF-8, and so the tokens that it can be spread over."""
 
 
 class Windows(NamedTuple):
@@ -58,25 +54,3 @@ def read_windows(reader: TeacherReader, block: np.ndarray, position: np.ndarray,
         if passages.documents is not None:
             windows.document[concept, slot] = document[at[:, 0]]
     return windows
-
-
-def decode_around(decode: Callable[[list[int]], str], ids: list[int], index: int) -> tuple[str, str, str]:
-    """The text of `ids` before, at and after token `index`; together they are the text of all.
-
-    A character spread over several tokens is not broken: it counts to the token asked for if that holds a part
-    of it. At either end, the tokens of a character that is cut there are left out.
-    """
-    for _ in range(LONGEST_CHARACTER - 1):
-        if index > 0 and decode(ids).startswith("\ufffd"):
-            ids, index = ids[1:], index - 1
-    for _ in range(LONGEST_CHARACTER - 1):
-        if index < len(ids) - 1 and decode(ids).endswith("\ufffd"):
-            ids = ids[:-1]
-    text = decode(ids)
-    # An unfinished character decodes to a replacement sign, which is not how the text goes on: take what follows.
-    end = next(len(lead) for stop in range(index + 1, len(ids) + 1) if text.startswith(lead := decode(ids[:stop])))
-    lead = decode(ids[:index])
-    start = next((at for at, (one, other) in enumerate(zip(lead, text, strict=False)) if one != other), len(lead))
-    if start >= end:  # both end within one character, which the text does not finish either
-        start = len(text[:end].rstrip("\ufffd"))
-    return text[:start], text[start:end], text[end:]

@@ -118,7 +118,7 @@ def _read_answers(path: Path, model: str) -> dict[int, str]:
     if whole != text:
         files.write_text(path, whole)
     answers = {}
-    for line in whole.splitlines():
+    for line in whole.split("\n"):
         try:
             record = json.loads(line)
             if record["model"] == model:

@@ -6,9 +6,11 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +18,11 @@ import pyarrow as pa
 from cocomix.catalog.endpoint import API_KEY_VARIABLE, name_by_endpoint
 from cocomix.catalog.rows import CATALOG_FILE, SCHEMA, one_line, visible, write_rows
 from cocomix.catalog.search import open_catalog
+from cocomix.data.records import json_lines, reason
 from cocomix.errors import InputError
 
 DEFAULT_NAME_TOKENS = 3
+_EXPECTED = 'expected {"12": "name", ...}, or Neuronpedia\'s objects with "index" and "description"'
 
 
 def default_name(promoted: Sequence[str]) -> str:
@@ -46,41 +50,63 @@ def read_names(path: Path) -> dict[int, str]:
     Raises:
         InputError: no such file, or something else in it.
     """
-    expected = 'expected {"12": "name", ...}, or Neuronpedia\'s objects with "index" and "description"'
     try:
         content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-        pairs = _pairs(text)
-    except OSError as error:
-        raise InputError(f"names file {path} does not open ({error.strerror or error}); {expected}") from None
-    except (ValueError, TypeError, KeyError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} holds no names ({type(error).__name__}: {error!s:.80}); {expected}") from None
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"names file {path} cannot be read ({reason(error)}); {_EXPECTED}") from None
     names: dict[int, str] = {}
-    for concept_id, name in pairs:
-        if concept_id < 0:
-            raise InputError(f"{path} names the concept {concept_id}; {expected}")
+    for where, concept, name in _entries(content, str(path)):
+        concept_id = _concept_id(concept)
+        if concept_id is None:
+            raise InputError(f"{where}: the concept is {concept!r:.40}, not a number from 0 on; {_EXPECTED}")
+        if not isinstance(name, str | None):
+            raise InputError(f"{where}: the name of concept {concept_id} is {name!r:.40}; {_EXPECTED}")
         if line := one_line(name or ""):
             names.setdefault(concept_id, line)
     if not names:
-        raise InputError(f"{path} holds no names; {expected}")
+        raise InputError(f"{path} holds no names; {_EXPECTED}")
     return names
 
 
-def _pairs(text: str) -> list[tuple[int, str | None]]:
-    """Concept and name, as they follow one another in a names file. Raises what parsing raises."""
+def _entries(content: bytes, name: str) -> Iterator[tuple[str, object, object]]:
+    """Where it stands, concept and name of each entry of a names file."""
+    for where, value in _values(content, name):
+        if isinstance(value, dict) and "index" not in value:
+            yield from ((where, concept, named) for concept, named in value.items())
+            continue
+        for number, record in enumerate(value if isinstance(value, list) else [value], 1):
+            if not (isinstance(record, dict) and {"index", "description"} <= record.keys()):
+                raise InputError(
+                    f'{where}: entry {number} has not both "index" and "description": {record!r:.60}; {_EXPECTED}'
+                )
+            yield where, record["index"], record["description"]
+
+
+def _values(content: bytes, name: str) -> list[tuple[str, Any]]:
+    """Where it stands and what it is, of the one JSON value of a names file or of one in each line."""
     try:
-        value = json.loads(text)
-    except ValueError:
-        value = [json.loads(line) for line in text.splitlines() if line.strip()]
-    if isinstance(value, dict) and "index" not in value:
-        pairs = [(int(concept_id), name) for concept_id, name in value.items()]
-    else:
-        records = [value] if isinstance(value, dict) else value
-        pairs = [(int(record["index"]), record["description"]) for record in records]
-    for concept_id, name in pairs:
-        if not isinstance(name, str | None):
-            raise ValueError(f"the name of concept {concept_id} is {name!r:.40}")
-    return pairs
+        return [(name, json.loads(content.decode("utf-8-sig")))]
+    except (ValueError, RecursionError) as error:
+        whole = reason(error)
+    values: list[tuple[str, Any]] = []
+    try:
+        values.extend((f"{name}, line {number}", value) for number, value in json_lines(BytesIO(content), name))
+    except InputError:
+        if values:
+            raise
+        raise InputError(f"{name} is not JSON that can be read ({whole}); {_EXPECTED}") from None
+    return values
+
+
+def _concept_id(written: object) -> int | None:
+    """A concept's number as JSON may hold it; None if it is none."""
+    if isinstance(written, int) and not isinstance(written, bool) and written >= 0:
+        return written
+    if isinstance(written, str) and written.isascii() and written.isdecimal() and len(written) < 12:
+        return int(written)
+    return None
 
 
 def apply_names(folder: Path, names: dict[int, str], source: str) -> None:

@@ -63,7 +63,7 @@ class SparseAutoencoder(nn.Module):
         tokens_cut: tokens so far that had more than max_active active latents.
 
     Raises:
-        InputError: shapes that do not fit, not exactly one of k and threshold, a bad setting.
+        InputError: NaN or infinite weights, shapes that do not fit, not exactly one of k and threshold, a bad setting.
     """
 
     W_enc: Tensor
@@ -88,7 +88,11 @@ class SparseAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
-        problem = _shape_problem(weights) or _setting_problem(k, threshold, max_active, normalisation, len(W_dec))
+        problem = (
+            _value_problem(weights)
+            or _shape_problem(weights)
+            or _setting_problem(k, threshold, max_active, normalisation, len(W_dec))
+        )
         if problem:
             raise InputError(problem)
         for name, tensor in weights.items():
@@ -191,6 +195,18 @@ class SparseAutoencoder(nn.Module):
             return x - mean, mean, 1.0
         std = x.std(-1, keepdim=True)
         return (x - mean) / (std + NORM_EPSILON), mean, std
+
+
+def _value_problem(weights: dict[str, Tensor | None]) -> str | None:
+    for name, tensor in weights.items():
+        if tensor is None:
+            continue
+        if not tensor.is_floating_point():
+            return f"{name} is of type {tensor.dtype}; expected floating-point numbers"
+        # A latent that is never active may have an infinite threshold.
+        if bool((tensor.isnan() if name == "threshold" else ~tensor.isfinite()).any()):
+            return f"{name} holds NaN or infinity; was it saved whole, and did its training not diverge?"
+    return None
 
 
 def _shape_problem(weights: dict[str, Tensor | None]) -> str | None:

@@ -7,7 +7,6 @@ is refused by name.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,13 +18,26 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cocomix import files
 from cocomix.concepts.sae import MAX_ACTIVE, SparseAutoencoder
+from cocomix.concepts.sae_checks import listed, precision, require_sizes, require_tensors
 from cocomix.errors import InputError, UnreachableError
 from cocomix.suggest import did_you_mean
 
 REGISTRY = "saelens:"
 CONFIG, SAELENS_WEIGHTS, SPARSIFY_WEIGHTS = "cfg.json", "sae_weights.safetensors", "sae.safetensors"
-SAELENS_ARCHITECTURES = ("standard", "topk", "jumprelu", "gated")
+_ENCODER_AND_DECODER = frozenset({"W_enc", "b_enc", "W_dec", "b_dec"})
+SAELENS_WEIGHTS_OF = {
+    "standard": _ENCODER_AND_DECODER,
+    "topk": _ENCODER_AND_DECODER,
+    "jumprelu": _ENCODER_AND_DECODER | {"threshold"},
+    "gated": frozenset({"W_enc", "b_gate", "r_mag", "b_mag", "W_dec", "b_dec"}),
+}
+"""By architecture: all of its tensors, so that none is ignored that its encoder would need."""
+SAELENS_SCALES = ("scaling_factor", "finetuning_scaling_factor")
+SPARSIFY_TENSORS = frozenset({"encoder.weight", "encoder.bias", "W_dec", "b_dec"})
+OPENAI_TENSORS = frozenset({"encoder.weight", "decoder.weight", "latent_bias", "pre_bias"})
+OPENAI_OTHERS = frozenset({"activation", "activation_state_dict", "stats_last_nonzero"})
 REFUSED_ARCHITECTURES = {
     **dict.fromkeys(
         ("batchtopk", "matryoshka_batchtopk"),
@@ -42,7 +54,6 @@ REFUSED_ARCHITECTURES = {
 BLOCK = re.compile(r"(?:[A-Za-z_]\w*\.)*?(?:blocks|layers|layer|h)\.(\d+)(?:\.(?P<within>.+))?")
 """A block of a decoder or a place within one, as TransformerLens and Transformers name them."""
 RMS_NORM_FAMILIES = re.compile(r"llama|mi[sx]tral|gemma|qwen|olmo|phi-?[34]|yi-|gpt-oss|apertus", re.IGNORECASE)
-NAMES_SHOWN = 24
 
 
 def load_sae(source: str | Path, max_active: int | None = None) -> SparseAutoencoder:
@@ -102,10 +113,12 @@ def published_sizes(source: str, max_active: int | None = None) -> tuple[int, in
 
 def _from_saelens_folder(folder: Path, max_active: int) -> SparseAutoencoder:
     with _reading(folder, "a SAELens folder"):
-        config = _today(json.loads((folder / CONFIG).read_text()))
+        config = _today(files.read_json(folder / CONFIG))
         _refuse_saelens(config, str(folder))
         _refuse_unfolded(folder)
         weights = load_file(folder / SAELENS_WEIGHTS)
+        if (dtype := config.get("dtype")) is not None:
+            weights = {name: tensor.to(precision(dtype, str(folder))) for name, tensor in weights.items()}
         return _from_saelens(config, weights, str(folder), max_active)
 
 
@@ -146,7 +159,7 @@ def _release_and_id(text: str, published: Mapping[str, list[str]]) -> tuple[str,
         if sae_id not in published[release]:
             hint = did_you_mean(sae_id, published[release])
             raise InputError(
-                f"SAELens' release {release} has no SAE {sae_id!r}{hint}; it has {_listed(published[release])}"
+                f"SAELens' release {release} has no SAE {sae_id!r}{hint}; it has {listed(published[release])}"
             )
         return release, sae_id
     if text.count("/") < 2:
@@ -185,11 +198,11 @@ def _today(config: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_saelens(config: Mapping[str, Any], where: str) -> None:
     architecture = config["architecture"]
-    if architecture not in SAELENS_ARCHITECTURES:
+    if architecture not in SAELENS_WEIGHTS_OF:
         reason = REFUSED_ARCHITECTURES.get(architecture)
         raise InputError(
             f"the SAE in {where} is of architecture {architecture!r}{f' ({reason})' if reason else ''}; "
-            f"expected one of {', '.join(SAELENS_ARCHITECTURES)}"
+            f"expected one of {', '.join(SAELENS_WEIGHTS_OF)}"
         )
     if (reshape := config.get("reshape_activations") or "none") != "none":
         raise InputError(
@@ -201,7 +214,7 @@ def _refuse_saelens(config: Mapping[str, Any], where: str) -> None:
 def _refuse_unfolded(folder: Path) -> None:
     """Until training ends, SAELens keeps the scale or whitening of the input beside the weights."""
     beside = folder / "activation_scaler.json"
-    state = json.loads(beside.read_text()) if beside.is_file() else {}
+    state = files.read_json(beside) if beside.is_file() else {}
     if state.get("scaling_factor") is not None or state.get("has_whitening"):
         raise InputError(
             f"{folder} is a training checkpoint whose input scaling is not in the weights yet "
@@ -213,7 +226,19 @@ def _from_saelens(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str, max_active: int
 ) -> SparseAutoencoder:
     """Convert what SAELens has, from a folder or from its own loader."""
-    for name in ("scaling_factor", "finetuning_scaling_factor"):
+    if "log_threshold" in weights and "threshold" not in weights:  # checkpoints of older versions
+        weights = {**weights, "threshold": weights["log_threshold"].exp()}
+        del weights["log_threshold"]
+    architecture = config["architecture"]
+    require_tensors(
+        weights,
+        SAELENS_WEIGHTS_OF[architecture],
+        SAELENS_SCALES,
+        f"the SAE in {where}, of architecture {architecture!r},",
+        f"state the architecture of these weights in {CONFIG}",
+    )
+    require_sizes(config, {"d_in": weights["W_dec"].shape[-1], "d_sae": len(weights["W_dec"])}, where)
+    for name in SAELENS_SCALES:
         if name in weights and not torch.allclose(weights[name], torch.ones_like(weights[name])):
             raise InputError(f"the SAE in {where} has a {name}, which SAELens 6 cannot use either; fold it into W_dec")
     return SparseAutoencoder(
@@ -244,12 +269,7 @@ def _saelens_encoder(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -
             norms = W_dec.norm(dim=-1).clamp(min=1e-8)
             W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
         return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "k": int(config["k"])}
-    if architecture == "standard":
-        threshold = torch.zeros_like(b_enc)
-    elif "log_threshold" in weights:  # checkpoints of older versions
-        threshold = weights["log_threshold"].exp()
-    else:
-        threshold = weights["threshold"]
+    threshold = torch.zeros_like(b_enc) if architecture == "standard" else weights["threshold"]
     # SAELens multiplies by ReLU, so a θ below 0 acts as 0.
     return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "threshold": threshold.clamp(min=0)}
 
@@ -303,7 +323,7 @@ def _centred(metadata: Mapping[str, Any]) -> bool:
 
 def _from_sparsify(folder: Path) -> SparseAutoencoder:
     with _reading(folder, "a sparsify folder"):
-        config = json.loads((folder / CONFIG).read_text())
+        config = files.read_json(folder / CONFIG)
         refused = [name for name in ("transcode", "skip_connection", "signed") if config.get(name)]
         if (activation := config.get("activation", "topk")) != "topk":
             refused.append(f"activation {activation}")
@@ -312,6 +332,9 @@ def _from_sparsify(folder: Path) -> SparseAutoencoder:
                 f"the SAE in {folder} has {', '.join(refused)}; expected a sparsify autoencoder with activation topk"
             )
         weights = load_file(folder / SPARSIFY_WEIGHTS)
+        require_tensors(weights, SPARSIFY_TENSORS, (), f"the SAE in {folder}", "save it with sparsify")
+        latents = len(weights["W_dec"])
+        require_sizes(config, {"d_in": weights["W_dec"].shape[-1], "num_latents": latents}, str(folder))
         # One folder per hookpoint, with one per seed in it if there were several. A hookpoint is a module's
         # name, and an SAE of a block's output.
         folder = folder.absolute()
@@ -332,9 +355,11 @@ def _from_sparsify(folder: Path) -> SparseAutoencoder:
 def _from_openai(path: Path, max_active: int) -> SparseAutoencoder:
     with _reading(path, "an SAE in OpenAI's format"):
         state = torch.load(path, map_location="cpu", weights_only=True)
-        W_enc = state["encoder.weight"].T
-        if "decoder.weight" not in state:
-            raise InputError(f"the SAE in {path} has no decoder.weight; one whose decoder is tied cannot serve")
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
+        require_tensors(
+            state, OPENAI_TENSORS, OPENAI_OTHERS, f"the SAE in {path}", "one with a tied decoder cannot serve"
+        )
         # OpenAI's own loader: no activation on record is ReLU, and only TopK comes with the normalisation.
         activation, settings = state.get("activation", "ReLU"), state.get("activation_state_dict") or {}
         after = settings.get("postact_fn", "ReLU")
@@ -345,7 +370,7 @@ def _from_openai(path: Path, max_active: int) -> SparseAutoencoder:
             )
         top = activation == "TopK"
         return SparseAutoencoder(
-            W_enc=W_enc,
+            W_enc=state["encoder.weight"].T,
             b_enc=state["latent_bias"],
             W_dec=state["decoder.weight"].T,
             b_dec=state["pre_bias"],
@@ -394,13 +419,8 @@ def _nothing_at(path: Path) -> InputError:
     inside = [each.parent.relative_to(path) for depth in ("*", "*/*") for each in path.glob(f"{depth}/{CONFIG}")]
     if inside:
         names = sorted(map(str, inside), key=lambda name: ([int(n) for n in re.findall(r"\d+", name)], name))
-        return InputError(f"{path} holds an SAE in each of several folders; name one: {_listed(names)}")
+        return InputError(f"{path} holds an SAE in each of several folders; name one: {listed(names)}")
     return InputError(
         f"no SAE at {str(path)!r}: expected a SAELens folder or a sparsify folder (with {CONFIG}), a .pt file of "
         f"OpenAI's format, or {REGISTRY}RELEASE/SAE_ID"
     )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -22,6 +22,7 @@ from cocomix.data.arrow import dataset_writer
 from cocomix.data.corpus import CorpusConfig, is_held_out
 from cocomix.data.datatrove import TokenDocuments
 from cocomix.data.documents import save_document_lengths
+from cocomix.data.pieces import decoded
 from cocomix.data.tokenizer import encode_documents, tokenizer_fingerprint, vocabulary_size
 from cocomix.errors import InputError
 from cocomix.files import read_json, write_json
@@ -346,5 +347,5 @@ def _texts(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> Iterator[s
     ends = np.flatnonzero(tokens == tokenizer.eos_token_id).tolist()
     start = 0
     for end in [*ends, len(tokens)]:
-        yield tokenizer.decode(tokens[start:end].tolist(), clean_up_tokenization_spaces=False)
+        yield decoded(tokenizer, tokens[start:end].tolist())
         start = end + 1

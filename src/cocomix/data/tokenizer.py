@@ -105,6 +105,20 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def require_unicode(text: str) -> None:
+    """Raise `InputError` for a text that is not valid Unicode, which no tokenizer reads.
+
+    Such are an argument of the command line that is not UTF-8, and half of a surrogate pair that a browser sends.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text is not valid Unicode: its character {error.start} is {text[error.start]!r}, half of a surrogate "
+            "pair or a byte that is not UTF-8; give the text in UTF-8"
+        ) from error
+
+
 def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """The token ids of each text, with nothing added before or after.
 

@@ -61,7 +61,7 @@ class TracedToken:
     Attributes:
         position: in the text, from 0.
         token_id: which.
-        text: of it alone.
+        text: of it alone; where it holds part of a character, the whole character.
         next_id: the token whose log-probability the effects are on: the text's next one, at its end the model's choice.
         next_text: of that.
         next_in_text: whether the text goes on with it.

@@ -15,6 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from cocomix.data.pieces import token_pieces
+from cocomix.data.tokenizer import require_unicode
 from cocomix.errors import InputError
 from cocomix.models.mixer import MixerOutput, moments
 from cocomix.models.steerable import active_steering
@@ -66,6 +68,7 @@ def trace(
         targets = torch.cat((ids[0, 1:], read.token_logprobs[-1:].argmax(-1)))
         chosen = read.token_logprobs.gather(-1, targets[:, None])[:, 0]  # (T,)
         tokens = []
+        pieces = token_pieces(tokenizer, [*ids[0].tolist(), int(targets[-1])])
         effects = _ablation_effects(
             model, ids, read.mixture, min(ablate, read.kept.shape[-1]), targets, steering, places
         )
@@ -76,9 +79,9 @@ def trace(
                 TracedToken(
                     position=at,
                     token_id=int(ids[0, at]),
-                    text=tokenizer.decode([int(ids[0, at])]),
+                    text=pieces[at],
                     next_id=int(targets[at]),
-                    next_text=tokenizer.decode([int(targets[at])]),
+                    next_text=pieces[at + 1],
                     next_in_text=at + 1 < len(targets),
                     next_logprob=chosen[at].item(),
                     concepts=_concepts(read, at, slope[0, at], ablated, names or {}),
@@ -92,8 +95,9 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, context: int) -> Ten
     """(T,) the tokens of a text for a model with a context of so many.
 
     Raises:
-        InputError: there are none, or too many.
+        InputError: there are none, or too many; or the text is not valid Unicode.
     """
+    require_unicode(text)
     ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)  # as it was trained
     if not 0 < len(ids) <= context:
         raise InputError(f"the text has {len(ids)} tokens; this model reads 1 to {context}")

@@ -19,7 +19,6 @@ from cocomix import InputError, files
 from cocomix.catalog import building as catalog_module
 from cocomix.catalog.activity import ConceptActivity, Firings
 from cocomix.catalog.building import CatalogConfig, build_catalog, token_effects
-from cocomix.catalog.contexts import decode_around
 from cocomix.catalog.rows import CATALOG_FILE, INFO_FILE, SCHEMA, CatalogInfo, Concept, Context, write_rows
 from cocomix.catalog.search import (
     Catalog,
@@ -33,6 +32,7 @@ from cocomix.catalog.search import (
 from cocomix.concepts.reading import Passages, SameTokens, TeacherReader
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import residual_stream
+from cocomix.data.pieces import decode_around
 from cocomix.data.tokenizer import encode_documents, train_tokenizer, vocabulary_size
 
 NUM_CONCEPTS, BLOCK, LAYER = 60, 24, 1

@@ -89,6 +89,11 @@ def test_a_single_line_of_an_export_is_no_plain_file(tmp_path):
         b'{"1": 2}',
         b'{"1": " "}',
         b'{"-1": "a"}',
+        b'[{"index": Infinity, "description": "a"}]',
+        b'[{"index": 1.5, "description": "a"}]',
+        b'[{"index": true, "description": "a"}]',
+        b'{"1_0": "a"}',
+        b"[" * 50_000,
         b"\xff\xfe\x00",
     ],
 )
@@ -101,8 +106,22 @@ def test_files_without_names_are_refused_in_one_line(content, ending, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_only_a_line_feed_ends_a_line_of_names(tmp_path):
+    rows = {0: "a heading\u2028and what follows", 1: "line\x85end", 2: "\x0c feed"}
+    lines = [json.dumps({"index": index, "description": text}, ensure_ascii=False) for index, text in rows.items()]
+    path = tmp_path / "names.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert read_names(path) == {0: "a heading and what follows", 1: "line end", 2: "feed"}
+    path.write_text("\n".join([*lines, '{"index": 3}']), encoding="utf-8")
+    with pytest.raises(InputError, match=r'names.jsonl, line 4: entry 1 has not both "index" and "description"'):
+        read_names(path)
+    path.write_text("\n".join([*lines, '{"index": 3']), encoding="utf-8")
+    with pytest.raises(InputError, match=r"names.jsonl, line 4 is not JSON"):
+        read_names(path)
+
+
 def test_missing_and_cut_off_files_are_refused(tmp_path):
-    with pytest.raises(InputError, match="does not open"):
+    with pytest.raises(InputError, match=r"nothing.json cannot be read \(.*No such file"):
         read_names(tmp_path / "nothing.json")
     whole = gzip.compress(json.dumps({str(number): "a name" * number for number in range(99)}).encode())
     for damaged in (whole[: len(whole) // 2], whole[:30] + bytes(30) + whole[60:], b"no gzip"):

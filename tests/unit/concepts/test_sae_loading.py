@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -151,6 +151,56 @@ def test_a_finetuned_scale_is_refused_unless_it_is_one(tmp_path):
 def test_tensors_that_do_not_fit_are_refused(tmp_path):
     folder = saelens_folder(tmp_path, {"W_dec": torch.zeros(D_SAE, D_IN + 1)})
     refused(folder, rf"{folder}: W_dec has the shape \(20, 9\); with W_enc \(8, 20\) it must be \(20, 8\)")
+
+
+THRESHOLD = {"threshold": torch.ones(D_SAE)}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "extra", "message"),
+    [
+        (
+            "standard",
+            THRESHOLD,
+            "'standard', has threshold, which would be ignored; expected W_dec, W_enc, b_dec, b_enc",
+        ),
+        ("topk", THRESHOLD, "'topk', has threshold, which would be ignored"),
+        ("standard", {"b_gate": torch.ones(D_SAE)}, "has b_gate, which would be ignored"),
+        ("jumprelu", {**THRESHOLD, "log_threshold": torch.ones(D_SAE)}, "has log_threshold, which would be ignored"),
+        ("jumprelu", {}, "'jumprelu', lacks threshold; expected"),
+        ("gated", {}, "'gated', lacks b_gate, b_mag, r_mag and has b_enc, which would be ignored"),
+        ("jumprelu", {"threshold": torch.full((D_SAE,), torch.nan)}, "threshold holds NaN"),
+        ("topk", {"b_dec": torch.full((D_IN,), torch.inf)}, "b_dec holds NaN or infinity"),
+        ("topk", {"W_dec": torch.zeros(D_SAE, D_IN, dtype=torch.int8)}, "W_dec is of type torch.int8"),
+    ],
+)
+def test_weights_that_are_not_those_of_the_architecture_are_refused(architecture, extra, message, tmp_path):
+    refused(saelens_folder(tmp_path, extra, architecture=architecture), message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_in": 9}, "has d_in 8 by its weights and 9 in its configuration"),
+        ({"d_sae": 21}, "has d_sae 20 by its weights and 21 in its configuration"),
+        ({"dtype": "int8"}, "dtype 'int8' in its configuration; expected one such as 'float32'"),
+        ({"dtype": 7}, "dtype 7 in its configuration"),
+    ],
+)
+def test_a_configuration_of_other_weights_is_refused(changes, message, tmp_path):
+    refused(saelens_folder(tmp_path, **changes), message)
+
+
+def test_weights_are_held_in_the_configured_type(tmp_path):
+    assert load_sae(saelens_folder(tmp_path, dtype="torch.float64")).W_enc.dtype == torch.float64
+
+
+def test_another_sparsify_size_or_tensor_is_refused(tmp_path):
+    folder = sparsify_folder(tmp_path / "layers.5", num_latents=21)
+    refused(folder, "has num_latents 20 by its weights and 21")
+    tensors = {**load_file(folder / "sae.safetensors"), "W_skip": torch.zeros(D_IN, D_IN)}
+    save_file(tensors, folder / "sae.safetensors")
+    refused(folder, "has W_skip, which would be ignored")
 
 
 @pytest.mark.parametrize("k", [0, D_SAE + 1])
@@ -296,7 +346,9 @@ def corrupt(path: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["text", "empty", "cut short", "a list", "a checkpoint of something else"])
 def test_a_corrupt_pt_file_is_refused(kind, tmp_path):
-    refused(corrupt(tmp_path / "sae.pt", kind), r"sae.pt is not an SAE in OpenAI's format: \w+")
+    refused(
+        corrupt(tmp_path / "sae.pt", kind), r"sae.pt (is not an SAE in OpenAI's format: \w+|lacks decoder.weight, )"
+    )
 
 
 @pytest.mark.parametrize(
@@ -316,7 +368,7 @@ def test_an_openai_sae_with_a_tied_decoder_is_refused(tmp_path):
     state = openai_state()
     del state["decoder.weight"]
     torch.save(state, tmp_path / "sae.pt")
-    refused(tmp_path / "sae.pt", "has no decoder.weight; one whose decoder is tied")
+    refused(tmp_path / "sae.pt", "lacks decoder.weight; expected .*: one with a tied decoder cannot serve")
 
 
 def test_an_openai_sae_gives_its_sizes(tmp_path):

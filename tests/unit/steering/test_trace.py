@@ -31,7 +31,7 @@ class Numbers:
     def __call__(self, text: str, **_options: Any) -> dict[str, list[int]]:
         return {"input_ids": [int(word) for word in text.split()]}
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], **_options: Any) -> str:
         return " ".join(map(str, ids))
 
 
@@ -251,10 +251,11 @@ def test_it_can_be_written_as_json(random_model):
         ({"content": "pause"}, TEXT, {}, "mixes no concepts in"),
         ({}, "", {}, "the text has 0 tokens; this model reads 1 to 64"),
         ({}, "1 " * 65, {}, "the text has 65 tokens"),
+        ({}, "5 \ud83d", {}, "not valid Unicode: its character 2 is '.ud83d'"),
         ({}, TEXT, {"ablate": -1}, "ablate is -1"),
         ({}, TEXT, {"steering": {40: 1.0}}, "no concept 40 to steer"),
     ],
-    ids=["none", "pause", "empty", "long", "ablate", "concept"],
+    ids=["none", "pause", "empty", "long", "surrogate", "ablate", "concept"],
 )
 def test_what_cannot_be_traced(settings, text, options, message, random_model):
     with pytest.raises(ValueError, match=message) as caught:
