@@ -358,7 +358,7 @@ def test_losses_of_parts_sum_to_the_loss_of_the_batch(random_model, ids, concept
             labels=ids[row : row + 1],
             concept_ids=concept_ids[row : row + 1],
             num_items_in_batch=targets,
-            num_labelled_in_batch=labelled,
+            num_concept_items_in_batch=labelled,
         )
         for row in (0, 1)
     ]

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from cocomix import fingerprint
 from cocomix.errors import InputError
 from cocomix.models.backbones import decoder_blocks, fuse_activations, positions_of
-from cocomix.models.linear_loss import linear_cross_entropy
+from cocomix.models.linear_loss import is_plain, linear_cross_entropy
 from cocomix.models.losses import IGNORE
 
 
@@ -153,7 +153,7 @@ def _sum_of_losses(logits: Tensor, targets: Tensor) -> Tensor:
 def plain_head(teacher: PreTrainedModel) -> nn.Linear | None:
     """The token head, if the logits are just that of what the decoder returns (which is tried), else None."""
     head = teacher.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
+    if not is_plain(head):
         return None
     inputs = _inputs(torch.arange(3, device=teacher.device).unsqueeze(0), None)
     hidden = getattr(teacher.base_model(**inputs), "last_hidden_state", None)

@@ -136,13 +136,37 @@ def _refuse_special_attention(config: PretrainedConfig) -> None:
         )
 
 
+SCALES = (
+    "embedding_multiplier",
+    "mup_enabled",
+    "logits_scaling",
+    "logit_scale",
+    "final_logit_softcapping",
+    "lm_head_multiplier",
+    "logits_mup_width_multiplier",
+    "output_multiplier",
+)
+"""Settings of decoders that scale their embeddings or logits. Without effect if absent, None, False or 1."""
+
+
 def _refuse_scaling(config: PretrainedConfig) -> None:
-    for name in ("embedding_multiplier", "logits_scaling", "logit_scale", "final_logit_softcapping"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
+    for name in SCALES:
+        value = getattr(config, name, None)
+        if value is True or value not in (None, False, 1):
             raise ValueError(
-                f"the backbone {config.model_type!r} scales its embeddings or logits ({name} "
-                f"{getattr(config, name)}), which two stacks and a plain token head do not repeat; set it to 1 or null"
+                f"the backbone {config.model_type!r} scales its embeddings or logits ({name} {value}), which "
+                "two stacks and a plain token head do not repeat; set it to 1 or null"
             )
+
+
+def _disable_embedding_dropout(stack: PreTrainedModel) -> None:
+    """Turn off the dropout that a decoder applies before its blocks, as a module or as a rate of its own."""
+    for child in stack.children():
+        if isinstance(child, nn.Dropout):
+            child.p = 0.0
+    for name, value in list(vars(stack).items()):
+        if isinstance(value, float) and "drop" in name and "layer" not in name:  # layerdrop skips whole blocks
+            setattr(stack, name, 0.0)
 
 
 def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
@@ -173,6 +197,7 @@ def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
     for name, child in upper.named_children():
         if isinstance(child, nn.Embedding):
             setattr(upper, name, NoPositions())
+    _disable_embedding_dropout(upper)  # the lower half applies it
     upper.config = _with_blocks(config, slice(insert_layer, None))
     for module in upper_blocks.modules():  # blocks count from 0 in their own stack, as its cache does
         if isinstance(layer := getattr(module, "layer_idx", None), int):

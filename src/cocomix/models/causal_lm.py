@@ -19,14 +19,11 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .backbones import has_windows, pair_mask, split_decoder, widen_windows
 from .cache import StackedCache
 from .configuration import CoCoMixConfig
-from .losses import IGNORE, concept_loss, hidden_state_loss, token_loss
+from .losses import IGNORE, concept_loss, hidden_state_loss, mean_loss
 from .mixer import MIXERS, MixedWithLoss, Mixer
 from .retrofit import Retrofit
-from .stacked import StackedForCausalLM
+from .stacked import StackedForCausalLM, recorded
 from .steerable import Steerable
-
-IGNORED_ARGUMENTS = {"cache_position", "output_attentions", "output_hidden_states", "token_type_ids"}
-"""Passed by callers that treat all Hugging Face decoders alike; without effect here."""
 
 
 @dataclass
@@ -47,6 +44,11 @@ class CoCoMixOutput(ModelOutput):
     """Distance to the teacher's hidden states, not weighted; needs `teacher_hidden_states`."""
     concept_logits: Tensor | None = None
     """(B, T, C) predicted concepts, with `output_concepts=True`; as steered, where that is before the choice."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """With `output_hidden_states=True`: embeddings and the output of each block below the mixer, (B, T, D), then the
+    output of the mixer and of each block above it, (B, slots·T, D), the last one after the final norm."""
+    attentions: tuple[Tensor, ...] | None = None
+    """With `output_attentions=True`: the weights of each block, over T positions below the mixer and slots·T above."""
 
 
 class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
@@ -97,7 +99,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         output_logits: bool = True,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
-        num_labelled_in_batch: Tensor | int | None = None,
+        num_concept_items_in_batch: Tensor | int | None = None,
         num_hidden_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CoCoMixOutput:
@@ -118,17 +120,21 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             output_logits: return the logits. Without them a loss costs less memory and time, as do concept labels
                 without `output_concepts`: neither (B, T, V) nor (B, T, C) lives whole.
             logits_to_keep: as in Transformers: the last so many positions, or their indices; 0 for all.
-            num_items_in_batch: number of token targets of the whole batch of which this is a part.
-            num_labelled_in_batch: number of labelled tokens of that batch.
-            num_hidden_in_batch: number of tokens with a hidden state of that batch.
+            num_items_in_batch: number of token targets of the whole batch of which this is a part. Given by
+                Transformers' Trainer.
+            num_concept_items_in_batch: number of tokens with a concept label of that batch. By default
+                `num_items_in_batch`, so that a batch has the same loss in however many parts it is computed; without
+                that, the number of them here.
+            num_hidden_in_batch: number of tokens with a hidden state of that batch; by default the same.
+            kwargs: `output_hidden_states`, `output_attentions`, and `IGNORED_ARGUMENTS`.
 
         Raises:
             ValueError: a mask that is not 2-dimensional, a cache of fixed size, targets of something that is not
-                predicted here, or steering that is not for this model or comes with concept labels.
+                predicted here, a number of targets without labels, attention weights of a kernel that has none, or
+                steering that is not for this model or comes with concept labels.
             TypeError: an argument that no Hugging Face decoder knows.
         """
-        if unknown := kwargs.keys() - IGNORED_ARGUMENTS:
-            raise TypeError(f"forward() got unknown arguments: {', '.join(sorted(unknown))}")
+        record = self._check_arguments(kwargs, labels, num_items_in_batch)
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected (batch, past + tokens)")
         self._check_asked("concepts", concept_ids=concept_ids, output_concepts=output_concepts or None)
@@ -136,7 +142,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if use_cache is None:
-            use_cache = not self.training and getattr(self.config.backbone_config, "use_cache", True)
+            use_cache = self._uses_cache()
         cache = None
         if use_cache or past_key_values is not None:
             cache = StackedCache.of(past_key_values, self.lower.config, self.upper.config, self.config.slots_per_token)
@@ -147,56 +153,49 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         if steered is not None and concept_ids is not None:
             raise ValueError("concept_ids score what the model itself predicts; leave out steering or them")
 
-        h = self.lower(
+        lower = self.lower(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=None if cache is None else cache.lower,
             use_cache=use_cache,
-        ).last_hidden_state
-        mixed = self.mixer(h, None if output_concepts else concept_ids, steered)
+            **record,
+        )
+        mixed = self.mixer(lower.last_hidden_state, None if output_concepts else concept_ids, steered)
         predicted: Any = None if isinstance(mixed, MixedWithLoss) else mixed.predicted
-        h = self.upper(
+        upper = self.upper(
             inputs_embeds=mixed.hidden_states,
             attention_mask=self._slot_mask(attention_mask, mixed.hidden_states, past),
             position_ids=self._slot_positions(position_ids),
             past_key_values=None if cache is None else cache.upper,
             use_cache=use_cache,
-        ).last_hidden_state
+            **record,
+        )
         slots = self.config.slots_per_token
-        h = h[:, slots - 1 :: slots]  # the token is predicted from its last slot
+        h = upper.last_hidden_state[:, slots - 1 :: slots]  # the token is predicted from its last slot
 
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(h[:, kept]) if output_logits else None
-        of_tokens = of_concepts = of_hidden = None
+        token = concept = hidden = None
         if labels is not None:
-            of_tokens = self._token_loss(h, logits, labels, num_items_in_batch)
-        if isinstance(mixed, MixedWithLoss) and concept_ids is not None:
-            labelled = (concept_ids != IGNORE).any(-1).sum().clamp(min=1)
-            of_concepts = mixed.concept_loss / (labelled if num_labelled_in_batch is None else num_labelled_in_batch)
-        elif concept_ids is not None:
-            of_concepts = concept_loss(predicted, concept_ids, num_labelled_in_batch)
+            token = self._token_loss(h, logits, labels, num_items_in_batch)
+        if concept_ids is not None:
+            total = mixed.concept_loss if isinstance(mixed, MixedWithLoss) else concept_loss(predicted, concept_ids, 1)
+            items = num_items_in_batch if num_concept_items_in_batch is None else num_concept_items_in_batch
+            concept = mean_loss(total, (concept_ids != IGNORE).any(-1), items)
         if teacher_hidden_states is not None:
-            of_hidden = hidden_state_loss(
-                predicted, teacher_hidden_states, self.config.regression_loss, num_hidden_in_batch
-            )
+            items = num_items_in_batch if num_hidden_in_batch is None else num_hidden_in_batch
+            hidden = hidden_state_loss(predicted, teacher_hidden_states, self.config.regression_loss, items)
         return CoCoMixOutput(
-            loss=self._total(of_tokens, of_concepts if of_hidden is None else of_hidden),
-            token_loss=of_tokens,
-            concept_loss=of_concepts,
-            hidden_loss=of_hidden,
+            loss=self._total(token, concept if hidden is None else hidden),
+            token_loss=token,
+            concept_loss=concept,
+            hidden_loss=hidden,
             logits=logits,
             concept_logits=predicted if output_concepts else None,
             past_key_values=cache if use_cache else None,
+            **recorded((lower, upper)),
         )
-
-    def _token_loss(self, h: Tensor, logits: Tensor | None, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-        """Of the logits, or without them from h (B, T, D)."""
-        if logits is not None:
-            return token_loss(logits, labels, num_items)
-        targets = labels[:, 1:]
-        total = self.lm_head(h[:, :-1], targets)
-        return total / (num_items if num_items is not None else (targets != IGNORE).sum().clamp(min=1))
 
     def _check_asked(self, content: str, **asked: object) -> None:
         """Raise ValueError if something is asked for that belongs to another content than this model's."""
@@ -204,11 +203,11 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             if value is not None and self.config.content != content:
                 raise ValueError(f"{name} was given, but this model mixes in {self.config.content}; leave it out")
 
-    def _total(self, of_tokens: Tensor | None, of_prediction: Tensor | None) -> Tensor | None:
-        if of_prediction is None:
-            return of_tokens
-        weighted = self.config.concept_loss_weight * of_prediction
-        return weighted if of_tokens is None else of_tokens + weighted
+    def _total(self, token: Tensor | None, prediction: Tensor | None) -> Tensor | None:
+        if prediction is None:
+            return token
+        weighted = self.config.concept_loss_weight * prediction
+        return weighted if token is None else token + weighted.to(token.device)
 
     def _slot_positions(self, position_ids: Tensor) -> Tensor:
         """(B, slots·T) positions in the upper stack."""

@@ -29,9 +29,11 @@ class StackedConfig(PretrainedConfig):
     Args:
         backbone_config: configuration of the decoder that is cut, as a Transformers config or as its dictionary
             (with `model_type`).
+        kwargs: of every Transformers configuration. `tie_word_embeddings` is the backbone's unless given here.
     """
 
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (Transformers' own class attribute)
+    keys_to_ignore_at_inference = ["past_key_values", "token_loss", "concept_loss", "hidden_loss"]  # noqa: RUF012
 
     def __init__(self, backbone_config: PretrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
         if backbone_config is None:
@@ -42,7 +44,7 @@ class StackedConfig(PretrainedConfig):
         self._check()
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(name, getattr(self.backbone_config, name, None))
-        kwargs["tie_word_embeddings"] = bool(self.backbone_config.tie_word_embeddings)
+        kwargs.setdefault("tie_word_embeddings", bool(self.backbone_config.tie_word_embeddings))
         super().__init__(**kwargs)
 
     def _check(self) -> None:

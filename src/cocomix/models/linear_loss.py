@@ -1,24 +1,26 @@
-"""Cross-entropy of a linear layer whose logits never live whole, in time as in memory the cost of its matrix products.
+"""A linear layer and its cross-entropy, fused in chunks: the full logits are never materialized.
 
 N rows, D width, C classes (concepts or tokens), A labels per row, K logits kept per row.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .losses import IGNORE
+from .losses import IGNORE, concept_loss
 
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
-"""Logits of so many rows at once, in float32: large enough for fast matrix products."""
+"""Size of a chunk's logits in float32: large enough for fast matrix products."""
+FLOAT16_SCALE = 2.0**14
+"""Factor of probabilities cast to float16: the largest stays below 65504, and the smallest are not flushed to zero."""
 
 
 class LinearLoss(NamedTuple):
-    """What `linear_cross_entropy` gives."""
+    """Result of `linear_loss` and `linear_cross_entropy`."""
 
     total: Tensor
     """Sum over the rows with a label of logsumexp(z) − mean of z at the row's labels; 0-dimensional, in nats."""
@@ -28,13 +30,44 @@ class LinearLoss(NamedTuple):
     """(N, K) int64, their classes."""
 
 
+def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a call of `module` computes x · weightᵀ + bias and nothing else, so that its weight may be read instead.
+
+    Adapters, quantization, pruning, sharding and offloading replace the module, its weight or its `forward`, or add
+    hooks.
+    """
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) in (nn.Parameter, Tensor)
+        and "forward" not in module.__dict__
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+    )
+
+
+def linear_loss(linear: nn.Module, x: Tensor, labels: Tensor, keep: int = 0) -> LinearLoss:
+    """Cross-entropy of z = linear(x) and the `keep` largest z of each row: fused if `linear` is plain, else by a call.
+
+    Args:
+        linear: maps (N, D) to (N, C).
+        x: (N, D).
+        labels: (N, A) int64, `IGNORE` for no label.
+        keep: K.
+    """
+    if is_plain(linear):
+        return linear_cross_entropy(x, linear.weight, linear.bias, labels, keep)
+    z = linear(x)
+    return LinearLoss(concept_loss(z, labels, 1), *z.topk(keep, dim=-1))
+
+
 def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, keep: int = 0) -> LinearLoss:
     """Cross-entropy of z = x · weightᵀ + bias, and the `keep` largest z of each row.
 
     Equal to building z (N, C), `topk`, and the loss of it, with gradients to x, weight and bias through the loss and
-    the kept values. The rows go through in chunks, and what the loss asks of z is turned into gradients of x and
-    weight while the chunk is there: three matrix products, as in the plain form, and nothing computed twice. The
-    kept values add to them by K rows of the weight.
+    the kept values. The rows are processed in chunks, and each chunk's gradient of z is turned into gradients of x and
+    weight at once: three matrix products, as in the plain form, and nothing is computed twice. The backward pass
+    scales these gradients, so they are formed without over- and underflow: in float32 where the products are in
+    float16, whose loss scale they do not know yet. There is no second derivative; asking for it is an error.
 
     Args:
         x: (N, D).
@@ -62,9 +95,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         total = x.new_zeros((), dtype=full)
         kept: list[tuple[Tensor, Tensor]] = []
-        of_x: list[Tensor] = []
-        of_weight = torch.zeros_like(weight, dtype=full) if need_weight else None
-        of_bias = torch.zeros_like(bias, dtype=full) if bias is not None and need_bias else None
+        grad_x: list[Tensor] = []
+        grad_weight = torch.zeros_like(weight, dtype=full) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=full) if bias is not None and need_bias else None
         # Cast here, once: autocast would cast the weight again in every product of every chunk.
         with torch.autocast(device, enabled=False):
             w, b = weight.to(products), None if bias is None else bias.to(products)
@@ -79,56 +112,73 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 total = total - (log_p.gather(-1, labels_) * share_).sum()
                 if not (need_x or need_weight or need_bias):
                     continue
-                # The gradient of z, but for rows without a loss, which are left out by what it is multiplied with.
-                of_z = log_p.exp_().scatter_add_(-1, labels_, -share_)
-                if of_bias is not None:
-                    of_bias += (has_loss_.T @ of_z).squeeze(0)
-                of_z = of_z.to(products)
+                # The gradient of z, except that rows without a loss are masked in the products below.
+                grad_z = log_p.exp_().scatter_add_(-1, labels_, -share_)
+                if grad_bias is not None:
+                    grad_bias += (has_loss_.T @ grad_z).squeeze(0)
+                grad_z, scale = _to_products(grad_z, products)
                 if need_x:
-                    of_x.append((of_z @ w) * has_loss_)
-                if of_weight is not None:
-                    _add_product(of_weight, of_z, x_ * has_loss_.to(products))
+                    product = _product(grad_z, w)
+                    grad_x.append(product * (has_loss_ / scale).to(product.dtype))
+                if grad_weight is not None:
+                    _add_product(grad_weight, grad_z, x_ * has_loss_.to(products), scale)
         values, indices = (torch.cat(each) for each in zip(*kept, strict=True))
-        ctx.save_for_backward(torch.cat(of_x).to(x.dtype) if need_x else None, of_weight, of_bias, x, weight, indices)
+        ctx.save_for_backward(torch.cat(grad_x) if need_x else None, grad_weight, grad_bias, x, weight, indices)
         ctx.mark_non_differentiable(indices)
         ctx.set_materialize_grads(False)
         return total, values, indices
 
     @staticmethod
-    def backward(ctx: Any, of_total: Tensor | None, of_values: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        of_x, of_weight, of_bias, x, weight, indices = ctx.saved_tensors
-        scale = 0.0 if of_total is None else of_total
-        of_x, of_weight, of_bias = (
-            None if each is None else (each * scale).to(dtype)
-            for each, dtype in ((of_x, x.dtype), (of_weight, weight.dtype), (of_bias, weight.dtype))
-        )
-        if of_values is None or not indices.shape[-1]:
-            return of_x, of_weight, of_bias, None, None
-        of_values = of_values.to(weight.dtype)
-        if of_x is not None:
-            of_x += F.embedding_bag(indices, weight, per_sample_weights=of_values, mode="sum").to(of_x.dtype)
-        if of_weight is not None:
-            rows = _rows_of_chunk(len(x), 4 * indices.shape[-1] * x.shape[-1], x.device.type)
-            for i, v, x_ in zip(indices.split(rows), of_values.split(rows), x.split(rows), strict=True):
-                outer = v.unsqueeze(-1) * x_.to(v.dtype).unsqueeze(-2)  # (rows, K, D)
-                of_weight.index_add_(0, i.flatten(), outer.flatten(0, 1))
-        if of_bias is not None:
-            of_bias.index_add_(0, indices.flatten(), of_values.flatten().to(of_bias.dtype))
-        return of_x, of_weight, of_bias, None, None
+    def backward(ctx: Any, grad_total: Tensor | None, grad_values: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` would let it pass as a constant
+            raise RuntimeError(
+                "the fused cross-entropy has no second derivative (create_graph=True); have the logits built with "
+                "output_logits=True and output_concepts=True"
+            )
+        *formed, x, weight, indices = ctx.saved_tensors
+        full = torch.promote_types(x.dtype, torch.float32)
+        scale = 0.0 if grad_total is None else grad_total
+        grad_x, grad_weight, grad_bias = (None if each is None else each.to(full) * scale for each in formed)
+        if grad_values is not None and indices.shape[-1]:
+            if grad_x is not None:
+                grad_x += F.embedding_bag(indices, weight, per_sample_weights=grad_values.to(weight.dtype), mode="sum")
+            if grad_weight is not None:
+                rows = _rows_of_chunk(len(x), 4 * indices.shape[-1] * x.shape[-1], x.device.type)
+                grad_values = grad_values.to(full)
+                for i, v, x_ in zip(indices.split(rows), grad_values.split(rows), x.split(rows), strict=True):
+                    outer = v.unsqueeze(-1) * x_.to(v.dtype).unsqueeze(-2)  # (rows, K, D)
+                    grad_weight.index_add_(0, i.flatten(), outer.flatten(0, 1))
+            if grad_bias is not None:
+                grad_bias.index_add_(0, indices.flatten(), grad_values.flatten().to(full))
+        grads = ((grad_x, x), (grad_weight, weight), (grad_bias, weight))
+        return *(None if grad is None else grad.to(leaf.dtype) for grad, leaf in grads), None, None
 
 
 def _rows_of_chunk(rows: int, bytes_per_row: int, device: str) -> int:
-    """Rows that go through at once: as few chunks as `CHUNK_BYTES` allows, all about as large."""
+    """Rows per chunk: as few chunks as `CHUNK_BYTES` allows, all of about the same size."""
     chunks = -(-rows * bytes_per_row // CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]))
     return max(1, -(-rows // max(1, chunks)))
 
 
-def _add_product(total: Tensor, of_z: Tensor, x: Tensor) -> None:
-    """total (C, D) += of_zᵀ x, the product in their precision, the sum in the total's."""
+def _to_products(grad_z: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """grad_z, which lies between −1 and 1, times a scale, in `dtype`; and the scale."""
+    scale = FLOAT16_SCALE if dtype == torch.float16 else 1.0
+    return (grad_z * scale if scale != 1 else grad_z).to(dtype), scale
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product, in float32 if the factors are float16, whose range it may exceed."""
+    if a.dtype != torch.float16:
+        return a @ b
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+
+
+def _add_product(total: Tensor, grad_z: Tensor, x: Tensor, scale: float) -> None:
+    """total (C, D) += grad_zᵀ x / scale. Only the sum is in the total's precision if theirs is lower."""
     if total.dtype == x.dtype:
-        total.addmm_(of_z.T, x)
+        total.addmm_(grad_z.T, x, alpha=1 / scale)
         return
     # In parts: a product as large as the weight would cost more in memory traffic than in arithmetic.
     rows = max(1, CHUNK_BYTES.get(x.device.type, CHUNK_BYTES["cuda"]) // (32 * x.shape[-1]))
-    for part, of_part in zip(total.split(rows), of_z.split(rows, dim=1), strict=True):
-        part += of_part.T @ x
+    for part, grad_part in zip(total.split(rows), grad_z.split(rows, dim=1), strict=True):
+        part.add_(_product(grad_part.T, x), alpha=1 / scale)

@@ -13,8 +13,15 @@ IGNORE = -100
 """Marks a position without a target and a slot without a label."""
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32, anything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def mean_loss(total: Tensor, is_target: Tensor, num_items: Tensor | int | None) -> Tensor:
+    """A summed loss divided by `num_items`, or else by the number of targets here, at least 1."""
+    count = is_target.sum().clamp(min=1) if num_items is None else num_items
+    return total / (count.to(total.device) if isinstance(count, Tensor) else count)
 
 
 def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
@@ -26,32 +33,33 @@ def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = 
         num_items: what the sum is divided by, for batches that are parts of a larger one; by default
             the number of targets here, which gives their mean.
     """
-    targets = labels[:, 1:].flatten()
+    targets = labels[:, 1:].flatten().to(logits.device)
     total = F.cross_entropy(
-        _at_least_float32(logits[:, :-1]).flatten(0, 1), targets, ignore_index=IGNORE, reduction="sum"
+        at_least_float32(logits[:, :-1]).flatten(0, 1), targets, ignore_index=IGNORE, reduction="sum"
     )
-    return total / (num_items if num_items is not None else (targets != IGNORE).sum().clamp(min=1))
+    return mean_loss(total, targets != IGNORE, num_items)
 
 
-def concept_loss(concept_logits: Tensor, concept_ids: Tensor, num_labelled: Tensor | int | None = None) -> Tensor:
+def concept_loss(concept_logits: Tensor, concept_ids: Tensor, num_items: Tensor | int | None = None) -> Tensor:
     """Cross-entropy of the concept prediction, averaged over each token's labels (arXiv 2502.08524, L_concept).
 
     The mean of the A cross-entropies of a token is logsumexp(z) − mean of z at its labels, so one
-    normaliser serves all of them.
+    normalizer serves all of them.
 
     Args:
         concept_logits: z, (B, T, C).
         concept_ids: (B, T, A) labels; `IGNORE` in a slot means no label, in every slot an unlabelled token.
-        num_labelled: what the sum is divided by; by default the number of labelled tokens here.
+        num_items: what the sum is divided by; by default the number of labelled tokens here.
     """
+    concept_ids = concept_ids.to(concept_logits.device)
     labelled = concept_ids != IGNORE
-    z = _at_least_float32(concept_logits)
+    z = at_least_float32(concept_logits)
     at_labels = z.gather(-1, concept_ids.clamp(min=0).long()).masked_fill(~labelled, 0.0)
     labels_of_token = labelled.sum(-1)
     per_token = z.logsumexp(-1) - at_labels.sum(-1) / labels_of_token.clamp(min=1)
     has_label = labels_of_token > 0
     total = per_token.masked_fill(~has_label, 0.0).sum()
-    return total / (num_labelled if num_labelled is not None else has_label.sum().clamp(min=1))
+    return mean_loss(total, has_label, num_items)
 
 
 def hidden_state_loss(predicted: Tensor, target: Tensor, kind: str, num_tokens: Tensor | int | None = None) -> Tensor:
@@ -62,10 +70,11 @@ def hidden_state_loss(predicted: Tensor, target: Tensor, kind: str, num_tokens: 
         kind: `l1` and `l2`, the mean absolute and squared difference over d, or `cosine`, 1 − cos.
         num_tokens: what the sum over tokens is divided by; by default B · T.
     """
-    predicted, target = _at_least_float32(predicted), target.to(_at_least_float32(predicted).dtype)
+    predicted = at_least_float32(predicted)
+    target = target.to(predicted)
     if kind == "cosine":
         per_token = 1 - F.cosine_similarity(predicted, target, dim=-1)
     else:
         difference = predicted - target
         per_token = (difference.abs() if kind == "l1" else difference.square()).mean(-1)
-    return per_token.sum() / (num_tokens if num_tokens is not None else per_token.numel())
+    return mean_loss(per_token.sum(), torch.ones_like(per_token), num_tokens)

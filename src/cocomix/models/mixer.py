@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration import CoCoMixConfig
-from .linear_loss import linear_cross_entropy
+from .linear_loss import linear_loss
+from .losses import at_least_float32
 from .steering import SteeredBatch, steer_kept, steer_logits_
 
 EPSILON = 1e-5
@@ -45,10 +46,13 @@ def compress(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
         (B, T, D)
     """
     *shape, k = indices.shape
+    dtype = weight.dtype
+    if torch.is_grad_enabled() and weight.requires_grad:
+        weight = at_least_float32(weight)  # the gradient of a row is a sum over many tokens
     mixed = F.embedding_bag(
         indices.reshape(-1, k), weight, per_sample_weights=values.reshape(-1, k).to(weight.dtype), mode="sum"
     )
-    return mixed.view(*shape, -1)
+    return mixed.to(dtype).view(*shape, -1)
 
 
 def interleave(h: Tensor, slots: Tensor) -> Tensor:
@@ -177,11 +181,10 @@ class ConceptMixer(Mixer):
     def loss_and_compress(self, h: Tensor, of_h: Moments, concept_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss and c, as from z (B, T, C) and `concept_loss`."""
         shape = h.shape[:-1]
-        found = linear_cross_entropy(
+        found = linear_loss(
+            self.predict,
             self._normalised(h, of_h).flatten(0, -2),
-            self.predict.weight,
-            self.predict.bias,
-            concept_ids.flatten(0, -2).long(),
+            concept_ids.flatten(0, -2).to(h.device, torch.long),
             keep=0 if self.mixing == "none" else self.num_active_concepts,
         )
         if self.mixing == "none":

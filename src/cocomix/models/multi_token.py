@@ -21,7 +21,7 @@ from .backbones import final_norm_name, split_decoder
 from .cache import StackedCache
 from .configuration import StackedConfig
 from .losses import token_loss
-from .stacked import StackedForCausalLM
+from .stacked import StackedForCausalLM, recorded
 
 
 class MultiTokenConfig(StackedConfig):
@@ -67,6 +67,11 @@ class MultiTokenOutput(ModelOutput):
     """Cache of the trunk and head 1."""
     head_logits: tuple[Tensor, ...] | None = None
     """Logits of all n heads, with `output_all_heads=True`."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """With `output_hidden_states=True`: of the trunk and then of each head that runs, input first, (B, T, D), without
+    the final norm."""
+    attentions: tuple[Tensor, ...] | None = None
+    """With `output_attentions=True`: the weights of each block of the trunk and of each head that runs."""
 
 
 class MultiTokenForCausalLM(StackedForCausalLM):
@@ -115,35 +120,40 @@ class MultiTokenForCausalLM(StackedForCausalLM):
             output_all_heads: run all heads, not only the first.
             logits_to_keep: as in Transformers: the last so many positions, or their indices; 0 for all.
             num_items_in_batch: number of token targets of the whole batch of which this is a part.
+            kwargs: `output_hidden_states`, `output_attentions`, and `IGNORED_ARGUMENTS`.
 
         Raises:
-            ValueError: a cache of fixed size or of another model, or one with `output_all_heads`.
+            TypeError: an argument that no Hugging Face decoder has.
+            ValueError: a number of targets without labels, attention weights of a kernel that has none, a cache of
+                fixed size or of another model, or one with `output_all_heads`.
         """
+        record = self._check_arguments(kwargs, labels, num_items_in_batch)
         if output_all_heads and past_key_values is not None:
             raise ValueError("output_all_heads runs heads that past_key_values does not hold; leave out one of them")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if use_cache is None:
-            use_cache = not self.training and getattr(self.config.backbone_config, "use_cache", True)
+            use_cache = self._uses_cache()
         use_cache = use_cache and not output_all_heads
         cache = self._cache(past_key_values) if use_cache or past_key_values is not None else None
         past = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, past)
-        shared = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": use_cache}
         of_trunk, of_head = (None, None) if cache is None else (cache.lower, cache.upper)
-        h = self.trunk(inputs_embeds=inputs_embeds, past_key_values=of_trunk, **shared).last_hidden_state
-        heads = self.heads if output_all_heads else self.heads[:1]
+        shared = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": use_cache, **record}
+        trunk = self.trunk(inputs_embeds=inputs_embeds, past_key_values=of_trunk, **shared)
+        heads = [
+            head(inputs_embeds=trunk.last_hidden_state, past_key_values=of_head, **shared)
+            for head in (self.heads if output_all_heads else self.heads[:1])
+        ]
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        all_logits = tuple(
-            self.lm_head(self.norm(head(inputs_embeds=h, past_key_values=of_head, **shared).last_hidden_state[:, kept]))
-            for head in heads
-        )
+        all_logits = tuple(self.lm_head(self.norm(head.last_hidden_state[:, kept])) for head in heads)
         return MultiTokenOutput(
             loss=None if labels is None else token_loss(all_logits[0], labels, num_items_in_batch),
             logits=all_logits[0],
             past_key_values=cache if use_cache else None,
             head_logits=all_logits if output_all_heads else None,
+            **recorded((trunk, *heads)),
         )
 
     def _cache(self, given: Cache | None) -> StackedCache:

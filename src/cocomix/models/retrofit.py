@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .backbones import decoder_blocks, split_decoder, widen_windows
+from .linear_loss import is_plain
 from .mixer import MIXERS
 
 NEUTRAL = {
@@ -56,6 +57,17 @@ class Retrofit:
         Raises:
             ValueError: the decoder cannot be split, or would predict something else.
         """
+        head = pretrained.get_output_embeddings()
+        if getattr(head, "bias", None) is not None:
+            raise ValueError(
+                f"the backbone {pretrained.config.model_type!r} has a bias on its token head, which a CoCoMix model "
+                "does not have"
+            )
+        if not is_plain(head):
+            raise ValueError(
+                f"the token head of the backbone {pretrained.config.model_type!r} is a {type(head).__name__} or has "
+                "hooks; expected a plain linear layer: merge adapters, and load without quantization and offloading"
+            )
         config = cls.config_class(
             backbone_config=copy.deepcopy(pretrained.config.get_text_config()),
             insert_layer=insert_layer,
@@ -63,14 +75,9 @@ class Retrofit:
             num_active_concepts=num_active_concepts,
             mixing=mixing,
             concept_loss_weight=concept_loss_weight,
+            tie_word_embeddings=head.weight is pretrained.get_input_embeddings().weight,
             **NEUTRAL.get(mixing, {}),
         )
-        head = pretrained.get_output_embeddings()
-        if getattr(head, "bias", None) is not None:
-            raise ValueError(
-                f"the backbone {pretrained.config.model_type!r} has a bias on its token head, which a CoCoMix model "
-                "does not have"
-            )
         with torch.device("meta"):
             model = cls(config)
         model.lower, model.upper = split_decoder(copy.deepcopy(pretrained.base_model), insert_layer)
@@ -103,7 +110,14 @@ class Retrofit:
                     f"the upper blocks of this model read the concepts that it mixes in (mixing {config.mixing}); "
                     "without them it would predict something else, so there is no backbone that equals it"
                 )
-        plain = AutoModelForCausalLM.from_config(copy.deepcopy(config.backbone_config), dtype=self.dtype)
+        if not is_plain(self.lm_head):
+            raise ValueError(
+                f"the token head is a {type(self.lm_head).__name__} or has hooks; expected a plain linear layer: "
+                "merge adapters, and load without quantization and offloading"
+            )
+        backbone_config = copy.deepcopy(config.backbone_config)
+        backbone_config.tie_word_embeddings = self.lm_head.weight is self.get_input_embeddings().weight
+        plain = AutoModelForCausalLM.from_config(backbone_config, dtype=self.dtype)
         decoder = plain.base_model
         blocks = decoder_blocks(decoder)
         (name,) = (name for name, module in decoder.named_modules() if module is blocks)

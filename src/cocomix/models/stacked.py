@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .backbones import fuse_activations, positions_of
 from .configuration import StackedConfig
-from .linear_loss import linear_cross_entropy
+from .linear_loss import linear_loss
+from .losses import IGNORE, mean_loss, token_loss
 
-
-class TokenHead(nn.Linear):
-    """The token head, and the loss of its logits where they are not wanted themselves.
-
-    The loss is part of its forward pass, so that whatever gathers a sharded weight for that pass sees the use.
-    """
-
-    def forward(self, h: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of h (B, T, D); with targets (B, T), −100 for none, their summed cross-entropy, nats."""
-        if targets is None:
-            return super().forward(h)
-        return linear_cross_entropy(h.flatten(0, 1), self.weight, self.bias, targets.reshape(-1, 1)).total
+IGNORED_ARGUMENTS = frozenset({"cache_position", "token_type_ids"})
+"""Passed by callers that treat all Hugging Face decoders alike; without effect here."""
 
 
 class StackedForCausalLM(PreTrainedModel, GenerationMixin):
@@ -46,26 +40,80 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _add_head(self) -> None:
         """Make the token head; it is the token embedding where the configuration ties them."""
-        self.lm_head = TokenHead(self.config.hidden_size, self.config.vocab_size, bias=False)
+        self.lm_head: nn.Module = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
         embedding = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embedding)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
 
+    @property
+    def _bottom(self) -> PreTrainedModel:
+        return getattr(self, self.bottom)
+
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding, at the bottom of the first stack."""
-        return getattr(self, self.bottom).get_input_embeddings()
+        return self._bottom.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embedding."""
-        getattr(self, self.bottom).set_input_embeddings(value)
+        self._bottom.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
         """The token head."""
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: TokenHead) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the token head."""
         self.lm_head = new_embeddings
+
+    def _check_arguments(self, arguments: dict[str, Any], labels: Tensor | None, num_items: object) -> dict[str, bool]:
+        """Refuse what a forward pass cannot honor.
+
+        Args:
+            arguments: those that `forward` does not name.
+            labels: token targets.
+            num_items: number of token targets that the caller divides by.
+
+        Returns:
+            Which of `output_hidden_states` and `output_attentions` the stacks shall record; the configuration decides
+            where the caller does not.
+
+        Raises:
+            TypeError: an argument that no Hugging Face decoder has.
+            ValueError: attention weights of a kernel that has none, some hidden states by index, or a number of
+                targets without targets.
+        """
+        recorded = ("output_hidden_states", "output_attentions")
+        if unknown := arguments.keys() - IGNORED_ARGUMENTS - set(recorded):
+            raise TypeError(f"forward() got unknown arguments: {', '.join(sorted(unknown))}")
+        if labels is None and num_items is not None:
+            raise ValueError(
+                "num_items_in_batch was given without labels. Transformers' Trainer removes them for "
+                "label_smoothing_factor, which this model does not support (set it to 0), and for compute_loss_func "
+                "(set model.accepts_loss_kwargs = False)"
+            )
+        asked = {name: arguments.get(name) for name in recorded}
+        asked = {name: getattr(self.config, name, False) if on is None else on for name, on in asked.items()}
+        if not all(isinstance(on, bool) for on in asked.values()):
+            raise ValueError(f"output_hidden_states is {asked['output_hidden_states']!r}; expected True or False")
+        if asked["output_attentions"] and (kernel := self._bottom.config._attn_implementation) != "eager":
+            raise ValueError(
+                f"output_attentions is not available with the attention implementation {kernel!r}; "
+                'use attn_implementation="eager"'
+            )
+        return {name: True for name, on in asked.items() if on}
+
+    def _uses_cache(self) -> bool:
+        """Whether a pass returns a cache by default: outside training, unless a configuration says no."""
+        configs = (self.config, self.config.backbone_config)
+        return not self.training and all(getattr(config, "use_cache", True) for config in configs)
+
+    def _token_loss(self, h: Tensor, logits: Tensor | None, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """Next-token loss of the logits, or of h (B, T, D) without materializing them."""
+        if logits is not None:
+            return token_loss(logits, labels, num_items)
+        targets = labels[:, 1:].reshape(-1, 1).to(h.device)
+        total = linear_loss(self.lm_head, h[:, :-1].flatten(0, 1), targets).total
+        return mean_loss(total, targets != IGNORE, num_items)
 
     @staticmethod
     def _positions(inputs_embeds: Tensor, mask: Tensor | None, past: int) -> Tensor:
@@ -74,3 +122,15 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
         if mask is not None:
             return positions_of(mask)[:, -length:]
         return torch.arange(past, past + length, device=inputs_embeds.device).unsqueeze(0)
+
+
+def recorded(stacks: Iterable[ModelOutput]) -> dict[str, tuple[Tensor, ...] | None]:
+    """`hidden_states` and `attentions` of all stacks, one after the other; None for what was not recorded."""
+    found: dict[str, tuple[Tensor, ...] | None] = {"hidden_states": None, "attentions": None}
+    for stack in stacks:
+        for name, before in found.items():
+            if (states := stack.get(name)) is not None:
+                if name == "hidden_states":  # a stack without blocks records none
+                    states = states or (stack.last_hidden_state,)
+                found[name] = (*(before or ()), *states)
+    return found

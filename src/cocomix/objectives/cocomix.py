@@ -60,7 +60,7 @@ class ConceptMixing:
             labels=batch["input_ids"],
             concept_ids=batch["concept_ids"],
             num_items_in_batch=counts["token"],
-            num_labelled_in_batch=counts["concept"],
+            num_concept_items_in_batch=counts["concept"],
             output_logits=self.distillation is not None,
             use_cache=False,
         )
