@@ -242,15 +242,20 @@ def _compare(options: argparse.Namespace, unknown: list[str]) -> int:
 def _show_tables(results: dict[str, Any]) -> None:
     from cocomix.evaluation.report import concepts_table, equal_cost_table, students_table
     from cocomix.evaluation.tables import evaluation_tables
-    from cocomix.evaluation.wording import comparison_sentences
+    from cocomix.evaluation.wording import comparison_sentences, concept_sentences, verdict_note
 
-    show("\n" + students_table(results["students"]))
+    show("\n" + students_table(results))
     show("\n" + equal_cost_table(results))
     if concepts := concepts_table(results["students"]):
         show("\n" + concepts)
     for measured in evaluation_tables(results["evaluations"]):
         show("\n" + measured)
-    for sentence in comparison_sentences(results):
+    note = verdict_note(results)
+    for sentence in (
+        *concept_sentences(results["students"]),
+        *comparison_sentences(results),
+        *([note] if note else []),
+    ):
         show("\n" + sentence.replace("`", ""))
 
 

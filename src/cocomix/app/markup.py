@@ -227,7 +227,7 @@ def bare_card(concept_id: int, predictions: str, about: str) -> str:
 
 
 def predicted(concept_id: int, counts: ConceptPredictions) -> str:
-    """How well the model predicts a concept; its recall, and how often it is mixed in at all."""
+    """How well the model, and a table of each token's labels, predict a concept; how often it is mixed in at all."""
     labels, found = int(counts.labels[concept_id]), int(counts.found[concept_id])
     everywhere = f"mixed in at {percent(counts.mixed[concept_id] / max(1, counts.tokens))} of tokens"
     if not labels:
@@ -235,7 +235,8 @@ def predicted(concept_id: int, counts: ConceptPredictions) -> str:
     recall = found / labels
     return (
         f"{_track(recall, 'meter')}{percent(recall)} of the {labels:,} places where it is a label, of "
-        f"{counts.tokens:,} validation tokens; {everywhere}"
+        f"{counts.tokens:,} validation tokens (a table of the current token's most frequent labels: "
+        f"{percent(counts.table_found[concept_id] / labels)}); {everywhere}"
     )
 
 

@@ -19,11 +19,11 @@ def concept_section(shown: dict[str, Any]) -> list[str]:
     if best := shown["best"]:
         parts += [
             _best_table(best),
-            f"The concepts with the best F1 on the first {shown['blocks']} blocks of validation text, of those that "
-            "are labels there often enough to tell. Precision: where a concept is among a token's most probable, as "
-            "many as it has labels, how often it is one; recall: how many of its labels are found so; token table: the "
-            "recall of a table of each token's most frequent training labels. Names are hints: "
-            "the tokens whose logits the concept raises most, unless the catalogue has better ones.",
+            f"The concepts with the best F1 on the first {shown['blocks']} blocks of validation text, chosen and "
+            "scored there, of those that are labels there often enough to tell. Precision: where a concept is among "
+            "a token's most probable, as many as it has labels, how often it is one; recall: how many of its labels "
+            "are found so; token table: the recall of a table of each token's most frequent training labels. Names "
+            "are hints: the tokens whose logits the concept raises most, unless the catalogue has better ones.",
         ]
     if contexts := [f"- {_named(each)}: {_contexts(each['contexts'])}" for each in best if each["contexts"]]:
         parts += ["Where the teacher has them most active:", "\n".join(contexts)]

@@ -56,8 +56,8 @@ class ConceptBand:
             labels that the token has); None if none is ever predicted.
         recall_at_a: share of the labels that are among the token's A most probable concepts; None without labels.
         recall: share of the labels that are among the K that the model mixes; None without labels.
-        table_recall_at_a: the same share as `recall_at_a` for a `TokenTable`; None without labels or table.
-        table_recall: the same share as `recall` for the table; None without labels or table.
+        table_recall_at_a: the same share as `recall_at_a` for a `TokenTable`; None without labels.
+        table_recall: the same share as `recall` for the table; None without labels.
         misplaced: labels promised too much or too little, summed over `promises`, as a share of the labels; None
             without labels. 0 is a calibrated prediction.
         promises: weakest first.
@@ -87,8 +87,8 @@ class ConceptPredictions:
         right: (C,) of those, where it is a label.
         mixed: (C,) tokens at which it is among the K that the model mixes.
         found: (C,) of those, where it is a label.
-        table_right: (C,) labels that a `TokenTable` predicts with as many predictions as the token has labels; None
-            without a table.
+        table_right: (C,) labels that a `TokenTable` predicts with as many predictions as the token has labels.
+        table_found: (C,) labels that it predicts with K predictions.
     """
 
     bands: list[ConceptBand]
@@ -98,7 +98,8 @@ class ConceptPredictions:
     right: np.ndarray
     mixed: np.ndarray
     found: np.ndarray
-    table_right: np.ndarray | None = None
+    table_right: np.ndarray
+    table_found: np.ndarray
 
     @property
     def f1(self) -> np.ndarray:
@@ -116,9 +117,9 @@ def concept_predictions(
     model: PreTrainedModel,
     blocks: Dataset,
     frequencies: np.ndarray,
+    table: TokenTable,
     batch_size: int,
     precision: str = "fp32",
-    table: TokenTable | None = None,
 ) -> ConceptPredictions:
     """Precision, recall and calibration of predicted concepts, of all, by frequency band, and of each.
 
@@ -130,9 +131,9 @@ def concept_predictions(
         model: a CoCoMix model that predicts concepts, in evaluation mode.
         blocks: with columns `input_ids` (T,) and `concept_ids` (T, A).
         frequencies: (C,) share of the labelled training tokens that have each concept as a label.
+        table: scored on the same tokens.
         batch_size: blocks read at once.
         precision: of the model's matrix products; what comes after them is float32.
-        table: scored on the same tokens.
     """
     assert not model.training, "evaluation in training mode"
     k = model.config.num_active_concepts
@@ -166,7 +167,7 @@ def band_names() -> list[str]:
 class _Counts:
     """Sums over tokens: of each concept, and of each band (C,) by strength of the promise."""
 
-    def __init__(self, bands: Tensor, table: TokenTable | None) -> None:
+    def __init__(self, bands: Tensor, table: TokenTable) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=bands.device)
 
@@ -178,10 +179,9 @@ class _Counts:
 
     def add_table(self, ids: np.ndarray, labels: np.ndarray, k: int) -> None:
         """Score the table on tokens (N,) with labels (N, A)."""
-        if self.table is not None:
-            at_a, at_k = self.table.hits(ids, labels, k)
-            self.table_at_a += torch.from_numpy(at_a).to(self.table_at_a)
-            self.table_at_k += torch.from_numpy(at_k).to(self.table_at_k)
+        at_a, at_k = self.table.hits(ids, labels, k)
+        self.table_at_a += torch.from_numpy(at_a).to(self.table_at_a)
+        self.table_at_k += torch.from_numpy(at_k).to(self.table_at_k)
 
     def add(self, z: Tensor, labels: Tensor, k: int) -> None:
         """Tokens with concept logits z (N, C) and labels (N, A)."""
@@ -214,20 +214,9 @@ class _Counts:
         for band, name in enumerate(band_names()):
             if (members := self.band_of == band).any():
                 parts.append(self._band(name, members, slice(band, band + 1)))
-        labels, predicted, right, mixed, found, table_right = (
-            each.cpu().numpy().astype(np.int64)
-            for each in (self.labels, self.predicted, self.at_a, self.mixed, self.at_k, self.table_at_a)
-        )
-        return ConceptPredictions(
-            parts,
-            self.tokens,
-            labels,
-            predicted,
-            right,
-            mixed,
-            found,
-            None if self.table is None else table_right,
-        )
+        of_model = (self.labels, self.predicted, self.at_a, self.mixed, self.at_k)
+        counts = (each.cpu().numpy().astype(np.int64) for each in (*of_model, self.table_at_a, self.table_at_k))
+        return ConceptPredictions(parts, self.tokens, *counts)
 
     def _band(self, name: str, members: Tensor, rows: slice) -> ConceptBand:
         """Of the concepts `members` (C,) bool, and the same by `rows` of the bands."""
@@ -235,7 +224,6 @@ class _Counts:
             float(each[members].sum()) for each in (self.labels, self.at_a, self.at_k, self.predicted)
         )
         table_at_a, table_at_k = (float(each[members].sum()) for each in (self.table_at_a, self.table_at_k))
-        scored = labels and self.table is not None
         pairs, promised, found = (each[rows].sum(0).tolist() for each in (self.pairs, self.promised, self.found))
         return ConceptBand(
             name=name,
@@ -244,8 +232,8 @@ class _Counts:
             precision=at_a / predicted if predicted else None,
             recall_at_a=at_a / labels if labels else None,
             recall=at_k / labels if labels else None,
-            table_recall_at_a=table_at_a / labels if scored else None,
-            table_recall=table_at_k / labels if scored else None,
+            table_recall_at_a=table_at_a / labels if labels else None,
+            table_recall=table_at_k / labels if labels else None,
             misplaced=sum(abs(p - f) for p, f in zip(promised, found, strict=True)) / labels if labels else None,
             promises=[Promise(p / n, f / n, int(n)) for n, p, f in zip(pairs, promised, found, strict=True) if n],
         )

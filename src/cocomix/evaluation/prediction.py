@@ -76,7 +76,7 @@ def evaluate_concepts(
     bands = None
     if labelled is not None:
         table = token_table(labelled, model)
-        bands = concept_predictions(model, blocks, training_frequencies(labelled), *reading, table).bands
+        bands = concept_predictions(model, blocks, training_frequencies(labelled), table, *reading).bands
     assert subject.run is not None
     return Evaluation(
         kind=KIND,

@@ -111,13 +111,15 @@ def _mean_and_scatter(losses: list[float | None]) -> str:
     return f"{fmean(known):.4f}" + (f" ± {stdev(known):.4f}" if len(known) > 1 else "")
 
 
-def students_table(students: dict[str, Any]) -> str:
-    """One row per student: size, cost and losses."""
+def students_table(results: dict[str, Any]) -> str:
+    """One row per student: size, cost and losses; tokens also with the teacher's, where those are known."""
+    teacher_tokens = results.get("teacher", {}).get("tokens")
     header = [
         "student",
         "stored",
         "activated",
         "tokens",
+        *(["tokens, with teacher's"] if teacher_tokens else []),
         "FLOPs",
         "time",
         "tokens/s",
@@ -131,6 +133,7 @@ def students_table(students: dict[str, Any]) -> str:
             f"{student['stored_parameters'] / 1e6:.2f}M",
             f"{student['activated_parameters'] / 1e6:.2f}M",
             f"{student['tokens'] / 1e6:.2f}M",
+            *([_tokens_with_teacher(student, teacher_tokens)] if teacher_tokens else []),
             f"{student['training_flops']:.2e}",
             duration(student["timing"]["seconds"]),
             f"{student['timing']['tokens_per_second']:,.0f}",
@@ -138,9 +141,14 @@ def students_table(students: dict[str, Any]) -> str:
             f"{student['metrics']['perplexity']:.2f}",
             f"{student['metrics']['bits_per_byte']:.4f}",
         ]
-        for name, student in students.items()
+        for name, student in results["students"].items()
     ]
     return table(header, rows)
+
+
+def _tokens_with_teacher(student: dict[str, Any], teacher_tokens: int) -> str:
+    """Tokens that a student and all that it learns from were trained on."""
+    return f"{(student['tokens'] + (teacher_tokens if student['preparation'] else 0)) / 1e6:.2f}M"
 
 
 NONE = "–"
@@ -244,7 +252,7 @@ def _learning_rate(student: dict[str, Any]) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """The report as Markdown."""
-    parts = [f"# {results['name']}", students_table(results["students"]), equal_cost_table(results)]
+    parts = [f"# {results['name']}", students_table(results), equal_cost_table(results)]
     parts.append(
         "Loss where every run has cost as much as the cheapest: in tokens, in FLOPs of its own training, in those and "
         "its part of teacher, SAE and labels, and in time."

@@ -28,7 +28,7 @@ from cocomix.evaluation.wording import baseline_of, caveats, provenance_lines
 VERDICTS = (
     "A verdict needs a smallest difference of interest: {loss:g} nats per token, {cost:.0%} of a cost. *Holds*: the "
     "difference is beyond it in the claimed direction; *does not hold*: beyond it in the other; *no difference of "
-    "interest*: within it; *not decided*: none of these is certain at {sure:.0%} for all {tests} measured claims "
+    "interest*: within it; *not decided*: none of these is certain at {sure:.0%} for all measured claims "
     "together (Student's t over seeds, Holm's correction), or the reason that is given. A claim with its own bound is "
     "held against that bound. In brackets: 95 % intervals of each difference by itself. The seeds of a part share "
     "teacher, SAE and labels, so no verdict covers another teacher or SAE."
@@ -188,8 +188,7 @@ def _claims(study: Study, results: Sequence[dict[str, Any] | None]) -> list[str]
         ]
         for claim, found in claims
     ]
-    tests = sum(found is not None for _, found in claims)
-    note = VERDICTS.format(loss=study.loss_margin, cost=study.cost_margin, sure=1 - LEVEL, tests=tests)
+    note = VERDICTS.format(loss=study.loss_margin, cost=study.cost_margin, sure=1 - LEVEL)
     return ["## Claims", table(["claim", "measured", "verdict"], rows), note]
 
 

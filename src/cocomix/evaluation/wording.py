@@ -55,7 +55,7 @@ def _verdicts(comparison: dict[str, Any]) -> str:
         f" Over {sample}: {VERDICTS[Verdict(verdict)].format(**comparison)}."
         for sample, verdict in (
             ("seeds", comparison["verdict_over_seeds"]),
-            ("validation documents", comparison["verdict_over_documents"]),
+            ("validation documents, of the models trained here", comparison["verdict_over_documents"]),
         )
         if verdict is not None
     )
@@ -138,10 +138,12 @@ def concept_sentences(students: dict[str, Any]) -> list[str]:
 def caveats(results: dict[str, Any]) -> list[str]:
     """What a difference in these results means, and what it leaves out."""
     students = results["students"].values()
-    largest = max(student["tokens"] for student in students)
+    longest = max(students, key=lambda student: student["tokens"])
+    largest, per_parameter = longest["tokens"], longest["tokens"] / longest["activated_parameters"]
     lines = [
         _of_seeds(results),
-        f"Trained on {largest:,} tokens: nothing here says how larger models or longer runs compare.",
+        f"Trained on {largest:,} tokens, {per_parameter:.1f} per parameter: nothing here says how larger models or "
+        "longer runs compare.",
         *_teacher_against_baseline(results),
     ]
     cost = preparation_flops(results)
@@ -244,7 +246,8 @@ def provenance_lines(results: dict[str, Any]) -> list[str]:
     if teacher := results.get("teacher"):
         size = f", {teacher['stored_parameters'] / 1e6:.2f}M parameters" if "stored_parameters" in teacher else ""
         trained = f", trained on {teacher['tokens']:,} tokens" if "tokens" in teacher else f" (`{teacher['source']}`)"
-        lines.append(f"Teacher{size}{trained}: validation loss {teacher['metrics']['loss']:.4f}.")
+        bits = f", {bits:.4f} bits per byte" if (bits := teacher["metrics"].get("bits_per_byte")) else ""
+        lines.append(f"Teacher{size}{trained}: validation loss {teacher['metrics']['loss']:.4f}{bits}.")
     if sae := results.get("sae"):
         quality = sae["quality"]
         lines.append(

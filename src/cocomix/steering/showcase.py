@@ -131,8 +131,7 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
     frequencies = training_frequencies(labelled)
     training = origins.pipeline.recipe.training
     table = token_table(labelled, model)
-    predictions = concept_predictions(model, blocks, frequencies, training.blocks_per_batch, training.precision, table)
-    assert predictions.table_right is not None
+    predictions = concept_predictions(model, blocks, frequencies, table, training.blocks_per_batch, training.precision)
     best = predictions.best(BEST, LEAST_LABELS)
     tokenizer, context = subject.tokenizer, model.config.max_position_embeddings
     texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in blocks["input_ids"])

@@ -109,8 +109,10 @@ def test_bars_have_sides_and_a_scale():
 
 def test_how_well_a_concept_is_predicted():
     none = np.zeros(2, np.int64)
-    counts = ConceptPredictions([], 200, np.array([8, 0]), none, none, np.array([20, 3]), np.array([6, 0]))
+    labels, mixed, found = np.array([8, 0]), np.array([20, 3]), np.array([6, 0])
+    counts = ConceptPredictions([], 200, labels, none, none, mixed, found, none, np.array([4, 0]))
     assert "75 % of the 8 places" in markup.predicted(0, counts)
+    assert "(a table of the current token's most frequent labels: 50 %)" in markup.predicted(0, counts)
     assert "mixed in at 10 % of tokens" in markup.predicted(0, counts)
     assert "label of none of 200 validation tokens" in markup.predicted(1, counts)
 

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 
 from cocomix.concepts.label_baselines import TokenTable, label_baselines
+from cocomix.evaluation.concept_tables import concept_tables
 from cocomix.evaluation.concepts import concept_predictions, label_frequencies
 from cocomix.evaluation.report import concepts_table
 from cocomix.evaluation.wording import concept_sentences
@@ -150,9 +151,11 @@ def test_bands_against_loops(monkeypatch: pytest.MonkeyPatch) -> None:
                 of_band["at_a"] += is_label and is_first
                 of_band["at_k"] += is_label and concept in order[:k]
                 of_band["promised"] += promised[concept].item()
+    read = blocks(labels.tolist())
+    table = TokenTable.of_blocks(read, vocab_size=1, num_concepts=concepts, k=k)
     for chunk in (1 << 22, 14):
         monkeypatch.setattr("cocomix.evaluation.concepts.CHUNK_NUMBERS", chunk)
-        predictions = concept_predictions(Predictor(z, k).eval(), blocks(labels.tolist()), frequencies, 2)
+        predictions = concept_predictions(Predictor(z, k).eval(), read, frequencies, table, 2)
         everything, *found = predictions.bands
         assert predictions.tokens == 14
         assert predictions.found.sum() == sum(each["at_k"] for each in sums.values())
@@ -182,13 +185,22 @@ def test_a_calibrated_prediction_misplaces_nothing_and_a_sure_one_its_mistakes()
     frequencies = np.array([0.5, 0.5])
     table = TokenTable.of_blocks(labels, vocab_size=2, num_concepts=2, k=1)
     even = torch.zeros(1, 4, 2)
-    predictions = concept_predictions(Predictor(even, 1).eval(), labels, frequencies, 1, table=table)
+    predictions = concept_predictions(Predictor(even, 1).eval(), labels, frequencies, table, 1)
     everything, _ = predictions.bands
     assert everything.misplaced == pytest.approx(0)
     assert everything.table_recall_at_a == everything.table_recall == 0.75  # all but the last, whose token has label 0
-    assert predictions.table_right is not None and predictions.table_right.tolist() == [2, 1]
+    assert predictions.table_right.tolist() == predictions.table_found.tolist() == [2, 1]
     sure = torch.tensor([50.0, -50.0]).expand(1, 4, 2)
-    everything, _ = concept_predictions(Predictor(sure, 1).eval(), labels, frequencies, 1).bands
+    everything, _ = concept_predictions(Predictor(sure, 1).eval(), labels, frequencies, table, 1).bands
     assert everything.precision == everything.recall == 0.5
-    assert everything.table_recall is None
     assert everything.misplaced == pytest.approx(1.0)
+
+
+def test_evaluations_of_older_versions_have_no_table() -> None:
+    shares = dict.fromkeys(("precision", "recall_at_a", "recall", "misplaced"), 0.5)
+    band = {"name": "all", "concepts": 2, "labels": 4, "promises": [], **shares}
+    old = {"settings": {"limit": None, "precision": "fp32"}, "figures": {"bands": [band], "channel": None}}
+    first, _ = concept_tables([("a", old)])
+    assert [cell.strip() for cell in first.splitlines()[-1].strip("|").split("|")] == [
+        *("a", "all", "2", "4", "50.0%", "50.0%", "–", "50.0%", "–", "50.0%"),
+    ]

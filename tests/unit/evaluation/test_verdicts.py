@@ -98,7 +98,10 @@ WORDS = {
 def test_every_combination_of_verdicts_is_stated_as_it_is(seeds: str | None, documents: str | None) -> None:
     found = results(verdict_over_seeds=seeds, verdict_over_documents=documents)
     (sentence,) = comparison_sentences(found)
-    for sample, verdict in (("Over seeds: ", seeds), ("Over validation documents: ", documents)):
+    for sample, verdict in (
+        ("Over seeds: ", seeds),
+        ("Over validation documents, of the models trained here: ", documents),
+    ):
         words = WORDS[verdict]
         assert (sample in sentence) == (words is not None)
         assert words is None or sample + words in sentence
