@@ -30,8 +30,7 @@ VERDICTS = (
     "difference is beyond it in the claimed direction; *does not hold*: beyond it in the other; *no difference of "
     "interest*: within it; *not decided*: none of these is certain at {sure:.0%} for all measured claims "
     "together (Student's t over seeds, Holm's correction), or the reason that is given. A claim with its own bound is "
-    "held against that bound. In brackets: 95 % intervals of each difference by itself. The seeds of a part share "
-    "teacher, SAE and labels, so no verdict covers another teacher or SAE."
+    "held against that bound. In brackets: 95 % intervals of each difference by itself."
 )
 WITH_TEACHER = "tokens, with teacher's"
 COLUMNS = {"tokens": "tokens", "student_flops": "FLOPs", "all_flops": "FLOPs, all"}
