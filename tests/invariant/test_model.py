@@ -450,9 +450,10 @@ def test_the_vocabulary_can_grow(tied, random_model, ids):
     model.resize_token_embeddings(60)
     assert model.config.vocab_size == 60
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
-    after = model(ids).logits
-    assert after.shape == (2, 9, 60)
-    assert_equal(after[..., :53], before)
+    after = model(ids, labels=ids)
+    assert after.logits.shape == (2, 9, 60)
+    assert_equal(after.logits[..., :53], before)
+    assert_equal(model(ids, labels=ids, output_logits=False).loss, after.loss)
 
 
 # Precision

@@ -45,6 +45,24 @@ def test_heads_tied_or_not(kind, tied, random_teacher, ids):
 
 
 @torch.no_grad()
+def test_a_head_untied_by_hand_stays_so(random_teacher, ids):
+    backbone = random_teacher("llama", tie_word_embeddings=True)
+    backbone.lm_head.weight = torch.nn.Parameter(2 * backbone.lm_head.weight)
+    model = Model.from_backbone(backbone, 1, **CONCEPTS)
+    assert not model.config.tie_word_embeddings
+    assert largest_difference(model.to_backbone()(ids).logits, backbone(ids).logits) < 1e-9
+
+
+def test_a_head_with_hooks_is_refused(random_teacher):
+    backbone = random_teacher("llama")
+    model = Model.from_backbone(backbone, 1, **CONCEPTS)
+    for each, convert in ((backbone, lambda: Model.from_backbone(backbone, 1, **CONCEPTS)), (model, model.to_backbone)):
+        each.lm_head.register_forward_hook(lambda _module, _inputs, logits: 2 * logits)
+        with pytest.raises(ValueError, match="is a Linear or has hooks; expected a plain linear layer"):
+            convert()
+
+
+@torch.no_grad()
 def test_padded_generation_says_what_the_backbone_says(random_teacher, ids):
     backbone = random_teacher("llama")
     model = Model.from_backbone(backbone, 1, **CONCEPTS)

@@ -8,6 +8,8 @@ from torch import nn
 from transformers import AutoModel
 
 from cocomix.models.backbones import decoder_blocks, final_norm_name, split_decoder, widen_windows
+from cocomix.models.building import BackboneConfig
+from cocomix.models.building import backbone_config as building_config
 
 KINDS = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt_neox"]
 
@@ -99,3 +101,34 @@ def test_a_decoder_with_two_norms_is_refused(decoder):
     model.second = nn.LayerNorm(32)
     with pytest.raises(ValueError, match="GPT2Model has 2 norms beside its blocks; exactly one final norm"):
         final_norm_name(model)
+
+
+DROPOUT = {
+    "gpt2": "embd_pdrop",
+    "gpt_neox": "hidden_dropout",
+    "gpt_bigcode": "embd_pdrop",
+    "phi": "embd_pdrop",
+    "starcoder2": "embedding_dropout",
+}
+
+
+@pytest.mark.parametrize("kind", DROPOUT)
+def test_embedding_dropout_acts_once(kind):
+    sizes = BackboneConfig(kind, 32, 3, 4, {DROPOUT[kind]: 0.5})
+    config = building_config(sizes, vocab_size=53, block_size=16, eos_token_id=0)
+    stacks = split_decoder(AutoModel.from_config(config).train(), 0)
+    ids = torch.randint(53, (2, 8))
+    assert (stacks.lower(input_ids=ids).last_hidden_state == 0).float().mean() > 0.25
+    seen = []
+    decoder_blocks(stacks.upper)[0].register_forward_pre_hook(lambda _block, inputs: seen.append(inputs[0]))
+    h = torch.randn(2, 8, 32)
+    stacks.upper(inputs_embeds=h)
+    assert torch.equal(seen[0], h)
+
+
+def test_scaled_embeddings_are_refused():
+    config = building_config(
+        BackboneConfig("afmoe", 32, 3, 4, {"mup_enabled": True}), vocab_size=53, block_size=16, eos_token_id=0
+    )
+    with pytest.raises(ValueError, match=r"scales its embeddings or logits \(mup_enabled True\)"):
+        split_decoder(AutoModel.from_config(config), 1)

@@ -74,13 +74,54 @@ def test_concept_ids_of_any_integer_type_give_the_same_loss():
     assert torch.equal(concept_loss(logits, concepts.int()), concept_loss(logits, concepts))
 
 
-def test_arguments_that_nobody_knows_are_refused():
-    config = cocomix.CoCoMixConfig(
-        {"model_type": "gpt2", "vocab_size": 11, "n_embd": 8, "n_layer": 2, "n_head": 2},
-        insert_layer=1,
-        num_concepts=6,
-        num_active_concepts=2,
-    )
-    ids = torch.ones(1, 3, dtype=torch.long)
+@pytest.fixture(params=["concepts", "multi token"])
+def either_model(request, random_model, backbone_config):
+    """A model of each class, of three blocks."""
+    if request.param == "concepts":
+        return random_model("llama")
+    return cocomix.MultiTokenForCausalLM(cocomix.MultiTokenConfig(backbone_config("llama"), num_future_tokens=1))
+
+
+def test_arguments_that_nobody_knows_are_refused(either_model):
     with pytest.raises(TypeError, match="unknown arguments: concept_id"):
-        cocomix.CoCoMixForCausalLM(config)(ids, concept_id=ids)
+        either_model(IDS, concept_id=IDS)
+
+
+def test_a_number_of_targets_without_labels_is_refused(either_model):
+    with pytest.raises(ValueError, match=r"num_items_in_batch was given without labels.*compute_loss_func"):
+        either_model(IDS, num_items_in_batch=4)
+
+
+def test_hidden_states_are_those_of_both_stacks(either_model):
+    assert either_model(IDS).hidden_states is None
+    states = either_model(IDS, output_hidden_states=True).hidden_states
+    interleaved = isinstance(either_model, cocomix.CoCoMixForCausalLM)
+    lengths = [3, 3, 6, 6, 6] if interleaved else [3] * 5
+    assert [tuple(state.shape) for state in states] == [(2, length, 32) for length in lengths]
+    assert torch.equal(states[0], either_model.get_input_embeddings()(IDS))
+    either_model.config.output_hidden_states = True
+    assert len(either_model(IDS).hidden_states) == 5
+    with pytest.raises(ValueError, match=r"output_hidden_states is \[1\]; expected True or False"):
+        either_model(IDS, output_hidden_states=[1])
+
+
+def test_hidden_states_of_an_empty_lower_stack_begin_with_the_embeddings(random_model):
+    model = random_model("llama", insert_layer=0)
+    states = model(IDS, output_hidden_states=True).hidden_states
+    assert torch.equal(states[0], model.get_input_embeddings()(IDS))
+    assert [state.shape[1] for state in states] == [3, 6, 6, 6, 6]
+
+
+def test_attention_weights_are_returned_or_refused(either_model):
+    with pytest.raises(ValueError, match=r"output_attentions is not available .* 'sdpa'; use attn_implementation="):
+        either_model(IDS, output_attentions=True)
+    either_model.set_attn_implementation("eager")
+    attentions = either_model(IDS, output_attentions=True).attentions
+    slots = 2 if isinstance(either_model, cocomix.CoCoMixForCausalLM) else 1
+    assert [weights.shape[-1] for weights in attentions] == ([3, 6, 6] if slots == 2 else [3, 3, 3])
+
+
+def test_a_configuration_can_turn_the_cache_off(either_model):
+    assert either_model.eval()(IDS).past_key_values is not None
+    either_model.config.use_cache = False
+    assert either_model(IDS).past_key_values is None

@@ -21,6 +21,15 @@ def test_the_defaults_are_the_published_settings_but_for_slot_and_weight():
     assert config.slot_positions == "interleaved"
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_heads_are_tied_as_the_configuration_or_else_the_backbone_says(tied, tmp_path):
+    assert CoCoMixConfig(GPT2Config(tie_word_embeddings=tied)).tie_word_embeddings is tied
+    config = CoCoMixConfig(GPT2Config(tie_word_embeddings=not tied), tie_word_embeddings=tied)
+    assert config.tie_word_embeddings is tied
+    config.save_pretrained(tmp_path)
+    assert CoCoMixConfig.from_pretrained(tmp_path).tie_word_embeddings is tied
+
+
 def test_a_recipe_has_the_same_defaults_as_the_classes() -> None:
     config, mixer = CoCoMixConfig(), MixerConfig()
     shared = [setting.name for setting in dataclasses.fields(MixerConfig)]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
-from cocomix.models import linear_loss
-from cocomix.models.linear_loss import linear_cross_entropy
+from cocomix.models.linear_loss import CHUNK_BYTES, is_plain, linear_cross_entropy, linear_loss
 from cocomix.models.losses import IGNORE, concept_loss
+from cocomix.models.mixer import compress
 
 N, D, C, A, K = 7, 5, 11, 3, 4
 
@@ -25,7 +28,7 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, 
 
 @pytest.fixture(params=[1, 3, 100], ids="{} rows at once".format)
 def rows_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setitem(linear_loss.CHUNK_BYTES, "cpu", 4 * C * request.param)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * C * request.param)
     return request.param
 
 
@@ -115,3 +118,106 @@ def test_it_compiles_without_a_break() -> None:
         strict=True,
     ):
         torch.testing.assert_close(f, w)
+
+
+def test_float16_gradients_neither_overflow_nor_vanish() -> None:
+    """The sum over the rows exceeds 65504, and a mean over them is below the smallest float16."""
+    rows = 8192
+    x = torch.randn(rows, D)
+    x[:, 0] = 14.0
+    labels = torch.full((rows, 1), 3)
+    leaves = [x.requires_grad_(), (torch.randn(C, D) * 0.02).requires_grad_()]
+    exact = [each.detach().double().requires_grad_() for each in leaves]
+    wanted = torch.autograd.grad(linear_cross_entropy(*exact, None, labels).total / rows, exact)
+    with torch.autocast("cpu", torch.float16):
+        total = linear_cross_entropy(*leaves, None, labels).total
+    scale = 4096.0
+    found = torch.autograd.grad(total / rows * scale, leaves)
+    for f, w in zip(found, wanted, strict=True):
+        assert (f.double() / scale - w).norm() < 0.01 * w.norm()
+
+
+@pytest.mark.parametrize("form", ["fused", "compress"])
+def test_bfloat16_weights_have_gradients_summed_in_float32(form: str) -> None:
+    """Summed in bfloat16, ones would stop at 256."""
+    rows = 2000
+    x, weight = torch.ones(rows, D, dtype=torch.bfloat16), torch.zeros(C, D, dtype=torch.bfloat16, requires_grad=True)
+    if form == "fused":
+        bias = torch.arange(C, dtype=torch.bfloat16)  # every row keeps the last class
+        linear_cross_entropy(x, weight, bias, torch.full((rows, 1), IGNORE), keep=1).values.sum().backward()
+    else:
+        compress(x[:, :1], torch.full((rows, 1), C - 1), weight).sum().backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(weight.grad[-1].float(), torch.full((D,), float(rows)), rtol=0.01, atol=0)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x, weight, bias, labels = inputs()
+    with pytest.raises(RuntimeError, match=r"no second derivative .*output_logits=True and output_concepts=True"):
+        torch.autograd.grad(linear_cross_entropy(x, weight, bias, labels).total, x, create_graph=True)
+
+
+class Adapted(nn.Module):
+    """A linear layer wrapped as adapters wrap it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.weight = base.weight
+        self.bias = base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.base(x)
+
+
+def offloaded(linear: nn.Linear) -> nn.Linear:
+    forward = linear.forward
+    linear.forward = lambda x: 2 * forward(x)  # type: ignore[method-assign]
+    return linear
+
+
+def hooked(linear: nn.Linear) -> nn.Linear:
+    linear.register_forward_hook(lambda _module, _inputs, z: 2 * z)
+    return linear
+
+
+def pruned(linear: nn.Linear) -> nn.Linear:
+    prune.l1_unstructured(linear, "weight", 0.5)
+    return linear
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def parametrized(linear: nn.Linear) -> nn.Module:
+    return parametrize.register_parametrization(linear, "weight", Doubled())
+
+
+class Quantized(nn.Linear):
+    """A linear layer with 8-bit weights, as quantization replaces it."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features)
+        self.bias = linear.bias
+        self.scale = linear.weight.abs().max() / 7
+        self.weight = nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.scale, self.bias)
+
+
+@pytest.mark.parametrize("change", [Adapted, offloaded, hooked, pruned, parametrized, Quantized])
+def test_a_changed_layer_is_called(change: Callable[[nn.Linear], nn.Module]) -> None:
+    linear = nn.Linear(D, C)
+    x, labels = torch.randn(N, D), inputs()[3]
+    assert is_plain(linear)
+    before = linear_loss(linear, x, labels, K)
+    changed = change(linear)
+    assert not is_plain(changed)
+    found = linear_loss(changed, x, labels, K)
+    z = changed(x)
+    for f, w in zip(found, (concept_loss(z, labels, 1), *z.topk(K)), strict=True):
+        torch.testing.assert_close(f, w)
+    assert not torch.allclose(found.total, before.total, rtol=1e-6)
