@@ -18,12 +18,13 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from cocomix.console import say
 from cocomix.data.arrow import dataset_writer
 from cocomix.data.corpus import CorpusConfig, is_held_out
 from cocomix.data.datatrove import TokenDocuments
 from cocomix.data.documents import save_document_lengths
 from cocomix.data.pieces import decoded
-from cocomix.data.tokenizer import encode_documents, tokenizer_fingerprint, vocabulary_size
+from cocomix.data.tokenizer import changed_characters, encode_documents, tokenizer_fingerprint, vocabulary_size
 from cocomix.errors import InputError
 from cocomix.files import read_json, write_json
 
@@ -60,6 +61,8 @@ class PackedInfo:
         tokenizer_fingerprint: of the tokenizer that made the tokens.
         fingerprint: SHA-256 over block size and token ids of train and validation blocks.
         validation_fingerprint: the same of validation alone.
+        text_changed: share of the validation text's characters that its tokens do not give back; above 0, bits per
+            byte do not compare with those of other tokenizers. None where it was not measured, as of token files.
     """
 
     block_size: int
@@ -74,6 +77,7 @@ class PackedInfo:
     tokenizer_fingerprint: str
     fingerprint: str
     validation_fingerprint: str
+    text_changed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,14 @@ def pack_documents(documents: Path, tokenizer: PreTrainedTokenizerBase, block_si
 
     train, validation = (load_from_disk(str(documents / side))["text"] for side in ("train", "validation"))
     lengths = {"train": array("q"), "validation": array("q")}
+    text_changed = _text_changed(tokenizer, validation)
+    if text_changed:
+        say(text_changed_note(text_changed, "the validation text"))
     info = _pack(
         train=_encode(tokenizer, tqdm(train, desc="Packing train", unit=" documents", disable=None), lengths["train"]),
         validation=_encode(tokenizer, validation, lengths["validation"]),
         validation_bytes=sum(len(text.encode()) for text in validation),
+        text_changed=text_changed,
         tokenizer=tokenizer,
         block_size=block_size,
         folder=folder,
@@ -199,6 +207,7 @@ def _pack(
     tokenizer: PreTrainedTokenizerBase,
     block_size: int,
     folder: Path,
+    text_changed: float | None = None,
 ) -> PackedInfo:
     """Cut two streams of token arrays into blocks; `validation_bytes` is the text behind the second."""
     if block_size < 2:
@@ -221,6 +230,7 @@ def _pack(
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         fingerprint=content.hexdigest(),
         validation_fingerprint=validation_content.hexdigest(),
+        text_changed=text_changed,
     )
     write_json(folder / INFO_FILE, asdict(info))
     return info
@@ -262,6 +272,23 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], lengths: a
         encoded = encode_documents(tokenizer, batch)
         lengths.extend(len(tokens) + 1 for tokens in encoded)
         yield joined(encoded, tokenizer.eos_token_id)
+
+
+def _text_changed(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float:
+    """The share of the characters of some texts that their tokens do not give back."""
+    characters = changed = 0
+    for batch in batches(texts):
+        characters += sum(map(len, batch))
+        changed += changed_characters(tokenizer, batch, encode_documents(tokenizer, batch))
+    return changed / characters
+
+
+def text_changed_note(share: float, text: str) -> str:
+    """What it means that a tokenizer does not give back a share of the characters of a text."""
+    return (
+        f"The tokens do not give back {share:.2%} of the characters of {text}: its bits per byte are those of what the "
+        "tokenizer keeps, and cannot be compared with another tokenizer's."
+    )
 
 
 def joined(encoded: Iterable[list[int]], eos_token_id: int) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from cocomix.data.pieces import decoded
+from cocomix.data.records import reason
 from cocomix.errors import InputError, UnreachableError
 
 if TYPE_CHECKING:
@@ -91,10 +94,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
                 f"tokenizer {source!r} brings its own code, which cocomix does not run; give one of a type that "
                 "Transformers knows"
             ) from error
-        reason = " ".join(str(error).split())
         elsewhere = isinstance(error, OSError) and not Path(source).exists()
         raise (UnreachableError if elsewhere else InputError)(
-            f"tokenizer {source!r} does not load ({type(error).__name__}: {reason:.200}): "
+            f"tokenizer {source!r} does not load ({type(error).__name__}: {reason(error)}): "
             "give a folder made by save_pretrained, or a Hugging Face hub id"
         ) from error
     if tokenizer.eos_token_id is None:
@@ -128,6 +130,19 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> li
     return _encode_as_text(tokenizer, texts)["input_ids"]
 
 
+def changed_characters(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encoded: Sequence[list[int]]) -> int:
+    """Count the characters of some texts that their tokens do not give back, such as those of unknown words.
+
+    Each character is counted wherever it stands: of a text whose characters are only reordered, one counts.
+    """
+    changed = 0
+    for text, ids in zip(texts, encoded, strict=True):
+        if (restored := decoded(tokenizer, ids)) != text:
+            before, after = Counter(text), Counter(restored)
+            changed += min(len(text), max(1, (before - after).total(), (after - before).total()))
+    return changed
+
+
 class EncodedText(NamedTuple):
     """The tokens of a text, and where they end in it."""
 
@@ -149,15 +164,20 @@ def encode_with_ends(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> li
 
 
 def _encode_as_text(tokenizer: PreTrainedTokenizerBase, texts: list[str], **wanted: bool) -> Any:
-    return tokenizer(
-        texts,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # no warning about documents longer than the model's context
-        **wanted,
-    )
+    try:
+        return tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # no warning about documents longer than the model's context
+            **wanted,
+        )
+    except Exception as error:  # a bare one, such as that of a vocabulary without its unknown token
+        raise InputError(
+            f"the tokenizer cannot encode a text ({reason(error)}): use another one, such as a byte-level tokenizer"
+        ) from error
 
 
 @contextmanager

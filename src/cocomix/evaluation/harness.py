@@ -11,12 +11,14 @@ import contextlib
 import logging
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cocomix import environment
+from cocomix.data.records import reason
 from cocomix.errors import InputError
 from cocomix.evaluation.record import Evaluation
 from cocomix.evaluation.subject import Subject
@@ -103,8 +105,10 @@ def _load(manager: TaskManager, name: str) -> list[Task | Group]:
     """The task, the group or the tasks of the tag that has this name."""
     try:
         loaded = manager.load(name)
-    except OSError as error:  # as FileNotFoundError and ConnectionError are
-        raise InputError(f"the data of task {name!r} cannot be had: {' '.join(str(error).split()):.300}") from error
+    except Exception as error:  # no network, a file that is missing or damaged, a definition that is not valid
+        raise InputError(
+            f"task {name!r} or its data cannot be loaded ({type(error).__name__}: {reason(error)})"
+        ) from error
     groups = loaded.get("groups", {})
     return [groups[name]] if name in groups else list(loaded["tasks"].values())
 
@@ -120,7 +124,8 @@ def evaluate_tasks(subject: Subject, plan: TaskPlan) -> list[Evaluation]:
     """The harness' figures of each task and group.
 
     Raises:
-        InputError: the model does not load, or an answer is longer than it reads at once.
+        InputError: the model does not load, or an answer cannot be scored: it is longer than the model reads at once,
+            or the tokenizer gives it no token of its own.
     """
     from lm_eval.models.huggingface import HFLM
 
@@ -153,19 +158,48 @@ def evaluate_tasks(subject: Subject, plan: TaskPlan) -> list[Evaluation]:
 
 def _evaluated(model: HFLM, plan: TaskPlan) -> EvalResults:
     """What the harness returns."""
+    from jinja2 import TemplateError
     from lm_eval import simple_evaluate
 
     try:
         return simple_evaluate(
             model=model, tasks=plan.tasks, limit=plan.settings.limit, log_samples=False, task_manager=plan.manager
         )
-    except AssertionError as error:  # so the harness refuses an answer that is too long
-        reason = str(error) or "an assertion failed"
+    except AssertionError as error:  # so the harness refuses an answer that it cannot score
+        refused = _unscored(model, plan.tasks) or f"lm-evaluation-harness stopped ({error or 'an assertion failed'})"
+    except TemplateError as error:  # a definition names a column that the data lack
+        refused = f"a task's definition does not fit its data: {reason(error)}"
     # Only here, where its error is forgotten, do its progress bars end.
-    raise InputError(
-        f"lm-evaluation-harness stopped ({reason}): the model reads {model.max_length} tokens at once, and an answer "
-        "of these tasks may be longer"
-    )
+    raise InputError(refused)
+
+
+def _unscored(model: HFLM, tasks: Iterable[Task | Group]) -> str | None:
+    """The first answer that the harness cannot score, and why; None if it can score all.
+
+    The harness takes as the tokens of an answer those that question and answer together have beyond the question's.
+    """
+    for task in tasks:
+        if hasattr(task, "get_all_tasks"):
+            if found := _unscored(model, task.get_all_tasks()):
+                return found
+            continue
+        for request in task.instances:
+            if request.request_type != "loglikelihood":
+                continue
+            question, answer = request.args
+            asked = len(model.tok_encode(question.rstrip()))
+            tokens = len(model.tok_encode(question + answer)) - asked
+            what = f"the answer {answer!r:.60} of task {task.task_name}"
+            if tokens < 1:
+                return (
+                    f"{what} has no token of its own: this tokenizer joins it with the end of its question "
+                    f"{question[-20:]!r}, so it cannot be scored; leave this task out, or use another tokenizer"
+                )
+            if tokens > model.max_length:
+                return (
+                    f"{what} has {tokens} tokens, but the model reads {model.max_length} at once: leave this task out"
+                )
+    return None
 
 
 def _metrics(figures: dict[str, Any]) -> dict[str, dict[str, float | None]]:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix import fingerprint
 from cocomix.data.packing import batches
-from cocomix.data.tokenizer import encode_documents, vocabulary_size
+from cocomix.data.tokenizer import changed_characters, encode_documents, vocabulary_size
 from cocomix.errors import InputError
 from cocomix.evaluation.documents import DocumentLosses, bootstrap_ratios, percentile_interval
 from cocomix.evaluation.validation import autocast, bits_per_byte
@@ -93,6 +93,7 @@ class TextLosses:
         contexts: (W,) by context: entry c of tokens that were predicted from c + 1 tokens, end-of-text included.
         vocabulary: (V,) of each token of the vocabulary, where it was the target.
         fingerprint: of the texts, in order.
+        text_changed: share of the texts' characters that their tokens do not give back.
     """
 
     documents: DocumentLosses
@@ -100,6 +101,7 @@ class TextLosses:
     contexts: LossSums
     vocabulary: LossSums
     fingerprint: str
+    text_changed: float
 
 
 @torch.no_grad()
@@ -133,9 +135,12 @@ def text_losses(
     documents: list[LossSums] = []
     sizes: list[int] = []
     digest = hashlib.sha256()
+    characters = changed = 0
     with tqdm(desc="Predicting", unit=" tokens", unit_scale=True, leave=False, disable=None) as progress:
         for batch in batches(texts):
             encoded = encode_documents(tokenizer, batch)
+            characters += sum(map(len, batch))
+            changed += changed_characters(tokenizer, batch, encoded)
             found = LossSums.zeros(len(batch))
             for part in _predicted(model, encoded, tokenizer.eos_token_id, window, stride, batch_size, precision):
                 found.add(part.document, part.nll)
@@ -146,13 +151,18 @@ def text_losses(
             for content in map(str.encode, batch):
                 sizes.append(len(content))
                 digest.update(hashlib.sha256(content).digest())
-    if not documents:
-        raise InputError("there is no text to evaluate on")
+    if not sum(each.tokens.sum() for each in documents):
+        raise InputError("there is no text to evaluate on, or none of which the tokenizer makes a token")
     nll, tokens = (np.concatenate([getattr(each, name) for each in documents]) for name in ("nll", "tokens"))
     if not np.isfinite(nll).all():
         raise InputError(f"the model's loss in {precision} is not a finite number; were its weights saved whole?")
     return TextLosses(
-        DocumentLosses(nll, tokens), np.array(sizes), contexts, vocabulary, digest.hexdigest()[: fingerprint.LENGTH]
+        DocumentLosses(nll, tokens),
+        np.array(sizes),
+        contexts,
+        vocabulary,
+        digest.hexdigest()[: fingerprint.LENGTH],
+        changed / characters,
     )
 
 
@@ -208,7 +218,7 @@ def figures(losses: TextLosses, frequencies: np.ndarray) -> dict[str, Any]:
 
     Returns:
         `documents`, `tokens`, `bytes`, counted exactly; `loss`, `perplexity` and `bits_per_byte`, each with its
-        `…_interval`, None for a single document; `by_context` and `by_frequency`, lists of buckets.
+        `…_interval`, None for a single document; `text_changed`; `by_context` and `by_frequency`, lists of buckets.
     """
     nll, tokens = losses.documents.nll, losses.documents.tokens
     size, count = int(losses.document_bytes.sum()), int(tokens.sum())
@@ -227,6 +237,7 @@ def figures(losses: TextLosses, frequencies: np.ndarray) -> dict[str, Any]:
         "perplexity_interval": of_loss and tuple(map(math.exp, of_loss)),
         "bits_per_byte": bits_per_byte(loss, size / count),
         "bits_per_byte_interval": of_bits,
+        "text_changed": losses.text_changed,
         "by_context": _by_context(losses.contexts),
         "by_frequency": _by_frequency(losses.vocabulary, frequencies),
     }

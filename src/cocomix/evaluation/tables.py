@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from cocomix.console import table
+from cocomix.data.packing import text_changed_note
 from cocomix.evaluation.concept_tables import concept_tables, steering_tables
 
 Evaluations = dict[str, list[dict[str, Any]]]
@@ -17,6 +18,11 @@ def evaluation_tables(evaluations: Evaluations) -> list[str]:
     texts = _of_kind(evaluations, "text")
     texts.sort(key=lambda row: (row[1]["name"], row[1]["settings"]["text"]))  # models beside each other, in order
     found = [_text_table(texts)] if texts else []
+    found += [
+        f"`{model}`: {text_changed_note(changed, _name(each, texts))}"
+        for model, each in texts
+        if (changed := each["figures"].get("text_changed"))
+    ]
     found += [_bucket_table(texts, *buckets) for buckets in BUCKETS if texts]
     tasks = _task_table(evaluations)
     found += [tasks] if tasks is not None else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
+from cocomix.data.packing import text_changed_note
 from cocomix.evaluation.verdicts import LEVEL, LOSS_MARGIN, Verdict
 
 VERDICTS = {
@@ -243,6 +244,8 @@ def provenance_lines(results: dict[str, Any]) -> list[str]:
             f"{packed['validation_tokens']:,} validation tokens in blocks of {packed['block_size']}, "
             f"vocabulary {packed['vocab_size']:,}, {packed['bytes_per_token']:.2f} bytes per token."
         )
+        if changed := packed.get("text_changed"):
+            lines.append(text_changed_note(changed, "the validation text"))
     if teacher := results.get("teacher"):
         size = f", {teacher['stored_parameters'] / 1e6:.2f}M parameters" if "stored_parameters" in teacher else ""
         trained = f", trained on {teacher['tokens']:,} tokens" if "tokens" in teacher else f" (`{teacher['source']}`)"

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, List, Value, load_from_disk
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.data.corpus import CorpusConfig, write_documents
@@ -122,7 +124,9 @@ def test_slices_come_as_arrays(documents: Path, tokenizer: PreTrainedTokenizerFa
 def test_token_files_equal_packed_documents(
     documents: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = pack_documents(documents, tokenizer, BLOCK_SIZE, tmp_path / "a")
+    of_text = pack_documents(documents, tokenizer, BLOCK_SIZE, tmp_path / "a")
+    assert of_text.text_changed == 0
+    expected = replace(of_text, text_changed=None)
     sides = [tokens_of(tokenizer, texts_of(documents, side)) for side in ("train", "validation")]
     source = write_token_files(tmp_path / "bin", *sides)
     assert pack_token_files(source, tokenizer, BLOCK_SIZE, tmp_path / "b") == expected
@@ -132,6 +136,19 @@ def test_token_files_equal_packed_documents(
         packed, wanted = load_packed(tmp_path / name), load_packed(tmp_path / "a")
         assert np.array_equal(blocks(packed.train), blocks(wanted.train))
         assert np.array_equal(blocks(packed.validation), blocks(wanted.validation))
+
+
+def test_a_tokenizer_that_changes_the_text_is_reported(
+    documents: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lower = copy.deepcopy(tokenizer)
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    info = pack_documents(documents, lower, BLOCK_SIZE, tmp_path / "packed")
+    text = "".join(texts_of(documents, "validation"))
+    capitals = sum(character != character.lower() for character in text)
+    assert info.text_changed == pytest.approx(capitals / len(text))
+    assert "of the characters of the validation text: its bits per byte" in capsys.readouterr().err
+    assert load_packed(tmp_path / "packed").info == info
 
 
 def test_bytes_per_token_of_a_file_without_end_of_text(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

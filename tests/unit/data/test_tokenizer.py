@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cocomix.data.tokenizer import (
@@ -183,3 +184,10 @@ def test_a_tokenizer_without_end_of_text_is_refused(tokenizer: PreTrainedTokeniz
     PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"no end-of-text token.*eos_token"):
         load_tokenizer(str(tmp_path))
+
+
+def test_a_text_that_a_tokenizer_cannot_encode_is_refused() -> None:
+    words = Tokenizer(models.WordLevel({"end": 0}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end")
+    with pytest.raises(InputError, match=r"cannot encode a text \(WordLevel error: Missing \[UNK\] token"):
+        encode_documents(tokenizer, ["unknown"])

@@ -16,7 +16,8 @@ from typing import Any
 import lm_eval
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import cocomix
 from cocomix.data.tokenizer import train_tokenizer
@@ -234,6 +235,55 @@ def test_what_cannot_be_evaluated_is_told_in_one_line(save, evaluation_sets, tmp
         plan_tasks(TaskSettings(["piqa_local"], tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"piqa/valid.jsonl is not there"):
         plan_tasks(TaskSettings(["piqa_local"], tmp_path))
+    (tmp_path / "piqa").mkdir()
+    (tmp_path / "piqa" / "valid.jsonl").write_text('{"goal": ')
+    with pytest.raises(InputError, match=r"task 'piqa_local' or its data cannot be loaded \(JSONDecodeError: "):
+        plan_tasks(TaskSettings(["piqa_local"], tmp_path))
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(InputError, match=r"pip install 'cocomix\[eval\]'"):
         plan_tasks(TaskSettings(["piqa_local"], evaluation_sets))
+
+
+@pytest.fixture(scope="module")
+def joining(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model that reads 64 tokens, whose tokenizer joins a colon, a blank and a letter into one token."""
+    folder = tmp_path_factory.mktemp("joining")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet)
+    bpe.train_from_iterator(["x: C", "y: C", "z: C", "x: D"] * 50, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", pad_token="<end>")
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=1, bos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("choices", "question", "message"),
+    [
+        (["C", "D"], "{{q}}", "of task pick has no token of its own: .* joins it with the end of its question 'x:'"),
+        (["C", "@#" * 40], "Is it so, {{q}} really", "of task pick has 81 tokens, but the model reads 64 at once"),
+        (["C", "D"], "{{q.upper()}}", "does not fit its data: 'None' has no attribute 'upper'"),
+    ],
+)
+def test_an_answer_that_cannot_be_scored_is_named(choices, question, message, joining, tmp_path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"q": "x:", "a": 0}\n{"q": null, "a": 1}\n')
+    definition = {
+        "task": "pick",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "data.jsonl")}, "cache_dir": str(tmp_path)},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": question,
+        "doc_to_target": "a",
+        "doc_to_choice": choices,
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "pick.yaml").write_text(json.dumps(definition))
+    plan = plan_tasks(TaskSettings(["pick"], definitions=tmp_path / "tasks"))
+    with pytest.raises(InputError, match=message):
+        evaluate_tasks(open_subject(joining), plan)

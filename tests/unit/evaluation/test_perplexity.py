@@ -8,12 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.data.tokenizer import train_tokenizer
 from cocomix.errors import InputError
 from cocomix.evaluation.documents import DocumentLosses
 from cocomix.evaluation.perplexity import LossSums, TextLosses, figures, text_losses, windows
+from cocomix.evaluation.tables import evaluation_tables
 
 TEXTS = ["The river crosses the stone.", "a", "Ein Löwe öffnet 北京 🙂 — naïve!", "letters and windows " * 6]
 END = "<|endoftext|>"
@@ -141,6 +143,23 @@ def test_no_text_and_no_number(model, tokenizer) -> None:
         measure(model, tokenizer, TEXTS)
 
 
+def test_a_text_that_the_tokens_do_not_give_back(model, tokenizer) -> None:
+    assert measure(model, tokenizer, TEXTS).text_changed == 0
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "end": 1, "the": 2, "river": 3}, unk_token="[UNK]"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    lossy = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="end")
+    found = measure(model, lossy, ["The river", "the river", "stone!"])
+    assert found.text_changed == pytest.approx((1 + 0 + 6) / (9 + 9 + 6))
+    evaluation = {"kind": "text", "name": "t.txt", "settings": {"text": "abc", "window": 16, "stride": 8}}
+    evaluation |= {"figures": figures(found, np.ones(4)), "settings": {**evaluation["settings"], "precision": "fp32"}}
+    tables = "\n".join(evaluation_tables({"mine": [evaluation]}))
+    assert "`mine`: The tokens do not give back 29.17% of the characters of t.txt: its bits per byte" in tables
+    letters = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"end": 0, "a": 1}, [])), eos_token="end")
+    with pytest.raises(InputError, match="none of which the tokenizer makes a token"):
+        measure(model, letters, ["stone"])
+
+
 def sums(nll: list[float], tokens: list[int]) -> LossSums:
     return LossSums(np.array(nll), np.array(tokens))
 
@@ -152,12 +171,14 @@ def test_figures() -> None:
         sums([3, 2, 4, 6, 5, 10], [2, 1, 2, 2, 2, 3]),
         sums([10, 0, 5, 15], [2, 0, 2, 8]),
         "abc",
+        0.25,
     )
     found = figures(losses, np.array([0, 3, 1, 999_996]))
     assert (found["documents"], found["tokens"], found["bytes"]) == (2, 12, 60)
     assert found["loss"] == pytest.approx(30 / 12)
     assert found["perplexity"] == pytest.approx(math.exp(2.5))
     assert found["bits_per_byte"] == pytest.approx(30 / math.log(2) / 60)
+    assert found["text_changed"] == 0.25
     assert found["loss_interval"] == pytest.approx((1.5, 3.0))  # of two documents, each alone
     assert found["perplexity_interval"] == pytest.approx((math.exp(1.5), math.exp(3)))
     assert found["bits_per_byte_interval"] == pytest.approx((24 / 50 / math.log(2), 6 / 10 / math.log(2)))
@@ -173,7 +194,7 @@ def test_the_interval_is_that_of_a_mean_over_documents(count: int) -> None:
     draw = np.random.default_rng(0)
     tokens = draw.integers(20, 200, count)
     nll = tokens * (3 + 0.5 * draw.standard_normal(count))
-    losses = TextLosses(DocumentLosses(nll, tokens), 4 * tokens, sums([1], [1]), sums([1], [1]), "")
+    losses = TextLosses(DocumentLosses(nll, tokens), 4 * tokens, sums([1], [1]), sums([1], [1]), "", 0.0)
     found = figures(losses, np.ones(1))
     error = math.sqrt(((nll - found["loss"] * tokens) ** 2).sum()) / tokens.sum()
     expected = (found["loss"] - 1.96 * error, found["loss"] + 1.96 * error)
@@ -183,7 +204,7 @@ def test_the_interval_is_that_of_a_mean_over_documents(count: int) -> None:
 
 def test_one_document_has_no_interval() -> None:
     losses = TextLosses(
-        DocumentLosses(np.array([6.0]), np.array([4])), np.array([10]), sums([6], [4]), sums([6], [4]), ""
+        DocumentLosses(np.array([6.0]), np.array([4])), np.array([10]), sums([6], [4]), sums([6], [4]), "", 0.0
     )
     found = figures(losses, np.ones(1))
     assert found["loss_interval"] is found["perplexity_interval"] is found["bits_per_byte_interval"] is None
