@@ -18,6 +18,8 @@ METHODS: dict[str, tuple[str, ...]] = {
 """The training methods, each with the sections of a student that have an effect on it."""
 SPLIT_METHODS = ("pause", "mtp", "cocomix")
 """Methods that take their backbone apart."""
+NUM_FUTURE_TOKENS = 2
+"""Default n of mtp students."""
 SECTIONS = ("mixer", "labels", "distillation", "num_future_tokens")
 ONLY_FOR = {
     "content": ("concepts", "hidden_states"),
@@ -165,6 +167,10 @@ class StudentConfig:
     def distillation_config(self) -> DistillationConfig | None:
         """How it learns the teacher's distribution, if it does."""
         return self.distillation or (DistillationConfig() if self.method == "kd" else None)
+
+    def future_tokens(self) -> int | None:
+        """n of an mtp student."""
+        return (self.num_future_tokens or NUM_FUTURE_TOKENS) if self.method == "mtp" else None
 
     def learns_concepts(self) -> bool:
         """Whether it reads concept labels."""

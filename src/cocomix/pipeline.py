@@ -266,13 +266,12 @@ class Pipeline:
         return {} if corpus.streaming is None else {"corpus": dataclasses.asdict(corpus)}
 
     def _student_stage(self, name: str, seed: int) -> Stage:
-        student = self.recipe.students[name]
-        matched = self.recipe.students.get(student.match or "")
+        student, resolved = self.recipe.students[name], self.recipe.resolved().students
+        matched = resolved.get(student.match or "")
         settings = {
-            "student": dataclasses.asdict(student),
+            "student": dataclasses.asdict(resolved[name]),
             # Its sizes are taken over; how it is trained is its own affair.
             "match": matched and dataclasses.asdict(dataclasses.replace(matched, learning_rate=None)),
-            "backbone": dataclasses.asdict(self.recipe.backbone),
             "training": dataclasses.asdict(self.recipe.training_of(student)),
             "seed": seed,
             **self._stream_settings(),

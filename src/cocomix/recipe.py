@@ -18,12 +18,13 @@ from jsonargparse import ArgumentError, ArgumentParser
 from cocomix import processes
 from cocomix.catalog.building import CatalogConfig
 from cocomix.concepts.labelling import LabelsConfig
+from cocomix.concepts.sae import MAX_ACTIVE
 from cocomix.concepts.sae_training import SAEConfig
 from cocomix.data.corpus import CorpusConfig
 from cocomix.data.tokenizer import MIN_VOCAB_SIZE, TokenizerConfig
 from cocomix.errors import InputError
-from cocomix.methods import METHODS, StudentConfig
-from cocomix.models.building import BackboneConfig
+from cocomix.methods import METHODS, StudentConfig, StudentLabels
+from cocomix.models.building import BackboneConfig, default_options
 from cocomix.suggest import did_you_mean
 from cocomix.training.config import PARALLEL, PRECISIONS, TrainingConfig
 
@@ -227,9 +228,40 @@ class Recipe:
             return [f"match is {student.match!r}, which is matched to another itself; match that one"]
         return []
 
+    def resolved(self) -> Recipe:
+        """The same recipe with what it leaves out of students, SAE and teacher written as what it is."""
+        teacher = self.teacher
+        if teacher.source is None:
+            teacher = dataclasses.replace(teacher, backbone=_with_options(teacher.backbone))
+        return dataclasses.replace(
+            self,
+            teacher=teacher,
+            sae=dataclasses.replace(self.sae, max_active=self.sae.max_active or MAX_ACTIVE),
+            students={name: self._resolved_student(student) for name, student in self.students.items()},
+        )
+
+    def _resolved_student(self, student: StudentConfig) -> StudentConfig:
+        if student.method not in METHODS:  # refused later, with all other problems
+            return student
+        labels = self.labels_of(student)
+        own_labels = StudentLabels(labels.selection, labels.labels_per_token)
+        return dataclasses.replace(
+            student,
+            backbone=_with_options(student.backbone or self.backbone, widened=student.match is not None),
+            mixer=student.mixer_config() or student.mixer,
+            labels=own_labels if student.learns_concepts() else student.labels,
+            distillation=student.distillation_config(),
+            num_future_tokens=student.future_tokens() or student.num_future_tokens,
+            learning_rate=self.training_of(student).learning_rate,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """As nested dictionaries of plain values."""
-        return dataclasses.asdict(self)
+        """As nested dictionaries of plain values, nothing left out: what records hold."""
+        return dataclasses.asdict(self.resolved())
+
+
+def _with_options(sizes: BackboneConfig, widened: bool = False) -> BackboneConfig:
+    return dataclasses.replace(sizes, options={**default_options(sizes, widened), **sizes.options})
 
 
 def add_recipe_arguments(parser: ArgumentParser) -> None:

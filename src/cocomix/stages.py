@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cocomix import files, processes
+from cocomix import files, older_records, processes
 from cocomix.errors import InputError
 
 RECORD_FILE = "stage.json"
@@ -85,7 +85,7 @@ class Stage:
                 return [f"{self.folder} exists and was not made by cocomix; choose another output folder"]
             return []
         record = self.record()
-        changed = _changes(record.settings, self.settings)
+        changed = _changes(older_records.complete_settings(record.settings, self.settings), self.settings)
         if changed:
             return [
                 f"{self.folder} was made by a different recipe: {'; '.join(changed)}; "
@@ -142,10 +142,14 @@ class Stage:
         unfinished = files.partial(self.folder)
         if unfinished.exists():
             path = unfinished / CLAIM_FILE
-            if not (path.is_file() and files.read_json(path) == claim):
+            if not (path.is_file() and self._claimed(files.read_json(path)) == claim):
                 shutil.rmtree(unfinished)
         unfinished.mkdir(parents=True, exist_ok=True)
         files.write_json(unfinished / CLAIM_FILE, claim)
+
+    def _claimed(self, claim: dict[str, Any]) -> dict[str, Any]:
+        """The claim of an earlier attempt, with all settings that this version's claims hold."""
+        return {**claim, "settings": older_records.complete_settings(claim["settings"], self.settings)}
 
 
 def _changes(made_with: Any, wanted: Any, key: str = "") -> list[str]:

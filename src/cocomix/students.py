@@ -15,9 +15,6 @@ from cocomix.models.configuration import CoCoMixConfig
 from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
 from cocomix.recipe import Recipe
 
-NUM_FUTURE_TOKENS = 2
-"""n of an mtp student that says nothing."""
-
 
 class StudentContext(NamedTuple):
     """What a student's sizes depend on beside the recipe."""
@@ -58,8 +55,8 @@ def _of_method(student: StudentConfig, backbone: PretrainedConfig, context: Stud
     """The configuration of the model that a method trains; ValueError for what it refuses."""
     config: PretrainedConfig = backbone
     mixer = student.mixer_config()
-    if student.method == "mtp":
-        config = MultiTokenConfig(backbone, num_future_tokens=student.num_future_tokens or NUM_FUTURE_TOKENS)
+    if (future_tokens := student.future_tokens()) is not None:
+        config = MultiTokenConfig(backbone, num_future_tokens=future_tokens)
     elif mixer is not None:
         content = "pause" if student.method == "pause" else mixer.content
         config = CoCoMixConfig(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from cocomix import files
+from cocomix import files, older_records
 from cocomix.console import table
 from cocomix.errors import InputError
 from cocomix.evaluation.concept_report import concept_section
@@ -21,7 +20,7 @@ from cocomix.evaluation.wording import (
     provenance_lines,
     verdict_note,
 )
-from cocomix.methods import METHODS, DistillationConfig, MixerConfig
+from cocomix.methods import METHODS
 
 CURVES = "curves.png"
 CURVE_AXES = ("tokens", "student_flops", "all_flops")
@@ -205,9 +204,10 @@ SETTINGS = (
 
 def settings_table(recipe: dict[str, Any]) -> str | None:
     """What each student has beside its backbone, and how; None if none has anything. A dash is what has no effect."""
+    students = older_records.complete_students(recipe)
     rows = {
-        name: [*_mixed(student), _labelled(student, recipe["labels"]), _distilled(student), _learning_rate(student)]
-        for name, student in recipe["students"].items()
+        name: [*_mixed(student), _labelled(student), _distilled(student), rate]
+        for (name, student), rate in zip(students.items(), _learning_rates(recipe), strict=True)
     }
     shown = {name: row for name, row in rows.items() if any(cell != NONE for cell in row)}
     used = [at for at in range(len(SETTINGS)) if any(row[at] != NONE for row in shown.values())]
@@ -219,7 +219,7 @@ def _mixed(student: dict[str, Any]) -> list[str]:
     """Content, way, slot, place, λ and K of a student's mixer."""
     if "mixer" not in METHODS[student["method"]]:
         return [NONE] * 6
-    mixer = student["mixer"] or asdict(MixerConfig())
+    mixer = student["mixer"]
     content = "pause" if student["method"] == "pause" else mixer["content"]
     return [
         f"{content} ({mixer['regression_loss']})" if content == "hidden_states" else content,
@@ -231,23 +231,25 @@ def _mixed(student: dict[str, Any]) -> list[str]:
     ]
 
 
-def _labelled(student: dict[str, Any], of_recipe: dict[str, Any]) -> str:
-    if student["method"] != "cocomix" or (student["mixer"] and student["mixer"]["content"] != "concepts"):
+def _labelled(student: dict[str, Any]) -> str:
+    if student["method"] != "cocomix" or student["mixer"]["content"] != "concepts":
         return NONE
-    labels = {**of_recipe, **{key: value for key, value in (student["labels"] or {}).items() if value is not None}}
-    return f"{labels['labels_per_token']} by {labels['selection']}"
+    return f"{student['labels']['labels_per_token']} by {student['labels']['selection']}"
 
 
 def _distilled(student: dict[str, Any]) -> str:
-    if student["method"] != "kd" and not student.get("distillation"):
+    distillation = student.get("distillation")
+    if not distillation:
         return NONE
-    distillation = student["distillation"] or asdict(DistillationConfig())
     top = f", top {distillation['top_k']}" if distillation["top_k"] else ""
     return f"{distillation['weight']:g} at τ {distillation['temperature']:g}{top}"
 
 
-def _learning_rate(student: dict[str, Any]) -> str:
-    return f"{student['learning_rate']:g}" if student.get("learning_rate") else NONE
+def _learning_rates(recipe: dict[str, Any]) -> list[str]:
+    """That of each student, unless all have the recipe's; older records leave the recipe's out."""
+    rates = [student.get("learning_rate") for student in recipe["students"].values()]
+    alike = all(rate in (None, recipe["training"]["learning_rate"]) for rate in rates)
+    return [NONE if alike or rate is None else f"{rate:g}" for rate in rates]
 
 
 def markdown(results: dict[str, Any]) -> str:

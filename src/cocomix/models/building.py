@@ -46,10 +46,27 @@ def _no_dropout(config: PretrainedConfig) -> dict[str, float]:
     }
 
 
-def backbone_config(sizes: BackboneConfig, *, vocab_size: int, block_size: int, eos_token_id: int) -> PretrainedConfig:
-    """The Hugging Face configuration of a backbone for blocks of `block_size` tokens, without dropout.
+def default_options(sizes: BackboneConfig, widened: bool = False) -> dict[str, Any]:
+    """The options that this project sets where `sizes` leaves them out; not the MLP's width of one that is widened.
 
-    Token embedding and head are tied, and a gated MLP is 8/3 as wide as the model, unless `options` say otherwise.
+    No dropout, a tied head, a key and value head per attention head, a gated MLP 8/3 as wide as the model. An unknown
+    type has none.
+    """
+    if sizes.model_type not in CONFIG_MAPPING:
+        return {}
+    default = AutoConfig.for_model(sizes.model_type)
+    options: dict[str, Any] = {"tie_word_embeddings": True, **_no_dropout(default)}
+    if hasattr(default, "num_key_value_heads"):
+        options["num_key_value_heads"] = sizes.num_attention_heads
+    if hasattr(default, "intermediate_size") and not widened:
+        options["intermediate_size"] = _mlp_width(sizes)
+    return options
+
+
+def backbone_config(sizes: BackboneConfig, *, vocab_size: int, block_size: int, eos_token_id: int) -> PretrainedConfig:
+    """The Hugging Face configuration of a backbone for blocks of `block_size` tokens.
+
+    What `options` leave out is as `default_options` has it.
 
     Raises:
         InputError: unknown type or option, or sizes that the type refuses.
@@ -75,15 +92,11 @@ def backbone_config(sizes: BackboneConfig, *, vocab_size: int, block_size: int, 
         "bos_token_id": eos_token_id,
         "eos_token_id": eos_token_id,
         "pad_token_id": None,  # else the token of that id, a real one in our vocabularies, would have no embedding
-        "tie_word_embeddings": True,
-        **_no_dropout(default),
+        **default_options(sizes),
+        **sizes.options,
     }
-    if hasattr(default, "num_key_value_heads"):
-        settings["num_key_value_heads"] = sizes.num_attention_heads
-    if hasattr(default, "intermediate_size"):
-        settings["intermediate_size"] = _mlp_width(sizes)
     try:
-        config = AutoConfig.for_model(sizes.model_type, **{**settings, **sizes.options})
+        config = AutoConfig.for_model(sizes.model_type, **settings)
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
     except Exception as error:  # Transformers refuses sizes and values in many ways

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from cocomix import environment, files
+from cocomix import environment, files, older_records
 from cocomix.data.packing import PackedInfo
 from cocomix.errors import InputError
 from cocomix.evaluation.flops import training_flops_per_token
@@ -55,7 +55,7 @@ class Run:
         curve: metrics by training tokens.
         timing: `seconds` in training steps, the same at every evaluation (`curve`), and `tokens_per_second`; the only
             part that differs between repeats.
-        recipe: the whole recipe.
+        recipe: the whole recipe, with the settings that it leaves out.
         environment: code, versions, hardware, date.
         preparation: what was made before, once for all runs that learn from it, by kind.
     """
@@ -147,6 +147,7 @@ def load_run(folder: Path) -> Run:
     if not (folder / RUN_FILE).is_file():
         raise InputError(f"no finished run in {folder}: it has no {RUN_FILE}; give folders of trained models")
     try:
-        return Run(**files.read_json(folder / RUN_FILE))
+        run = Run(**files.read_json(folder / RUN_FILE))
     except (TypeError, ValueError) as error:
         raise InputError(f"{folder / RUN_FILE} does not describe a run: {error}") from None
+    return replace(run, recipe=older_records.complete_recipe(run.recipe))

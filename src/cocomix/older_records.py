@@ -1,0 +1,88 @@
+"""Older records leave out settings whose value was the default: fill in what each default was then.
+
+A record written today holds every setting, so these functions return it unchanged. The values below are those of the
+last version that left settings out; a default that changes later does not change them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cocomix.models.building import BackboneConfig, default_options
+
+MIXER = {
+    "insert_layer": 3,
+    "content": "concepts",
+    "num_active_concepts": 32,
+    "mixing": "interleave",
+    "concept_slot": "residual",
+    "slot_positions": "interleaved",
+    "concept_loss_weight": 1.0,
+    "regression_loss": "l2",
+}
+DISTILLATION = {"weight": 0.1, "temperature": 1.0, "top_k": None}
+NUM_FUTURE_TOKENS = 2
+MAX_ACTIVE = 256
+
+
+def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a run, with every setting."""
+    completed = {"students": complete_students(recipe), "sae": _sae(recipe["sae"])}
+    return {**recipe, **completed, "teacher": _teacher(recipe["teacher"])}
+
+
+def complete_students(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The students of a run's or report's recipe, with every setting."""
+    return {
+        name: _student(student, recipe["backbone"], recipe["training"]["learning_rate"], recipe["labels"])
+        for name, student in recipe["students"].items()
+    }
+
+
+def complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a stage's record, with all that today's records of the stage hold.
+
+    Labels that a student shared with its recipe are those of `wanted`: the labels among its inputs identify them.
+    """
+    found = dict(recorded)
+    if "teacher" in found:
+        found["teacher"] = _teacher(found["teacher"])
+    if "sae" in found:
+        found["sae"] = _sae(found["sae"])
+    if "student" in found:
+        backbone = found.pop("backbone", None)
+        labels = wanted["student"]["labels"]
+        found["student"] = _student(found["student"], backbone, found["training"]["learning_rate"], labels)
+        if found["match"] is not None:
+            found["match"] = _student(found["match"], backbone, None, (wanted["match"] or {}).get("labels"))
+    return found
+
+
+def _student(
+    student: dict[str, Any], backbone: Any, learning_rate: float | None, labels: dict[str, Any] | None
+) -> dict[str, Any]:
+    method, found = student["method"], dict(student)
+    if method in ("cocomix", "pause"):
+        found["mixer"] = found.get("mixer") or dict(MIXER)
+    if method == "cocomix" and found["mixer"]["content"] == "concepts" and labels is not None:
+        own = found.get("labels") or {}
+        found["labels"] = {key: own.get(key) or labels[key] for key in ("selection", "labels_per_token")}
+    if method == "kd":
+        found["distillation"] = found.get("distillation") or dict(DISTILLATION)
+    if method == "mtp":
+        found["num_future_tokens"] = found.get("num_future_tokens") or NUM_FUTURE_TOKENS
+    found["learning_rate"] = found.get("learning_rate") or learning_rate
+    found["backbone"] = _backbone(found["backbone"] or backbone, widened=found["match"] is not None)
+    return found
+
+
+def _teacher(teacher: dict[str, Any]) -> dict[str, Any]:
+    return teacher if teacher["source"] else {**teacher, "backbone": _backbone(teacher["backbone"])}
+
+
+def _backbone(backbone: dict[str, Any], widened: bool = False) -> dict[str, Any]:
+    return {**backbone, "options": {**default_options(BackboneConfig(**backbone), widened), **backbone["options"]}}
+
+
+def _sae(sae: dict[str, Any]) -> dict[str, Any]:
+    return {**sae, "max_active": sae["max_active"] or MAX_ACTIVE}
