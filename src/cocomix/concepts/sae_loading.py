@@ -37,7 +37,8 @@ SAELENS_WEIGHTS_OF = {
 SAELENS_SCALES = ("scaling_factor", "finetuning_scaling_factor")
 SPARSIFY_TENSORS = frozenset({"encoder.weight", "encoder.bias", "W_dec", "b_dec"})
 OPENAI_TENSORS = frozenset({"encoder.weight", "decoder.weight", "latent_bias", "pre_bias"})
-OPENAI_OTHERS = frozenset({"activation", "activation_state_dict", "stats_last_nonzero"})
+OPENAI_STATISTICS = {"stats_last_nonzero", "latents_activation_frequency", "latents_mean_square"}
+OPENAI_OTHERS = frozenset({"activation", "activation_state_dict"} | OPENAI_STATISTICS)
 REFUSED_ARCHITECTURES = {
     **dict.fromkeys(
         ("batchtopk", "matryoshka_batchtopk"),
