@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 import cocomix
+from reference_files import GoldenSet, shared
 
 torch.set_num_threads(1)  # the models are tiny: more threads would only wait for each other
 
@@ -47,21 +48,10 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def shared(name: str) -> Path:
-    """A folder that lies beside the repository; without it the test skips, but fails in CI."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / name
-    if not folder.is_dir():
-        reason = f"no {name} beside the repository: {folder}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    """Results of the published code."""
-    return shared("golden")
+@pytest.fixture(scope="session", params=["own", "larger"])
+def golden(request: pytest.FixtureRequest) -> GoldenSet:
+    """Results of the published code, in the repository's own set and in the larger one."""
+    return GoldenSet.named(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -15,6 +11,7 @@ from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels, attrib
 from cocomix.concepts.sae import Latents, SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.teacher import TappedResidual, freeze, tapped_residual
+from reference_files import GoldenSet
 
 
 def dense(latents: Latents, values: Tensor, d_sae: int) -> Tensor:
@@ -24,13 +21,12 @@ def dense(latents: Latents, values: Tensor, d_sae: int) -> Tensor:
 class Case:
     """The golden case in one precision and with one source of the SAE, and our results for it."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, sae_from: str) -> None:
-        tensors = load_file(folder / "attribution_a.safetensors")
-        settings = json.loads((folder / "attribution_a.json").read_text())["config"]
-        suffix = "_f64" if dtype == torch.float64 else ""
-        self.expected = load_file(folder / f"attribution_a{suffix}.safetensors")
+    def __init__(self, golden: GoldenSet, dtype: torch.dtype, sae_from: str) -> None:
+        tensors = golden.tensors("attribution_a")
+        settings = golden.record("attribution_a")["config"]
+        self.expected = golden.expected("attribution_a", dtype)
         self.dtype = dtype
-        self.relative = 2e-5 if dtype == torch.float32 else 1e-10
+        self.relative = 2e-5 if dtype == torch.float32 else 1e-7 if golden.rounded else 1e-10
         self.input_ids = tensors["io/input_ids"]
         self.layer = settings["layer_index"]
 
@@ -39,7 +35,7 @@ class Case:
         weights = {key.removeprefix("hf/"): value for key, value in tensors.items() if key.startswith("hf/")}
         self.teacher.load_state_dict(weights)
         freeze(self.teacher)
-        self.sae = load_sae(folder / "attribution_a_sae_openai.pt")
+        self.sae = load_sae(golden.folder / "attribution_a_sae_openai.pt")
         if sae_from == "weights":
             self.sae = SparseAutoencoder(
                 W_enc=tensors["sae/encoder.weight"].T.to(dtype),
