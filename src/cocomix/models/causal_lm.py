@@ -22,7 +22,7 @@ from .configuration import CoCoMixConfig
 from .losses import IGNORE, concept_loss, hidden_state_loss, mean_loss
 from .mixer import MIXERS, MixedWithLoss, Mixer
 from .retrofit import Retrofit
-from .stacked import StackedForCausalLM, recorded
+from .stacked import StackedForCausalLM, kept_positions, recorded
 from .steerable import Steerable
 
 
@@ -112,7 +112,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             past_key_values: a dynamic cache; extended in place.
             labels: (B, T) token ids (they are shifted here), −100 for no target.
             concept_ids: (B, T, A) concept labels, −100 for none.
-            teacher_hidden_states: (B, T, d) targets of predicted hidden states.
+            teacher_hidden_states: (B, T, d) targets of predicted hidden states; those at padding are ignored.
             use_cache: return a cache; by default outside training.
             steering: {concept: strength} to add to concept logits before the choice, a `Steering`, or a list with one
                 of either, or None, for each row. By default what a `with model.steered(...)` around the call says.
@@ -174,18 +174,20 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         slots = self.config.slots_per_token
         h = upper.last_hidden_state[:, slots - 1 :: slots]  # the token is predicted from its last slot
 
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        kept, whole = kept_positions(logits_to_keep)
         logits = self.lm_head(h[:, kept]) if output_logits else None
         token = concept = hidden = None
         if labels is not None:
-            token = self._token_loss(h, logits, labels, num_items_in_batch)
+            token = self._token_loss(h, logits if whole else None, labels, num_items_in_batch)
         if concept_ids is not None:
             total = mixed.concept_loss if isinstance(mixed, MixedWithLoss) else concept_loss(predicted, concept_ids, 1)
             items = num_items_in_batch if num_concept_items_in_batch is None else num_concept_items_in_batch
             concept = mean_loss(total, (concept_ids != IGNORE).any(-1), items)
         if teacher_hidden_states is not None:
             items = num_items_in_batch if num_hidden_in_batch is None else num_hidden_in_batch
-            hidden = hidden_state_loss(predicted, teacher_hidden_states, self.config.regression_loss, items)
+            is_token = None if attention_mask is None else attention_mask[:, -h.shape[1] :].bool()
+            kind = self.config.regression_loss
+            hidden = hidden_state_loss(predicted, teacher_hidden_states, kind, items, is_token)
         return CoCoMixOutput(
             loss=self._total(token, concept if hidden is None else hidden),
             token_loss=token,

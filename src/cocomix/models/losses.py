@@ -62,13 +62,20 @@ def concept_loss(concept_logits: Tensor, concept_ids: Tensor, num_items: Tensor 
     return mean_loss(total, has_label, num_items)
 
 
-def hidden_state_loss(predicted: Tensor, target: Tensor, kind: str, num_tokens: Tensor | int | None = None) -> Tensor:
-    """How far predicted hidden states are from the teacher's, averaged over tokens (arXiv 2502.08524, figure 6b).
+def hidden_state_loss(
+    predicted: Tensor,
+    target: Tensor,
+    kind: str,
+    num_tokens: Tensor | int | None = None,
+    is_token: Tensor | None = None,
+) -> Tensor:
+    """Distance of predicted hidden states to the teacher's, averaged over tokens (arXiv 2502.08524, figure 6b).
 
     Args:
         predicted, target: (B, T, d).
         kind: `l1` and `l2`, the mean absolute and squared difference over d, or `cosine`, 1 − cos.
-        num_tokens: what the sum over tokens is divided by; by default B · T.
+        num_tokens: what the sum over tokens is divided by; by default their number here.
+        is_token: (B, T), False at padding; by default there is none.
     """
     predicted = at_least_float32(predicted)
     target = target.to(predicted)
@@ -77,4 +84,6 @@ def hidden_state_loss(predicted: Tensor, target: Tensor, kind: str, num_tokens: 
     else:
         difference = predicted - target
         per_token = (difference.abs() if kind == "l1" else difference.square()).mean(-1)
-    return mean_loss(per_token.sum(), torch.ones_like(per_token), num_tokens)
+    if is_token is None:
+        is_token = torch.ones_like(per_token, dtype=torch.bool)
+    return mean_loss(per_token.masked_fill(~is_token, 0.0).sum(), is_token, num_tokens)

@@ -20,8 +20,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .backbones import final_norm_name, split_decoder
 from .cache import StackedCache
 from .configuration import StackedConfig
-from .losses import token_loss
-from .stacked import StackedForCausalLM, recorded
+from .stacked import StackedForCausalLM, kept_positions, recorded
 
 
 class MultiTokenConfig(StackedConfig):
@@ -146,10 +145,14 @@ class MultiTokenForCausalLM(StackedForCausalLM):
             head(inputs_embeds=trunk.last_hidden_state, past_key_values=of_head, **shared)
             for head in (self.heads if output_all_heads else self.heads[:1])
         ]
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        all_logits = tuple(self.lm_head(self.norm(head.last_hidden_state[:, kept])) for head in heads)
+        kept, whole = kept_positions(logits_to_keep)
+        normed = [self.norm(head.last_hidden_state) for head in heads]
+        all_logits = tuple(self.lm_head(h[:, kept]) for h in normed)
+        loss = None
+        if labels is not None:
+            loss = self._token_loss(normed[0], all_logits[0] if whole else None, labels, num_items_in_batch)
         return MultiTokenOutput(
-            loss=None if labels is None else token_loss(all_logits[0], labels, num_items_in_batch),
+            loss=loss,
             logits=all_logits[0],
             past_key_values=cache if use_cache else None,
             head_logits=all_logits if output_all_heads else None,

@@ -124,6 +124,13 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
         return torch.arange(past, past + length, device=inputs_embeds.device).unsqueeze(0)
 
 
+def kept_positions(logits_to_keep: int | Tensor) -> tuple[slice | Tensor, bool]:
+    """Index of the positions whose logits are returned, and whether these are all."""
+    if isinstance(logits_to_keep, int):
+        return slice(-logits_to_keep, None), logits_to_keep == 0
+    return logits_to_keep, False
+
+
 def recorded(stacks: Iterable[ModelOutput]) -> dict[str, tuple[Tensor, ...] | None]:
     """`hidden_states` and `attentions` of all stacks, one after the other; None for what was not recorded."""
     found: dict[str, tuple[Tensor, ...] | None] = {"hidden_states": None, "attentions": None}

@@ -125,3 +125,18 @@ def test_a_configuration_can_turn_the_cache_off(either_model):
     assert either_model.eval()(IDS).past_key_values is not None
     either_model.config.use_cache = False
     assert either_model(IDS).past_key_values is None
+
+
+@pytest.mark.parametrize("kept", [1, torch.tensor([2, 0, 1])], ids=["last", "by index"])
+def test_the_loss_is_that_of_all_logits(kept, either_model):
+    expected = either_model(IDS, labels=IDS).loss
+    torch.testing.assert_close(either_model(IDS, labels=IDS, logits_to_keep=kept).loss, expected)
+
+
+def test_hidden_states_at_padding_are_no_targets(random_model):
+    model = random_model("llama", content="hidden_states", teacher_hidden_size=8)
+    targets = torch.rand(2, 3, 8)
+    expected = model(IDS[:, 1:], teacher_hidden_states=targets[:, 1:]).hidden_loss
+    mask = torch.tensor([[0, 1, 1], [0, 1, 1]])
+    found = model(IDS, attention_mask=mask, teacher_hidden_states=targets).hidden_loss
+    torch.testing.assert_close(found, expected)
