@@ -35,7 +35,7 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
     models without memory. The whole recipe is checked, though only the stages `wanted` are to be made.
     """
     recipe = pipeline.recipe
-    _raise(recipe.problems() + _sharing_problems(pipeline, wanted))
+    _raise(recipe.problems() + _launch_problems(pipeline, wanted))
     _raise([line for stage in dict.fromkeys([*pipeline.stages(), *wanted]) for line in stage.problems()])
     with_catalog = pipeline.catalog_stage in wanted
     problems: list[str] = []
@@ -82,15 +82,15 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
     _raise(list(dict.fromkeys(problems)))
 
 
-def _sharing_problems(pipeline: Pipeline, wanted: Sequence[Stage]) -> list[str]:
-    """Trainings among the stages to be made that these processes cannot share."""
+def _launch_problems(pipeline: Pipeline, wanted: Sequence[Stage]) -> list[str]:
+    """Why trainings among the stages to be made cannot start."""
     recipe, missing = pipeline.recipe, [stage for stage in wanted if not stage.is_done()]
     trainings = {}
     if any(stage in missing for stage in pipeline.student_stages.values()):
         trainings["training"] = recipe.training
     if recipe.trains_teacher() and pipeline.teacher_stage in missing:
         trainings["teacher.training"] = recipe.teacher.training
-    return [f"{name}.{line}" for name, each in trainings.items() for line in each.sharing_problems(recipe.block_size)]
+    return [f"{name}.{line}" for name, each in trainings.items() for line in each.launch_problems(recipe.block_size)]
 
 
 def _raise(problems: list[str]) -> None:

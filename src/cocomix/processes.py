@@ -18,6 +18,17 @@ T = TypeVar("T")
 TIMEOUT = timedelta(days=30)
 """The others wait while the first trains a teacher; a process that dies is noticed by torchrun at once."""
 
+LAUNCHER_SETTINGS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
+"""Environment variables by which `accelerate launch` and its configuration change how a model is trained."""
+PLACEMENT = {"ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE", "ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE"}
+"""Those of them that change only where it is trained."""
+
+
+def ignore_launcher_settings() -> None:
+    """Drop what Accelerate would read from the environment, so that the recipe alone decides how models are trained."""
+    for name in [name for name in os.environ if name.startswith(LAUNCHER_SETTINGS) and name not in PLACEMENT]:
+        del os.environ[name]
+
 
 def count() -> int:
     """Number of processes."""
@@ -89,6 +100,7 @@ def call_others() -> None:
 def _state() -> PartialState:
     from accelerate import PartialState
 
+    ignore_launcher_settings()
     if count() == 1:
         return PartialState()
     return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)  # else it would see no CPU but its own

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -67,29 +70,52 @@ class TokenProgress(TrainerCallback):
 
 
 class TrainingTime(TrainerCallback, ExportableState):
-    """Seconds spent in training steps, evaluation left out; saved with checkpoints, so a resumed run adds on."""
+    """Seconds of training; saved with checkpoints, so that a resumed run adds up.
+
+    Included, from batch to batch: waiting for and preparing batches, labels and predictions that a teacher computes
+    on the way, forward and backward passes, the optimizer, compilation, and logs. Every reading waits for the device,
+    so its work is included. Excluded: what comes before the first batch, evaluation, and writing checkpoints.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._began = 0.0
+        """Until the last reading."""
+        self._since: float | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.restore(state)
+        self._since = time.perf_counter()
 
-    def restore(self, state: TrainerState) -> None:
-        """Go on from what a checkpoint kept."""
-        self.seconds = state.stateful_callbacks[type(self).__name__]["attributes"]["seconds"]
-
-    def on_step_begin(
+    def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._began = time.perf_counter()
+        self.read()
+        self._since = None
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.seconds += time.perf_counter() - self._began
+    def restore(self, state: TrainerState) -> None:
+        """Continue from the seconds in a checkpoint."""
+        self.seconds = state.stateful_callbacks[type(self).__name__]["attributes"]["seconds"]
+
+    def read(self) -> float:
+        """Wait for the device; return the seconds until now."""
+        if self._since is not None:
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
+            now = time.perf_counter()
+            self.seconds += now - self._since
+            self._since = now
+        return self.seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Exclude what is done meanwhile."""
+        self.read()
+        running, self._since = self._since is not None, None
+        yield
+        self._since = time.perf_counter() if running else None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"args": {}, "attributes": {"seconds": self.seconds}}

@@ -45,7 +45,8 @@ class TrainingConfig:
         tokens_per_evaluation: training tokens between two evaluations, each followed by a checkpoint.
         keep_checkpoints: how many of the newest stay until the training is over.
         keep_best: leave the weights with the lowest validation loss in `best/`, beside the last.
-        report_to: where metrics go beside the log: trackio, tensorboard, wandb, or another integration of Transformers.
+        report_to: where metrics go in addition to the log: trackio, tensorboard, wandb, or another integration of
+            Transformers.
     """
 
     max_tokens: int = 2_000_000
@@ -101,7 +102,11 @@ class TrainingConfig:
             found.append(f"learning_rate is {self.learning_rate}; it must be above 0")
         return found
 
-    def sharing_problems(self, block_size: int) -> list[str]:
+    def launch_problems(self, block_size: int) -> list[str]:
+        """Why a training cannot start here and now, a line each: what depends on the processes and on logins."""
+        return self._sharing_problems(block_size) + (_wandb_problems() if "wandb" in self.report_to else [])
+
+    def _sharing_problems(self, block_size: int) -> list[str]:
         """Why these processes cannot share a training in equal parts, a line; nothing if they can."""
         batch, several = self.blocks_per_batch * block_size, processes.count()
         if several == 1 or self.tokens_per_step % (batch * several) == 0:
@@ -139,6 +144,20 @@ class TrainingConfig:
         return max(1, round(self.tokens_per_evaluation / self.tokens_per_step))
 
 
+def _wandb_problems() -> list[str]:
+    """Why wandb would not take metrics, a line; nothing if it would."""
+    import wandb
+
+    if wandb.setup().settings.mode != "online":
+        return []
+    try:
+        problem = None if wandb.login(prompt=False) else "nobody is logged in"
+    except wandb.errors.Error as error:
+        problem = " ".join(str(error).split())
+    remedy = "run `wandb login`, set WANDB_MODE=offline, or leave wandb out"
+    return [] if problem is None else [f"report_to names wandb, which cannot be used: {problem}; {remedy}"]
+
+
 def training_arguments(
     config: TrainingConfig, folder: Path, block_size: int, seed: int, parallel: str = "ddp", streamed: bool = False
 ) -> TrainingArguments:
@@ -147,6 +166,7 @@ def training_arguments(
     `parallel` is how the processes share the work, if there are several. A stream of blocks that is gone on with
     begins where it was: nothing of it is skipped.
     """
+    processes.ignore_launcher_settings()
     every = config.steps_per_evaluation()
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -163,6 +183,7 @@ def training_arguments(
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
+        tf32=False,  # float32 is float32: Transformers would turn TF32 on for torch.compile, the environment for all
         **_memory_and_speed(config),
         use_cpu=not torch.cuda.is_available(),  # on a CPU, bfloat16 is refused unless the CPU was asked for
         eval_strategy="steps",

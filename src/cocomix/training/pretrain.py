@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from safetensors.torch import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
@@ -18,8 +19,15 @@ from cocomix.evaluation.flops import training_flops_per_token
 from cocomix.evaluation.validation import evaluate_model
 from cocomix.objectives import Objective
 from cocomix.training.callbacks import TokenProgress, TrainingTime
+from cocomix.training.checkpoints import (
+    last_complete_checkpoint,
+    load_weights,
+    position_file,
+    require_readable,
+    step_of,
+)
 from cocomix.training.config import TrainingConfig, training_arguments
-from cocomix.training.trainer import ObjectiveTrainer, last_complete_checkpoint, position_file, step_of
+from cocomix.training.trainer import ObjectiveTrainer
 
 MEANINGLESS_LOSS = 100.0
 """Nats per token; a model that diverged is above it, or is not a number."""
@@ -33,7 +41,7 @@ class TrainingResult:
         metrics: of the last evaluation, see `evaluate_model`.
         curve: the metrics of every evaluation, with `tokens` seen until then.
         tokens: training tokens.
-        seconds: time in training steps, over all interruptions; evaluation is not counted.
+        seconds: time of training over all interruptions, see `TrainingTime` for what is included.
         seconds_curve: the same, at every evaluation.
     """
 
@@ -78,7 +86,8 @@ def pretrain(
         parallel: how several processes share the work, see `training.config.PARALLEL`.
 
     Raises:
-        InputError: the training diverged, or a stream is not what it was before an interruption; checkpoints stay.
+        InputError: the training diverged, a checkpoint is damaged, or a stream is not what it was before an
+            interruption; checkpoints stay.
     """
     unfinished = files.partial(folder)
     block_size = len(validation[0]["input_ids"])
@@ -103,18 +112,16 @@ def pretrain(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    if processes.is_first() and unfinished.exists():
-        last_complete_checkpoint(unfinished)  # deletes what was cut off, before the others look
-    processes.wait_for_all()
-    checkpoint = last_complete_checkpoint(unfinished) if unfinished.exists() else None
+    checkpoint = _checkpoint_to_resume(unfinished)
     if checkpoint is not None and step_of(checkpoint) == config.steps():  # cut off after its last step
-        load_model(model.to(processes.device()), str(checkpoint / "model.safetensors"))
+        model.to(processes.device()).load_state_dict(load_weights(checkpoint, model))
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         timer.restore(trainer.state)
     else:
         if checkpoint is not None and isinstance(train, BlockStream):
             _require_same_stream(checkpoint, train, description)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with _wandb_run(config, unfinished, description):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     curve = _curve(trainer.state.log_history, config.tokens_per_step)
     assert curve[-1]["tokens"] == config.steps() * config.tokens_per_step, "the last step was not evaluated"
@@ -130,6 +137,25 @@ def pretrain(
     metrics = {name: value for name, value in curve[-1].items() if name != "tokens"}
     seconds = [entry["seconds"] for entry in trainer.state.log_history if "eval_loss" in entry]
     return TrainingResult(metrics, curve, int(curve[-1]["tokens"]), timer.seconds, seconds)
+
+
+def _wandb_run(config: TrainingConfig, folder: Path, name: str) -> AbstractContextManager[Any]:
+    """A run of wandb's own for this training, with its files in the run's folder, if metrics are to go there."""
+    if "wandb" not in config.report_to or not processes.is_first():
+        return nullcontext()
+    import wandb
+
+    return wandb.init(project=os.environ.get("WANDB_PROJECT", "huggingface"), name=name, dir=folder)
+
+
+def _checkpoint_to_resume(unfinished: Path) -> Path | None:
+    """The newest complete checkpoint, if there is any; the first process deletes incomplete ones and checks it."""
+    if processes.is_first():
+        newest = last_complete_checkpoint(unfinished)
+        if newest is not None:
+            require_readable(newest)
+    processes.wait_for_all()
+    return last_complete_checkpoint(unfinished)
 
 
 def _require_same_stream(checkpoint: Path, stream: BlockStream, description: str) -> None:

@@ -53,8 +53,8 @@ class Run:
         teacher_flops_per_token: of what the teacher computes inside each training step (distillation, online labels).
         metrics: of the last evaluation; losses in nats.
         curve: metrics by training tokens.
-        timing: `seconds` in training steps, the same at every evaluation (`curve`), and `tokens_per_second`; the only
-            part that differs between repeats.
+        timing: `seconds` of training (see `TrainingTime`), the same at every evaluation (`curve`), and
+            `tokens_per_second`; the only part that differs between repeats.
         recipe: the whole recipe, with the settings that it leaves out.
         environment: code, versions, hardware, date.
         preparation: what was made before, once for all runs that learn from it, by kind.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from datasets import Dataset
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -31,14 +29,20 @@ from cocomix.errors import InputError
 from cocomix.evaluation.gpus import peak_flops
 from cocomix.objectives import Counts, Objective
 from cocomix.training.callbacks import TrainingTime
+from cocomix.training.checkpoints import (
+    keep_newest,
+    last_complete_checkpoint,
+    load_weights,
+    mark_complete,
+    position_file,
+    step_of,
+)
 
 Evaluate = Callable[[PreTrainedModel, Dataset], dict[str, float]]
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 OPTIMIZER, SCHEDULE = "optimizer.pt", "scheduler.pt"
 BEST = "best"
-COMPLETE = "complete"
-"""File that a checkpoint folder gets last; one without it was cut off while being written."""
 
 
 class ObjectiveTrainer(Trainer):
@@ -157,7 +161,7 @@ class ObjectiveTrainer(Trainer):
 
     def _speed(self) -> dict[str, float]:
         """Tokens so far and per second since the last log, and the share of the GPU's arithmetic that they used."""
-        step, seconds = self.state.global_step, self.timer.seconds
+        step, seconds = self.state.global_step, self.timer.read()
         tokens = (step - self._logged[0]) * self.tokens_per_step
         elapsed = seconds - self._logged[1]
         self._logged = (step, seconds)
@@ -185,7 +189,11 @@ class ObjectiveTrainer(Trainer):
         )
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Metrics on the validation blocks, in evaluation mode."""
+        """Metrics on the validation blocks, in evaluation mode; not counted as time of training."""
+        with self.timer.paused():
+            return self._evaluate_now(metric_key_prefix)
+
+    def _evaluate_now(self, metric_key_prefix: str) -> dict[str, float]:
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         found = self.evaluate_model(model.eval(), self.eval_dataset)
@@ -207,10 +215,15 @@ class ObjectiveTrainer(Trainer):
                 self.save_model(str(unfinished))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the model into a folder, whole, however it is shared out; every process calls this."""
+        """Write the whole model into a folder, however it is sharded; every process calls this.
+
+        A checkpoint keeps the model's own names of weights, where Transformers would write those of the published
+        format (for experts, others): it is resumed from without any conversion.
+        """
         model = self._gathered_model() if self.is_fsdp_enabled else self.model
         if processes.is_first():
-            model.save_pretrained(output_dir or self.args.output_dir)
+            folder = output_dir or self.args.output_dir
+            model.save_pretrained(folder, save_original_format=not _internal_call)
         processes.wait_for_all()
 
     def _gathered_model(self) -> PreTrainedModel:
@@ -239,12 +252,11 @@ class ObjectiveTrainer(Trainer):
         self._get_schedule().load_state_dict(torch.load(Path(checkpoint) / SCHEDULE, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        weights: dict[str, Any] = load_file(Path(resume_from_checkpoint) / "model.safetensors")
+        checkpoint = Path(resume_from_checkpoint)
         if isinstance(self.train_dataset, BlockStream):
-            position = position_file(Path(resume_from_checkpoint), processes.rank())
-            self.train_dataset.load_state_dict(files.read_json(position))
-        # Of tied weights one name is in the file.
-        set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+            self.train_dataset.load_state_dict(files.read_json(position_file(checkpoint, processes.rank())))
+        weights: dict[str, Any] = load_weights(checkpoint, self.model)
+        set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True))
 
     def _bare_optimizer(self) -> torch.optim.Optimizer:
         optimizer: Any = self.optimizer
@@ -255,36 +267,17 @@ class ObjectiveTrainer(Trainer):
         return self.lr_scheduler
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir)
-        newest = folder / f"checkpoint-{self.state.global_step}"
-        if isinstance(self.train_dataset, BlockStream):
-            files.write_json(position_file(newest, processes.rank()), self.train_dataset.state_dict())
-        processes.wait_for_all()  # each has written its random state, and where it reads
-        if self.args.should_save:
-            (newest / COMPLETE).touch()
-            by_age = sorted(folder.glob("checkpoint-*"), key=step_of)
-            for older in by_age[: -self.keep_checkpoints]:
-                (older / COMPLETE).unlink(missing_ok=True)  # first, so that none is ever complete and half deleted
-                shutil.rmtree(older)
+        with self.timer.paused():
+            super()._save_checkpoint(model, trial)
+            newest = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            if isinstance(self.train_dataset, BlockStream):
+                files.write_json(position_file(newest, processes.rank()), self.train_dataset.state_dict())
+            processes.wait_for_all()  # each has written its random state, and where it reads
+            if self.args.should_save:
+                mark_complete(newest)
+                keep_newest(newest.parent, self.keep_checkpoints)
 
-
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that was written to its end; unfinished ones are deleted."""
-    complete = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / COMPLETE).exists():
-            complete.append(checkpoint)
-        else:
-            shutil.rmtree(checkpoint)
-    return max(complete, key=step_of, default=None)
-
-
-def position_file(checkpoint: Path, of: int) -> Path:
-    """Says where process `of` was in its stream of blocks when a checkpoint was written."""
-    return checkpoint / f"position-{of}.json"
-
-
-def step_of(checkpoint: Path) -> int:
-    """Optimiser steps done when a checkpoint was written."""
-    return int(checkpoint.name.rpartition("-")[2])
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Names of the weights that weight decay acts on: matrices; Transformers' rule alone leaves vectors in."""
+        vectors = {name for name, weight in model.named_parameters() if weight.dim() < 2}
+        return [name for name in super().get_decay_parameter_names(model) if name not in vectors]

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,10 @@ from cocomix.data.streaming import BlockStream
 from cocomix.objectives import ConceptMixing, NextToken
 from cocomix.training import config as training_config
 from cocomix.training import pretrain as pretrain_module
+from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.config import TrainingConfig, training_arguments
 from cocomix.training.pretrain import TrainingResult, pretrain
-from cocomix.training.trainer import ObjectiveTrainer, last_complete_checkpoint
+from cocomix.training.trainer import ObjectiveTrainer
 
 OBJECTIVES = {"ntp": NextToken(), "cocomix": ConceptMixing()}
 STEPS, TOKENS_PER_STEP = 12, 64
@@ -280,6 +282,24 @@ def test_settings_that_cannot_work_are_named(settings, expected):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which fp16 works")
+@pytest.mark.parametrize(
+    ("mode", "logged_in", "expected"),
+    [
+        ("offline", False, []),
+        ("online", True, []),
+        ("online", False, [r"report_to names wandb, .*nobody is logged in; run `wandb login`, set WANDB_MODE=offline"]),
+    ],
+)
+def test_wandb_without_a_login_is_refused_before_anything_starts(mode, logged_in, expected, monkeypatch):
+    settings = SimpleNamespace(settings=SimpleNamespace(mode=mode))
+    fake = SimpleNamespace(
+        setup=lambda: settings, login=lambda prompt: logged_in, errors=SimpleNamespace(Error=OSError)
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    found = TrainingConfig(**SMALL, report_to=["wandb"]).launch_problems(16)
+    assert len(found) == len(expected) and all(map(re.match, expected, found))
+
+
 def test_fp16_without_a_gpu_is_refused():
     (line,) = TrainingConfig(**SMALL, precision="fp16").problems(16)
     assert line == "precision is 'fp16', which needs a GPU; use bf16, or fp32"

@@ -11,6 +11,8 @@ import torch
 from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedModel,
@@ -21,10 +23,14 @@ from transformers import (
 )
 
 import cocomix
+from cocomix import InputError
 from cocomix.concepts.label_store import features
 from cocomix.objectives import ConceptMixing, NextToken
+from cocomix.training import callbacks
 from cocomix.training.callbacks import TrainingTime
-from cocomix.training.trainer import ObjectiveTrainer, last_complete_checkpoint
+from cocomix.training.checkpoints import last_complete_checkpoint, load_weights, require_readable
+from cocomix.training.config import TrainingConfig, training_arguments
+from cocomix.training.trainer import ObjectiveTrainer
 
 BACKBONE = GPT2Config(
     vocab_size=61,
@@ -38,7 +44,23 @@ BACKBONE = GPT2Config(
     bos_token_id=None,
     eos_token_id=None,
 )
-OBJECTIVES = {"ntp": NextToken(), "cocomix": ConceptMixing()}
+SIZES: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "tie_word_embeddings": True,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+EXPERTS = AutoConfig.for_model("mixtral", **SIZES)
+"""Transformers writes these weights under other names than the model's."""
+OBJECTIVES = {"ntp": NextToken(), "cocomix": ConceptMixing(), "experts": ConceptMixing()}
 
 
 def model_of(method: str) -> PreTrainedModel:
@@ -46,7 +68,8 @@ def model_of(method: str) -> PreTrainedModel:
     if method == "ntp":
         return GPT2LMHeadModel(BACKBONE)
     published = {"concept_slot": "concept", "concept_loss_weight": 0.1}
-    config = cocomix.CoCoMixConfig(BACKBONE, insert_layer=1, num_concepts=24, num_active_concepts=4, **published)
+    backbone = EXPERTS if method == "experts" else BACKBONE
+    config = cocomix.CoCoMixConfig(backbone, insert_layer=1, num_concepts=24, num_active_concepts=4, **published)
     return cocomix.CoCoMixForCausalLM(config)
 
 
@@ -133,7 +156,7 @@ def test_the_loss_is_that_of_the_model_on_the_batch(method: str, tmp_path: Path)
         assert logged["loss"] == pytest.approx(tokens.item() + 0.1 * expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["ntp", "cocomix"])
+@pytest.mark.parametrize("method", ["ntp", "cocomix", "experts"])
 def test_a_resumed_run_is_bit_equal(method: str, tmp_path: Path) -> None:
     options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 4}
     whole = trainer_of(method, tmp_path, 4, 2, **options)
@@ -157,6 +180,97 @@ def test_unfinished_checkpoints_are_deleted(tmp_path: Path) -> None:
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
     assert not (tmp_path / "checkpoint-12").exists()
     assert last_complete_checkpoint(tmp_path / "checkpoint-4") is None
+
+
+def saved(folder: Path, model: PreTrainedModel) -> Path:
+    """A checkpoint of only weights and a state of the optimizer."""
+    model.save_pretrained(folder, save_original_format=False)
+    torch.save({"step": torch.ones(8)}, folder / "optimizer.pt")
+    return folder
+
+
+def test_a_checkpoint_whose_weights_are_not_the_model_s_is_refused(tmp_path: Path) -> None:
+    """Tied weights, of which the file has one name, are all there."""
+    ours, other = model_of("experts"), model_of("cocomix")
+    found = load_weights(saved(tmp_path / "experts", ours), ours)
+    assert found.keys() == ours.state_dict().keys()
+    assert all(torch.equal(found[name], weight) for name, weight in ours.state_dict().items())
+    with pytest.raises(InputError, match=r"damaged: lacks weight .* and \d+ more; delete this folder"):
+        load_weights(saved(tmp_path / "other", other), ours)
+    more = {**ours.state_dict(), "head.bias": torch.ones(1)}
+    ours.save_pretrained(tmp_path / "more", state_dict=more, save_original_format=False)
+    with pytest.raises(InputError, match=r"has the unknown weight head\.bias; delete"):
+        load_weights(tmp_path / "more", ours)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "config.json"])
+@pytest.mark.parametrize("how", ["cut", "flipped"])
+def test_a_damaged_checkpoint_is_named_with_its_file(name: str, how: str, tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path / "checkpoint-4", model_of("ntp"))
+    require_readable(checkpoint)
+    content = bytearray((checkpoint / name).read_bytes())
+    middle = content.index(bytes.fromhex("0000803f")) if name == "optimizer.pt" else 1
+    content[middle] ^= 0xFF
+    (checkpoint / name).write_bytes(content if how == "flipped" else content[: len(content) // 2])
+    with pytest.raises(InputError, match=rf"checkpoint-4 is damaged: {name} cannot be read \(.*delete this folder"):
+        require_readable(checkpoint)
+
+
+def test_time_counts_batches_and_teachers_but_neither_evaluation_nor_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def takes(seconds: float, result: Any = None) -> Any:
+        now[0] += seconds
+        return result
+
+    class Slow(NextToken):
+        def prepare(self, batches: list[Any]) -> list[Any]:
+            return takes(1.0, batches)
+
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now[0])
+    monkeypatch.setitem(OBJECTIVES, "ntp", Slow())
+    trainer = trainer_of(
+        "ntp", tmp_path, 8, 1, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2
+    )
+    trainer.evaluate_model = lambda model, data: takes(100.0, {"loss": 1.0})
+    collate, save = trainer.data_collator, trainer.save_model
+    monkeypatch.setattr(trainer, "data_collator", lambda rows: takes(0.25, collate(rows)))
+    monkeypatch.setattr(trainer, "save_model", lambda *args, **options: takes(10.0, save(*args, **options)))
+    trainer.train()
+    assert trainer.timer.seconds == 6 * 1 + 7 * 0.25  # one batch is read ahead
+    assert [entry["seconds"] for entry in trainer.state.log_history if "eval_loss" in entry] == [2.75, 5.25, 7.75]
+    speeds = [entry["tokens_per_second"] for entry in trainer.state.log_history if "loss" in entry]
+    assert speeds == pytest.approx([8 * 16 / 1.5] + 5 * [8 * 16 / 1.25])
+
+
+def test_weight_decay_acts_on_matrices_only(tmp_path: Path) -> None:
+    pause = cocomix.CoCoMixConfig(BACKBONE, insert_layer=1, content="pause")
+    sinks = AutoConfig.for_model("gpt_oss", **SIZES, head_dim=8)
+    for model in (cocomix.CoCoMixForCausalLM(pause), AutoModelForCausalLM.from_config(sinks)):
+        decayed = trainer_of("ntp", tmp_path, 8, 1).get_decay_parameter_names(model)
+        weights = model.named_parameters(remove_duplicate=False)
+        expected = {name for name, weight in weights if weight.dim() >= 2 and "bias" not in name}
+        assert set(decayed) == expected
+
+
+def test_the_environment_does_not_overrule_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "MIXED_PRECISION": "bf16", "USE_FSDP": "true", "DYNAMO_BACKEND": "eager", "GRADIENT_ACCUMULATION_STEPS": "4",
+        "USE_DEEPSPEED": "true",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    config = TrainingConfig(max_tokens=256, tokens_per_step=128, blocks_per_batch=8)
+    trainer = ObjectiveTrainer(
+        model_of("ntp"), training_arguments(config, tmp_path, 16, 0), objective=NextToken(), train_dataset=blocks(),
+        eval_dataset=blocks(2), evaluate=lambda model, data: {}, description="", tokens_per_step=128,
+        timer=TrainingTime(), flops_per_token=1,
+    )  # fmt: skip
+    state = trainer.accelerator.state
+    assert (trainer.args.mixed_precision, state.mixed_precision) == ("no", "no")
+    assert state.dynamo_plugin.backend == "NO" and not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled
+    assert trainer.accelerator.gradient_accumulation_steps == 1
 
 
 class Waits(TorchDispatchMode):

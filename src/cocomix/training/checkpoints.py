@@ -1,0 +1,121 @@
+"""Checkpoints of an interrupted training: which one to resume from, and reading it safely."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cocomix import files
+from cocomix.errors import InputError
+
+COMPLETE = "complete"
+"""File that a checkpoint folder gets last; a checkpoint without it was interrupted while being written."""
+WEIGHTS = "*.safetensors"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps done when a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def position_file(checkpoint: Path, of: int) -> Path:
+    """File with the position of process `of` in its stream of blocks when a checkpoint was written."""
+    return checkpoint / f"position-{of}.json"
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Mark a checkpoint as written, once the disk has all of it: a power failure leaves no half of a complete one."""
+    for path in checkpoint.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    (checkpoint / COMPLETE).touch()
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete all but the newest `count` checkpoints in `folder`."""
+    by_age = sorted(folder.glob("checkpoint-*"), key=step_of)
+    for older in by_age[:-count]:
+        (older / COMPLETE).unlink(missing_ok=True)  # first, so that none is ever complete and half deleted
+        shutil.rmtree(older)
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` that was completely written; incomplete ones are deleted."""
+    complete = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / COMPLETE).exists():
+            complete.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return max(complete, key=step_of, default=None)
+
+
+def require_readable(checkpoint: Path) -> None:
+    """Check every file of a checkpoint before it is loaded.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            READERS.get(path.suffix, Path.stat)(path)
+        except Exception as error:  # each library raises its own kinds
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise _damaged(checkpoint, f"{path.name} cannot be read ({reason})") from None
+
+
+def load_weights(checkpoint: Path, model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights of a checkpoint, one for each name in the model's state dict.
+
+    Raises:
+        InputError: the file lacks a weight of the model, or holds one that the model does not have.
+    """
+    found: dict[str, Tensor] = {}
+    for path in checkpoint.glob(WEIGHTS):
+        found |= load_file(path)
+    for target, source in model.all_tied_weights_keys.items():  # of tied weights, one is in the file
+        for name, other in ((target, source), (source, target)):
+            if name not in found and other in found:
+                found[name] = found[other]
+    names = model.state_dict().keys()
+    for problem, wrong in (("lacks", names - found.keys()), ("has the unknown", found.keys() - names)):
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise _damaged(checkpoint, f"{problem} weight {min(wrong)}{more}")
+    return found
+
+
+def _damaged(checkpoint: Path, problem: str) -> InputError:
+    return InputError(
+        f"the checkpoint {checkpoint} is damaged: {problem}; delete this folder to resume from the checkpoint before "
+        "it, or to start again if there is none"
+    )
+
+
+def _check_archive(path: Path) -> None:
+    """Compare the checksums of everything that torch.save wrote."""
+    with zipfile.ZipFile(path) as archive:
+        if (bad := archive.testzip()) is not None:
+            raise ValueError(f"wrong checksum of {bad}")
+
+
+def _check_weights(path: Path) -> None:
+    with safe_open(path, "pt"):  # compares the sizes in its header with the file's
+        pass
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    ".json": files.read_json,
+    ".safetensors": _check_weights,
+    ".pt": _check_archive,
+    ".pth": _check_archive,
+    ".bin": _check_archive,
+}
