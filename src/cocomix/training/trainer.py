@@ -276,6 +276,7 @@ class ObjectiveTrainer(Trainer):
             if self.args.should_save:
                 mark_complete(newest)
                 keep_newest(newest.parent, self.keep_checkpoints)
+            processes.wait_for_all()  # until it is complete: a process that fails next takes the others with it
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Names of the weights that weight decay acts on: matrices; Transformers' rule alone leaves vectors in."""
