@@ -203,6 +203,20 @@ def test_left_padded_generation_equals_generation_one_by_one(model, use_cache):
         assert torch.equal(together[row], generated(model, sequence[None], use_cache)[0])
 
 
+# Several texts in a row
+
+
+@torch.no_grad()
+def test_packed_texts_are_read_as_if_each_were_alone(model):
+    texts = [torch.randint(1, 53, (2, length)) for length in LENGTHS]
+    position_ids = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    packed = model(torch.cat(texts, 1), position_ids=position_ids, output_concepts=True)
+    alone = [model(text, output_concepts=True) for text in texts]
+    for name in ("logits", "concept_logits"):
+        assert_equal(packed[name], torch.cat([out[name] for out in alone], 1))
+    assert packed.past_key_values is None
+
+
 # Saving
 
 

@@ -45,6 +45,17 @@ def test_reading_with_a_cache_equals_one_pass(model, ids):
 
 
 @torch.no_grad()
+def test_packed_texts_are_read_as_if_each_were_alone(model, ids):
+    position_ids = torch.cat([torch.arange(5), torch.arange(4)])[None]
+    packed, first, second = (
+        model(text, position_ids=positions, output_all_heads=True).head_logits
+        for text, positions in ((ids, position_ids), (ids[:, :5], None), (ids[:, 5:], None))
+    )
+    for row, one, other in zip(packed, first, second, strict=True):
+        torch.testing.assert_close(row, torch.cat([one, other], 1), rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
 def test_padded_generation_equals_generation_one_by_one(model, ids):
     padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), ids[:1, :5]], 1)
     batch = torch.cat([ids[1:], padded])

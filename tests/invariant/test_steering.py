@@ -255,6 +255,27 @@ def test_generated_positions_begin_after_each_prompt(random_model):
     assert len(later) == 5 and all((step.kept.values == 99.0).sum() == 2 for step in later)
 
 
+@torch.no_grad()
+def test_generated_positions_begin_after_a_prompt_in_any_form(random_model):
+    model, late = random_model(), Steering.add({9: 60.0}, positions="generated")
+    expected = generated(model, IDS, steering=late, do_sample=False)
+    assert not torch.equal(expected, generated(model, IDS, do_sample=False))
+    embedded = model.get_input_embeddings()(IDS)
+    mask = torch.ones_like(IDS)
+    settings = {"attention_mask": mask, "steering": late, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(inputs_embeds=embedded, **settings), expected)
+    cache = model(IDS[:, :4], use_cache=True).past_key_values
+    assert torch.equal(model.generate(IDS[:, 4:], past_key_values=cache, **settings)[:, 5:], expected)
+
+
+def test_an_assistant_is_not_steered(random_model, random_teacher):
+    model, steering = random_model(), Steering.add({30: 60.0})
+    expected = generated(model, IDS[:1], steering=steering, do_sample=False)
+    for assistant in (random_teacher("gpt2"), random_model(num_concepts=6)):
+        found = generated(model, IDS[:1], steering=steering, do_sample=False, assistant_model=assistant)
+        assert torch.equal(found, expected)
+
+
 # The context manager
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
+from transformers.masking_utils import find_packed_sequence_indices
 
 
 class Stacks(NamedTuple):
@@ -86,7 +87,31 @@ def positions_of(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def pair_mask(mask: Tensor | None, slots_in: Tensor, slots: int, past: int) -> Tensor:
+def packed_texts(position_ids: Tensor | None, mask: Tensor | None, cached: bool) -> Tensor | None:
+    """(B, T) number of the text that each token belongs to, where rows hold several texts; None where each holds one.
+
+    As in Transformers, a text begins where `position_ids` do not continue, if there is neither a mask nor a cache.
+
+    Raises:
+        ValueError: positions start again within a row, and a mask or a cache hides that from Transformers' decoders.
+    """
+    if position_ids is None or position_ids.shape[-1] == 1:
+        return None
+    if mask is None and not cached:
+        return find_packed_sequence_indices(position_ids)
+    restarts = position_ids.diff() <= 0
+    if mask is not None:
+        kept = mask[:, -position_ids.shape[-1] :].bool()
+        restarts = restarts & kept[:, 1:] & kept[:, :-1]
+    if not torch.compiler.is_compiling() and restarts.any():
+        raise ValueError(
+            "position_ids start again within a row, so it holds several texts, which a cache or an attention_mask "
+            "would read as one; leave out attention_mask and past_key_values, and set use_cache to False"
+        )
+    return None
+
+
+def pair_mask(mask: Tensor | None, slots_in: Tensor, slots: int, past: int, texts: Tensor | None = None) -> Tensor:
     """(B, 1, slots·T, slots·(past + T)) additive mask under which the slots of a token see each other too.
 
     Still causal over tokens. Where all slots of a token hold the same, each sees every earlier key equally often and
@@ -97,13 +122,16 @@ def pair_mask(mask: Tensor | None, slots_in: Tensor, slots: int, past: int) -> T
         slots_in: (B, slots·T, D), input of the stack, for its shape and type.
         slots: per token.
         past: tokens in the cache.
+        texts: (B, T) or (1, T), as `packed_texts` returns them; a token sees its own text only.
     """
     rows, new = slots_in.shape[0], slots_in.shape[1] // slots
     tokens = torch.arange(past + new, device=slots_in.device)
     seen = (tokens[past:, None] >= tokens).expand(rows, -1, -1)  # (B, T, past + T)
+    if texts is not None:
+        seen = seen & (texts[:, :, None] == texts[:, None]).to(seen.device)
     if mask is not None:
         # Padding sees itself: a row that sees nothing would be no number.
-        seen = (seen & mask[:, None].bool()) | (tokens[past:, None] == tokens)
+        seen = (seen & mask[:, None].to(seen.device, torch.bool)) | (tokens[past:, None] == tokens)
     seen = seen.repeat_interleave(slots, dim=1).repeat_interleave(slots, dim=2).unsqueeze(1)
     lowest = torch.finfo(slots_in.dtype).min
     return torch.zeros_like(seen, dtype=slots_in.dtype).masked_fill(~seen, lowest)

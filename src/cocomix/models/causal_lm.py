@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.masking_utils import create_masks_for_generate
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbones import has_windows, pair_mask, split_decoder, widen_windows
@@ -22,7 +23,7 @@ from .configuration import CoCoMixConfig
 from .losses import IGNORE, concept_loss, hidden_state_loss, mean_loss
 from .mixer import MIXERS, MixedWithLoss, Mixer
 from .retrofit import Retrofit
-from .stacked import StackedForCausalLM, kept_positions, recorded
+from .stacked import Reading, StackedForCausalLM, kept_positions, recorded
 from .steerable import Steerable
 
 
@@ -108,7 +109,8 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         Args:
             input_ids: (B, T) token ids; or `inputs_embeds`, (B, T, D).
             attention_mask: (B, past + T), 0 at padding, on either side.
-            position_ids: (B, T); by default counted over the tokens that the mask keeps.
+            position_ids: (B, T); by default counted over the tokens that the mask keeps. Where they start again within
+                a row, the row holds several texts, each of which is read alone.
             past_key_values: a dynamic cache; extended in place.
             labels: (B, T) token ids (they are shifted here), −100 for no target.
             concept_ids: (B, T, A) concept labels, −100 for none.
@@ -129,46 +131,39 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             kwargs: `output_hidden_states`, `output_attentions`, and `IGNORED_ARGUMENTS`.
 
         Raises:
-            ValueError: a mask that is not 2-dimensional, a cache of fixed size, targets of something that is not
-                predicted here, a number of targets without labels, attention weights of a kernel that has none, or
-                steering that is not for this model or comes with concept labels.
+            ValueError: a mask of another shape, a cache of fixed size or of another model, several texts in a row with
+                a mask or a cache, targets of something that is not predicted here, a number of targets without labels,
+                attention weights of a kernel that has none, or steering that is not for this model or comes with
+                concept labels.
             TypeError: an argument that no Hugging Face decoder knows.
         """
         record = self._check_arguments(kwargs, labels, num_items_in_batch)
-        if attention_mask is not None and attention_mask.dim() != 2:
-            raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected (batch, past + tokens)")
         self._check_asked("concepts", concept_ids=concept_ids, output_concepts=output_concepts or None)
         self._check_asked("hidden_states", teacher_hidden_states=teacher_hidden_states)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if use_cache is None:
-            use_cache = self._uses_cache()
-        cache = None
-        if use_cache or past_key_values is not None:
-            cache = StackedCache.of(past_key_values, self.lower.config, self.upper.config, self.config.slots_per_token)
-        past = 0 if cache is None else cache.get_seq_length()
-        if position_ids is None:
-            position_ids = self._positions(inputs_embeds, attention_mask, past)
-        steered = self._steered_batch(steering, position_ids, len(inputs_embeds))
+        read = self._reading(inputs_embeds, attention_mask, position_ids, past_key_values, use_cache)
+        lower_cache, upper_cache = (None, None) if read.cache is None else (read.cache.lower, read.cache.upper)
+        steered = self._steered_batch(steering, read.position_ids, len(inputs_embeds))
         if steered is not None and concept_ids is not None:
             raise ValueError("concept_ids score what the model itself predicts; leave out steering or them")
 
         lower = self.lower(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=None if cache is None else cache.lower,
-            use_cache=use_cache,
+            position_ids=read.position_ids,
+            past_key_values=lower_cache,
+            use_cache=read.use_cache,
             **record,
         )
         mixed = self.mixer(lower.last_hidden_state, None if output_concepts else concept_ids, steered)
         predicted: Any = None if isinstance(mixed, MixedWithLoss) else mixed.predicted
         upper = self.upper(
             inputs_embeds=mixed.hidden_states,
-            attention_mask=self._slot_mask(attention_mask, mixed.hidden_states, past),
-            position_ids=self._slot_positions(position_ids),
-            past_key_values=None if cache is None else cache.upper,
-            use_cache=use_cache,
+            attention_mask=self._slot_mask(attention_mask, mixed.hidden_states, read),
+            position_ids=self._slot_positions(read.position_ids, self.config.slot_positions),
+            past_key_values=upper_cache,
+            use_cache=read.use_cache,
             **record,
         )
         slots = self.config.slots_per_token
@@ -195,7 +190,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             hidden_loss=hidden,
             logits=logits,
             concept_logits=predicted if output_concepts else None,
-            past_key_values=cache if use_cache else None,
+            past_key_values=read.cache if read.use_cache else None,
             **recorded((lower, upper)),
         )
 
@@ -211,31 +206,43 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         weighted = self.config.concept_loss_weight * prediction
         return weighted if token is None else token + weighted.to(token.device)
 
-    def _slot_positions(self, position_ids: Tensor) -> Tensor:
-        """(B, slots·T) positions in the upper stack."""
+    def _stacked_cache(self, given: Cache | None) -> StackedCache:
+        """The cache of both halves."""
+        return StackedCache.of(given, self.lower.config, self.upper.config, self.config.slots_per_token)
+
+    def _slot_positions(self, position_ids: Tensor, kind: str) -> Tensor:
+        """(B, slots·T) positions in the upper stack, `interleaved` or `repeat`."""
         slots = self.config.slots_per_token
-        if slots == 1:
-            return position_ids
-        if self.config.slot_positions == "repeat":
+        if slots == 1 or kind == "repeat":
             return position_ids.repeat_interleave(slots, dim=-1)
         return torch.stack([slots * position_ids + slot for slot in range(slots)], dim=-1).flatten(-2)
 
-    def _slot_mask(self, mask: Tensor | None, slots_in: Tensor, past: int) -> Tensor | None:
-        """(B, slots·(past + T)) mask of the upper stack, or (B, 1, slots·T, slots·(past + T)) for pairs."""
-        slots = self.config.slots_per_token
-        if slots > 1 and self.config.slot_attention == "pair":
-            if (kernel := self.upper.config._attn_implementation) not in ("sdpa", "eager"):
+    def _slot_mask(self, mask: Tensor | None, slots_in: Tensor, read: Reading) -> Any:
+        """The attention mask of the upper stack, in a form that the stack takes; None for a plain causal one."""
+        slots, kernel = self.config.slots_per_token, self.upper.config._attn_implementation
+        if slots == 1:
+            return mask
+        if self.config.slot_attention == "pair":
+            if kernel not in ("sdpa", "eager"):
                 raise ValueError(
                     f"slot_attention is 'pair', whose mask the attention implementation {kernel!r} does not take; "
                     "use sdpa or eager, or slot_attention 'causal'"
                 )
-            return pair_mask(mask, slots_in, slots, past)
+            return pair_mask(mask, slots_in, slots, read.past, read.texts)
+        if self.config.slot_positions == "repeat" and "flash" in kernel:
+            raise ValueError(
+                f"slot_positions is 'repeat', which the attention implementation {kernel!r} reads as several texts; "
+                "use sdpa, eager or flex_attention"
+            )
         if mask is not None:
             return mask.repeat_interleave(slots, dim=-1)
-        if slots == 1 or self.config.slot_positions != "repeat":
+        if self.config.slot_positions != "repeat":
             return None
-        # Without a mask Transformers would read repeated positions as the seams of packed sequences.
-        length = slots * past + slots_in.shape[1]
+        # Transformers would read repeated positions as the seams of packed texts.
+        if read.texts is not None:
+            seams = self._slot_positions(read.position_ids, "interleaved")
+            return create_masks_for_generate(self.upper.config, slots_in, None, None, position_ids=seams)
+        length = slots * read.past + slots_in.shape[1]
         return slots_in.new_ones((slots_in.shape[0], length), dtype=torch.long)
 
 

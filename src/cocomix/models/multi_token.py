@@ -112,7 +112,8 @@ class MultiTokenForCausalLM(StackedForCausalLM):
         Args:
             input_ids: (B, T) token ids; or `inputs_embeds`, (B, T, D).
             attention_mask: (B, past + T), 0 at padding, on either side.
-            position_ids: (B, T); by default counted over the tokens that the mask keeps.
+            position_ids: (B, T); by default counted over the tokens that the mask keeps. Where they start again within
+                a row, the row holds several texts, each of which is read alone.
             past_key_values: a dynamic cache; extended in place.
             labels: (B, T) token ids (they are shifted here), −100 for no target.
             use_cache: return a cache; by default outside training. Of no effect with `output_all_heads`.
@@ -123,26 +124,23 @@ class MultiTokenForCausalLM(StackedForCausalLM):
 
         Raises:
             TypeError: an argument that no Hugging Face decoder has.
-            ValueError: a number of targets without labels, attention weights of a kernel that has none, a cache of
-                fixed size or of another model, or one with `output_all_heads`.
+            ValueError: a number of targets without labels, attention weights of a kernel that has none, a mask of
+                another shape, a cache of fixed size or of another model or with `output_all_heads`, or several texts
+                in a row with a mask or a cache.
         """
         record = self._check_arguments(kwargs, labels, num_items_in_batch)
         if output_all_heads and past_key_values is not None:
             raise ValueError("output_all_heads runs heads that past_key_values does not hold; leave out one of them")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if use_cache is None:
-            use_cache = self._uses_cache()
-        use_cache = use_cache and not output_all_heads
-        cache = self._cache(past_key_values) if use_cache or past_key_values is not None else None
-        past = 0 if cache is None else cache.get_seq_length()
-        if position_ids is None:
-            position_ids = self._positions(inputs_embeds, attention_mask, past)
-        of_trunk, of_head = (None, None) if cache is None else (cache.lower, cache.upper)
-        shared = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": use_cache, **record}
-        trunk = self.trunk(inputs_embeds=inputs_embeds, past_key_values=of_trunk, **shared)
+        if output_all_heads:
+            use_cache = False
+        read = self._reading(inputs_embeds, attention_mask, position_ids, past_key_values, use_cache)
+        of_trunk, of_head = (None, None) if read.cache is None else (read.cache.lower, read.cache.upper)
+        shared = {"attention_mask": attention_mask, "position_ids": read.position_ids, "use_cache": read.use_cache}
+        trunk = self.trunk(inputs_embeds=inputs_embeds, past_key_values=of_trunk, **shared, **record)
         heads = [
-            head(inputs_embeds=trunk.last_hidden_state, past_key_values=of_head, **shared)
+            head(inputs_embeds=trunk.last_hidden_state, past_key_values=of_head, **shared, **record)
             for head in (self.heads if output_all_heads else self.heads[:1])
         ]
         kept, whole = kept_positions(logits_to_keep)
@@ -154,12 +152,12 @@ class MultiTokenForCausalLM(StackedForCausalLM):
         return MultiTokenOutput(
             loss=loss,
             logits=all_logits[0],
-            past_key_values=cache if use_cache else None,
+            past_key_values=read.cache if read.use_cache else None,
             head_logits=all_logits if output_all_heads else None,
             **recorded((trunk, *heads)),
         )
 
-    def _cache(self, given: Cache | None) -> StackedCache:
+    def _stacked_cache(self, given: Cache | None) -> StackedCache:
         """The cache of the trunk and head 1."""
         trunk, head = self.trunk.config, self.heads[0].config
         if given is not None and len(given) == self.config.num_hidden_layers:  # made for the blocks of all heads

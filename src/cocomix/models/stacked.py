@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .backbones import fuse_activations, positions_of
+from .backbones import fuse_activations, packed_texts, positions_of
+from .cache import StackedCache
 from .configuration import StackedConfig
 from .linear_loss import linear_loss
 from .losses import IGNORE, mean_loss, token_loss
 
 IGNORED_ARGUMENTS = frozenset({"cache_position", "token_type_ids"})
 """Passed by callers that treat all Hugging Face decoders alike; without effect here."""
+
+
+class Reading(NamedTuple):
+    """How a model of stacks reads an input of T tokens."""
+
+    position_ids: Tensor
+    """(B, T) or (1, T)."""
+    texts: Tensor | None
+    """(B, T) or (1, T), as `packed_texts` returns them."""
+    past: int
+    """Tokens in the cache, before this input."""
+    cache: StackedCache | None
+    """What the stacks extend."""
+    use_cache: bool
+    """Whether to return the cache."""
 
 
 class StackedForCausalLM(PreTrainedModel, GenerationMixin):
@@ -30,7 +46,7 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = False  # generation keeps to dynamic caches, which the stacks share by views
+    _can_compile_fullgraph = False  # generation keeps to dynamic caches
 
     @staticmethod
     def _decoder(config: StackedConfig) -> PreTrainedModel:
@@ -114,6 +130,53 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
         targets = labels[:, 1:].reshape(-1, 1).to(h.device)
         total = linear_loss(self.lm_head, h[:, :-1].flatten(0, 1), targets).total
         return mean_loss(total, targets != IGNORE, num_items)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse paged caches, in which Transformers keeps one entry per token and layer."""
+        raise ValueError(
+            f"a {type(self).__name__} takes no paged cache, as continuous batching needs; call generate with another "
+            "cache_implementation"
+        )
+
+    def _get_candidate_generator(self, **kwargs: Any) -> Any:
+        """Refuse early exit: Transformers would cut the blocks of one decoder, and there are several."""
+        if kwargs["generation_config"].assistant_early_exit is not None:
+            raise ValueError(f"a {type(self).__name__} takes no assistant_early_exit; pass an assistant_model")
+        return super()._get_candidate_generator(**kwargs)
+
+    def _stacked_cache(self, given: Cache | None) -> StackedCache:
+        """The given cache as that of this model's stacks, or a new one."""
+        raise NotImplementedError
+
+    def _reading(
+        self,
+        inputs_embeds: Tensor,
+        mask: Tensor | None,
+        position_ids: Tensor | None,
+        given: Cache | None,
+        use_cache: bool | None,
+    ) -> Reading:
+        """How the stacks read the input; the arguments are those of `forward`.
+
+        Raises:
+            ValueError: a mask of another shape, a cache that is not for this model, or several texts in a row with a
+                mask or a cache.
+        """
+        cache = None if given is None else self._stacked_cache(given)
+        past = 0 if cache is None else cache.get_seq_length()
+        expected = (inputs_embeds.shape[0], past + inputs_embeds.shape[1])
+        if mask is not None and mask.shape != expected:
+            raise ValueError(
+                f"attention_mask has shape {tuple(mask.shape)}; expected (batch, past + tokens), here {expected}"
+            )
+        texts = packed_texts(position_ids, mask, cached=bool(use_cache) or cache is not None)
+        if use_cache is None:
+            use_cache = texts is None and self._uses_cache()
+        if use_cache and cache is None:
+            cache = self._stacked_cache(None)
+        if position_ids is None:
+            position_ids = self._positions(inputs_embeds, mask, past)
+        return Reading(position_ids, texts, past, cache, use_cache)
 
     @staticmethod
     def _positions(inputs_embeds: Tensor, mask: Tensor | None, past: int) -> Tensor:

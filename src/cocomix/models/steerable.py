@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .steering import PER_ROW, SteeredBatch, as_steering, steer_batch
@@ -86,8 +85,8 @@ class Steerable:
             steering = active_steering(self)
         if steering is not None:
             self.check_steering(steering)
-            mask = model_kwargs.get("attention_mask")
-            lengths = (torch.ones_like(input_ids) if mask is None else mask).sum(-1).tolist()
+            ends = model_kwargs["position_ids"].max(-1).values + 1  # ids may be only what a cache does not hold
+            lengths = ends.expand(len(input_ids)).tolist()
             rows = list(steering) if isinstance(steering, PER_ROW) else [steering] * len(lengths)
             if len(rows) != len(lengths):
                 raise ValueError(f"steering has {len(rows)} entries for {len(lengths)} prompts; give one for each")
@@ -99,3 +98,8 @@ class Steerable:
         return super()._expand_inputs_for_generation(  # type: ignore[misc]
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
+
+    def _get_candidate_generator(self: Any, **kwargs: Any) -> Any:
+        """An assistant only proposes, and has other concepts or none: this model's steering is not for it."""
+        unsteered = {name: value for name, value in kwargs["model_kwargs"].items() if name != "steering"}
+        return super()._get_candidate_generator(**{**kwargs, "model_kwargs": unsteered})  # type: ignore[misc]

@@ -17,6 +17,40 @@ def test_a_mask_of_another_rank_is_refused(random_model):
         random_model()(IDS, attention_mask=torch.ones(2, 1, 3, 3))
 
 
+def test_a_mask_that_leaves_out_the_cache_is_refused(random_model):
+    model = random_model()
+    cache = model(IDS).past_key_values
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 3\); .*, here \(2, 6\)"):
+        model(IDS, attention_mask=torch.ones_like(IDS), past_key_values=cache)
+
+
+@pytest.mark.parametrize("hidden_by", [{"use_cache": True}, {"attention_mask": torch.ones_like(IDS)}], ids=str)
+def test_packed_texts_are_refused_where_they_would_be_read_as_one(hidden_by, random_model):
+    with pytest.raises(ValueError, match="position_ids start again within a row, so it holds several texts"):
+        random_model()(IDS, position_ids=torch.tensor([[0, 1, 0]]), **hidden_by)
+
+
+def test_repeated_positions_are_refused_by_a_kernel_that_reads_them(random_model):
+    model = random_model("llama", slot_positions="repeat")
+    model.upper.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ValueError, match=r"slot_positions is 'repeat', which .* 'flash_attention_2' reads as several"):
+        model(IDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"cache_implementation": "paged"}, "a CoCoMixForCausalLM takes no paged cache"),
+        ({"assistant_early_exit": 1}, "a CoCoMixForCausalLM takes no assistant_early_exit"),
+    ],
+    ids=["paged", "early exit"],
+)
+def test_ways_of_generating_that_need_one_decoder_are_refused(arguments, expected, random_model):
+    ids = IDS[:1] + 1
+    with pytest.raises(ValueError, match=expected):
+        random_model().generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, max_new_tokens=2, **arguments)
+
+
 def test_a_static_cache_is_refused(random_model):
     model = random_model()
     cache = StaticCache(config=model.config.backbone_config, max_cache_len=32)
