@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cocomix.errors import InputError
 from cocomix.methods import StudentConfig
-from cocomix.models.building import BackboneConfig, backbone_config, build_plain, count_parameters, match_parameters
+from cocomix.models.building import BackboneConfig, activated_parameters, backbone_config, build_plain, match_parameters
 from cocomix.models.causal_lm import CoCoMixForCausalLM
 from cocomix.models.configuration import CoCoMixConfig
 from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
@@ -80,8 +80,7 @@ def _of_method(student: StudentConfig, backbone: PretrainedConfig, context: Stud
 def _activated(config: PretrainedConfig) -> int:
     """Weights that one token uses."""
     with torch.device("meta"):
-        model = build_student(config)
-    return model.num_activated_parameters() if isinstance(model, CoCoMixForCausalLM) else count_parameters(config)
+        return activated_parameters(build_student(config))
 
 
 def build_student(config: PretrainedConfig) -> PreTrainedModel:

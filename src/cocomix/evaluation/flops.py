@@ -6,23 +6,35 @@ the whole square of scores, which is what dense kernels are measured by.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from cocomix.models.backbones import decoder_blocks
 from cocomix.models.causal_lm import CoCoMixForCausalLM
+from cocomix.models.experts import expert_modules, experts_per_token
 from cocomix.models.multi_token import MultiTokenForCausalLM
 
 BACKWARD = 2
 """A backward pass costs two forward passes: gradients of inputs and of weights."""
 
 
-def linear_flops(module: nn.Module) -> int:
-    """FLOPs of one position through every matrix product of a module."""
-    return 2 * sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear | Conv1D))
+def linear_flops(module: nn.Module, config: PretrainedConfig) -> int:
+    """FLOPs of one position through every matrix product of a module; of experts, those that a token is sent to."""
+    return 2 * sum(_matrices(module, config))
+
+
+def _matrices(module: nn.Module, config: PretrainedConfig) -> Iterator[int]:
+    """Sizes of the matrices that a position is multiplied with."""
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(layer, nn.Embedding):
+            yield weight.numel()  # of linear layers and of routers, which are modules of many names
+    for experts, count in expert_modules(module):
+        stacked = [weight for weight in experts.parameters(recurse=False) if weight.dim() == 3]
+        yield sum(weight.numel() for weight in stacked) * experts_per_token(config) // count
 
 
 def attention_flops(model: PreTrainedModel, blocks: int, positions: int) -> int:
@@ -37,28 +49,32 @@ def forward_flops_per_token(model: PreTrainedModel, block_size: int, up_to_layer
 
     With `up_to_layer`, only of the blocks up to that 0-based one, of a model that is not taken apart.
     """
+    config = model.config
+
+    def products(module: nn.Module) -> int:
+        return linear_flops(module, config)
+
     if up_to_layer is not None:
         depth = up_to_layer + 1
-        return linear_flops(decoder_blocks(model)[:depth]) + attention_flops(model, depth, block_size)
+        return products(decoder_blocks(model)[:depth]) + attention_flops(model, depth, block_size)
     if isinstance(model, MultiTokenForCausalLM):
         blocks = decoder_blocks(model.trunk)
-        of_heads = linear_flops(model.heads) + len(model.heads) * linear_flops(model.lm_head)
+        heads = products(model.heads) + len(model.heads) * products(model.lm_head)
         depth = len(blocks) + len(model.heads)
-        return linear_flops(blocks) + of_heads + attention_flops(model, depth, block_size)
+        return products(blocks) + heads + attention_flops(model, depth, block_size)
     if not isinstance(model, CoCoMixForCausalLM):
         blocks = decoder_blocks(model)
-        head = linear_flops(model.get_output_embeddings())
-        return linear_flops(blocks) + attention_flops(model, len(blocks), block_size) + head
-    config = model.config
+        head = products(model.get_output_embeddings())
+        return products(blocks) + attention_flops(model, len(blocks), block_size) + head
     slots = config.slots_per_token
     above = config.num_hidden_layers - config.insert_layer
-    lower = linear_flops(decoder_blocks(model.lower)) if config.insert_layer else 0
+    lower = products(decoder_blocks(model.lower)) if config.insert_layer else 0
     lower += attention_flops(model, config.insert_layer, block_size)
-    upper = linear_flops(decoder_blocks(model.upper)) + attention_flops(model, above, slots * block_size)
+    upper = products(decoder_blocks(model.upper)) + attention_flops(model, above, slots * block_size)
     compress = 0
     if config.content == "concepts" and config.mixing != "none":  # K rows are read, no matrix is multiplied
         compress = 2 * config.num_active_concepts * config.hidden_size
-    return lower + slots * upper + linear_flops(model.mixer) + compress + linear_flops(model.lm_head)
+    return lower + slots * upper + products(model.mixer) + compress + products(model.lm_head)
 
 
 def training_flops_per_token(model: PreTrainedModel, block_size: int) -> int:
@@ -91,7 +107,8 @@ def labelling_flops_per_token(
         tap = forward_flops_per_token(teacher, block_size, up_to_layer=teacher_layer)
         return ConceptFlops(teacher=tap, sae=2 * d_sae * width)
     blocks = decoder_blocks(teacher)
-    above = linear_flops(blocks[teacher_layer + 1 :]) + linear_flops(teacher.get_output_embeddings())
+    above = linear_flops(blocks[teacher_layer + 1 :], teacher.config)
+    above += linear_flops(teacher.get_output_embeddings(), teacher.config)
     above += 2 * attention_flops(teacher, len(blocks) - teacher_layer - 1, block_size)
     return ConceptFlops(
         teacher=forward_flops_per_token(teacher, block_size) + above, sae=2 * d_sae * width + 2 * active * width

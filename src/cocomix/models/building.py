@@ -12,6 +12,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Pretr
 
 from cocomix.errors import InputError
 from cocomix.models.backbones import fuse_activations
+from cocomix.models.causal_lm import CoCoMixForCausalLM
+from cocomix.models.experts import idle_weights
 from cocomix.suggest import did_you_mean
 
 MATCH_TOLERANCE = 0.02
@@ -98,7 +100,7 @@ def backbone_config(sizes: BackboneConfig, *, vocab_size: int, block_size: int, 
     try:
         config = AutoConfig.for_model(sizes.model_type, **settings)
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config)
+            activated_parameters(AutoModelForCausalLM.from_config(config))
     except Exception as error:  # Transformers refuses sizes and values in many ways
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"the {sizes.model_type} backbone cannot be built: {reason}") from None
@@ -115,10 +117,11 @@ def build_plain(config: PretrainedConfig) -> PreTrainedModel:
     return fuse_activations(AutoModelForCausalLM.from_config(config))
 
 
-def count_parameters(config: PretrainedConfig) -> int:
-    """Weights of a plain causal language model, tied ones once; nothing is allocated."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).num_parameters()
+def activated_parameters(model: PreTrainedModel) -> int:
+    """Weights that one token uses."""
+    if isinstance(model, CoCoMixForCausalLM):
+        return model.num_activated_parameters()
+    return model.num_parameters() - idle_weights(model, model.config)
 
 
 def match_parameters(sizes: BackboneConfig, target: int, size_of: Callable[[BackboneConfig], int]) -> BackboneConfig:

@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .backbones import has_windows, pair_mask, split_decoder, widen_windows
 from .cache import StackedCache
 from .configuration import CoCoMixConfig
+from .experts import idle_weights
 from .losses import IGNORE, concept_loss, hidden_state_loss, mean_loss
 from .mixer import MIXERS, MixedWithLoss, Mixer
 from .retrofit import Retrofit
@@ -77,10 +78,10 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             module.reset_parameters(std=getattr(self.config.backbone_config, "initializer_range", 0.02))
 
     def num_activated_parameters(self) -> int:
-        """Weights that one token uses: all but the C − K compress rows that it does not read."""
-        unused = 0
+        """Weights that one token uses: without the C − K compress rows that it does not read, and its idle experts."""
+        unused = idle_weights(self, self.config)
         if self.config.content == "concepts" and self.config.mixing != "none":
-            unused = (self.config.num_concepts - self.config.num_active_concepts) * self.config.hidden_size
+            unused += (self.config.num_concepts - self.config.num_active_concepts) * self.config.hidden_size
         return self.num_parameters() - unused
 
     @can_return_tuple

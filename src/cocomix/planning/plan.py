@@ -24,7 +24,7 @@ from cocomix.errors import InputError
 from cocomix.evaluation.flops import forward_flops_per_token, training_flops_per_token
 from cocomix.learning import distillation_of, labelling_flops, sae_training_flops, student_objective, teacher_flops
 from cocomix.methods import DistillationConfig, StudentConfig
-from cocomix.models.building import build_plain
+from cocomix.models.building import activated_parameters, build_plain
 from cocomix.objectives import ConceptMixing, NextToken, Objective
 from cocomix.objectives.base import Batch
 from cocomix.planning.costs import Flops, Machines, Plan, PreparationPlan, StudentPlan
@@ -34,7 +34,6 @@ from cocomix.recipe import Recipe
 from cocomix.stages import Stage
 from cocomix.students import build_student, student_config
 from cocomix.training.config import TrainingConfig
-from cocomix.training.run import activated_parameters
 
 MakeTeacher = Callable[[], PreTrainedModel]
 PUBLISHED_TOKENS = {(f"{HUB_PREFIX}Skylion007/openwebtext", "openai-community/gpt2"): 9_035_582_198}

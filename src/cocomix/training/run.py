@@ -14,7 +14,7 @@ from cocomix.data.packing import PackedInfo
 from cocomix.errors import InputError
 from cocomix.evaluation.flops import training_flops_per_token
 from cocomix.evaluation.validation import bits_per_byte
-from cocomix.models.causal_lm import CoCoMixForCausalLM
+from cocomix.models.building import activated_parameters
 from cocomix.training.pretrain import TrainingResult
 
 RUN_FILE = "run.json"
@@ -79,13 +79,6 @@ class Run:
     environment: dict[str, Any]
     teacher_flops_per_token: int = 0
     preparation: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-def activated_parameters(model: PreTrainedModel) -> int:
-    """Weights that one token uses."""
-    if isinstance(model, CoCoMixForCausalLM):
-        return model.num_activated_parameters()
-    return model.num_parameters()
 
 
 def describe_run(

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from transformers import PretrainedConfig
 
 import cocomix
 from cocomix.concepts.teacher import residual_stream
 from cocomix.evaluation.flops import forward_flops_per_token, labelling_flops_per_token, training_flops_per_token
-from cocomix.models.building import BackboneConfig, backbone_config, build_plain
+from cocomix.models.building import BackboneConfig, activated_parameters, backbone_config, build_plain
+from cocomix.models.experts import experts_per_token
 from cocomix.objectives import ConceptMixing, Distillation
 
 BLOCK = 64
@@ -90,6 +92,38 @@ def test_grouped_queries_agree_with_the_counter() -> None:
     ids = torch.zeros(2, BLOCK, dtype=torch.long)
     assert forward_flops_per_token(model, BLOCK) == pytest.approx(counted(model, ids, False), rel=0.03)
     assert training_flops_per_token(model, BLOCK) == pytest.approx(counted(model, ids, True), rel=0.03)
+
+
+EXPERTS = {
+    "mixtral": {"num_local_experts": 8},
+    "qwen3_moe": {"num_experts": 8, "moe_intermediate_size": 96},
+    "gpt_oss": {"num_local_experts": 8, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("model_type", EXPERTS)
+@pytest.mark.parametrize("split", [False, True])
+def test_experts_count_as_far_as_a_token_uses_them(model_type: str, split: bool) -> None:
+    options = {**EXPERTS[model_type], "num_experts_per_tok": 2}
+    sizes = BackboneConfig(model_type, 64, 2, 4, options)
+    config = backbone_config(sizes, vocab_size=256, block_size=BLOCK, eos_token_id=0)
+    model = build_plain(config)
+    if split:
+        model = cocomix.CoCoMixForCausalLM(
+            cocomix.CoCoMixConfig(config, insert_layer=1, num_concepts=512, num_active_concepts=8, mixing="add")
+        )
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
+    ids = torch.randint(256, (2, BLOCK))
+    assert forward_flops_per_token(model, BLOCK) == pytest.approx(counted(model, ids, False), rel=0.03)
+    experts = sum(weight.numel() for name, weight in model.named_parameters() if ".experts." in name)
+    compress = (512 - 8) * 64 if split else 0
+    assert activated_parameters(model) == model.num_parameters() - experts * 6 // 8 - compress
+
+
+def test_a_configuration_without_the_number_of_experts_per_token_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"has experts, but none of num_experts_per_tok, .* gives the number"):
+        experts_per_token(PretrainedConfig())
 
 
 def test_distillation_agrees_with_the_counter() -> None:

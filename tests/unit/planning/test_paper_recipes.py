@@ -11,12 +11,12 @@ import torch
 
 from cocomix.cli import main
 from cocomix.errors import InputError
+from cocomix.models.building import activated_parameters
 from cocomix.planning.costs import machines
 from cocomix.planning.plan import plan_recipe
 from cocomix.planning.sizes import PlannedPipeline
 from cocomix.recipe import Recipe, load_recipe
 from cocomix.students import build_student, student_config
-from cocomix.training.run import activated_parameters
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 METHODS = ("ntp", "kd", "pause", "cocomix")
