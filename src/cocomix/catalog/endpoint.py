@@ -123,7 +123,13 @@ def _read_answers(path: Path, model: str) -> dict[int, str]:
             record = json.loads(line)
             if record["model"] == model:
                 answers[int(record["index"])] = str(record["description"])
-        except (ValueError, TypeError, KeyError):  # written by something else: it is asked again
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            OverflowError,
+            RecursionError,
+        ):  # written by something else: it is asked again
             continue
     return answers
 
@@ -190,5 +196,5 @@ def _answer_of(body: bytes) -> str:
     """The text in a chat completion; empty if it holds none."""
     try:
         return str(json.loads(body)["choices"][0]["message"]["content"] or "")
-    except (ValueError, TypeError, KeyError, IndexError):
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         raise _Refused(f"not a chat completion: {body[:80]!r}", again=False) from None

@@ -212,7 +212,7 @@ def _value_problem(weights: dict[str, Tensor | None]) -> str | None:
 def _shape_problem(weights: dict[str, Tensor | None]) -> str | None:
     W_enc = weights["W_enc"]
     assert W_enc is not None
-    if W_enc.ndim != 2:
+    if W_enc.ndim != 2 or 0 in W_enc.shape:
         return f"W_enc has the shape {tuple(W_enc.shape)}; expected (d_in, d_sae)"
     d_in, d_sae = W_enc.shape
     expected = {"b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "threshold": (d_sae,)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from cocomix.errors import InputError
 
+T = TypeVar("T")
 NAMES_SHOWN = 24
 
 
@@ -37,6 +38,16 @@ def require_sizes(config: Mapping[str, Any], sizes: Mapping[str, int], where: st
                 f"the SAE in {where} has {name} {size} by its weights and {config[name]} in its configuration: "
                 "they do not belong together"
             )
+
+
+def require_type(value: T, kind: type, name: str, where: str) -> T:
+    """The value of a setting; `InputError` unless it is exactly of that type."""
+    if type(value) is not kind:
+        raise InputError(
+            f"the SAE in {where} has {name} {value!r:.40} in its configuration; "
+            f"expected a value of type {kind.__name__}"
+        )
+    return value
 
 
 def precision(name: object, where: str) -> torch.dtype:

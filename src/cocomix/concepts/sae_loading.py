@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cocomix import files
 from cocomix.concepts.sae import MAX_ACTIVE, SparseAutoencoder
-from cocomix.concepts.sae_checks import listed, precision, require_sizes, require_tensors
+from cocomix.concepts.sae_checks import listed, precision, require_sizes, require_tensors, require_type
 from cocomix.errors import InputError, UnreachableError
 from cocomix.suggest import did_you_mean
 
@@ -191,7 +191,7 @@ def _today(config: dict[str, Any]) -> dict[str, Any]:
     elif activation != "relu":
         config["architecture"] = f"{config['architecture']} with the activation {activation}"
     norm = config.get("normalize_activations")
-    if not isinstance(norm, str):
+    if norm is None or isinstance(norm, bool):
         config["normalize_activations"] = "expected_average_only_in" if norm else "none"
     config["metadata"] = {"hook_name": config.get("hook_point"), **config, **(config.get("metadata") or {})}
     return config
@@ -204,6 +204,11 @@ def _refuse_saelens(config: Mapping[str, Any], where: str) -> None:
         raise InputError(
             f"the SAE in {where} is of architecture {architecture!r}{f' ({reason})' if reason else ''}; "
             f"expected one of {', '.join(SAELENS_WEIGHTS_OF)}"
+        )
+    if architecture != "topk" and config.get("rescale_acts_by_decoder_norm"):
+        raise InputError(
+            f"the SAE in {where}, of architecture {architecture!r}, has rescale_acts_by_decoder_norm, which "
+            "SAELens only applies to topk: fold the norms of W_dec into the weights"
         )
     if (reshape := config.get("reshape_activations") or "none") != "none":
         raise InputError(
@@ -243,16 +248,16 @@ def _from_saelens(
         if name in weights and not torch.allclose(weights[name], torch.ones_like(weights[name])):
             raise InputError(f"the SAE in {where} has a {name}, which SAELens 6 cannot use either; fold it into W_dec")
     return SparseAutoencoder(
-        **_saelens_encoder(weights, config),
+        **_saelens_encoder(weights, config, where),
         b_dec=weights["b_dec"],
         max_active=max_active,
         normalisation=_saelens_normalisation(config, where),
-        subtract_b_dec=bool(config["apply_b_dec_to_input"]),
+        subtract_b_dec=require_type(config["apply_b_dec_to_input"], bool, "apply_b_dec_to_input", where),
         teacher_layer=_teacher_layer(config["metadata"].get("hook_name"), where),
     )
 
 
-def _saelens_encoder(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+def _saelens_encoder(weights: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """W_enc, b_enc, W_dec, and k or threshold."""
     architecture, W_enc, W_dec = config["architecture"], weights["W_enc"], weights["W_dec"]
     if architecture == "gated":
@@ -269,7 +274,7 @@ def _saelens_encoder(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -
         if config.get("rescale_acts_by_decoder_norm", False):
             norms = W_dec.norm(dim=-1).clamp(min=1e-8)
             W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
-        return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "k": int(config["k"])}
+        return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "k": require_type(config["k"], int, "k", where)}
     threshold = torch.zeros_like(b_enc) if architecture == "standard" else weights["threshold"]
     # SAELens multiplies by ReLU, so a θ below 0 acts as 0.
     return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "threshold": threshold.clamp(min=0)}
@@ -345,7 +350,7 @@ def _from_sparsify(folder: Path) -> SparseAutoencoder:
             b_enc=weights["encoder.bias"],
             W_dec=weights["W_dec"],
             b_dec=weights["b_dec"],
-            k=int(config["k"]),
+            k=require_type(config["k"], int, "k", str(folder)),
             teacher_layer=_teacher_layer(hookpoint, str(folder)),
         )
 
@@ -375,7 +380,7 @@ def _from_openai(path: Path, max_active: int) -> SparseAutoencoder:
             b_enc=state["latent_bias"],
             W_dec=state["decoder.weight"].T,
             b_dec=state["pre_bias"],
-            k=int(settings["k"]) if top else None,
+            k=require_type(settings["k"], int, "k", str(path)) if top else None,
             threshold=None if top else torch.zeros_like(state["latent_bias"]),
             max_active=max_active,
             normalisation="layer_norm" if top else "none",

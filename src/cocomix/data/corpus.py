@@ -20,6 +20,7 @@ from cocomix.data.sources import (
     is_record_file,
     read_documents,
     read_file,
+    require_records,
     source_files,
 )
 from cocomix.errors import InputError
@@ -165,7 +166,10 @@ def check_source(source: str, text_field: str) -> None:
         if not source.removeprefix(HUB_PREFIX).partition(":")[0]:
             raise InputError(f"corpus source {source!r} names no dataset: give {HUB_PREFIX}NAME")
         return
-    record_file = next(filter(is_record_file, source_files(source)), None)
+    files = source_files(source)
+    for file in files:
+        require_records(file)
+    record_file = next(filter(is_record_file, files), None)
     if record_file is not None:
         next(read_file(record_file, text_field), None)
 

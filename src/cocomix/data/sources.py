@@ -30,6 +30,7 @@ PARQUET_ENDINGS = (".parquet",)
 KNOWN_ENDINGS = TEXT_ENDINGS + JSONL_ENDINGS + PARQUET_ENDINGS
 
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
+_FIELDS_SHOWN = 24
 _PARQUET_ROWS = 256  # rows held in memory at once; a row can be a whole book
 
 
@@ -144,6 +145,15 @@ def is_record_file(file: SourceFile) -> bool:
     return file.name.lower().endswith(JSONL_ENDINGS + PARQUET_ENDINGS)
 
 
+def require_records(file: SourceFile) -> None:
+    """Raise `InputError` for a file of records that is not a regular file, so that many documents would be missing."""
+    if is_record_file(file) and not file.path.is_file():
+        raise InputError(
+            f"{file.name} is not a regular file, but a link without a target, a pipe or a device: "
+            "restore it, or remove it from the corpus"
+        )
+
+
 def read_file(file: SourceFile, text_field: str) -> Iterator[Document]:
     """The documents of one file: all of it for text, one per record for jsonl and parquet.
 
@@ -155,11 +165,7 @@ def read_file(file: SourceFile, text_field: str) -> Iterator[Document]:
     """
     name = file.name.lower()
     if not file.path.is_file():
-        if is_record_file(file):
-            raise InputError(
-                f"{file.name} is not a regular file, but a link without a target, a pipe or a device: "
-                "restore it, or remove it from the corpus"
-            )
+        require_records(file)
         yield Document(None, file.name)
     elif name.endswith(JSONL_ENDINGS):
         yield from _read_jsonl(file, text_field)
@@ -283,7 +289,9 @@ def as_document(record: Mapping[str, Any], text_field: str, where: str, name: st
 
 def _require_field(fields: Iterable[str], text_field: str, where: str) -> None:
     if text_field not in fields:
+        names = [*map(repr, fields)]
+        listed = ", ".join([*names[:_FIELDS_SHOWN], *(["…"] if len(names) > _FIELDS_SHOWN else [])])
         raise InputError(
-            f"{where} has no field {text_field!r}; it has {', '.join(map(repr, fields)) or 'no field'}: "
+            f"{where} has no field {text_field!r}; it has {listed or 'no field'}: "
             "set text_field to the field that holds the text"
         )

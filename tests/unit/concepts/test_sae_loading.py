@@ -185,6 +185,10 @@ def test_weights_that_are_not_those_of_the_architecture_are_refused(architecture
         ({"d_sae": 21}, "has d_sae 20 by its weights and 21 in its configuration"),
         ({"dtype": "int8"}, "dtype 'int8' in its configuration; expected one such as 'float32'"),
         ({"dtype": 7}, "dtype 7 in its configuration"),
+        ({"k": 4.7}, "has k 4.7 in its configuration; expected a value of type int"),
+        ({"apply_b_dec_to_input": "False"}, "has apply_b_dec_to_input 'False' in its configuration; expected .* bool"),
+        ({"normalize_activations": ["none"]}, "normali[sz]es its input by .'none'.; expected none, "),
+        ({"architecture": "standard", "rescale_acts_by_decoder_norm": True}, "SAELens only applies to topk: fold"),
     ],
 )
 def test_a_configuration_of_other_weights_is_refused(changes, message, tmp_path):
@@ -419,6 +423,7 @@ def test_latents_are_at_most_k_and_never_negative():
         ({"k": K, "normalisation": "batch"}, "normalisation is 'batch'; expected one of none, centre"),
         ({"threshold": torch.zeros(D_SAE), "max_active": 0}, "max_active is 0; expected 1 or more"),
         ({"k": K, "W_enc": torch.zeros(D_IN)}, "W_enc has the shape"),
+        ({"k": K, "W_enc": torch.zeros(D_IN, 0)}, "W_enc has the shape"),
     ],
     ids=lambda value: "" if isinstance(value, str) else ",".join(value),
 )

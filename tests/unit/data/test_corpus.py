@@ -225,6 +225,7 @@ def test_what_is_not_a_regular_file_is_never_opened(tmp_path: Path, capsys: pyte
     assert list(distinct_texts(str(tmp_path), "text")) == ["a"]
     assert "Skipping gone.md" in capsys.readouterr().err
     assert_input_error(lambda: check_corpus(CorpusConfig(str(tmp_path / "pipe.txt"))), "neither a regular file nor")
+    (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
     for name in ("gone.jsonl", "gone.parquet"):
         (tmp_path / name).symlink_to(tmp_path / "nowhere")
         assert_input_error(lambda: check_corpus(CorpusConfig(str(tmp_path))), name, "not a regular file")
@@ -313,6 +314,7 @@ def test_records_of_the_wrong_form_are_named_by_line(tmp_path: Path) -> None:
     assert_refused(b'{"text": 7}', "'text'", "7", "not a string")
     assert_refused(b'{"body": "x", "id": 1}', "no field 'text'", "'body', 'id'")
     assert_refused(b"{}", "no field 'text'", "it has no field")
+    assert_refused(json.dumps(dict.fromkeys(map(str, range(99)))).encode(), "'22', '23', …: set text_field")
     assert_refused(b'{"text": "cut', "not JSON")
     assert_refused(b'{"text": "caf\xe9"}', "not JSON", "utf-8")
     assert_refused(b'["text"]', "list", "not an object")
