@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, load_from_disk
 from transformers import PreTrainedModel, set_seed
 
-from cocomix import files, fingerprint, processes
+from cocomix import files, fingerprint, portable, processes
 from cocomix.catalog.building import build_catalog
 from cocomix.concepts.alignment import OtherTokens
 from cocomix.concepts.attribution import ConceptExtractor
@@ -77,7 +77,7 @@ def make_corpus(pipeline: Pipeline) -> Made:
         _check_corpus_size(pipeline, info.train_blocks * info.block_size)
     streamed = "" if recipe.corpus.streaming is None else ", streamed; of it a sample"
     summary = {
-        "source": recipe.corpus.source + streamed,
+        "source": portable.short(recipe.corpus.source) + streamed,
         "documents": documents and dataclasses.asdict(documents),
         "packed": dataclasses.asdict(info),
     }
@@ -117,7 +117,7 @@ def make_teacher(pipeline: Pipeline) -> Made:
         teacher = pipeline.teacher()
         check_causal(teacher, config.source)
         loss = evaluate_model(teacher, corpus.validation, config.training.blocks_per_batch)
-        return Made(teacher_fingerprint(teacher), {"source": config.source, "metrics": loss})
+        return Made(teacher_fingerprint(teacher), {"source": portable.short(config.source), "metrics": loss})
     tokenizer = pipeline.tokenizer()
     set_seed(pipeline.recipe.seed)
     model = build_plain(
@@ -154,7 +154,7 @@ def make_sae(pipeline: Pipeline) -> Made:
     return Made(
         sae.fingerprint(),
         {
-            "source": config.source,
+            "source": config.source and portable.short(config.source),
             "d_sae": sae.d_sae,
             "k": sae.max_active,
             "quality": quality,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cocomix import portable
 from cocomix.models.building import BackboneConfig, default_options
 
 MIXER = {
@@ -44,7 +45,7 @@ def complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[
 
     Labels that a student shared with its recipe are those of `wanted`: the labels among its inputs identify them.
     """
-    found = dict(recorded)
+    found = portable.recipe_record(recorded)
     if "teacher" in found:
         found["teacher"] = _teacher(found["teacher"])
     if "sae" in found:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix import files, making, processes
+from cocomix import files, making, portable, processes
 from cocomix.concepts.label_store import LabelledCorpus, check_labels, labels_fingerprint, load_labels, read_labels_info
 from cocomix.concepts.labelling import LabelsConfig
 from cocomix.concepts.sae import SparseAutoencoder
@@ -221,7 +221,10 @@ class Pipeline:
                 name,
                 self.folder / name,
                 # A given SAE is the same one at every layer, so its fingerprint does not tell.
-                {"labels": dataclasses.asdict(config), "teacher_layer": self.recipe.sae.teacher_layer},
+                {
+                    "labels": portable.recipe_record(dataclasses.asdict(config)),
+                    "teacher_layer": self.recipe.sae.teacher_layer,
+                },
                 tuple(concepts) if config.source is None else (self.corpus_stage,),
                 lambda: making.make_labels(self, config),
                 together=True,
@@ -263,7 +266,7 @@ class Pipeline:
     def _stream_settings(self) -> dict[str, Any]:
         """What a training depends on, beside the stored sample, where it reads the corpus itself."""
         corpus = self.recipe.corpus
-        return {} if corpus.streaming is None else {"corpus": dataclasses.asdict(corpus)}
+        return {} if corpus.streaming is None else {"corpus": portable.recipe_record(dataclasses.asdict(corpus))}
 
     def _student_stage(self, name: str, seed: int) -> Stage:
         student, resolved = self.recipe.students[name], self.recipe.resolved().students

@@ -15,7 +15,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from cocomix import processes
+from cocomix import portable, processes
 from cocomix.catalog.building import CatalogConfig
 from cocomix.concepts.labelling import LabelsConfig
 from cocomix.concepts.sae import MAX_ACTIVE
@@ -256,8 +256,8 @@ class Recipe:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested dictionaries of plain values, nothing left out: what records hold."""
-        return dataclasses.asdict(self.resolved())
+        """As nested dictionaries of plain values, nothing left out and no home folder named: what records hold."""
+        return portable.recipe_record(dataclasses.asdict(self.resolved()))
 
 
 def _with_options(sizes: BackboneConfig, widened: bool = False) -> BackboneConfig:

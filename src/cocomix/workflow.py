@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cocomix import environment, files, fingerprint, preflight, processes
+from cocomix import environment, files, fingerprint, portable, preflight, processes
 from cocomix.catalog.search import Catalog, open_catalog
 from cocomix.concepts.label_statistics import (
     CURVE_FILE,
@@ -27,8 +27,8 @@ from cocomix.stages import Stage
 
 
 def command_line() -> str:
-    """The command as the person typed it, the program by its name."""
-    return shlex.join([program(), *sys.argv[1:]])
+    """The command as it was typed, but with the program by its name and short paths."""
+    return shlex.join([program(), *map(portable.short_argument, sys.argv[1:])])
 
 
 def program() -> str:

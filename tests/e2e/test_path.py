@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,21 @@ def test_results_have_every_figure(results: dict[str, Any]) -> None:
     assert (comparison["run"], comparison["baseline"]) == ("cocomix", "ntp")
     assert results["sae"]["quality"]["loss_recovered"] <= 1
     assert results["labels"]["labelled_share"] > 0.9
+
+
+def test_only_a_recipes_absolute_source_names_a_folder_of_this_machine(catalogued: Path, finished: Runner) -> None:
+    source = yaml.safe_load((finished.folder / "recipe.yaml").read_text())["corpus"]["source"]
+    folders = [Path.home(), finished.folder.parent, Path(cocomix.__file__).parents[2], Path(sys.prefix)]
+    found = {
+        str(path.relative_to(catalogued))
+        for path in catalogued.rglob("*")
+        if path.is_file() and any(f"{folder}/".encode() in path.read_bytes() for folder in folders)
+    }
+    records = {"corpus/stage.json", "teacher/run.json", "report/results.json"}
+    assert found == records | {f"students/{name}/run.json" for name in ("ntp", "cocomix")}
+    for name in found:
+        rest = (catalogued / name).read_text().replace(f'"source": "{source}"', "")
+        assert not any(f"{folder}/" in rest for folder in folders), name
 
 
 def test_students_match_in_activated_parameters(results: dict[str, Any]) -> None:
@@ -233,7 +249,7 @@ def test_somebody_elses_teacher_and_sae_serve(finished: Runner, recipe: Any) -> 
         one, other = (load_from_disk(str(folder / "labels" / side)).with_format("numpy")[:] for folder in (there, out))
         assert (one["concept_ids"] == other["concept_ids"]).all()
     assert not (out / "teacher" / "model.safetensors").exists()
-    assert str(there / "teacher") in (out / "report" / "report.md").read_text()
+    assert "Teacher (`teacher`): validation loss" in (out / "report" / "report.md").read_text()
 
 
 def test_token_files_of_the_published_code_serve(finished: Runner, recipe: Any, tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 
 from cocomix.data.records import json_lines, numbered, reason
 from cocomix.errors import InputError
+from cocomix.portable import HUB_PREFIX as HUB_PREFIX
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 PYTHON_STDLIB = "python-stdlib"
-HUB_PREFIX = "hf:"
 TEXT_ENDINGS = (".txt", ".md", ".py")
 JSONL_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cocomix import fingerprint
+from cocomix import fingerprint, portable
 from cocomix.errors import InputError
 from cocomix.evaluation.costs import AXES, at_equal_cost, cost_to_reach, losses_of, training_tokens
 from cocomix.evaluation.documents import DocumentLosses, PairedDifference, load_document_losses, paired_difference
@@ -209,10 +209,11 @@ def _grouped(folders: Sequence[Path], runs: Sequence[Run]) -> list[Group]:
         else:
             found.append(sorted(indices, key=lambda index: runs[index].seed))
     names = [runs[indices[0]].name for indices in found]
+    apart = portable.short_apart(folders)
     return [
         Group(
             # Of different recipes their folders tell them apart.
-            name if names.count(name) == 1 else str(folders[indices[0]]),
+            name if names.count(name) == 1 else apart[indices[0]],
             [runs[index] for index in indices],
             [folders[index] for index in indices],
             _documents([folders[index] for index in indices]),

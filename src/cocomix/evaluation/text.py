@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from datasets import load_from_disk
 
-from cocomix import environment
+from cocomix import environment, portable
 from cocomix.data.blocks import Blocks, collate
 from cocomix.data.corpus import check_source, distinct_texts, is_nanogpt_folder
 from cocomix.data.packing import load_packed, validation_texts
@@ -72,7 +73,7 @@ def evaluate_text(subject: Subject, settings: TextSettings) -> Evaluation:
     measured = figures(losses, losses.vocabulary.tokens if of_training is None else of_training)
     return Evaluation(
         kind="text",
-        name=settings.source or OWN_TEXT,
+        name=portable.short(settings.source) if settings.source else OWN_TEXT,
         settings={
             "text": losses.fingerprint,
             "window": window,
@@ -118,7 +119,7 @@ def _own_texts(subject: Subject) -> Iterable[str]:
         raise InputError(f"{subject.folder} has no {RUN_FILE}, so no corpus of its own; give --text SOURCE")
     if subject.corpus is not None and (documents := subject.corpus / "documents" / "validation").is_dir():
         return load_from_disk(str(documents))["text"]
-    source = subject.run.recipe["corpus"]["source"]
+    source = os.path.expanduser(subject.run.recipe["corpus"]["source"])
     if is_nanogpt_folder(source):
         return validation_texts(Path(source), subject.tokenizer)
     reason = "is not beside it" if subject.corpus is None else "is of tokens, whose text was not kept"
