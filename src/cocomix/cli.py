@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cocomix import __version__, cli_app, cli_concepts, cli_evaluate, cli_inspect, cli_plan, cli_report, processes
+from cocomix.cli_options import OptionParser, require_once
 from cocomix.console import say, show
 from cocomix.errors import InputError
 
@@ -85,7 +86,7 @@ def _quiet_libraries() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="cocomix",
         description="Pretrain language models that think in continuous concepts.",
         epilog="Every recipe key is also an option: --training.max_tokens 1000000. COMMAND --help lists them.",
@@ -94,9 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name, help=summary, description=summary, add_help=name == COMPARE, allow_abbrev=False
-        )
+        command = commands.add_parser(name, help=summary, description=summary, add_help=name == COMPARE)
         command.add_argument("--json", action="store_true", help="print the results as JSON")
         return command
 
@@ -120,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _dispatch(arguments: list[str]) -> int:
     command = arguments[0] if arguments else ""
+    require_once(arguments)
     if processes.count() > 1 and command not in (QUICKSTART, *RECIPE_COMMANDS):
         if not processes.is_first():
             return USER_ERROR

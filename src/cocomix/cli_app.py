@@ -8,12 +8,16 @@ import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
+from cocomix.cli_options import OptionParser, number
 from cocomix.console import say, show
 from cocomix.errors import InputError
+from cocomix.settings import Range, kind_of
 
 COMMAND = "app"
 SUMMARY = "steer a model, read with it and look up its concepts, in a browser"
+Port = Annotated[int, Range(1, 2**16 - 1)]
 LOCAL = ("127.0.0.1", "localhost")
 
 
@@ -61,7 +65,9 @@ def wait() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cocomix app", description=SUMMARY, allow_abbrev=False)
+    from cocomix.app.limits import Limits
+
+    parser = OptionParser(prog="cocomix app", description=SUMMARY)
     parser.add_argument(
         "run",
         metavar="RUN",
@@ -73,8 +79,14 @@ def _parser() -> argparse.ArgumentParser:
         "--catalog", metavar="FOLDER", type=Path, help="its concept catalogue (default: that of its recipe)"
     )
     parser.add_argument("--host", metavar="HOST", default=LOCAL[0], help=f"where to serve (default: {LOCAL[0]})")
-    parser.add_argument("--port", metavar="PORT", type=int, help="default: the first that is free from 7860 on")
     parser.add_argument(
-        "--time-limit", metavar="SECONDS", type=float, default=60.0, help="of a generation (default: 60)"
+        "--port", metavar="PORT", type=number(Port), help="default: the first that is free from 7860 on"
+    )
+    parser.add_argument(
+        "--time-limit",
+        metavar="SECONDS",
+        type=number(kind_of(Limits, "seconds")),
+        default=60.0,
+        help="of a generation (default: 60)",
     )
     return parser

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from cocomix.cli_options import OptionParser, number
 from cocomix.console import say, show
 from cocomix.errors import InputError
+from cocomix.settings import ConceptId, Count
 
 COMMANDS = ("search", "show", "name")
 
@@ -40,25 +42,25 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cocomix concepts", allow_abbrev=False)
+    parser = OptionParser(prog="cocomix concepts")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        command = commands.add_parser(name, help=summary, description=summary)
         command.add_argument("--catalog", metavar="FOLDER", type=Path, help="the catalogue (default: that in runs/)")
         command.add_argument("--json", action="store_true", help="print the results as JSON")
         return command
 
     search = add("search", "find concepts by their names, promoted tokens and contexts")
     search.add_argument("text", metavar="TEXT", help="words to look for")
-    search.add_argument("--limit", metavar="N", type=int, default=10, help="concepts to list (default: 10)")
+    search.add_argument("--limit", metavar="N", type=number(Count), default=10, help="concepts to list (default: 10)")
     one = add("show", "show all that the catalogue has on one concept")
-    one.add_argument("id", metavar="ID", type=int, help="number of the concept")
+    one.add_argument("id", metavar="ID", type=number(ConceptId), help="number of the concept")
     name = add("name", "name the concepts: from a file, or by a language model that you provide")
     name.add_argument("--names", metavar="FILE", type=Path, help='JSON: {"12": "name"}, or a Neuronpedia export')
     name.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible service; its key in COCOMIX_API_KEY")
     name.add_argument("--model", metavar="NAME", help="what the service calls its model")
-    name.add_argument("--limit", metavar="N", type=int, help="name the N concepts that are labels most often")
+    name.add_argument("--limit", metavar="N", type=number(Count), help="name the N concepts that are labels most often")
     return parser
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cocomix import cli_scores
+from cocomix.cli_options import OptionParser, number
 from cocomix.console import say, show
 from cocomix.errors import InputError
+from cocomix.settings import kind_of
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -25,9 +28,6 @@ def run(arguments: Sequence[str]) -> int:
         return cli_scores.run(arguments)
     options = _parser().parse_args(arguments)
     _check(options)
-    for name in ("limit", "batch_size"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; give 1 or more")
 
     from cocomix.evaluation.harness import TaskSettings, evaluate_tasks, plan_tasks
     from cocomix.evaluation.record import EVALUATION_FILE, add_evaluations, check_evaluations
@@ -71,23 +71,35 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    from cocomix.evaluation.text import TextSettings
+
+    def in_range(field: str) -> Callable[[str], Any]:
+        return number(kind_of(TextSettings, field))
+
+    parser = OptionParser(
         prog="cocomix evaluate",
         description="Evaluate a trained model on text (by default the validation documents of its own corpus) and on "
         "tasks of lm-evaluation-harness; what was measured is kept in RUN/evaluation.json.",
         epilog="Also: cocomix evaluate concepts RUN, cocomix evaluate steering RUN.",
-        allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained model")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--limit", metavar="N", type=int, help="only so many documents, and items of each task")
+    parser.add_argument(
+        "--limit", metavar="N", type=in_range("limit"), help="only so many documents, and items of each task"
+    )
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of matrix products (default: fp32)")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="sequences read at once (default: 8)")
+    parser.add_argument(
+        "--batch-size", metavar="N", type=in_range("batch_size"), default=8, help="sequences read at once (default: 8)"
+    )
     text = parser.add_argument_group("text")
     text.add_argument("--text", metavar="SOURCE", help="file, folder or hf:NAME, as corpus.source of a recipe")
     text.add_argument("--text-field", metavar="NAME", default="text", help="field of records that holds the text")
-    text.add_argument("--window", metavar="N", type=int, help="tokens read at once (default: as in training)")
-    text.add_argument("--stride", metavar="N", type=int, help="tokens that a window counts (default: half a window)")
+    text.add_argument(
+        "--window", metavar="N", type=in_range("window"), help="tokens read at once (default: as in training)"
+    )
+    text.add_argument(
+        "--stride", metavar="N", type=in_range("stride"), help="tokens that a window counts (default: half a window)"
+    )
     tasks = parser.add_argument_group("tasks (pip install 'cocomix[eval]')")
     tasks.add_argument("--tasks", metavar="NAME,...", help="tasks, groups or tags of the harness")
     tasks.add_argument("--data", metavar="FOLDER", type=Path, help="local evaluation sets, for the tasks …_local")

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cocomix import files
+from cocomix.cli_options import OptionParser, number
 from cocomix.console import say, show
 from cocomix.errors import InputError
+from cocomix.settings import Concepts, kind_of
 
 if TYPE_CHECKING:
     from cocomix.models.steering import Steering
@@ -36,11 +38,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cocomix", allow_abbrev=False)
+    from cocomix.steering.generation import GenerationSettings
+
+    parser = OptionParser(prog="cocomix")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=COMMANDS[name], description=COMMANDS[name], allow_abbrev=False)
+        command = commands.add_parser(name, help=COMMANDS[name], description=COMMANDS[name])
         command.add_argument(
             "--run", metavar="FOLDER", type=Path, help="the trained model (default: the quickstart's cocomix student)"
         )
@@ -67,22 +71,32 @@ def _parser() -> argparse.ArgumentParser:
     inspect = add("inspect")
     inspect.add_argument("text", metavar="TEXT", help="what the model reads")
     inspect.add_argument(
-        "--concepts", metavar="N", default="4", help="concepts of each token to show and to ablate, or all (default: 4)"
+        "--concepts",
+        metavar="N",
+        type=_count_or_all,
+        default=4,
+        help="concepts of each token to show and to ablate, or all (default: 4)",
     )
     inspect.add_argument("--html", metavar="FILE", type=Path, help="write a page")
     generate = add("generate")
     generate.add_argument("prompt", metavar="PROMPT", help="what the text begins with")
     generate.add_argument("--compare", action="store_true", help="print the plain model's text beside the steered one")
-    for name, metavar, kind, about in (
-        ("max-new-tokens", "N", int, "tokens to generate at most (default: 40)"),
-        ("temperature", "T", float, "of sampling; 0 takes the most probable token (default: 0)"),
-        ("top-p", "P", float, "sample from the most probable tokens that together have probability P (default: 1)"),
-        ("seed", "S", int, "of sampling (default: 0)"),
-        ("num-beams", "N", int, "of beam search (default: 1)"),
-        ("num-samples", "N", int, "texts to print (default: 1)"),
+    for name, metavar, about in (
+        ("max-new-tokens", "N", "tokens to generate at most (default: 40)"),
+        ("temperature", "T", "of sampling; 0 takes the most probable token (default: 0)"),
+        ("top-p", "P", "sample from the most probable tokens that together have probability P (default: 1)"),
+        ("seed", "S", "of sampling (default: 0)"),
+        ("num-beams", "N", "of beam search (default: 1)"),
+        ("num-samples", "N", "texts to print (default: 1)"),
     ):
-        generate.add_argument(f"--{name}", metavar=metavar, type=kind, help=about)
+        kind = kind_of(GenerationSettings, name.replace("-", "_"))
+        generate.add_argument(f"--{name}", metavar=metavar, type=number(kind), help=about)
     return parser
+
+
+def _count_or_all(written: str) -> int | None:
+    """Number of concepts; None for all."""
+    return None if written == EVERY else number(Concepts)(written)
 
 
 def _steering(options: argparse.Namespace, opened: OpenRun) -> Steering:
@@ -115,15 +129,13 @@ def _inspect(options: argparse.Namespace) -> int:
     from cocomix.steering.terminal import trace_text
     from cocomix.steering.tracing import trace
 
-    if options.concepts != EVERY and not (options.concepts.isdecimal() and options.concepts.isascii()):
-        raise InputError(f"--concepts is {options.concepts!r}; expected a number or all")
     if options.positions == "generated":
         raise InputError("--positions is generated, but a text that is only read has none; give all, or numbers")
     if options.html is not None and not options.html.parent.is_dir():
         raise InputError(f"--html {options.html}: there is no folder {options.html.parent}")
     opened = open_run(options.run, options.catalog)
     mixed = opened.model.config.num_active_concepts
-    concepts = mixed if options.concepts == EVERY else min(int(options.concepts), mixed)
+    concepts = mixed if options.concepts is None else min(options.concepts, mixed)
     steering = _steering(options, opened)
     found = trace(
         opened.model,

@@ -6,18 +6,30 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
+from cocomix.cli_options import OptionParser, number
 from cocomix.console import show
+from cocomix.settings import Batch, Count, Range
+
+Utilisation = Annotated[float, Range(0, 1, open_low=True)]
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--gpu", {"metavar": "NAME", "default": "h100", "help": "kind of GPU (default: h100)"}),
-    ("--gpus", {"metavar": "N", "type": int, "default": 8, "help": "how many (default: 8)"}),
+    ("--gpus", {"metavar": "N", "type": number(Batch), "default": 8, "help": "how many (default: 8)"}),
     (
         "--utilisation",
-        {"metavar": "SHARE", "type": float, "default": 0.4, "help": "assumed share of their peak (default: 0.4)"},
+        {
+            "metavar": "SHARE",
+            "type": number(Utilisation),
+            "default": 0.4,
+            "help": "assumed share of their peak (default: 0.4)",
+        },
     ),
-    ("--corpus-tokens", {"metavar": "N", "type": int, "help": "training tokens of a corpus that is not packed yet"}),
+    (
+        "--corpus-tokens",
+        {"metavar": "N", "type": number(Count), "help": "training tokens of a corpus that is not packed yet"},
+    ),
     ("--only", {"metavar": "NAME", "help": "plan just this student"}),
     ("--json", {"action": "store_true", "help": "print the plan as JSON"}),
 )
@@ -43,11 +55,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="cocomix plan",
         description="What a recipe will cost: parameters, FLOPs, memory, storage, hours. Nothing is made.",
         epilog="Every recipe key is an option too: --training.blocks_per_batch 16; cocomix run --help lists them.",
-        allow_abbrev=False,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file (YAML)")
     for name, about in OPTIONS:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from cocomix.cli_options import OptionParser
 from cocomix.console import say
 
 COMMAND = "report"
@@ -30,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"cocomix {COMMAND}", description=SUMMARY, allow_abbrev=False)
+    parser = OptionParser(prog=f"cocomix {COMMAND}", description=SUMMARY)
     parser.add_argument(
         "folder", metavar="FOLDER", type=Path, help="with results/study.yaml; results.md is written there"
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from cocomix.cli_options import OptionParser, number
 from cocomix.console import say, show
 from cocomix.errors import InputError
+from cocomix.settings import kind_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,15 +54,13 @@ def _concepts(options: argparse.Namespace) -> Evaluation:
     from cocomix.evaluation.prediction import ConceptSettings, evaluate_concepts
     from cocomix.origins import Origins
 
-    for name in ("limit", "batch_size"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; give 1 or more")
     subject, model = _opened(options.run)
     labelled = None
     if model.config.content == "concepts":
         assert subject.run is not None
         labelled = Origins(options.run, subject.run).labels()
-    settings = ConceptSettings(options.limit, options.batch_size, options.precision)
+    given = {field.name: getattr(options, field.name) for field in fields(ConceptSettings)}
+    settings = ConceptSettings(**{name: value for name, value in given.items() if value is not None})
     return evaluate_concepts(subject, model, labelled, settings)
 
 
@@ -107,54 +107,49 @@ def _opened(folder: Path) -> tuple[Subject, PreTrainedModel]:
     return subject, model
 
 
-def _numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """Of an option such as 1,2,4."""
-
-    def read(written: str) -> tuple[Any, ...]:
-        return tuple(kind(part) for part in written.split(","))
-
-    read.__name__ = "numbers"  # what argparse calls it
-    return read
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cocomix evaluate", allow_abbrev=False)
+    from cocomix.evaluation.prediction import ConceptSettings
+    from cocomix.steering.score import ScoreSettings
+
+    parser = OptionParser(prog="cocomix evaluate")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=COMMANDS[name], description=COMMANDS[name], allow_abbrev=False)
+        command = commands.add_parser(name, help=COMMANDS[name], description=COMMANDS[name])
         command.add_argument("run", metavar="RUN", type=Path, help="folder of a trained model")
         command.add_argument("--json", action="store_true", help="print the results as JSON")
         return command
 
     concepts = add("concepts")
-    concepts.add_argument("--limit", metavar="N", type=int, help="only so many blocks of validation text")
-    concepts.add_argument("--batch-size", metavar="N", type=int, default=16, help="blocks read at once (default: 16)")
+    for name, about in (
+        ("limit", "only so many blocks of validation text"),
+        ("batch-size", "blocks read at once (default: 16)"),
+    ):
+        kind = kind_of(ConceptSettings, name.replace("-", "_"))
+        concepts.add_argument(f"--{name}", metavar="N", type=number(kind), help=about)
     concepts.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of matrix products")
     steering = add("steering")
-    floats, whole = _numbers(float), _numbers(int)
-    for name, metavar, kind, about in (
-        ("concepts", "N", int, "to turn up, as many of each frequency band (default: 32)"),
-        ("prompts", "N", int, "beginnings of validation text that are gone on with (default: 4)"),
+    for name, metavar, about in (
+        ("concepts", "N", "to turn up, as many of each frequency band (default: 32)"),
+        ("prompts", "N", "beginnings of validation text that are gone on with (default: 4)"),
         (
             "strengths",
             "S,...",
-            floats,
             "in standard deviations of the concept logits (default: 1,2,4,8), or factors (2,4,8,16)",
         ),
         (
             "teacher-strengths",
             "S,...",
-            floats,
             "of the decoder direction, in lengths of the residual stream (default: 0.125,0.25,0.5,1)",
         ),
-        ("named-tokens", "N,...", whole, "how many tokens the prompt names (default: 1,2,4,8)"),
-        ("prompt-tokens", "N", int, "of a prompt, at most a quarter of the context (default: 16)"),
-        ("new-tokens", "N", int, "written after it, at most a quarter of the context (default: 32)"),
-        ("seed", "N", int, "of concepts, prompts and texts (default: 0)"),
-        ("batch-size", "N", int, "texts written at once (default: 64)"),
+        ("named-tokens", "N,...", "how many tokens the prompt names (default: 1,2,4,8)"),
+        ("prompt-tokens", "N", "of a prompt, at most a quarter of the context (default: 16)"),
+        ("new-tokens", "N", "written after it, at most a quarter of the context (default: 32)"),
+        ("seed", "N", "of concepts, prompts and texts (default: 0)"),
+        ("batch-size", "N", "texts written at once (default: 64)"),
     ):
-        steering.add_argument(f"--{name}", metavar=metavar, type=kind, help=about)
+        kind = kind_of(ScoreSettings, name.replace("-", "_"))
+        steering.add_argument(f"--{name}", metavar=metavar, type=number(kind), help=about)
     steering.add_argument(
         "--operation", choices=("add", "scale"), help="on the concept logit (default: add; the paper scales)"
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 from cocomix.models.building import BackboneConfig
+from cocomix.settings import BlockIndex, Blocks, Concepts, LabelsPerToken, LearningRate, LossWeight, Range, Vocabulary
 from cocomix.suggest import did_you_mean
 
 METHODS: dict[str, tuple[str, ...]] = {
@@ -48,13 +50,13 @@ class MixerConfig:
         regression_loss: of hidden_states: l1, l2 or cosine.
     """
 
-    insert_layer: int = 3
+    insert_layer: BlockIndex = 3
     content: str = "concepts"
-    num_active_concepts: int = 32
+    num_active_concepts: Concepts = 32
     mixing: str = "interleave"
     concept_slot: str = "residual"
     slot_positions: str = "interleaved"
-    concept_loss_weight: float = 1.0
+    concept_loss_weight: LossWeight = 1.0
     regression_loss: str = "l2"
 
     def problems(self, method: str) -> list[str]:
@@ -84,20 +86,9 @@ class DistillationConfig:
             every student; without it the teacher runs in every training step.
     """
 
-    weight: float = 0.1
-    temperature: float = 1.0
-    top_k: int | None = None
-
-    def problems(self) -> list[str]:
-        """What cannot work about these settings, a line each."""
-        found = []
-        if not self.weight > 0:
-            found.append(f"distillation.weight is {self.weight}; it must be above 0")
-        if not self.temperature > 0:
-            found.append(f"distillation.temperature is {self.temperature}; it must be above 0")
-        if self.top_k is not None and self.top_k < 1:
-            found.append(f"distillation.top_k is {self.top_k}; expected 1 or more, or nothing")
-        return found
+    weight: Annotated[float, Range(0, 10**6, open_low=True)] = 0.1
+    temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
+    top_k: Vocabulary | None = None
 
 
 @dataclass
@@ -110,7 +101,7 @@ class StudentLabels:
     """
 
     selection: str | None = None
-    labels_per_token: int | None = None
+    labels_per_token: LabelsPerToken | None = None
 
 
 @dataclass
@@ -134,8 +125,8 @@ class StudentConfig:
     mixer: MixerConfig | None = None
     labels: StudentLabels | None = None
     distillation: DistillationConfig | None = None
-    num_future_tokens: int | None = None
-    learning_rate: float | None = None
+    num_future_tokens: Blocks | None = None
+    learning_rate: LearningRate | None = None
 
     def problems(self) -> list[str]:
         """What cannot work about these settings, a line each; the method is a known one."""
@@ -144,12 +135,6 @@ class StudentConfig:
             for section in SECTIONS
             if getattr(self, section) is not None and section not in METHODS[self.method]
         ]
-        if self.num_future_tokens is not None and self.num_future_tokens < 1:
-            found.append(f"num_future_tokens is {self.num_future_tokens}; expected 1 or more")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            found.append(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if self.distillation is not None:
-            found += self.distillation.problems()
         if self.mixer is not None and "mixer" in METHODS[self.method]:
             found += self.mixer.problems(self.method)
         if self.mixes_hidden_states():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,14 +18,15 @@ from cocomix.data.datatrove import check_token_files, is_datatrove_folder
 from cocomix.data.tokenizer import MIN_VOCAB_SIZE, load_tokenizer, same_tokenizer, vocabulary_size
 from cocomix.errors import InputError
 from cocomix.methods import SPLIT_METHODS
-from cocomix.models.building import BackboneConfig, backbone_config
-from cocomix.models.checking import check_backbone
+from cocomix.models.building import BackboneConfig, backbone_config, build_plain
+from cocomix.models.checking import TRIAL_TOKENS, check_backbone
 from cocomix.models.loading import check_vocabulary, load_config
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
 from cocomix.stages import Stage
-from cocomix.students import student_config
+from cocomix.students import build_student, student_config
 
+BYTES_PER_NUMBER = 4
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -74,8 +76,8 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
         else:
             attempt(lambda: _check_teacher(recipe, with_sae=True))
     before = len(problems)
-    for sizes in _backbones_to_split(pipeline):
-        attempt(partial(_check_backbone, recipe, sizes))
+    for sizes, is_split in _backbones_to_train(pipeline):
+        attempt(partial(_check_backbone, recipe, sizes, is_split))
     if len(problems) == before:  # nothing else can be said of a backbone that cannot be used
         for name in recipe.students:
             attempt(partial(_check_student, pipeline, name))
@@ -128,6 +130,10 @@ def _check_teacher(recipe: Recipe, with_sae: bool) -> None:
     sae = None
     if with_sae and recipe.sae.source is None:
         require_saelens()
+        _check_memory(f"sae.d_sae is {recipe.sae.d_sae}, which", 2 * recipe.sae.d_sae * config.hidden_size)
+        _check_memory(
+            f"sae.buffer_tokens is {recipe.sae.buffer_tokens}, which", recipe.sae.buffer_tokens * config.hidden_size
+        )
     elif with_sae and recipe.sae.source is not None:
         sae = load_sae(recipe.sae.source, recipe.sae.max_active)
     try:
@@ -180,20 +186,37 @@ def _check_same_tokenizer(recipe: Recipe, teacher: str, config: PretrainedConfig
         )
 
 
-def _backbones_to_split(pipeline: Pipeline) -> list[BackboneConfig]:
-    """The backbones, each once, of the students yet to be trained that are taken apart."""
-    found: list[BackboneConfig] = []
-    for name, student in pipeline.recipe.students.items():
-        sizes = student.backbone or pipeline.recipe.backbone
-        done = all(pipeline.student_stages[name, seed].is_done() for seed in pipeline.recipe.student_seeds())
-        if student.method in SPLIT_METHODS and not done and sizes not in found:
-            found.append(sizes)
-    return found
+def _backbones_to_train(pipeline: Pipeline) -> list[tuple[BackboneConfig, bool]]:
+    """The backbones, each once, of the models yet to be trained, and whether any of those models splits it."""
+    recipe = pipeline.recipe
+    found: list[tuple[BackboneConfig, bool]] = []
+    if recipe.trains_teacher() and not pipeline.teacher_stage.is_done():
+        found.append((recipe.teacher.backbone, False))
+    for name, student in recipe.students.items():
+        if not all(pipeline.student_stages[name, seed].is_done() for seed in recipe.student_seeds()):
+            found.append((student.backbone or recipe.backbone, student.method in SPLIT_METHODS))
+    once = [each for index, each in enumerate(found) if each not in found[:index]]
+    return [(sizes, is_split) for sizes, is_split in once if is_split or (sizes, True) not in once]
 
 
-def _check_backbone(recipe: Recipe, sizes: BackboneConfig) -> None:
+def _check_backbone(recipe: Recipe, sizes: BackboneConfig, is_split: bool) -> None:
     # The vocabulary says nothing about the blocks, so a small one will do.
-    check_backbone(backbone_config(sizes, vocab_size=MIN_VOCAB_SIZE, block_size=recipe.block_size, eos_token_id=0))
+    config = backbone_config(
+        sizes, vocab_size=MIN_VOCAB_SIZE, block_size=max(recipe.block_size, TRIAL_TOKENS), eos_token_id=0
+    )
+    with torch.device("meta"):
+        _check_memory(f"the {sizes.model_type} backbone", build_plain(config).num_parameters())
+    check_backbone(config, is_split)
+
+
+def _check_memory(what: str, numbers: int) -> None:
+    """Raise InputError if so many numbers in fp32 exceed this machine's memory, where every model is built first."""
+    size, memory = numbers * BYTES_PER_NUMBER, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise InputError(
+            f"{what} takes {size / 1e9:,.0f} GB in fp32, and this machine has {memory / 1e9:,.0f} GB of memory; give "
+            "smaller sizes"
+        )
 
 
 def _check_student(pipeline: Pipeline, name: str) -> None:
@@ -206,4 +229,6 @@ def _check_student(pipeline: Pipeline, name: str) -> None:
             f"students.{name}: distillation.top_k is {distillation.top_k}, of {vocab_size} tokens; "
             "give fewer, or leave it out"
         )
-    student_config(recipe, name, pipeline.student_context(vocab_size, eos_token_id=0))
+    config = student_config(recipe, name, pipeline.student_context(vocab_size, eos_token_id=0))
+    with torch.device("meta"):
+        _check_memory(f"students.{name}", build_student(config).num_parameters())

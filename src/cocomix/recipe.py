@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
-from cocomix import portable, processes
+from cocomix import portable, processes, settings, strict_yaml
 from cocomix.catalog.building import CatalogConfig
 from cocomix.concepts.labelling import LabelsConfig
 from cocomix.concepts.sae import MAX_ACTIVE
@@ -25,11 +21,9 @@ from cocomix.data.tokenizer import MIN_VOCAB_SIZE, TokenizerConfig
 from cocomix.errors import InputError
 from cocomix.methods import METHODS, StudentConfig, StudentLabels
 from cocomix.models.building import BackboneConfig, default_options
+from cocomix.settings import Range, Seed
 from cocomix.suggest import did_you_mean
 from cocomix.training.config import PARALLEL, PRECISIONS, TrainingConfig
-
-LARGEST_SEED = 2**32
-"""Where numpy's seeds end."""
 
 
 @dataclass
@@ -78,9 +72,9 @@ class Recipe:
 
     name: str
     output: str
-    seed: int = 0
-    seeds: list[int] | None = None
-    block_size: int = 256
+    seed: Seed = 0
+    seeds: list[Seed] | None = None
+    block_size: Annotated[int, Range(2, 2**20)] = 256
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -144,6 +138,8 @@ class Recipe:
 
     def problems(self) -> list[str]:
         """What cannot work about these settings as they stand, a line each; nothing is opened."""
+        if out_of_range := settings.problems(self):
+            return out_of_range
         unknown = {name: s.method for name, s in self.students.items() if s.method not in METHODS}
         if unknown:  # then nothing is known of what it needs
             return [
@@ -151,8 +147,6 @@ class Recipe:
                 + did_you_mean(method, METHODS)
                 for name, method in unknown.items()
             ]
-        if self.block_size < 2:
-            return [f"block_size is {self.block_size}; expected 2 or more, for a token and the next one"]
         found = self._parallel_problems()
         found += [f"training.{line}" for line in self.training.problems(self.block_size)]
         if self.trains_teacher():
@@ -164,9 +158,10 @@ class Recipe:
                 "labels.alignment is 'characters', but a student that learns from the teacher itself (kd, "
                 "hidden_states) needs a teacher that reads its tokens; leave it out, or set labels.alignment to tokens"
             )
+        found += [f"{key}.{line}" for key, sizes in self._built_backbones().items() for line in sizes.problems()]
         found += self._streaming_problems()
         if self.needs_labels():
-            found += self.labels.problems() + self.catalog.problems()
+            found += self.labels.problems()
             if self.labels.source is None and self.sae.source is None:
                 found += self.sae.problems()
         if self.tokenizer.source is None and self.tokenizer.vocab_size < MIN_VOCAB_SIZE:
@@ -174,9 +169,6 @@ class Recipe:
                 f"tokenizer.vocab_size is {self.tokenizer.vocab_size}; expected {MIN_VOCAB_SIZE} or more, "
                 "for the 256 bytes and end-of-text"
             )
-        for name, seed in [("seed", self.seed), *(("seeds", seed) for seed in self.seeds or [])]:
-            if not 0 <= seed < LARGEST_SEED:
-                found.append(f"{name} has {seed}; expected a number from 0 to {LARGEST_SEED - 1}")
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             found.append(f"seeds is {self.seeds}; give one or more, each once, or leave it out")
         if not self.students:
@@ -192,11 +184,20 @@ class Recipe:
             found += [f"students.{name}: {line}" for line in lines]
         return found
 
+    def _built_backbones(self) -> dict[str, BackboneConfig]:
+        """The backbones of which models are built, by their keys."""
+        found = {f"students.{name}.backbone": each.backbone for name, each in self.students.items()}
+        shared = {
+            "backbone": self.backbone,
+            "teacher.backbone": self.teacher.backbone if self.trains_teacher() else None,
+        }
+        return {key: sizes for key, sizes in {**shared, **found}.items() if sizes is not None}
+
     def _streaming_problems(self) -> list[str]:
         """What a stream of blocks, none of which is stored, cannot be trained on with."""
         if self.corpus.streaming is None:
             return []
-        found = self.corpus.streaming.problems()
+        found = []
         if self.needs_labels() and not self.labels.online:
             found.append(
                 "corpus.streaming stores no training blocks, so no labels of them either; set labels.online to true"
@@ -265,8 +266,7 @@ def _with_options(sizes: BackboneConfig, widened: bool = False) -> BackboneConfi
 
 
 def add_recipe_arguments(parser: ArgumentParser) -> None:
-    """Give a parser every recipe key as a dotted option, and `--recipe FILE` to read them from."""
-    parser.add_argument("--recipe", action="config", help="recipe file (YAML)")
+    """Give a parser every recipe key as a dotted option, for its help."""
     parser.add_class_arguments(Recipe, as_positional=False)
 
 
@@ -274,32 +274,25 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file; `overrides` are command line options such as `--training.max_tokens=1000000`.
 
     Raises:
-        InputError: no such file, not YAML, unknown keys, values of a wrong type.
+        InputError: no such file, not YAML, unknown keys, values of a wrong type or out of their range.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no recipe at {path}; give the path of a YAML file, e.g. recipes/quickstart.yaml")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    content = strict_yaml.load(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no recipe: expected keys such as name, output, corpus, students")
-    unknown = _unknown_keys(content, Recipe, f"{path}: ")
-    for option in overrides:
-        if option.startswith("--"):
-            nested: Any = None
-            for key in reversed(option[2:].partition("=")[0].split(".")):
-                nested = {key: nested}
-            unknown += _unknown_keys(nested, Recipe, "command line: ")
-        elif not overrides[max(0, overrides.index(option) - 1)].startswith("--"):
-            unknown.append(f"command line: unexpected {option!r}; recipe keys are given as --key value")
-    if unknown:
-        raise InputError("\n".join(unknown))
-
-    parser = _recipe_parser()
-    with _one_line(str(path)):
-        return _instantiated(parser, parser.parse_args([f"--recipe={path}", *overrides]))
+    _, problems = settings.read(Recipe, content)
+    lines = [f"{path}: {line}" for line in problems]
+    given, command_line = _overrides(overrides)
+    for key, value in given.items():
+        _set(content, key.split("."), value)
+    recipe, together = settings.read(Recipe, content)
+    lines += [f"command line: {line}" for line in [*command_line, *together] if line not in problems]
+    if lines:
+        raise InputError("\n".join(lines))
+    assert isinstance(recipe, Recipe)
+    return recipe
 
 
 def recipe_of_run(content: dict[str, Any], folder: Path) -> Recipe:
@@ -308,46 +301,40 @@ def recipe_of_run(content: dict[str, Any], folder: Path) -> Recipe:
     Raises:
         InputError: this version knows another form of recipe.
     """
-    parser = _recipe_parser()
-    with _one_line(f"the recipe of {folder}"):
-        return _instantiated(parser, parser.parse_object(content))
+    recipe, problems = settings.read(Recipe, content)
+    if problems:
+        raise InputError(f"the recipe of {folder}: {'; '.join(problems)}")
+    assert isinstance(recipe, Recipe)
+    return recipe
 
 
-def _recipe_parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    add_recipe_arguments(parser)
-    return parser
+def _overrides(options: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values of command line options by their dotted keys, and what is wrong with the options, a line each."""
+    given: dict[str, Any] = {}
+    problems: list[str] = []
+    rest = list(options)
+    while rest:
+        option = rest.pop(0)
+        if not option.startswith("--"):
+            problems.append(f"unexpected {option!r}; recipe keys are given as --key value")
+            continue
+        key, is_joined, written = option[2:].partition("=")
+        if not is_joined:
+            if not rest or rest[0].startswith("--"):
+                problems.append(f"--{key} has no value")
+                continue
+            written = rest.pop(0)
+        if key in given:
+            problems.append(f"--{key} is given twice; leave one of them out")
+        is_text = settings.accepts_text(settings.kind_of(Recipe, key)) and written != "null"
+        given[key] = written if is_text else strict_yaml.parse(written, f"--{key}")
+    return given, problems
 
 
-def _instantiated(parser: ArgumentParser, namespace: Any) -> Recipe:
-    return Recipe(**{key: value for key, value in vars(parser.instantiate(namespace)).items() if key != "recipe"})
-
-
-@contextmanager
-def _one_line(where: str) -> Iterator[None]:
-    """What the parser raises as a person's mistake."""
-    try:
-        yield
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise InputError(f"{where}: {' '.join(str(error).split())}") from None
-
-
-def _unknown_keys(value: Any, kind: Any, where: str, prefix: str = "") -> list[str]:
-    """A line for each key of `value` that the dataclass `kind` does not have."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kind = next((arg for arg in typing.get_args(kind) if arg is not types.NoneType), kind)
-    if not isinstance(value, dict):
-        return []
-    if typing.get_origin(kind) is dict:
-        inner = typing.get_args(kind)[1]
-        return [line for key, item in value.items() for line in _unknown_keys(item, inner, where, f"{prefix}{key}.")]
-    if not dataclasses.is_dataclass(kind):
-        return []
-    hints = typing.get_type_hints(kind)
-    lines = []
-    for key, item in value.items():
-        if key not in hints:
-            lines.append(f"{where}unknown recipe key {prefix}{key}{did_you_mean(str(key), hints)}")
-        else:
-            lines += _unknown_keys(item, hints[key], where, f"{prefix}{key}.")
-    return lines
+def _set(content: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Set a key of nested dictionaries; what is no dictionary on the way there is replaced."""
+    for key in keys[:-1]:
+        inner = content.get(key)
+        content[key] = dict(inner) if isinstance(inner, dict) else {}
+        content = content[key]
+    content[keys[-1]] = value

@@ -221,10 +221,10 @@ def test_mistakes_are_said_in_the_page(visit, keep):
     page.get_by_label("Prompt").fill(PROMPT)
     for name, wrong, said in (
         ("New tokens", "1.5", "is 1.5; expected a whole number"),
-        ("New tokens", "0", "is 0; expected 1 or more"),
-        ("Top p", "2", "is 2.0; expected more than 0"),
+        ("New tokens", "0", "is 0; expected a whole number from 1"),
+        ("Top p", "2", "is 2.0; expected a number above 0"),
         ("Seed", "2.5", "is 2.5; expected a whole number"),
-        ("Seed", "-1", "is -1; expected 0 to"),
+        ("Seed", "-1", "is -1; expected a whole number from 0"),
     ):
         field = page.get_by_label(name)
         right = field.input_value()

@@ -74,7 +74,7 @@ def test_a_port_that_is_taken(finished, capsys):
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--port", "99999", "ports are 1 to 65535"),
+        ("--port", "99999", "--port is 99999; expected a whole number from 1 to 65,535"),
         ("--host", "a b", "cannot serve on a b"),
         ("--host", "192.0.2.1", "cannot serve on 192.0.2.1"),
         ("--host", "::1", "no IPv6"),
@@ -97,7 +97,7 @@ def test_no_such_run(tmp_path, capsys):
 
 def test_a_time_limit_that_cannot_be(tmp_path, capsys):
     assert main(["app", str(tmp_path), "--time-limit", "0"]) == 2
-    assert "the time limit is 0 seconds; expected 1 to 3600" in error(capsys)
+    assert "--time-limit is 0; expected a number from 1 to 3,600" in error(capsys)
 
 
 def test_without_gradio(tmp_path, monkeypatch, capsys):

@@ -170,7 +170,7 @@ def test_another_teacher_or_sae_is_refused(output: Path, capsys) -> None:
     [
         (("--concepts", "65"), "65 concepts are to be scored, but only"),
         (("--prompts", "1000", "--concepts", "4"), "1000 prompts are wanted, but only"),
-        (("--strengths", "-1"), "expected numbers above 0"),
+        (("--strengths", "-1"), "is -1; expected a number above 0"),
     ],
 )
 def test_settings_that_do_not_fit(finished: Runner, capsys, options: tuple[str, ...], message: str) -> None:

@@ -111,8 +111,8 @@ def sampling_settings(
     try:
         settings = GenerationSettings(int(new_tokens), float(temperature), float(top_p), int(seed))  # type: ignore[arg-type]
     except InputError as problem:
-        name, _, what = str(problem).partition(" ")
-        raise InputError(f"{FIELDS.get(name, name)} {what}") from None
+        words = [line.partition(" ") for line in str(problem).splitlines()]
+        raise InputError("\n".join(f"{FIELDS.get(name, name)} {what}" for name, _, what in words)) from None
     if settings.max_new_tokens > limits.new_tokens:
         raise InputError(f"{settings.max_new_tokens} new tokens; at most {limits.new_tokens} are generated at once")
     return settings

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from cocomix.errors import InputError
+from cocomix.settings import Range
 from cocomix.steering.runs import OpenRun
 
 STEERED_CONCEPTS = 8
@@ -22,14 +24,10 @@ class Limits:
         new_tokens: of a generation.
     """
 
-    seconds: float = 60.0
+    seconds: Annotated[float, Range(1, 3600)] = 60.0
     characters: int = 20_000
     read_tokens: int = 1024
     new_tokens: int = 256
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.seconds <= 3600:
-            raise InputError(f"the time limit is {self.seconds:g} seconds; expected 1 to 3600")
 
     def for_run(self, run: OpenRun) -> Limits:
         """The same, within the model's context."""

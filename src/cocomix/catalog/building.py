@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,7 @@ from cocomix.concepts.teacher import freeze
 from cocomix.data.pieces import decode_around, decoded
 from cocomix.data.tokenizer import vocabulary_size
 from cocomix.models.backbones import final_norm_name
+from cocomix.settings import Count, Range, Vocabulary
 
 LOGITS_BUFFER_BYTES = 128 * 2**20
 """The logits of some decoder directions, (chunk, V), stay below this size."""
@@ -54,18 +55,10 @@ class CatalogConfig:
         max_blocks: training blocks that are read; all by default.
     """
 
-    contexts: int = 10
-    context_tokens: int = 16
-    tokens: int = 8
-    max_blocks: int | None = None
-
-    def problems(self) -> list[str]:
-        """What cannot work about these settings, a line each."""
-        return [
-            f"catalog.{name} is {value}; expected 1 or more"
-            for name, value in asdict(self).items()
-            if value is not None and value < 1
-        ]
+    contexts: Annotated[int, Range(1, 1000)] = 10
+    context_tokens: Annotated[int, Range(1, 1024)] = 16
+    tokens: Vocabulary = 8
+    max_blocks: Count | None = None
 
 
 # What its direction does to the teacher's prediction

@@ -182,8 +182,6 @@ def name_concepts(
         assert endpoint is not None
         if model is None:
             raise InputError("an endpoint needs to be told which model to use: give --model")
-        if limit is not None and limit < 1:
-            raise InputError(f"limit is {limit}; expected 1 or more")
         catalog, source = open_catalog(folder), f"endpoint {model}"
         most_used = np.argsort(-catalog.table["label_count"].to_numpy(), kind="stable")[:limit].tolist()
         names = name_by_endpoint(catalog, endpoint, model, os.environ.get(API_KEY_VARIABLE), most_used)

@@ -102,13 +102,11 @@ class Catalog:
         since a concept that is active everywhere has met every word. Equal scores are ordered by concept.
 
         Raises:
-            InputError: no word to search for, or a limit below 1.
+            InputError: no word to search for.
         """
         words = list(dict.fromkeys(text.lower().split()))
         if not words:
             raise InputError("nothing to search for: give one word or more")
-        if limit < 1:
-            raise InputError(f"limit is {limit}; expected 1 or more")
         points = [self._points(word) for word in words]
         in_concept, in_context = (np.sum(parts, axis=0) for parts in zip(*points, strict=True))
         frequency = self.table["frequency"].to_numpy()

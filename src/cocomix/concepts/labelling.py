@@ -20,6 +20,7 @@ from cocomix.concepts.label_store import LabelsInfo, features, finish_labels
 from cocomix.concepts.reading import TeacherReader
 from cocomix.data.shards import Part, Shard, describe, make_shards, total_counts
 from cocomix.models.losses import IGNORE
+from cocomix.settings import Batch, Count, LabelsPerToken
 from cocomix.suggest import did_you_mean
 
 ALIGNMENTS = ("tokens", "characters")
@@ -45,11 +46,11 @@ class LabelsConfig:
 
     source: str | None = None
     online: bool = False
-    labels_per_token: int = 4
+    labels_per_token: LabelsPerToken = 4
     selection: str = "activation"
     alignment: str = "tokens"
-    blocks_per_batch: int = 16
-    blocks_per_shard: int = 1024
+    blocks_per_batch: Batch = 16
+    blocks_per_shard: Count = 1024
 
     def problems(self) -> list[str]:
         """What cannot work about these settings, a line each."""
@@ -59,9 +60,6 @@ class LabelsConfig:
             if value not in known:
                 hint = did_you_mean(value, known)
                 found.append(f"labels.{name} is {value!r}; expected one of {', '.join(known)}{hint}")
-        for name in ("labels_per_token", "blocks_per_batch", "blocks_per_shard"):
-            if getattr(self, name) < 1:
-                found.append(f"labels.{name} is {getattr(self, name)}; expected 1 or more")
         if self.online and self.source is not None:
             found.append("labels.source has no effect with labels.online; leave one of them out")
         if self.online and self.alignment == "characters":

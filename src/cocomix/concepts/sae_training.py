@@ -11,7 +11,7 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from datasets import Dataset
@@ -22,6 +22,7 @@ from cocomix import files
 from cocomix.concepts.activations import ActivationStream
 from cocomix.concepts.teacher import freeze
 from cocomix.errors import InputError
+from cocomix.settings import BlockIndex, Concepts, Count, LearningRate, Range
 from cocomix.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -62,32 +63,20 @@ class SAEConfig:
     """
 
     source: str | None = None
-    teacher_layer: int = 3
+    teacher_layer: BlockIndex = 3
     architecture: str = "topk"
-    d_sae: int = 2048
-    k: int = 32
-    l0_coefficient: float = 0.1
-    max_active: int | None = None
-    training_tokens: int = 1_000_000
-    tokens_per_step: int = 2048
-    learning_rate: float = 1e-3
-    buffer_tokens: int = 65_536
+    d_sae: Concepts = 2048
+    k: Concepts = 32
+    l0_coefficient: Annotated[float, Range(0, 10**6, open_low=True)] = 0.1
+    max_active: Concepts | None = None
+    training_tokens: Count = 1_000_000
+    tokens_per_step: Count = 2048
+    learning_rate: LearningRate = 1e-3
+    buffer_tokens: Count = 65_536
 
     def problems(self) -> list[str]:
         """What cannot work about these settings, a line each."""
-        found = [
-            f"sae.{name} is {getattr(self, name)}; expected 1 or more"
-            for name in ("d_sae", "training_tokens", "tokens_per_step", "buffer_tokens")
-            if getattr(self, name) < 1
-        ]
-        found += [
-            f"sae.{name} is {getattr(self, name)}; it must be above 0"
-            for name in ("l0_coefficient", "learning_rate")
-            if not getattr(self, name) > 0
-        ]
-        if self.max_active is not None and self.max_active < 1:
-            found.append(f"sae.max_active is {self.max_active}; expected 1 or more")
-        found += self._architecture_problems()
+        found = self._architecture_problems()
         if self.training_tokens < self.tokens_per_step:
             found.append(f"sae.training_tokens is {self.training_tokens}, less than one step of {self.tokens_per_step}")
         if self.buffer_tokens < self.tokens_per_step:

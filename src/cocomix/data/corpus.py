@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -24,11 +25,13 @@ from cocomix.data.sources import (
     source_files,
 )
 from cocomix.errors import InputError
+from cocomix.settings import Count, Range
 
 # 64-bit offsets, since the texts of one batch can exceed 2 GiB.
 _SCHEMA = pa.schema({"text": pa.large_string(), "source": pa.string()})
 _BATCH_BYTES = 8 << 20  # text held in memory before it is written
 _EXAMPLES = 5  # names of unreadable files to keep
+Megabytes = Annotated[float, Range(0, 10**9, open_low=True)]
 
 
 @dataclass
@@ -42,17 +45,9 @@ class StreamingConfig:
         shuffle_blocks: so many blocks are held in memory and shuffled, by each process.
     """
 
-    sample_megabytes: float = 256
-    validation_megabytes: float = 8
-    shuffle_blocks: int = 2048
-
-    def problems(self) -> list[str]:
-        """What cannot work about these settings, a line each."""
-        return [
-            f"corpus.streaming.{name} is {value}; it must be above 0"
-            for name, value in vars(self).items()
-            if not value > 0
-        ]
+    sample_megabytes: Megabytes = 256
+    validation_megabytes: Megabytes = 8
+    shuffle_blocks: Count = 2048
 
 
 @dataclass
@@ -77,8 +72,8 @@ class CorpusConfig:
     source: str = "python-stdlib"
     validation_source: str | None = None
     text_field: str = "text"
-    validation_fraction: float = 0.05
-    max_documents: int | None = None
+    validation_fraction: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.05
+    max_documents: Count | None = None
     streaming: StreamingConfig | None = None
 
 
@@ -125,12 +120,6 @@ def check_corpus(config: CorpusConfig) -> None:
     Looks at numbers, paths and the first record of a jsonl or parquet source. Hugging Face
     datasets are not contacted.
     """
-    if not 0 < config.validation_fraction < 1:
-        raise InputError(
-            f"validation_fraction is {config.validation_fraction}: give a share between 0 and 1, such as 0.05"
-        )
-    if config.max_documents is not None and config.max_documents < 1:
-        raise InputError(f"max_documents is {config.max_documents}: give at least 1, or leave it out for all")
     if config.streaming is not None and config.max_documents is not None:
         raise InputError("corpus.max_documents has no effect on what is streamed: leave it out, or corpus.streaming")
     if is_nanogpt_folder(config.source):

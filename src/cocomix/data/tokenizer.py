@@ -17,6 +17,7 @@ from tqdm import tqdm
 from cocomix.data.pieces import decoded
 from cocomix.data.records import reason
 from cocomix.errors import InputError, UnreachableError
+from cocomix.settings import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -39,7 +40,7 @@ class TokenizerConfig:
     """
 
     source: str | None = None
-    vocab_size: int = 4096
+    vocab_size: Vocabulary = 4096
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

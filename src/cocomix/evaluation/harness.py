@@ -22,6 +22,7 @@ from cocomix.data.records import reason
 from cocomix.errors import InputError
 from cocomix.evaluation.record import Evaluation
 from cocomix.evaluation.subject import Subject
+from cocomix.settings import Batch, Count
 from cocomix.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class TaskSettings:
     names: list[str]
     data: Path | None = None
     definitions: Path | None = None
-    limit: int | None = None
-    batch_size: int = 8
+    limit: Count | None = None
+    batch_size: Batch = 8
     precision: str = "fp32"
 
 

@@ -17,6 +17,7 @@ from cocomix.evaluation.channel import channel_losses
 from cocomix.evaluation.concepts import concept_predictions, label_frequencies
 from cocomix.evaluation.record import Evaluation
 from cocomix.evaluation.subject import Subject
+from cocomix.settings import Batch, Count
 
 KIND = "concepts"
 
@@ -31,8 +32,8 @@ class ConceptSettings:
         precision: `fp32`, or `bf16` for matrix products.
     """
 
-    limit: int | None = None
-    batch_size: int = 16
+    limit: Count | None = None
+    batch_size: Batch = 16
     precision: str = "fp32"
 
 

@@ -20,6 +20,7 @@ from cocomix.errors import InputError
 from cocomix.evaluation.perplexity import figures, text_losses
 from cocomix.evaluation.record import Evaluation
 from cocomix.evaluation.subject import Subject
+from cocomix.settings import Batch, Count
 from cocomix.training.run import RUN_FILE
 
 OWN_TEXT = "validation"
@@ -45,10 +46,10 @@ class TextSettings:
 
     source: str | None = None
     text_field: str = "text"
-    window: int | None = None
-    stride: int | None = None
-    limit: int | None = None
-    batch_size: int = 8
+    window: Count | None = None
+    stride: Count | None = None
+    limit: Count | None = None
+    batch_size: Batch = 8
     precision: str = "fp32"
 
 
@@ -93,10 +94,10 @@ def _window(subject: Subject, settings: TextSettings) -> tuple[int, int]:
         window = subject.run.block_size if subject.run is not None else longest
     if window is None:
         raise InputError(f"the configuration of {subject.folder} does not say how much it reads at once; give --window")
-    if window < 1 or (longest is not None and window > longest):
+    if longest is not None and window > longest:
         raise InputError(f"--window is {window}; {subject.folder} reads 1 to {longest} tokens at once")
     stride = max(1, window // 2) if settings.stride is None else settings.stride
-    if not 1 <= stride <= window:
+    if stride > window:
         raise InputError(f"--stride is {stride}; of windows of {window} tokens it must be 1 to {window}")
     return window, stride
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -14,10 +16,25 @@ from cocomix.errors import InputError
 from cocomix.models.backbones import fuse_activations
 from cocomix.models.causal_lm import CoCoMixForCausalLM
 from cocomix.models.experts import idle_weights
+from cocomix.settings import Blocks, Range
 from cocomix.suggest import did_you_mean
 
 MATCH_TOLERANCE = 0.02
 """Two students are of equal size if their activated parameters differ by no more than this share."""
+
+SET_BY_RECIPE = {
+    "vocab_size": "tokenizer",
+    "max_position_embeddings": "block_size",
+    "bos_token_id": "tokenizer",
+    "eos_token_id": "tokenizer",
+    "pad_token_id": "tokenizer",
+    "hidden_size": "hidden_size of the backbone",
+    "num_hidden_layers": "num_hidden_layers of the backbone",
+    "num_attention_heads": "num_attention_heads of the backbone",
+}
+"""Keys of a Transformers configuration, each with what decides it in a recipe."""
+BLOCK_CONFIGS = {"attn_config", "ffn_config"}
+"""Configurations inside a configuration that describe parts of a block, not models of their own."""
 
 
 @dataclass
@@ -33,10 +50,21 @@ class BackboneConfig:
     """
 
     model_type: str = "gpt2"
-    hidden_size: int = 128
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 4
+    hidden_size: Annotated[int, Range(1, 2**17)] = 128
+    num_hidden_layers: Blocks = 6
+    num_attention_heads: Annotated[int, Range(1, 4096)] = 4
     options: dict[str, Any] = field(default_factory=dict)
+
+    def problems(self) -> list[str]:
+        """Options that would override what the recipe sets elsewhere, a line each."""
+        names = {key: key for key in SET_BY_RECIPE}
+        if self.model_type in CONFIG_MAPPING:
+            names |= {own: key for key, own in CONFIG_MAPPING[self.model_type].attribute_map.items() if key in names}
+        return [
+            f"options.{key} overrides the recipe's {SET_BY_RECIPE[names[key]]}; leave it out"
+            for key in self.options
+            if key in names
+        ]
 
 
 def _no_dropout(config: PretrainedConfig) -> dict[str, float]:
@@ -51,12 +79,13 @@ def _no_dropout(config: PretrainedConfig) -> dict[str, float]:
 def default_options(sizes: BackboneConfig, widened: bool = False) -> dict[str, Any]:
     """The options that this project sets where `sizes` leaves them out; not the MLP's width of one that is widened.
 
-    No dropout, a tied head, a key and value head per attention head, a gated MLP 8/3 as wide as the model. An unknown
-    type has none.
+    No dropout, a tied head, a key and value head per attention head, a gated MLP 8/3 as wide as the model. A type
+    that cannot be a backbone has none.
     """
-    if sizes.model_type not in CONFIG_MAPPING:
+    try:
+        default = _default_config(sizes.model_type)
+    except InputError:
         return {}
-    default = AutoConfig.for_model(sizes.model_type)
     options: dict[str, Any] = {"tie_word_embeddings": True, **_no_dropout(default)}
     if hasattr(default, "num_key_value_heads"):
         options["num_key_value_heads"] = sizes.num_attention_heads
@@ -65,46 +94,81 @@ def default_options(sizes: BackboneConfig, widened: bool = False) -> dict[str, A
     return options
 
 
+def _default_config(model_type: str) -> PretrainedConfig:
+    """The configuration of a type as Transformers has it.
+
+    Raises:
+        InputError: an unknown type, or one whose size a recipe does not decide.
+    """
+    if model_type not in CONFIG_MAPPING:
+        raise InputError(
+            f"backbone model_type is {model_type!r}, which Transformers does not know"
+            + did_you_mean(model_type, CONFIG_MAPPING.keys())
+        )
+    if inner := set(CONFIG_MAPPING[model_type].sub_configs) - BLOCK_CONFIGS:
+        raise InputError(
+            f"the {model_type} backbone cannot be built: the recipe's sizes do not reach its "
+            f"{', '.join(sorted(inner))}; use a model of text only"
+        )
+    with _refusals(model_type):
+        return AutoConfig.for_model(model_type)
+
+
+@contextmanager
+def _refusals(model_type: str) -> Iterator[None]:
+    """Raise what Transformers refuses, which it does in many ways, as InputError."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"the {model_type} backbone cannot be built: {reason}") from None
+
+
 def backbone_config(sizes: BackboneConfig, *, vocab_size: int, block_size: int, eos_token_id: int) -> PretrainedConfig:
     """The Hugging Face configuration of a backbone for blocks of `block_size` tokens.
 
     What `options` leave out is as `default_options` has it.
 
     Raises:
-        InputError: unknown type or option, or sizes that the type refuses.
+        InputError: unknown type or option, or sizes that the type refuses or ignores.
     """
-    if sizes.model_type not in CONFIG_MAPPING:
-        raise InputError(
-            f"backbone model_type is {sizes.model_type!r}, which Transformers does not know"
-            + did_you_mean(sizes.model_type, CONFIG_MAPPING.keys())
-        )
-    default = AutoConfig.for_model(sizes.model_type)
-    for key in sizes.options:
-        if not hasattr(default, key):
-            raise InputError(
-                f"backbone option {key!r} is not a key of {type(default).__name__}"
-                + did_you_mean(key, default.to_dict())
-            )
-    settings: dict[str, Any] = {
+    _check_options(sizes)
+    required: dict[str, Any] = {
         "vocab_size": vocab_size,
         "max_position_embeddings": block_size,
         "hidden_size": sizes.hidden_size,
         "num_hidden_layers": sizes.num_hidden_layers,
         "num_attention_heads": sizes.num_attention_heads,
+    }
+    settings = {
+        **required,
         "bos_token_id": eos_token_id,
         "eos_token_id": eos_token_id,
         "pad_token_id": None,  # else the token of that id, a real one in our vocabularies, would have no embedding
         **default_options(sizes),
         **sizes.options,
     }
-    try:
+    with _refusals(sizes.model_type):
         config = AutoConfig.for_model(sizes.model_type, **settings)
         with torch.device("meta"):
             activated_parameters(AutoModelForCausalLM.from_config(config))
-    except Exception as error:  # Transformers refuses sizes and values in many ways
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"the {sizes.model_type} backbone cannot be built: {reason}") from None
+    for key, value in required.items():
+        if key not in sizes.options and (built := getattr(config, key, value)) != value:
+            raise InputError(
+                f"the {sizes.model_type} backbone cannot be built: its {key} is {built}, and the recipe has {value}"
+            )
     return config
+
+
+def _check_options(sizes: BackboneConfig) -> None:
+    """Raise InputError unless every option describes the architecture of the type."""
+    default, general = _default_config(sizes.model_type), PretrainedConfig()
+    for key in sizes.options:
+        if key != "tie_word_embeddings" and (not hasattr(default, key) or hasattr(general, key)):
+            raise InputError(
+                f"backbone option {key!r} is not a setting of the {sizes.model_type} architecture"
+                + did_you_mean(key, default.to_dict())
+            )
 
 
 def _mlp_width(sizes: BackboneConfig) -> int:
@@ -138,9 +202,17 @@ def match_parameters(sizes: BackboneConfig, target: int, size_of: Callable[[Back
         InputError: no width comes within `MATCH_TOLERANCE`.
     """
     step = 2 * sizes.num_attention_heads  # rotary positions need an even width per head
-    best = sizes
-    while size_of(wider := dataclasses.replace(best, hidden_size=best.hidden_size + step)) <= target:
-        best = wider
+
+    def widened(steps: int) -> BackboneConfig:
+        return dataclasses.replace(sizes, hidden_size=sizes.hidden_size + steps * step)
+
+    too_many = 1
+    while size_of(widened(too_many)) <= target:
+        too_many *= 2
+    first_too_wide = bisect.bisect_right(
+        range(too_many), target, lo=too_many // 2 + 1, key=lambda steps: size_of(widened(steps))
+    )
+    best = widened(first_too_wide - 1)
     key = "n_inner" if sizes.model_type == "gpt2" else "intermediate_size"
     width = 4 * best.hidden_size if key == "n_inner" else _mlp_width(best)
 

@@ -1,4 +1,4 @@
-"""Whether a backbone that nothing here knows by name can be split: tried out, not looked up."""
+"""Whether a backbone that nothing here knows by name can be trained and split: tried out, not looked up."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cocomix.errors import InputError
@@ -17,32 +18,41 @@ TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest, that rounding explains."""
 
 
-@torch.no_grad()
-def check_backbone(config: PretrainedConfig) -> None:
-    """Raise InputError unless decoders of this configuration can be split around a mixer.
+TRIAL_TOKENS = 8
+"""Context that a configuration must have to be checked."""
 
-    A decoder of two blocks is made, whole and split. It must be causal, predict the same split as whole, and the same
-    read in pieces with a cache as in one pass.
+
+@torch.no_grad()
+def check_backbone(config: PretrainedConfig, is_split: bool) -> None:
+    """Raise InputError unless decoders of this configuration can be trained, and, if asked, split around a mixer.
+
+    A decoder of two blocks is built. It must be causal and have finite logits and gradients. Split, it must predict
+    the same as whole, and the same read in pieces with a cache as in one pass.
     """
     problem = None
     with torch.random.fork_rng(devices=[]):
         try:
             small = copy.deepcopy(config)
-            keep_blocks(small, slice(2))
+            try:
+                keep_blocks(small, slice(2))
+            except Exception:  # of types that are no stack of blocks, which are not cheap to try
+                if is_split:
+                    raise
+                return
             plain = build_plain(small).float().eval()
-            ids = torch.arange(1, 9).unsqueeze(0) % config.vocab_size
-            problem = _not_causal(plain, ids)
-            if problem is None:
+            ids = torch.arange(1, TRIAL_TOKENS + 1).unsqueeze(0) % config.vocab_size
+            problem = _not_causal(plain, ids) or _not_trainable(plain, ids)
+            if problem is None and is_split:
                 split = CoCoMixForCausalLM.from_backbone(plain, 1, num_concepts=2, num_active_concepts=1, mixing="none")
                 problem = _not_cached(split, ids)
         except ValueError as error:
             problem = " ".join(str(error).split())[:300]
         except Exception as error:  # the ways in which an unknown decoder can be of another form are many
-            problem = f"taken apart it fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            problem = f"a trial fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     if problem is not None:
         named = f"the backbone {config.model_type!r} "
         reason = f"it {problem.removeprefix(named)}" if problem.startswith(named) else problem
-        raise InputError(f"{named}cannot be split around the mixer: {reason}")
+        raise InputError(f"{named}cannot be {'split around the mixer' if is_split else 'trained'}: {reason}")
 
 
 def _not_causal(plain: PreTrainedModel, ids: Tensor) -> str | None:
@@ -50,6 +60,20 @@ def _not_causal(plain: PreTrainedModel, ids: Tensor) -> str | None:
     changed[:, -1] = 0
     before, after = (plain(input_ids=x, use_cache=False).logits[:, :-1] for x in (ids, changed))
     return None if _alike(before, after) else "a later token changes its predictions at earlier ones"
+
+
+@torch.enable_grad()
+def _not_trainable(plain: PreTrainedModel, ids: Tensor) -> str | None:
+    logits = plain.train()(input_ids=ids, use_cache=False).logits
+    cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    gradients = [weight.grad for weight in plain.parameters() if weight.grad is not None]
+    plain.zero_grad()
+    plain.eval()
+    return (
+        None
+        if all(each.isfinite().all() for each in (logits, *gradients))
+        else "its logits or gradients are not finite"
+    )
 
 
 def _not_cached(split: PreTrainedModel, ids: Tensor) -> str | None:

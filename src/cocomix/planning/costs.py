@@ -40,10 +40,6 @@ def machines(name: str, count: int, utilisation: float) -> Machines:
     known = {key.lower().replace(" ", "-"): gpu for key, gpu in GPUS.items()}
     if name.lower() not in known:
         raise InputError(f"--gpu is {name!r}; expected one of {', '.join(known)}{did_you_mean(name.lower(), known)}")
-    if count < 1:
-        raise InputError(f"--gpus is {count}; expected 1 or more")
-    if not 0 < utilisation <= 1:
-        raise InputError(f"--utilisation is {utilisation}; it is a share of the GPU's peak, above 0 and at most 1")
     return Machines(name.lower(), known[name.lower()], count, utilisation)
 
 

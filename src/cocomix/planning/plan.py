@@ -243,8 +243,6 @@ class _Planner:
     def _corpus_tokens(self, given: int | None) -> int:
         """Training tokens of the corpus: as packed, else as given, else as published, else a guess that is said."""
         recipe, pipeline = self.recipe, self.pipeline
-        if given is not None and given < 1:
-            raise InputError(f"--corpus-tokens is {given}; expected 1 or more")
         if pipeline.corpus_stage.is_done():
             if given is not None:
                 pipeline.remarks.append("the corpus is packed, so its tokens are known: --corpus-tokens has no effect")

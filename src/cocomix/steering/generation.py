@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from transformers import set_seed
 
 from cocomix.errors import InputError
 from cocomix.models.steering import Steering
+from cocomix.settings import Batch, Count, Range, Seed, require
 from cocomix.steering.runs import OpenRun
 from cocomix.steering.sampling import continuation
 from cocomix.steering.tracing import text_ids
@@ -36,23 +36,17 @@ class GenerationSettings:
         InputError: a value out of its range, or one that has no effect.
     """
 
-    max_new_tokens: int = 40
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    num_beams: int = 1
-    num_samples: int = 1
+    max_new_tokens: Count = 40
+    temperature: Annotated[float, Range(0, 10**6)] = 0.0
+    top_p: Annotated[float, Range(0, 1, open_low=True)] = 1.0
+    seed: Seed = 0
+    num_beams: Batch = 1
+    num_samples: Batch = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "num_beams", "num_samples"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < math.inf:
+        require(self)
+        if 0 < self.temperature < LEAST_TEMPERATURE:
             raise InputError(f"temperature is {self.temperature}; expected 0 (greedy), or {LEAST_TEMPERATURE} or more")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}; expected more than 0, and at most 1")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed}; expected 0 to {2**32 - 1}")
         if self.temperature == 0 and self.top_p < 1:
             raise InputError(f"top_p is {self.top_p} without sampling, where it has no effect; set a temperature")
         if self.temperature == 0 and self.num_samples > self.num_beams:

@@ -10,6 +10,8 @@ from cocomix.errors import InputError
 from cocomix.models.steering import ALL, FOREVER, GENERATED, Operation, Positions, Steering
 
 NAME = "name:"
+DIGITS = 30
+"""Of a concept or position; Python refuses to read thousands of them."""
 FORMS = "CONCEPT=+4 or =-4 (add), =x5 (scale), ==4 (set), =off (suppress)"
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf"
 # A number without a sign could be meant to add or to set; so it has to say which.
@@ -52,7 +54,7 @@ def parse_steering(
 
 
 def _concept(written: str, wish: str, catalog: Catalog | None) -> int:
-    if written.isdecimal() and written.isascii():
+    if written.isdecimal() and written.isascii() and len(written) <= DIGITS:
         return int(written)
     if not written.startswith(NAME):
         raise InputError(f"--steer {wish}: {written!r} is no number of a concept; for a name write {NAME}{written}")
@@ -74,7 +76,7 @@ def parse_positions(written: str) -> list[Positions]:
         return [written]
     spans: list[tuple[int, int]] = []
     for part in written.split(","):
-        if (read := re.fullmatch(r"\s*(\d+)\s*(?:(-)\s*(\d*))?\s*", part, re.ASCII)) is None:
+        if (read := re.fullmatch(rf"\s*(\d{{1,{DIGITS}}})\s*(?:(-)\s*(\d{{0,{DIGITS}}}))?\s*", part, re.ASCII)) is None:
             raise InputError(f"cannot read positions {written!r}; expected all, generated, or such as 0,3,5-9,12-")
         first, dash, last = read.groups()
         end = int(last) + 1 if last else FOREVER if dash else int(first) + 1

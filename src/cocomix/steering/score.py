@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import islice, zip_longest
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cocomix.concepts.teacher import residual_stream
 from cocomix.errors import InputError
 from cocomix.evaluation.concepts import band_of
+from cocomix.settings import Batch, Count, Range, Seed, require
 from cocomix.steering.arms import Arm, Request
 from cocomix.steering.curve import Point, outcome, point
 from cocomix.steering.judge import Judge, Readings
@@ -27,7 +28,8 @@ from cocomix.steering.sampling import in_tokens
 
 CONTROLS = 10
 """Concepts nearest in frequency of which one is the control."""
-STRONGEST = 100.0
+STRONGEST = 100
+Strength = Annotated[float, Range(0, STRONGEST, open_low=True)]
 OPERATIONS = ("add", "scale")
 
 
@@ -51,35 +53,25 @@ class ScoreSettings:
         InputError: a value out of its range.
     """
 
-    concepts: int = 32
-    prompts: int = 4
-    strengths: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    concepts: Annotated[int, Range(2, 2**24)] = 32
+    prompts: Count = 4
+    strengths: tuple[Strength, ...] = (1.0, 2.0, 4.0, 8.0)
     operation: str = "add"
-    teacher_strengths: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
-    named_tokens: tuple[int, ...] = (1, 2, 4, 8)
-    prompt_tokens: int = 16
-    new_tokens: int = 32
-    seed: int = 0
-    batch_size: int = 64
+    teacher_strengths: tuple[Strength, ...] = (0.125, 0.25, 0.5, 1.0)
+    named_tokens: tuple[Annotated[int, Range(1, STRONGEST)], ...] = (1, 2, 4, 8)
+    prompt_tokens: Count = 16
+    new_tokens: Count = 32
+    seed: Seed = 0
+    batch_size: Batch = 64
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "prompt_tokens", "new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        if self.concepts < 2:
-            raise InputError(f"concepts is {self.concepts}; expected 2 or more, for an interval over concepts")
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; expected 0 or more")
-        neutral = {name: 0.0 for name in ("strengths", "teacher_strengths", "named_tokens")}
-        if self.operation == "scale":
-            neutral["strengths"] = 1.0
-        for name, none in neutral.items():
+        require(self)
+        for name in ("strengths", "teacher_strengths", "named_tokens"):
             given = getattr(self, name)
-            if not given or len(set(given)) < len(given) or not all(none < each <= STRONGEST for each in given):
-                numbers = ", ".join(map(str, given))
-                raise InputError(
-                    f"{name} is {numbers}; expected numbers above {none:g}, at most {STRONGEST:g}, each once"
-                )
+            if not given or len(set(given)) < len(given):
+                raise InputError(f"{name} is {', '.join(map(str, given))}; expected one number or more, each once")
+        if self.operation == "scale" and min(self.strengths) <= 1:
+            raise InputError(f"strengths has {min(self.strengths)}; a factor that raises a concept is above 1")
 
     def to_dict(self) -> dict[str, Any]:
         """All that decides the figures."""

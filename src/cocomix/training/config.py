@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from transformers import TrainingArguments
 
 from cocomix import processes
+from cocomix.settings import Batch, Count, LearningRate, Range, Share
 from cocomix.suggest import did_you_mean
 
 PRECISIONS = ("fp32", "bf16")
@@ -20,6 +21,7 @@ PARALLEL = ("ddp", "fsdp", "fsdp+cpu-offload")
 """How several processes train one model: each keeps all of it, or a share, or a share in the memory of the CPU."""
 COMPILE_BACKEND = "inductor"
 LOGS_PER_EVALUATION = 10
+MomentDecay = Annotated[float, Range(0, 1, open_high=True)]
 
 
 @dataclass
@@ -38,7 +40,7 @@ class TrainingConfig:
         weight_decay: AdamW's, on matrices; biases and norms are left out.
         adam_beta1: AdamW's first moment.
         adam_beta2: AdamW's second moment.
-        max_grad_norm: gradients are clipped to this norm.
+        max_grad_norm: gradients are clipped to this norm; 0 leaves them as they are.
         precision: fp32, or matrix products in bf16 or (on a GPU) fp16, by autocast.
         gradient_checkpointing: keep only each block's input for the backward pass and compute the rest again.
         compile: compile the model with torch.compile.
@@ -49,32 +51,29 @@ class TrainingConfig:
             Transformers.
     """
 
-    max_tokens: int = 2_000_000
-    tokens_per_step: int = 4_096
-    blocks_per_batch: int = 16
-    learning_rate: float = 1e-3
+    max_tokens: Count = 2_000_000
+    tokens_per_step: Count = 4_096
+    blocks_per_batch: Batch = 16
+    learning_rate: LearningRate = 1e-3
     schedule: str = "cosine"
-    min_learning_rate_ratio: float = 0.1
-    warmup_ratio: float = 0.05
-    decay_ratio: float = 0.2
-    weight_decay: float = 0.1
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    max_grad_norm: float = 1.0
+    min_learning_rate_ratio: Share = 0.1
+    warmup_ratio: Share = 0.05
+    decay_ratio: Share = 0.2
+    weight_decay: Annotated[float, Range(0, 100)] = 0.1
+    adam_beta1: MomentDecay = 0.9
+    adam_beta2: MomentDecay = 0.95
+    max_grad_norm: Annotated[float, Range(0, 10**9)] = 1.0
     precision: str = "fp32"
     gradient_checkpointing: bool = False
     compile: bool = False
-    tokens_per_evaluation: int = 200_000
-    keep_checkpoints: int = 1
+    tokens_per_evaluation: Count = 200_000
+    keep_checkpoints: Count = 1
     keep_best: bool = False
     report_to: list[str] = field(default_factory=list)
 
     def problems(self, block_size: int) -> list[str]:
         """What cannot work about these settings for blocks of `block_size` tokens, a line each."""
-        counts = ("max_tokens", "tokens_per_step", "blocks_per_batch", "tokens_per_evaluation", "keep_checkpoints")
-        found = [f"{name} is {getattr(self, name)}; expected 1 or more" for name in counts if getattr(self, name) < 1]
-        if found:
-            return found
+        found = []
         batch = self.blocks_per_batch * block_size
         if self.tokens_per_step % batch:
             found.append(
@@ -92,15 +91,9 @@ class TrainingConfig:
                 f"schedule is {self.schedule!r}; expected one of {', '.join(SCHEDULES)}"
                 + did_you_mean(self.schedule, SCHEDULES)
             )
-        for name in ("min_learning_rate_ratio", "warmup_ratio", "decay_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                found.append(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
         if self.schedule == "wsd" and self.warmup_ratio + self.decay_ratio > 1:
             found.append(f"warmup_ratio {self.warmup_ratio} and decay_ratio {self.decay_ratio} exceed 1 together")
-        found += self._report_problems()
-        if not self.learning_rate > 0:
-            found.append(f"learning_rate is {self.learning_rate}; it must be above 0")
-        return found
+        return found + self._report_problems()
 
     def launch_problems(self, block_size: int) -> list[str]:
         """Why a training cannot start here and now, a line each: what depends on the processes and on logins."""

@@ -258,12 +258,6 @@ def test_only_the_blocks_asked_for_are_read(built, reader):
     assert {context.block for i in range(NUM_CONCEPTS) for context in catalog.concept(i).contexts} == {0, 1}
 
 
-def test_bad_settings_are_named():
-    problems = CatalogConfig(contexts=0, max_blocks=0).problems()
-    assert problems == ["catalog.contexts is 0; expected 1 or more", "catalog.max_blocks is 0; expected 1 or more"]
-    assert CatalogConfig().problems() == []
-
-
 # Characters of several tokens
 
 

@@ -276,7 +276,6 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     [
         ({"selection": "atribution"}, "labels.selection is 'atribution'; .* did you mean 'attribution'"),
         ({"alignment": "bytes"}, "labels.alignment is 'bytes'; expected one of tokens, characters"),
-        ({"blocks_per_shard": 0}, "labels.blocks_per_shard is 0; expected 1 or more"),
         ({"online": True, "source": "x"}, "labels.source has no effect with labels.online"),
         ({"online": True, "alignment": "characters"}, "labels.online needs a teacher that reads the students' tokens"),
     ],

@@ -154,7 +154,7 @@ def test_the_command_prints_tables_or_json(capsys) -> None:
         (["--corpus-tokens", "0"], "--corpus-tokens is 0"),
         (["--utilisation", "40"], "--utilisation is 40"),
         (["--only", "ntp"], "--only is 'ntp'"),
-        (["--training.blocks_per_bach", "4"], "unknown recipe key"),
+        (["--training.blocks_per_bach", "4"], "unknown key training.blocks_per_bach"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

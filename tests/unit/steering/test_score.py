@@ -163,14 +163,14 @@ def test_an_interval_narrows_with_the_number_of_concepts_and_repeats() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"concepts": 1}, "concepts is 1; expected 2 or more"),
-        ({"prompts": 0}, "prompts is 0; expected 1 or more"),
-        ({"strengths": (0.0,)}, "strengths is 0.0; expected numbers above 0"),
-        ({"strengths": (float("nan"),)}, "strengths is nan"),
+        ({"concepts": 1}, "concepts is 1; expected a whole number from 2"),
+        ({"prompts": 0}, "prompts is 0; expected a whole number from 1"),
+        ({"strengths": (0.0,)}, "strengths\\[0\\] is 0.0; expected a number above 0"),
+        ({"strengths": (float("nan"),)}, "strengths\\[0\\] is nan"),
         ({"strengths": (2.0, 2.0)}, "each once"),
-        ({"operation": "scale", "strengths": (1.0,)}, "numbers above 1"),
+        ({"operation": "scale", "strengths": (1.0,)}, "strengths has 1.0; a factor"),
         ({"teacher_strengths": ()}, "teacher_strengths is "),
-        ({"named_tokens": (0,)}, "named_tokens is 0"),
+        ({"named_tokens": (0,)}, "named_tokens\\[0\\] is 0"),
         ({"seed": -1}, "seed is -1"),
     ],
 )

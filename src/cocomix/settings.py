@@ -1,0 +1,234 @@
+"""Typed settings: read plain values into dataclasses, with a range for every number.
+
+A dataclass declares the range where it declares the field: `heads: Annotated[int, Range(1, 64)] = 4`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import reprlib
+import types
+import typing
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from yaml.constructor import SafeConstructor
+
+from cocomix.errors import InputError
+from cocomix.suggest import did_you_mean
+
+BOOLEANS = SafeConstructor.bool_values
+"""YAML's spellings of true and false."""
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 2, 80, 40, 80
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may have.
+
+    Attributes:
+        low: the smallest.
+        high: the largest.
+        open_low: `low` itself is excluded.
+        open_high: `high` itself is excluded.
+    """
+
+    low: float
+    high: float
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        above = self.low < number if self.open_low else self.low <= number
+        return above and (number < self.high if self.open_high else number <= self.high)
+
+    def __str__(self) -> str:
+        low = f"above {self.low:,}" if self.open_low else f"from {self.low:,}"
+        return f"{low} to {'below ' if self.open_high else ''}{self.high:,}"
+
+
+SEED = Range(0, 2**32 - 1)
+"""NumPy's seeds."""
+Seed = Annotated[int, SEED]
+Count = Annotated[int, Range(1, 10**15)]
+"""Tokens, documents, blocks: as many as anybody has."""
+Batch = Annotated[int, Range(1, 2**20)]
+"""What is processed at once."""
+Blocks = Annotated[int, Range(1, 1024)]
+"""Blocks of a decoder."""
+BlockIndex = Annotated[int, Range(0, 1023)]
+Vocabulary = Annotated[int, Range(1, 2**22)]
+Concepts = Annotated[int, Range(1, 2**24)]
+ConceptId = Annotated[int, Range(0, 2**24 - 1)]
+LearningRate = Annotated[float, Range(0, 100, open_low=True)]
+LossWeight = Annotated[float, Range(0, 10**6)]
+LabelsPerToken = Annotated[int, Range(1, 4096)]
+Share = Annotated[float, Range(0, 1)]
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it, shortened."""
+    return _SHORT.repr(value)
+
+
+def read(kind: Any, value: Any, key: str = "") -> tuple[Any, list[str]]:
+    """Read a plain value, as YAML and JSON have them, as the annotated type `kind`.
+
+    Args:
+        kind: a dataclass, a list or dict of a type, an optional type, int, float, str, bool or Any.
+        value: what was given.
+        key: its name in error messages.
+
+    Returns:
+        The value, and what is wrong with it, a line each; with problems the value has no meaning.
+    """
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        if value is None:
+            return None, []
+        kind = without_none(kind)
+    if _is_section(kind):
+        return _read_section(kind, value, key)
+    if typing.get_origin(kind) in (dict, list, tuple) or kind is Any:
+        return _read_collection(kind, value, key)
+    limits = next((each for each in getattr(kind, "__metadata__", ()) if isinstance(each, Range)), None)
+    return _read_scalar(getattr(kind, "__origin__", kind), limits, value, key)
+
+
+def problems(settings: Any) -> list[str]:
+    """What is out of its type or range in a dataclass of settings, a line each."""
+    return _read_fields(type(settings), dataclasses.asdict(settings), "")[1]
+
+
+def require(settings: Any) -> None:
+    """Raise InputError unless all of a dataclass of settings is of its type and in its range."""
+    if found := problems(settings):
+        raise InputError("\n".join(found))
+
+
+def kind_of(section: Any, key: str) -> Any:
+    """The annotated type of the dotted `key` of a dataclass; None for an unknown one."""
+    kind = section
+    for part in key.split("."):
+        kind = without_none(kind)
+        if _is_section(kind):
+            kind = _hints(kind).get(part)
+        else:
+            kind = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
+    return kind
+
+
+def accepts_text(kind: Any) -> bool:
+    """Whether a type takes text as it stands."""
+    return without_none(kind) is str
+
+
+@functools.cache
+def _hints(section: Any) -> dict[str, Any]:
+    return typing.get_type_hints(section, include_extras=True)
+
+
+def _is_section(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind)
+
+
+def without_none(kind: Any) -> Any:
+    """The type of a value that is given, of an optional type."""
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return kind
+    return next(each for each in typing.get_args(kind) if each is not types.NoneType)
+
+
+def _read_section(section: Any, value: Any, key: str) -> tuple[Any, list[str]]:
+    found, lines = _read_fields(section, value, key)
+    return (None if lines else section(**found)), lines
+
+
+def _read_fields(section: Any, value: Any, key: str) -> tuple[dict[str, Any], list[str]]:
+    """Read the fields of a dataclass that are given, and name those that are missing or unknown."""
+    if not isinstance(value, Mapping):
+        return {}, [f"{key} is {shown(value)}; expected keys such as {', '.join(list(_hints(section))[:3])}"]
+    found: dict[str, Any] = {}
+    lines: list[str] = []
+    for name, item in value.items():
+        full = f"{key}.{name}" if key else str(name)
+        if name not in _hints(section):
+            lines.append(f"unknown key {full}{did_you_mean(str(name), _hints(section))}")
+            continue
+        found[name], wrong = read(_hints(section)[name], item, full)
+        lines += wrong
+    for each in dataclasses.fields(section):
+        required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+        if required and each.name not in value:
+            lines.append(f"{key}.{each.name} is missing".removeprefix("."))
+    return found, lines
+
+
+def _read_collection(kind: Any, value: Any, key: str) -> tuple[Any, list[str]]:
+    """Read a list, a dictionary whose keys are text, or, as Any, whatever is made of such and of scalars."""
+    accepted, inside = typing.get_origin(kind), (typing.get_args(kind) or (Any,))
+    if isinstance(value, dict) and accepted in (dict, None):
+        lines = [f"{key} has the key {shown(name)}; expected text" for name in value if not isinstance(name, str)]
+        read_items = {name: read(inside[-1], item, f"{key}.{name}") for name, item in value.items()}
+        lines += [line for _, wrong in read_items.values() for line in wrong]
+        return {name: item for name, (item, _) in read_items.items()}, lines
+    if isinstance(value, (list, tuple)) and accepted in (list, tuple, None):
+        items = [read(inside[0], item, f"{key}[{index}]") for index, item in enumerate(value)]
+        return (accepted or list)(item for item, _ in items), [line for _, wrong in items for line in wrong]
+    if accepted is not None:
+        expected = "names with their settings" if accepted is dict else "a list"
+        return None, [f"{key} is {shown(value)}; expected {expected}"]
+    if type(value) in (str, float):
+        return _read_scalar(type(value), None, value, key)
+    return (
+        (value, [])
+        if value is None or isinstance(value, (bool, int))
+        else (None, [f"{key} is {shown(value)}; expected a number, text, true or false"])
+    )
+
+
+def _read_scalar(kind: Any, limits: Range | None, value: Any, key: str) -> tuple[Any, list[str]]:
+    expected, convert = _SCALARS[kind]
+    try:
+        if limits is not None and (isinstance(value, bool) or value not in limits):
+            raise ValueError
+        return convert(value), []
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return None, [f"{key} is {shown(value)}; expected {expected}{'' if limits is None else f' {limits}'}"]
+
+
+def _whole(value: Any) -> int:
+    """A whole number, also where it is written as 1e6."""
+    if isinstance(value, (str, bool)) or int(value) != value:
+        raise ValueError
+    return int(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or any(unicodedata.category(each) in ("Cc", "Cs") for each in value):
+        raise ValueError
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError
+    return float(value)
+
+
+def _boolean(value: Any) -> bool:
+    return value if isinstance(value, bool) else BOOLEANS[value.lower()]
+
+
+_SCALARS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
+    int: ("a whole number", _whole),
+    float: ("a number", _number),
+    str: ("text of one line (in quotes where YAML would read something else)", _text),
+    bool: ("true or false", _boolean),
+    Path: ("a path", Path),
+}
