@@ -1,5 +1,10 @@
 """CoCoMix: pretrain language models that think in continuous concepts."""
 
+# ruff: noqa: E402
+from cocomix import starting
+
+starting.end_quietly_while_loading()
+
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels

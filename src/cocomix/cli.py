@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 import warnings
@@ -11,13 +12,34 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cocomix import __version__, cli_app, cli_concepts, cli_evaluate, cli_inspect, cli_plan, cli_report, processes
+from cocomix import (
+    __version__,
+    cli_app,
+    cli_concepts,
+    cli_evaluate,
+    cli_inspect,
+    cli_plan,
+    cli_report,
+    files,
+    processes,
+    starting,
+)
 from cocomix.cli_options import OptionParser, require_once
-from cocomix.console import say, show
+from cocomix.console import end_progress_bars, prepare_streams, say, show
 from cocomix.errors import InputError
 
 USER_ERROR = 2
-INTERRUPTED = 130
+PIPE_CLOSED = 141
+LONGEST_LINE = 300
+_RESUME = "; what is finished is kept, and the same command continues from there"
+REMEDIES = {
+    errno.ENOSPC: f": free some space{_RESUME}",
+    errno.EDQUOT: f": free some space{_RESUME}",
+    errno.EFBIG: f": raise the limit on the size of a file (ulimit -f){_RESUME}",
+    errno.EACCES: ": give the right to read or write it, or choose another folder",
+    errno.EROFS: ": choose an output folder that can be written to",
+}
+"""What to do about a failure of the system, by its number."""
 
 
 class RecipeCommand(NamedTuple):
@@ -59,18 +81,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0; 2 for a mistake in the input, one line each on stderr; 130 when interrupted.
+        The exit code: 0; 2 for a mistake in the input or a failure of the system, one line each on stderr; 130 when
+        interrupted; 141 when nobody reads the results any more.
     """
-    _quiet_libraries()
+    starting.interruption_is_an_exception()
+    prepare_streams()
     try:
+        _quiet_libraries()
         return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
-    except InputError as error:
-        for line in str(error).splitlines():
+    except BrokenPipeError:
+        return PIPE_CLOSED
+    except (InputError, OSError) as error:
+        end_progress_bars()
+        for line in in_lines(error):
             sys.stderr.write(f"cocomix: {line}\n")
         return USER_ERROR
     except KeyboardInterrupt:
         sys.stderr.write("\ncocomix: interrupted; the same command goes on from here\n")
-        return INTERRUPTED
+        return starting.INTERRUPTED
+
+
+def in_lines(error: InputError | OSError) -> list[str]:
+    """Return what to tell the user: the lines of an InputError, or one line that names what the system refused."""
+    if isinstance(error, InputError):
+        return str(error).splitlines()
+    if error.errno is None or error.strerror is None:  # raised by a library
+        return [" ".join(str(error).split())[:LONGEST_LINE]]
+    where = "" if error.filename is None else f"{error.filename}: "
+    return [f"{where}{error.strerror}{REMEDIES.get(error.errno, '')}"]
 
 
 def _quiet_libraries() -> None:
@@ -159,7 +197,7 @@ def _dispatch(arguments: list[str]) -> int:
     if until == "report":
         results = workflow.run_recipe(recipe)
         if results is not None:
-            _show_results(results, Path(recipe.output), str(path), options.json)
+            _show_results(results, files.located(recipe.output), str(path), options.json)
         return 0
     pipeline = workflow.run_until(recipe, until, getattr(options, "only", None))
     if not processes.is_first():
@@ -235,7 +273,7 @@ def _compare(options: argparse.Namespace, unknown: list[str]) -> int:
     else:
         _show_tables(results)
         if options.output:
-            show(f"\nReport: {options.output / 'report.html'}")
+            show(f"\nReport: {files.located(options.output) / 'report.html'}")
     return 0
 
 

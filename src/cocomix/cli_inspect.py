@@ -131,8 +131,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
     if options.positions == "generated":
         raise InputError("--positions is generated, but a text that is only read has none; give all, or numbers")
-    if options.html is not None and not options.html.parent.is_dir():
-        raise InputError(f"--html {options.html}: there is no folder {options.html.parent}")
+    if options.html is not None:
+        _check_page(options.html)
     opened = open_run(options.run, options.catalog)
     mixed = opened.model.config.num_active_concepts
     concepts = mixed if options.concepts is None else min(options.concepts, mixed)
@@ -148,7 +148,7 @@ def _inspect(options: argparse.Namespace) -> int:
     )
     if options.html is not None:
         try:
-            files.write_text(options.html, trace_page(found, f"What {opened.folder.name} thinks", concepts))
+            files.write_output(options.html, trace_page(found, f"What {opened.folder.name} thinks", concepts))
         except OSError as error:
             raise InputError(f"--html {options.html} cannot be written: {error.strerror}") from None
         say(f"Page: {options.html}")
@@ -157,6 +157,14 @@ def _inspect(options: argparse.Namespace) -> int:
     elif options.html is None:
         show(trace_text(found, concepts))
     return 0
+
+
+def _check_page(page: Path) -> None:
+    """Raise InputError if a page cannot be written there."""
+    if page.is_dir():
+        raise InputError(f"--html {page} is a folder; give a file")
+    if not page.parent.is_dir():
+        raise InputError(f"--html {page}: there is no folder {page.parent}")
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -22,9 +22,10 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
 
     from cocomix.evaluation.study import add_results, load_study
-    from cocomix.evaluation.study_page import write_page
+    from cocomix.evaluation.study_page import check_page, write_page
 
     study = load_study(options.folder)
+    check_page(options.folder)
     add_results(study, options.folder, options.outputs)
     say(f"Written: {write_page(study, options.folder)}")
     return 0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from pathlib import Path
 
 from tqdm.auto import tqdm
+
+from cocomix.errors import InputError
 
 
 def say(text: str) -> None:
@@ -14,9 +18,42 @@ def say(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """A result."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """Write a result to standard output.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more, as with `| head`.
+        InputError: it cannot be written.
+    """
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        _discard_output()
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(f"the results cannot be written to standard output: {error.strerror}") from None
+
+
+def end_progress_bars() -> None:
+    """Leave the progress bars as they are, so that what follows begins on a line of its own."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
+def prepare_streams() -> None:
+    """Make both streams usable: signs that they cannot encode are escaped, and a closed one is discarded."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Let what is still buffered go nowhere, or Python would fail to write it once more when it exits."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 BOLD, DIM, RED, GREEN = 1, 2, 31, 32

@@ -1,70 +1,263 @@
-"""Files and folders that are whole or absent, whenever the process is killed."""
+"""Files and folders that are whole or absent, whenever the process is killed, and never in place of the user's.
+
+Three rules keep the user's files safe:
+
+- A finished folder gets its name by a rename, which the system refuses where something else has that name.
+- A folder is deleted only if it holds a marker file of ours (`Folder.delete`). The folder is held open from the
+  check to the deletion, so that whatever takes its name meanwhile is not touched.
+- A file that the user names (`write_output`) replaces a regular file only. A link is followed; a device or pipe is
+  written to.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import re
+import secrets
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cocomix.errors import InputError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def located(given: str | Path) -> Path:
+    """Resolve `~`, `..` and links in a path that the user gave; the result is relative below the working directory.
+
+    Raises:
+        InputError: there is no such user, or the links form a loop.
+    """
+    try:
+        path, here = Path(given).expanduser().resolve(), Path.cwd()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{str(given)!r} is not a path: {error}; give an existing or a new folder") from None
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
 
 def partial(path: Path) -> Path:
-    """Where the unfinished form of `path` lies, beside it so that a rename is atomic."""
+    """Return where the unfinished form of `path` lies: next to it, so that a rename is atomic."""
     return path.with_name(path.name + ".partial")
 
 
+# Files
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all."""
+    """Write `text` to a file of ours, whole or not at all."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write `content` to `path`, whole or not at all; nothing is left of an attempt that fails."""
-    temporary = partial(path)
+    """Write `content` to a file of ours, whole or not at all; nothing is left of an attempt that fails."""
+    _replace(path, partial(path), content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON to a file of ours, whole or not at all; NaN and infinity are refused."""
+    write_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """Return `value` as indented JSON; NaN and infinity are refused."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a file that the user named, whole or not at all. A link is followed; a device or pipe is written to."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")  # a folder raises IsADirectoryError
+    else:
+        _replace(path, path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial"), text.encode())
+
+
+def _replace(path: Path, temporary: Path, content: bytes | memoryview) -> None:
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def is_disk_full(error: OSError) -> bool:
-    """Whether an operation failed because no space, or no more of one's share of it, is left."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    _sync(path.parent)
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in the file at `path`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return the JSON value in the file at `path`.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return _parse_json(path.read_bytes(), path)
+
+
+def _parse_json(content: bytes, path: Path) -> Any:
+    try:
+        return json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether an operation failed because no space, or no more of the user's quota, is left.
+
+    Libraries that write by themselves raise errors of their own, with or without the system's words.
+    """
+    if error is None:
+        return False
+    told = (*map(os.strerror, DISK_FULL), "PytorchStreamWriter failed", "] . unexpected pos ")
+    full = isinstance(error, OSError) and error.errno in DISK_FULL
+    return full or any(words in str(error) for words in told) or is_disk_full(error.__cause__ or error.__context__)
+
+
+# Folders
+
+
+def check_creatable(folder: Path) -> None:
+    """Raise InputError if something else than a folder, or a folder that is read-only, is in the way of `folder`."""
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise InputError(f"{existing} is not a folder; choose another output folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{existing} cannot be written to; choose another output folder")
 
 
 def finish(folder: Path) -> None:
-    """Give the finished folder `partial(folder)` its final name, replacing an older one."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial(folder), folder)
+    """Rename `partial(folder)` to `folder`, once all of it is on the disk.
+
+    Raises:
+        InputError: something else has that name; it is left alone.
+    """
+    sync(partial(folder))
+    try:
+        os.rename(partial(folder), folder)
+    except OSError as error:
+        if not os.path.lexists(folder):
+            raise
+        raise InputError(
+            f"{folder} exists and was not made by cocomix ({error.strerror}); what belongs there is kept in "
+            f"{partial(folder)}: move the other one away and repeat the command"
+        ) from None
+    _sync(folder.parent)
+
+
+def sync(folder: Path) -> None:
+    """Flush all files and folders in `folder` to the disk, so that a power cut cannot leave them empty."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A fresh folder to write into, which becomes `folder` only if the block ends without an error.
+    """Yield a fresh folder to write into, which replaces `folder` if the block ends without an error.
 
-    What an earlier, interrupted attempt left is thrown away. Work that goes on from such
-    left-overs uses `partial` and `finish` itself.
+    Only for what lies inside a stage's unfinished folder: the stage's claim says that all of it is ours.
     """
     unfinished = partial(folder)
     if unfinished.exists():
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True)
     yield unfinished
+    if folder.exists():
+        shutil.rmtree(folder)
     finish(folder)
+
+
+def checkpoints(unfinished: Path) -> list[Path]:
+    """Return the checkpoints in a stage's unfinished folder, cut-off ones included."""
+    return [
+        path
+        for path in unfinished.glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d+(\.partial)?", path.name) and path.is_dir() and not path.is_symlink()
+    ]
+
+
+class Folder:
+    """A folder that is held open: all methods act on this very folder, whatever its name comes to stand for."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    def names(self) -> set[str]:
+        """Return the names of what it holds."""
+        return set(os.listdir(self._descriptor))
+
+    def read_json(self, name: str) -> Any:
+        """Return the JSON value in one of its files; InputError if the file is damaged."""
+        with open(name, "rb", opener=self._open) as file:
+            return _parse_json(file.read(), self.path / name)
+
+    def write(self, contents: dict[str, bytes]) -> None:
+        """Write files, replacing those of the same names, in this order; none is replaced before all are written."""
+        at = self._descriptor
+        temporary = {name: name + ".partial" for name in contents}
+        try:
+            for name, content in contents.items():
+                with open(temporary[name], "wb", opener=self._open) as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for name in contents:
+                os.replace(temporary[name], name, src_dir_fd=at, dst_dir_fd=at)
+        except BaseException:
+            for name in self.names() & {*temporary.values()}:
+                self.remove(name)
+            raise
+        os.fsync(at)
+
+    def remove(self, name: str) -> None:
+        """Remove one of its files, which is a link if it is a link."""
+        os.unlink(name, dir_fd=self._descriptor)
+
+    def delete(self, marker: str) -> None:
+        """Delete the folder and all that it holds, `marker` last.
+
+        Raises:
+            InputError: it does not hold the file `marker`, so it is not ours.
+        """
+        names = self.names()
+        if marker not in names:
+            raise InputError(f"{self.path} exists and was not made by cocomix; move it away and repeat the command")
+        self.write({marker: b"{}\n"})  # marks nothing but that the folder is ours, should the deletion be interrupted
+        for name in names - {marker}:
+            if stat.S_ISDIR(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode):
+                shutil.rmtree(name, dir_fd=self._descriptor)
+            else:
+                self.remove(name)
+        self.remove(marker)
+        self.path.rmdir()  # refused where another folder, which holds anything, has taken the name
+
+    def _open(self, name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666, dir_fd=self._descriptor)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[Folder]:
+    """Hold the folder at `path` open, one process at a time; a link in its place raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield Folder(path, descriptor)
+    finally:
+        os.close(descriptor)

@@ -57,22 +57,22 @@ if TYPE_CHECKING:
 def make_corpus(pipeline: Pipeline) -> Made:
     """Documents, tokenizer, blocks."""
     recipe = pipeline.recipe
-    with files.whole_folder(files.partial(pipeline.corpus_stage.folder)) as folder:
-        documents = None
-        if not is_token_folder(recipe.corpus.source):
-            documents = write_documents(recipe.corpus, folder / "documents")
-        if recipe.tokenizer.source is not None:
-            tokenizer = load_tokenizer(recipe.tokenizer.source)
-        else:
-            texts = load_from_disk(str(folder / "documents" / "train"))["text"]
-            tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size)
-        tokenizer.save_pretrained(str(folder / "tokenizer"))
-        if documents is None and recipe.corpus.streaming is not None:
-            info = pack_token_documents(recipe.corpus, tokenizer, recipe.block_size, folder)
-        elif documents is None:
-            info = pack_token_files(Path(recipe.corpus.source), tokenizer, recipe.block_size, folder)
-        else:
-            info = pack_documents(folder / "documents", tokenizer, recipe.block_size, folder)
+    folder = files.partial(pipeline.corpus_stage.folder)
+    documents = None
+    if not is_token_folder(recipe.corpus.source):
+        documents = write_documents(recipe.corpus, folder / "documents")
+    if recipe.tokenizer.source is not None:
+        tokenizer = load_tokenizer(recipe.tokenizer.source)
+    else:
+        texts = load_from_disk(str(folder / "documents" / "train"))["text"]
+        tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size)
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    if documents is None and recipe.corpus.streaming is not None:
+        info = pack_token_documents(recipe.corpus, tokenizer, recipe.block_size, folder)
+    elif documents is None:
+        info = pack_token_files(Path(recipe.corpus.source), tokenizer, recipe.block_size, folder)
+    else:
+        info = pack_documents(folder / "documents", tokenizer, recipe.block_size, folder)
     if recipe.corpus.streaming is None:
         _check_corpus_size(pipeline, info.train_blocks * info.block_size)
     streamed = "" if recipe.corpus.streaming is None else ", streamed; of it a sample"

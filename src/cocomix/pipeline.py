@@ -33,10 +33,12 @@ class Pipeline:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.folder = Path(recipe.output)
+        self.folder = files.located(recipe.output)
         self.device = torch.device(processes.device())
         self._teacher: PreTrainedModel | None = None
-        self.corpus_stage = self._stage("corpus", ("corpus", "tokenizer", "block_size"), (), making.make_corpus)
+        self.corpus_stage = self._stage(
+            "corpus", ("corpus", "tokenizer", "block_size"), (), making.make_corpus, resumes=False
+        )
         # A teacher with a tokenizer of its own reads the same documents in its own blocks.
         self.teacher_corpus_stage = self.corpus_stage
         if recipe.labels.alignment == "characters" and recipe.teacher.source is not None:
@@ -255,13 +257,14 @@ class Pipeline:
         keys: tuple[str, ...],
         needs: tuple[Stage, ...],
         make: Callable[[Pipeline], Made],
+        resumes: bool = True,
         together: bool = False,
     ) -> Stage:
         everything = self.recipe.to_dict()
         settings = {key: everything[key] for key in keys}
         if name == "teacher":
             settings |= self._stream_settings()
-        return Stage(name, self.folder / name, settings, needs, lambda: make(self), together)
+        return Stage(name, self.folder / name, settings, needs, lambda: make(self), resumes, together)
 
     def _stream_settings(self) -> dict[str, Any]:
         """What a training depends on, beside the stored sample, where it reads the corpus itself."""
@@ -291,5 +294,10 @@ class Pipeline:
         called = name if self.recipe.seeds is None else f"{name}-seed-{seed}"
         folder = self.folder / "students" / called
         return Stage(
-            f"student {called}", folder, settings, tuple(needs), lambda: making.make_student(self, name, seed), True
+            f"student {called}",
+            folder,
+            settings,
+            tuple(needs),
+            lambda: making.make_student(self, name, seed),
+            together=True,
         )

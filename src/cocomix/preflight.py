@@ -48,8 +48,6 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
         except InputError as error:
             problems.append(str(error))
 
-    if pipeline.folder.exists() and not pipeline.folder.is_dir():
-        problems.append(f"output is {recipe.output!r}, which is a file; give a folder")
     if not pipeline.corpus_stage.is_done():
         if is_token_folder(recipe.corpus.source) and recipe.tokenizer.source is None:
             problems.append(

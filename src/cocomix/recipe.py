@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -292,7 +293,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if lines:
         raise InputError("\n".join(lines))
     assert isinstance(recipe, Recipe)
+    _expand_home(recipe)
     return recipe
+
+
+def _expand_home(recipe: Recipe) -> None:
+    """Expand `~` in whatever the recipe reads, since no shell does; `Pipeline` does it for the output."""
+    parts: tuple[Any, ...] = (recipe.corpus, recipe.tokenizer, recipe.teacher, recipe.sae, recipe.labels)
+    for part, key in [*((part, "source") for part in parts), (recipe.corpus, "validation_source")]:
+        if (source := getattr(part, key)) is not None:
+            setattr(part, key, os.path.expanduser(source))
 
 
 def recipe_of_run(content: dict[str, Any], folder: Path) -> Recipe:

@@ -6,6 +6,7 @@ was made from, its own fingerprint, and figures for the report.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -53,6 +54,7 @@ class Stage:
         needs: stages whose contents it reads.
         make: writes everything into `files.partial(folder)`, where its folders `checkpoint-*` are deleted once the
             result is recorded.
+        resumes: whether `make` continues what an interrupted attempt left; otherwise it starts from an empty folder.
         together: whether all processes call `make`, each for its share or all as one; otherwise the first makes the
             stage while the others wait.
         repair: makes anew, in place, what is damaged of the finished folder; whether anything was.
@@ -63,6 +65,7 @@ class Stage:
     settings: dict[str, Any]
     needs: tuple[Stage, ...]
     make: Callable[[], Made]
+    resumes: bool = True
     together: bool = False
     repair: Callable[[], bool] | None = None
 
@@ -75,15 +78,21 @@ class Stage:
         return (self.folder / RECORD_FILE).is_file()
 
     def record(self) -> Record:
-        """The record of the finished folder."""
-        return Record(**files.read_json(self.folder / RECORD_FILE))
+        """Return the record of the finished folder; InputError if it is damaged."""
+        path = self.folder / RECORD_FILE
+        try:
+            return Record(**files.read_json(path))
+        except InputError as error:
+            raise InputError(f"{error}; delete {self.folder} to make {self.name} again") from None
+        except TypeError:
+            raise InputError(
+                f"{path} does not describe a stage; delete {self.folder} to make {self.name} again"
+            ) from None
 
     def problems(self) -> list[str]:
-        """Why a folder that is already there cannot be this stage's result, a line each."""
+        """Return why what is already there cannot be this stage's result, or become it; a line each."""
         if not self.is_done():
-            if self.folder.exists():
-                return [f"{self.folder} exists and was not made by cocomix; choose another output folder"]
-            return []
+            return self._unfinished_problems()
         record = self.record()
         changed = _changes(older_records.complete_settings(record.settings, self.settings), self.settings)
         if changed:
@@ -98,6 +107,42 @@ class Stage:
             if needed.name not in record.inputs
             or (needed.is_done() and needed.record().fingerprint != record.inputs[needed.name])
         ]
+
+    def _unfinished_problems(self) -> list[str]:
+        unfinished = files.partial(self.folder)
+        if os.path.lexists(self.folder):
+            return [f"{self.folder} exists and was not made by cocomix; choose another output folder"]
+        if os.path.lexists(unfinished):
+            if unfinished.is_symlink() or not unfinished.is_dir():
+                return [f"{unfinished} is not a folder; move it away, or choose another output folder"]
+            if not self._marker() and {path.name for path in unfinished.iterdir()} - {f"{CLAIM_FILE}.partial"}:
+                return [f"{unfinished} exists and was not made by cocomix; choose another output folder"]
+            self._claimed()
+        return []
+
+    def is_begun(self) -> bool:
+        """Return whether an earlier attempt to make the folder left something."""
+        return self._marker() is not None
+
+    def _marker(self) -> str | None:
+        """Return the name of the file that shows that the unfinished folder is ours; None if there is none."""
+        unfinished = files.partial(self.folder)
+        return next((name for name in (CLAIM_FILE, RECORD_FILE) if (unfinished / name).is_file()), None)
+
+    def _claimed(self) -> dict[str, Any] | None:
+        """Return the claim of an earlier attempt, with all settings that this version's claims hold, or None.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        path = files.partial(self.folder) / CLAIM_FILE
+        try:
+            claim = files.read_json(path) if path.is_file() else {}
+        except InputError as error:
+            raise InputError(f"{error}; delete {path.parent} to make {self.name} from the beginning") from None
+        if "settings" not in claim:
+            return None
+        return {**claim, "settings": older_records.complete_settings(claim["settings"], self.settings)}
 
     def run(self) -> None:
         """Make the folder, unless it is finished; every process leaves when it is."""
@@ -115,7 +160,15 @@ class Stage:
             if processes.is_first():
                 self._name()
             return
-        made = self.make()
+        try:
+            made = self.make()
+        except Exception as error:
+            if isinstance(error, InputError) or not files.is_disk_full(error):
+                raise
+            raise InputError(
+                f"no space left in {self.folder.parent} for {self.name}: free some; what is finished is kept, and the "
+                "same command continues from there"
+            ) from None
         self._meet()
         if processes.is_first():
             self._finish(inputs, made)
@@ -131,8 +184,8 @@ class Stage:
         self._name()
 
     def _name(self) -> None:
-        """Give what is recorded its final name. The claim goes last: without it, all would be thrown away."""
-        for checkpoint in files.partial(self.folder).glob("checkpoint-*"):
+        """Rename the recorded folder into place. Remove the claim last: without it, the folder is not ours."""
+        for checkpoint in files.checkpoints(files.partial(self.folder)):
             shutil.rmtree(checkpoint)
         files.finish(self.folder)
         (self.folder / CLAIM_FILE).unlink(missing_ok=True)
@@ -140,16 +193,13 @@ class Stage:
     def _claim(self, claim: dict[str, Any]) -> None:
         """Keep what an interrupted attempt left only if it was to make the same from the same."""
         unfinished = files.partial(self.folder)
-        if unfinished.exists():
-            path = unfinished / CLAIM_FILE
-            if not (path.is_file() and self._claimed(files.read_json(path)) == claim):
-                shutil.rmtree(unfinished)
+        marker = self._marker()
+        recorded = (unfinished / RECORD_FILE).is_file()
+        if marker and not (self._claimed() == claim and (self.resumes or recorded)):
+            with files.held(unfinished) as folder:
+                folder.delete(marker)
         unfinished.mkdir(parents=True, exist_ok=True)
         files.write_json(unfinished / CLAIM_FILE, claim)
-
-    def _claimed(self, claim: dict[str, Any]) -> dict[str, Any]:
-        """The claim of an earlier attempt, with all settings that this version's claims hold."""
-        return {**claim, "settings": older_records.complete_settings(claim["settings"], self.settings)}
 
 
 def _changes(made_with: Any, wanted: Any, key: str = "") -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from cocomix.concepts.label_store import load_labels, read_labels_info
 from cocomix.console import say
 from cocomix.evaluation.compare import compare_runs
 from cocomix.evaluation.record import load_evaluations
-from cocomix.evaluation.report import RESULTS, check_report_folder, write_report
+from cocomix.evaluation.report import check_report_folder, load_results, write_report
+from cocomix.locking import locked
+from cocomix.output_folder import check_output
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
 from cocomix.stages import Stage
@@ -48,10 +52,27 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
     Raises:
         InputError: with a line for each thing that cannot work; nothing was made then.
     """
+    with _prepared(recipe, until, only) as pipeline:
+        _make(pipeline, until, only)
+    return pipeline
+
+
+@contextmanager
+def _prepared(recipe: Recipe, until: str, only: str | None = None) -> Iterator[Pipeline]:
+    """Check a recipe, then yield its pipeline; if there is anything to make, its output folder is locked before."""
     pipeline = Pipeline(recipe)
-    if processes.is_first():
-        preflight.check(pipeline, _wanted(pipeline, until, only))
-    processes.call_others()
+    with ExitStack() as stack:
+        if processes.is_first():
+            wanted = _wanted(pipeline, until, only)
+            if until == "labels" or not all(stage.is_done() for stage in wanted):
+                check_output(pipeline, wanted)
+                stack.enter_context(locked(pipeline.folder))
+            preflight.check(pipeline, wanted)
+        processes.call_others()
+        yield pipeline
+
+
+def _make(pipeline: Pipeline, until: str, only: str | None = None) -> None:
     stages = _wanted(pipeline, until, only)
     complete = all(stage.is_done() for stage in stages)
     finished = [stage for stage in stages if stage.is_done()]
@@ -61,7 +82,6 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
     repaired = until == "labels" and any([stage.repair() for stage in finished if stage.repair is not None])
     if complete and not repaired and processes.is_first():
         say(f"Nothing to do: everything is in {pipeline.folder} already.")
-    return pipeline
 
 
 def _wanted(pipeline: Pipeline, until: str, only: str | None) -> list[Stage]:
@@ -110,12 +130,16 @@ def labelling_remarks(folder: Path) -> str:
 
 def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
     """Run a whole recipe and write its report, if it is not there; returns the results, in the first process."""
-    report = Path(recipe.output) / "report"
-    if processes.is_first():
+    report = files.located(recipe.output) / "report"
+    if processes.is_first() and load_results(report) is None:
         check_report_folder(report)
-    pipeline = run_until(recipe, "students")
-    if not processes.is_first():
-        return None
+    with _prepared(recipe, "students") as pipeline:
+        _make(pipeline, "students")
+        return _reported(pipeline, report) if processes.is_first() else None
+
+
+def _reported(pipeline: Pipeline, report: Path) -> dict[str, Any]:
+    """Return the results of the finished students; the report is written unless it is up to date."""
     folders = [stage.folder for stage in pipeline.student_stages.values()]
     inputs = {stage.name: stage.record().fingerprint for stage in pipeline.stages()}
     evaluations = [asdict(each) for folder in folders for each in load_evaluations(folder)]
@@ -123,17 +147,16 @@ def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
     catalog = _catalog(pipeline)
     if catalog is not None:
         inputs["catalog"] = fingerprint.of_json(catalog.names)
-    if (report / RESULTS).is_file():
-        results = files.read_json(report / RESULTS)
-        # The order counts too: it is that of the tables, and the first of several ntp students is the baseline.
-        if list(results.get("inputs", {}).items()) == list(inputs.items()):
-            return results
+    results = load_results(report)
+    # The order counts too: it is that of the tables, and the first of several ntp students is the baseline.
+    if results is not None and list(results.get("inputs", {}).items()) == list(inputs.items()):
+        return results
     results = {
-        "name": recipe.name,
+        "name": pipeline.recipe.name,
         **compare_runs(folders),
         **{stage.name: stage.record().summary for stage in _preparation(pipeline)},
         "showcase": _showcase(pipeline, catalog),
-        "recipe": recipe.to_dict(),
+        "recipe": pipeline.recipe.to_dict(),
         "inputs": inputs,
         "environment": {"command": command_line(), **environment.describe()},
     }
@@ -170,6 +193,7 @@ def compare(folders: list[Path], output: Path | None) -> dict[str, Any]:
         InputError: the runs cannot be compared, or `output` exists and is not a report.
     """
     if output is not None:
+        output = files.located(output)
         check_report_folder(output)
     results = {
         "name": " and ".join(folder.name for folder in folders),

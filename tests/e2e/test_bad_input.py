@@ -286,7 +286,7 @@ def test_token_files_without_their_tokenizer(
 def test_an_output_that_is_a_file(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     runner = recipe()
     (runner.folder / "out").write_text("a file")
-    refused(runner, capsys, "which is a file")
+    refused(runner, capsys, "is not a folder")
 
 
 def test_a_teacher_that_reads_less_than_a_block(

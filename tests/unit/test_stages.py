@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 
 from cocomix import files
+from cocomix.errors import InputError
 from cocomix.stages import CLAIM_FILE, RECORD_FILE, Made, Stage
 
 
@@ -95,3 +97,55 @@ def test_a_folder_made_with_other_settings_is_named_and_kept(stage):
         f"{stage.folder} was made by a different recipe: d_sae is 8 there, 16 here; choose another output folder, "
         "or delete this one to make it anew"
     ]
+
+
+def test_what_another_program_left_is_named_and_kept(stage, made):
+    unfinished = files.partial(stage.folder)
+    unfinished.mkdir()
+    (unfinished / "thesis.tex").touch()
+    assert stage.problems() == [f"{unfinished} exists and was not made by cocomix; choose another output folder"]
+    (unfinished / "thesis.tex").rename(stage.folder.parent / "thesis.tex")
+    assert stage.problems() == []  # nothing is in it
+    unfinished.rmdir()
+    unfinished.symlink_to(stage.folder.parent)
+    assert stage.problems() == [f"{unfinished} is not a folder; move it away, or choose another output folder"]
+    unfinished.unlink()
+    stage.folder.symlink_to("nowhere")
+    assert stage.problems() == [f"{stage.folder} exists and was not made by cocomix; choose another output folder"]
+
+
+def test_a_damaged_claim_is_named_and_its_folder_kept(stage, made):
+    unfinished = files.partial(stage.folder)
+    unfinished.mkdir()
+    (unfinished / CLAIM_FILE).write_text("{")
+    for refused in (stage.problems, stage.run):
+        with pytest.raises(InputError, match=rf"{CLAIM_FILE} is damaged: .*; delete .*sae\.partial to make sae"):
+            refused()
+    assert not made and (unfinished / CLAIM_FILE).read_text() == "{"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"settings": {}}'])
+def test_a_damaged_record_is_named(stage, content):
+    stage.folder.mkdir()
+    (stage.folder / RECORD_FILE).write_text(content)
+    with pytest.raises(InputError, match=rf"sae/{RECORD_FILE} .*; delete .*sae to make sae again"):
+        stage.problems()
+
+
+def test_what_cannot_be_continued_begins_from_an_empty_folder(stage, made):
+    again = dataclasses.replace(stage, resumes=False)
+    files.partial(stage.folder).mkdir()
+    files.write_json(files.partial(stage.folder) / CLAIM_FILE, {"settings": {"d_sae": 8}, "inputs": {}})
+    (files.partial(stage.folder) / "left-over").touch()
+    again.run()
+    assert_finished(stage)
+
+
+def test_a_full_disk_is_said_in_a_line_and_the_next_run_continues(stage, made):
+    def full() -> Made:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    with pytest.raises(InputError, match=r"no space left in .* for sae: free some; .* the same command continues"):
+        dataclasses.replace(stage, make=full).run()
+    stage.run()
+    assert_finished(stage)

@@ -256,7 +256,7 @@ def _save_checkpoint(trainer: SAETrainer, stream: ActivationStream, folder: Path
         trainer.save_trainer_state(unfinished)
         state = {"stream": stream.state_dict(), "torch_rng": torch.get_rng_state()}
         torch.save(state, unfinished / STREAM_FILE)
-    for checkpoint in set(folder.glob("checkpoint-*")) - {newest}:
+    for checkpoint in set(files.checkpoints(folder)) - {newest}:
         _discard(checkpoint)
 
 
@@ -270,7 +270,7 @@ def _load_checkpoint(trainer: SAETrainer, stream: ActivationStream, checkpoint: 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """The whole ones; others are called `checkpoint-STEPS.partial`."""
-    return [found for found in folder.glob("checkpoint-*") if not found.suffix]
+    return [found for found in files.checkpoints(folder) if not found.suffix]
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -195,17 +196,17 @@ def make_shards(
 def describe(folder: Path, shards: Mapping[str, list[Shard]], columns: Features) -> None:
     """Describe the whole shards in `folder` for `datasets`: each side, and both as splits."""
     for side, of_side in shards.items():
-        empty, kept = folder / f"{side}.empty", folder / side
-        with quiet():
-            Dataset.from_dict({name: [] for name in columns}, features=columns).save_to_disk(str(empty))
-        state = files.read_json(empty / "state.json")
+        kept = folder / side
+        with tempfile.TemporaryDirectory() as empty:
+            with quiet():
+                Dataset.from_dict({name: [] for name in columns}, features=columns).save_to_disk(empty)
+            state, info = (files.read_json(Path(empty) / name) for name in ("state.json", "dataset_info.json"))
         state["_data_files"] = [{"filename": shard.file_name} for shard in of_side]
         state["_fingerprint"] = hashlib.sha256(
             "".join(shard.written().sha256 for shard in of_side).encode()
         ).hexdigest()[:16]  # else a random one, and no two makings would be alike
         files.write_json(kept / "state.json", state)
-        files.write_json(kept / "dataset_info.json", files.read_json(empty / "dataset_info.json"))
-        shutil.rmtree(empty)
+        files.write_json(kept / "dataset_info.json", info)
     files.write_json(folder / SPLITS_FILE, _splits(shards))
 
 

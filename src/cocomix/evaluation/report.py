@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -30,33 +31,73 @@ OF_EVALUATIONS = (
     "change. Tasks: lm-evaluation-harness, value ± standard error."
 )
 PUBLISHED = "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels by `attribution`."
-FILES = {CURVES, RESULTS, "report.md", "report.html"}
+CLAIM = "begun.json"
+"""File that a report folder holds until all files of the report are in it."""
+KEYS = {"name", "students", "groups", "comparisons", "equal_cost"}
+"""Of the `results.json` of every report; it shows that a folder is a report's."""
 
 
 def check_report_folder(folder: Path) -> None:
-    """Raise InputError if `folder` holds anything else than a report, which a new one would replace."""
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= FILES):
-        raise InputError(f"{folder} exists and is not a report; choose another output folder")
+    """Raise InputError unless a report can be written to `folder`: a new or empty folder, or an earlier report's."""
+    folder = folder.resolve()
+    files.check_creatable(folder)
+    if folder.exists():
+        with files.held(folder) as opened:
+            _require_report(opened)
+
+
+def load_results(folder: Path) -> dict[str, Any] | None:
+    """Return the results of the finished report in `folder`; None if there is none."""
+    if not (folder / RESULTS).is_file() or (folder / CLAIM).exists():
+        return None
+    with files.held(folder.resolve()) as opened:
+        _require_report(opened)
+        return opened.read_json(RESULTS)
 
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
-    """Write a comparison to `folder`, whole or not at all.
+    """Write the files of a report into `folder`, replacing those of an earlier one and nothing else.
 
     Args:
         results: as of `compare_runs`, with `name`, and with `corpus`, `teacher`, `sae`, `labels`, `showcase` and
             `environment` where there are such.
         folder: where to.
+
+    Raises:
+        InputError: the folder holds other things and no report.
     """
-    with files.whole_folder(folder) as unfinished:
-        plot_curves(results, unfinished / CURVES)
-        text = markdown(results)
-        (unfinished / "report.md").write_text(text, encoding="utf-8")
-        (unfinished / "report.html").write_text(to_html(text, results["name"], unfinished), encoding="utf-8")
-        files.write_json(unfinished / RESULTS, results)
+    text, curves = markdown(results), curves_picture(results)
+    contents = {
+        CURVES: curves,
+        "report.md": text.encode(),
+        "report.html": to_html(text, results["name"], {CURVES: curves}).encode(),
+        RESULTS: files.to_json(results).encode(),
+    }
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.held(folder) as opened:
+        _require_report(opened)
+        opened.write({CLAIM: files.to_json({"report": results["name"]}).encode()})
+        opened.write(contents)
+        opened.remove(CLAIM)
 
 
-def plot_curves(results: dict[str, Any], path: Path) -> None:
-    """Mean validation loss of each group by tokens and by FLOPs; a band from the lowest to the highest seed."""
+def _require_report(folder: files.Folder) -> None:
+    names = folder.names()
+    try:
+        ours = not names - {files.partial(Path(CLAIM)).name}
+        ours = ours or (CLAIM in names and "report" in folder.read_json(CLAIM))
+        ours = ours or (RESULTS in names and {*folder.read_json(RESULTS)} >= KEYS)
+    except InputError as error:
+        raise InputError(f"{error}; if {folder.path} is a report, delete it and repeat the command") from None
+    except (TypeError, OSError):  # no JSON object, or no file
+        ours = False
+    if not ours:
+        raise InputError(f"{folder.path} exists and is not a report; choose another output folder")
+
+
+def curves_picture(results: dict[str, Any]) -> bytes:
+    """Draw the mean validation loss of each group by tokens and by FLOPs, with a band over its seeds, as a PNG."""
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
@@ -82,7 +123,9 @@ def plot_curves(results: dict[str, Any], path: Path) -> None:
         figure.legend(loc="outside lower center", ncols=6)
     else:
         panels["tokens"].legend()
-    figure.savefig(path)
+    picture = BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
 
 
 def equal_cost_table(results: dict[str, Any]) -> str:

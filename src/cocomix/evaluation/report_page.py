@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-import re
-from pathlib import Path
+from collections.abc import Mapping
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -31,14 +30,11 @@ _PAGE = """<!doctype html>
 """
 
 
-def to_html(text: str, title: str, folder: Path) -> str:
-    """The Markdown report as one page, pictures inside it."""
+def to_html(text: str, title: str, pictures: Mapping[str, bytes]) -> str:
+    """Render the Markdown report as one page that contains its pictures."""
     from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark").enable("table").render(text)
-
-    def embed(match: re.Match[str]) -> str:
-        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'src="data:image/png;base64,{data}"'
-
-    return _PAGE.format(title=html.escape(title), body=re.sub(r'src="([^"]+\.png)"', embed, body))
+    for name, picture in pictures.items():
+        body = body.replace(f'src="{name}"', f'src="data:image/png;base64,{base64.b64encode(picture).decode()}"')
+    return _PAGE.format(title=html.escape(title), body=body)

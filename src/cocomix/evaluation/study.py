@@ -141,6 +141,9 @@ def load_study(folder: Path) -> Study:
     for name in ("loss_margin", "cost_margin"):
         if not 0 <= getattr(study, name) < math.inf:
             raise InputError(f"{path}: {name} is {getattr(study, name)}; expected a number that is not negative")
+    for part in study.parts:
+        if Path(part.results).name != part.results:
+            raise InputError(f"{path}: results is {part.results!r}; expected the name of a recipe, which names a file")
     for claim in (claim for part in study.parts for claim in part.claims or []):
         if claim.measure not in MEASURES:
             raise InputError(f"{path}: measure is {claim.measure!r}; expected one of {', '.join(MEASURES)}")
@@ -167,6 +170,9 @@ def add_results(study: Study, folder: Path, outputs: list[Path]) -> None:
             raise InputError(f"{path} is of {results['name']!r}, which no part of the study asks for ({asked})")
         _check(results, part, path)
         kept[_kept(folder, part)] = {key: value for key, value in results.items() if key not in LEFT_OUT}
+    for path in kept:
+        if path.exists():
+            _read(path)  # nothing but earlier results is replaced
     for path, results in kept.items():
         files.write_json(path, results)
 
@@ -191,10 +197,7 @@ def _kept(folder: Path, part: Part) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        results = files.read_json(path)
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+    results = files.read_json(path)
     missing = [key for key in REQUIRED if key not in results] if isinstance(results, dict) else list(REQUIRED)
     if missing:
         raise InputError(f"{path} is not what `cocomix run` writes: it has no {', '.join(missing)}")

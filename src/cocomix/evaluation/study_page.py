@@ -9,7 +9,8 @@ from typing import Any
 
 from cocomix import files
 from cocomix.console import table
-from cocomix.evaluation.report import OF_EVALUATIONS, bullets, plot_curves, settings_table
+from cocomix.errors import InputError
+from cocomix.evaluation.report import OF_EVALUATIONS, bullets, curves_picture, settings_table
 from cocomix.evaluation.study import (
     LOSS,
     Claim,
@@ -35,6 +36,7 @@ VERDICTS = (
 WITH_TEACHER = "tokens, with teacher's"
 COLUMNS = {"tokens": "tokens", "student_flops": "FLOPs", "all_flops": "FLOPs, all"}
 PAGE = "results.md"
+MARKER = "<!-- Written by `cocomix report`; change results/study.yaml instead. -->"
 READING = (
     "Loss: validation, nats per token, mean ± standard deviation over seeds. Tokens and FLOPs: what it costs to reach "
     "the final loss of `{baseline}`, against what that cost; at most: it is there by its first evaluation. *With "
@@ -50,12 +52,13 @@ def write_page(study: Study, folder: Path) -> Path:
     """Write the page into `folder` and a picture of the curves of each part into `folder/results`; returns the page.
 
     Raises:
-        InputError: as `load_results`.
+        InputError: as `load_results`, or there is a page of somebody else's.
     """
+    check_page(folder)
     found = [load_results(folder, part) for part in study.parts]
     lines = [
         f"# {study.title}",
-        "<!-- Written by `cocomix report`; change results/study.yaml instead. -->",
+        MARKER,
         study.introduction.strip(),
     ]
     lines += _claims(study, found)
@@ -65,9 +68,16 @@ def write_page(study: Study, folder: Path) -> Path:
             lines.append(f"Not measured yet: there is no `results/{part.results}.json`.")
             continue
         lines += _part(part, results)
-        plot_curves(results, folder / "results" / f"{part.results}.png")
-    files.write_text(folder / PAGE, "\n\n".join(lines) + "\n")
+        files.write_bytes(folder / "results" / f"{part.results}.png", curves_picture(results))
+    files.write_output(folder / PAGE, "\n\n".join(lines) + "\n")
     return folder / PAGE
+
+
+def check_page(folder: Path) -> None:
+    """Raise InputError if the folder of a study has a page that was not written by `write_page`."""
+    page = folder / PAGE
+    if page.exists() and MARKER not in page.read_text(encoding="utf-8", errors="replace"):
+        raise InputError(f"{page} was not written by `cocomix report`; move it away and repeat the command")
 
 
 def _part(part: Part, results: dict[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -33,15 +32,13 @@ def position_file(checkpoint: Path, of: int) -> Path:
 
 def mark_complete(checkpoint: Path) -> None:
     """Mark a checkpoint as written, once the disk has all of it: a power failure leaves no half of a complete one."""
-    for path in checkpoint.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    (checkpoint / COMPLETE).touch()
+    files.sync(checkpoint)
+    files.write_bytes(checkpoint / COMPLETE, b"")
 
 
 def keep_newest(folder: Path, count: int) -> None:
     """Delete all but the newest `count` checkpoints in `folder`."""
-    by_age = sorted(folder.glob("checkpoint-*"), key=step_of)
+    by_age = sorted(files.checkpoints(folder), key=step_of)
     for older in by_age[:-count]:
         (older / COMPLETE).unlink(missing_ok=True)  # first, so that none is ever complete and half deleted
         shutil.rmtree(older)
@@ -50,7 +47,7 @@ def keep_newest(folder: Path, count: int) -> None:
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint in `folder` that was completely written; incomplete ones are deleted."""
     complete = []
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in files.checkpoints(folder):
         if (checkpoint / COMPLETE).exists():
             complete.append(checkpoint)
         else:

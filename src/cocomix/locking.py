@@ -1,0 +1,67 @@
+"""One command at a time writes into an output folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from cocomix.errors import InputError
+
+LOCK_FILE = ".lock"
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; the system releases it when the process ends, however it ends.
+
+    A folder that nobody can write to needs no lock, and a file system without locks has none. Folders that were
+    created for the lock are removed with it, if nothing else is in them.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK_FILE
+    try:
+        lock = _lock(path)
+    except OSError as error:
+        if error.errno not in READ_ONLY + UNSUPPORTED:
+            raise
+        yield
+        return
+    with lock:
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.truncate()
+        lock.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                for each in created:
+                    each.rmdir()
+
+
+def _lock(path: Path) -> TextIO:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        lock = open(descriptor, "r+", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return lock
+        except BlockingIOError:
+            holder = lock.read().strip() or "another process"
+            raise InputError(
+                f"{path.parent} is being written by {holder}; wait until it has ended, or choose another output folder"
+            ) from None
+        lock.close()  # its holder removed it between our opening and locking it

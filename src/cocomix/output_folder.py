@@ -1,0 +1,61 @@
+"""Where a recipe may write: not over, into or around anything that belongs to the user."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cocomix import files
+from cocomix.data.sources import PYTHON_STDLIB
+from cocomix.errors import InputError
+from cocomix.pipeline import Pipeline
+from cocomix.recipe import Recipe
+from cocomix.stages import Stage
+
+
+def check_output(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
+    """Raise InputError if what is missing of the stages `wanted` cannot be made in the output folder.
+
+    Refused are a folder that cannot be written to, one that lies inside the text of the corpus, one that is the
+    home, root or current folder or contains the current one, unless it is an output folder already, and stages that
+    would be made where something lies that the recipe reads.
+    """
+    missing = [stage for stage in wanted if not stage.is_done()]
+    if not missing:
+        return
+    folder, read = pipeline.folder.resolve(), _local_sources(pipeline.recipe)
+    files.check_creatable(pipeline.folder)
+    if pipeline.corpus_stage in missing or pipeline.recipe.corpus.streaming is not None:
+        for name in ("corpus.source", "corpus.validation_source"):
+            if name in read and folder.is_relative_to(read[name]):
+                raise InputError(f"output is {folder}, which lies inside {name} {read[name]}; choose another folder")
+    begun = any(stage.is_done() or stage.is_begun() for stage in pipeline.stages())
+    if folder in _crowded() and not begun and any(folder.iterdir()):
+        raise InputError(f"output is {folder}, which holds other things; give a folder for this recipe alone")
+    for stage in missing:
+        for name, source in read.items():
+            if any(source.is_relative_to(made.resolve()) for made in (stage.folder, files.partial(stage.folder))):
+                raise InputError(f"{name} {source} lies where {stage.name} is to be made; choose another output folder")
+
+
+def _local_sources(recipe: Recipe) -> dict[str, Path]:
+    """Return what the recipe reads on this machine, by key."""
+    given = {
+        "corpus.source": recipe.corpus.source,
+        "corpus.validation_source": recipe.corpus.validation_source,
+        "tokenizer.source": recipe.tokenizer.source,
+        "teacher.source": recipe.teacher.source,
+        "sae.source": recipe.sae.source,
+        "labels.source": recipe.labels.source,
+    }
+    return {
+        name: Path(source).resolve()
+        for name, source in given.items()
+        if source not in (None, PYTHON_STDLIB) and Path(source).exists()
+    }
+
+
+def _crowded() -> set[Path]:
+    """Return the folders where people keep all kinds of things."""
+    here = Path.cwd()
+    return {here, *here.parents, Path("~").expanduser().resolve()}

@@ -1,0 +1,66 @@
+"""One process at a time holds an output folder, until it ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from cocomix.errors import InputError
+from cocomix.locking import LOCK_FILE, locked
+
+
+def refused_because_of(process: int, folder: Path) -> None:
+    with pytest.raises(InputError, match=rf"out is being written by process {process} on "), locked(folder):
+        pass
+
+
+def test_the_second_is_refused_and_the_holder_named(tmp_path: Path) -> None:
+    with locked(tmp_path / "new" / "out"):
+        refused_because_of(os.getpid(), tmp_path / "new" / "out")
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "out"):
+        (tmp_path / "out" / "corpus").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["corpus"]
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    ready, begun = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with locked(tmp_path / "out"):
+            os.write(begun, b"!")
+            signal.pause()
+    os.read(ready, 1)
+    refused_because_of(child, tmp_path / "out")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with locked(tmp_path / "out"):
+        refused_because_of(os.getpid(), tmp_path / "out")
+
+
+def test_a_lock_file_removed_meanwhile_is_not_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, locks = fcntl.flock, []
+
+    def removed_first(file: int, kind: int) -> None:
+        if not locks:
+            (tmp_path / LOCK_FILE).unlink()
+        locks.append(lock(file, kind))
+
+    monkeypatch.setattr(fcntl, "flock", removed_first)
+    with locked(tmp_path):
+        assert len(locks) == 2 and (tmp_path / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.ENOLCK])
+def test_what_cannot_be_locked_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path):
+        pass
