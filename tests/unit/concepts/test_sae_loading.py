@@ -169,8 +169,8 @@ THRESHOLD = {"threshold": torch.ones(D_SAE)}
         ("jumprelu", {**THRESHOLD, "log_threshold": torch.ones(D_SAE)}, "has log_threshold, which would be ignored"),
         ("jumprelu", {}, "'jumprelu', lacks threshold; expected"),
         ("gated", {}, "'gated', lacks b_gate, b_mag, r_mag and has b_enc, which would be ignored"),
-        ("jumprelu", {"threshold": torch.full((D_SAE,), torch.nan)}, "threshold holds NaN"),
-        ("topk", {"b_dec": torch.full((D_IN,), torch.inf)}, "b_dec holds NaN or infinity"),
+        ("jumprelu", {"threshold": torch.full((D_SAE,), torch.nan)}, "threshold contains NaN"),
+        ("topk", {"b_dec": torch.full((D_IN,), torch.inf)}, "b_dec contains NaN or infinity"),
         ("topk", {"W_dec": torch.zeros(D_SAE, D_IN, dtype=torch.int8)}, "W_dec is of type torch.int8"),
     ],
 )
