@@ -112,15 +112,14 @@ def in_lines(error: InputError | OSError) -> list[str]:
 
 
 def _quiet_libraries() -> None:
-    """Our own progress bars and lines say it all; the libraries' are kept for errors."""
+    """Hide the libraries' progress bars and notes to developers; warnings, which may concern a figure, are shown."""
     import datasets
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", module=r"(sae_lens|transformer_lens|torch|jsonargparse)\b.*")
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cocomix import environment
+from cocomix.console import say
 from cocomix.data.records import reason
 from cocomix.errors import InputError
 from cocomix.evaluation.record import Evaluation
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 OFFLINE_TASKS = Path(__file__).parent / "tasks"
 """Definitions of tasks that read local files; their names end with `_local`."""
+NOTES = ("`pretrained` model kwarg is not", "already-initialized model", "Custom kwargs can be passed")
+"""Warnings of the harness about how it is called, which is right here."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def plan_tasks(settings: TaskSettings) -> TaskPlan:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise InputError("tasks need lm-evaluation-harness: pip install 'cocomix[eval]'") from None
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    _show_warnings()
     for option, folder in (("--data", settings.data), ("--tasks-path", settings.definitions)):
         if folder is not None and not folder.is_dir():
             raise InputError(f"{option} is {folder}, which is no folder")
@@ -100,6 +103,26 @@ def plan_tasks(settings: TaskSettings) -> TaskPlan:
     if offline and settings.data is None:
         raise InputError(f"the task {offline[0]} reads local evaluation sets; give --data FOLDER")
     return TaskPlan(settings, [task for name in names for task in _load(manager, name)], manager)
+
+
+def _show_warnings() -> None:
+    """Show the harness' warnings, some of which concern a figure, such as texts that it cuts."""
+    logger = logging.getLogger("lm_eval")
+    logger.handlers, logger.propagate = [_Warnings(logging.WARNING)], False
+
+
+class _Warnings(logging.Handler):
+    """Prints the first warning from each line of the harness, since some come once for each item."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._seen: set[tuple[str, int]] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message, place = " ".join(record.getMessage().split()), (record.pathname, record.lineno)
+        if place not in self._seen and not any(note in message for note in NOTES):
+            self._seen.add(place)
+            say(f"lm-evaluation-harness (first of its kind): {message}")
 
 
 def _load(manager: TaskManager, name: str) -> list[Task | Group]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 import cocomix
 from cocomix.data.tokenizer import train_tokenizer
 from cocomix.errors import InputError
-from cocomix.evaluation.harness import OFFLINE_TASKS, TaskSettings, evaluate_tasks, plan_tasks
+from cocomix.evaluation.harness import OFFLINE_TASKS, TaskSettings, _show_warnings, evaluate_tasks, plan_tasks
 from cocomix.evaluation.perplexity import text_losses
 from cocomix.evaluation.subject import open_subject
 
@@ -287,3 +288,16 @@ def test_an_answer_that_cannot_be_scored_is_named(choices, question, message, jo
     plan = plan_tasks(TaskSettings(["pick"], definitions=tmp_path / "tasks"))
     with pytest.raises(InputError, match=message):
         evaluate_tasks(open_subject(joining), plan)
+
+
+def test_warnings_that_concern_a_figure_are_shown_once(capsys) -> None:
+    _show_warnings()
+    logger = logging.getLogger("lm_eval.models.huggingface")
+    for length in (40, 41):
+        logger.warning("Combined length of context (%d) exceeds\nmodel's maximum length (32).", length)
+    logger.warning("Passed an already-initialized model through `pretrained`")
+    logger.info("Running loglikelihood requests")
+    assert capsys.readouterr().err == (
+        "lm-evaluation-harness (first of its kind): Combined length of context (40) exceeds model's maximum length "
+        "(32).\n"
+    )

@@ -1,0 +1,142 @@
+"""What the system refuses, and what interrupts a command, takes one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cocomix import cli, starting
+from cocomix.console import show
+from cocomix.errors import InputError
+
+INTERRUPTED_AT_AN_IMPORT = """
+import os, signal, sys
+
+class Interrupt:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "transformers":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt)
+sys.orig_argv = [sys.executable, *sys.argv[1:]]
+import cocomix
+"""
+
+
+def raising(error: BaseException) -> Callable[[list[str]], int]:
+    def run(_: list[str]) -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("one\ntwo"), 2, "cocomix: one\ncocomix: two\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "out/corpus"),
+            2,
+            "cocomix: out/corpus: Permission denied: ",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "cocomix: No space left on device: free some space; "),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "page"), 2, "cocomix: page: Is a directory\n"),
+        (OSError("gpt9 is not a model\n\nor a folder"), 2, "cocomix: gpt9 is not a model or a folder\n"),
+        (KeyboardInterrupt(), 130, "\ncocomix: interrupted; "),
+        (BrokenPipeError(), 141, ""),
+    ],
+)
+def test_failures_take_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
+) -> None:
+    monkeypatch.setattr(cli, "_dispatch", raising(error))
+    assert cli.main([]) == code
+    told = capsys.readouterr().err
+    assert told.startswith(line) and told.count("cocomix: ") == line.count("cocomix: ")
+
+
+def test_mistakes_of_the_program_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_dispatch", raising(TypeError("a bug")))
+    with pytest.raises(TypeError, match="a bug"):
+        cli.main([])
+
+
+@pytest.mark.parametrize(
+    ("output", "encoding", "code", "told"),
+    [
+        (
+            "/dev/full",
+            "utf-8",
+            2,
+            "cocomix: the results cannot be written to standard output: No space left on device\n",
+        ),
+        ("pipe that nobody reads", "utf-8", 141, ""),
+        ("/dev/null", "latin-1", 0, ""),
+        (None, "utf-8", 0, ""),
+    ],
+)
+def test_results_that_cannot_be_printed(
+    tmp_path: Path, output: str | None, encoding: str, code: int, told: str
+) -> None:
+    child = os.fork()
+    if child == 0:
+        sys.stderr = (tmp_path / "err").open("w")
+        if output is None:
+            sys.stdout = None  # type: ignore[assignment]
+        elif output == "pipe that nobody reads":
+            read, write = os.pipe()
+            os.close(read)
+            sys.stdout = os.fdopen(write, "w", encoding=encoding)
+        else:
+            sys.stdout = os.fdopen(os.open(output, os.O_WRONLY), "w", encoding=encoding)
+        cli._dispatch = lambda _: show("loss 1.0 – 2.0") or 0  # type: ignore[func-returns-value]
+        found = cli.main([])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(found)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    assert (tmp_path / "err").read_text() == told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["-m", "cocomix", "run", "r.yaml"], 130, "\ncocomix: interrupted while it was starting; nothing was done\n"),
+        (["-m", "somebody.elses"], -signal.SIGINT, "KeyboardInterrupt\n"),
+    ],
+)
+def test_an_interruption_while_the_libraries_load(arguments: list[str], code: int, told: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT, *arguments]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == code and found.stderr.endswith(told)
+    assert ("Traceback" in found.stderr) == (code != 130)
+
+
+def test_interruptions_are_exceptions_again_once_a_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "cocomix"])
+    try:
+        starting.end_quietly_while_loading()
+        assert signal.getsignal(signal.SIGINT) not in (before, signal.default_int_handler)
+        starting.interruption_is_an_exception()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_warnings_of_libraries_are_shown_but_for_those_to_developers() -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        cli._quiet_libraries()
+        for category in (UserWarning, RuntimeWarning, FutureWarning, DeprecationWarning):
+            warnings.warn_explicit("said", category, "optimizer.py", 1, module="torch.optim")
+    assert [each.category for each in shown] == [UserWarning, RuntimeWarning]
