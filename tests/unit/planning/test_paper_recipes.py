@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from functools import cache
 from pathlib import Path
 
@@ -39,46 +40,57 @@ def recipe_of(stem: str) -> Recipe:
 
 
 def test_every_recipe_is_there() -> None:
-    published = {
-        f"gpt2-{size}-{method}{length}" for size in PUBLISHED for method in METHODS for length in ("", "-200b")
-    }
-    assert set(ALL) == published | {"llama-135m", "llama-360m", "llama-1.7b"}
+    assert set(ALL) == {*(f"gpt2-{size}" for size in PUBLISHED), "llama-135m", "llama-360m", "llama-1.7b"}
 
 
-@pytest.mark.parametrize("stem", [stem for stem in ALL if stem.startswith("gpt2-")])
-def test_settings_are_those_published(stem: str) -> None:
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_settings_are_those_published(size: str) -> None:
     """PAPER.md, section 2b, of which what the published code leaves aside in docs/scale.md."""
-    _, size, method, *length = stem.split("-")
+    stem = f"gpt2-{size}"
     recipe = recipe_of(stem)
     width, wide, blocks, heads, insert_layer, learning_rate, per_step = PUBLISHED[size]
     assert recipe.problems() == []
     assert (recipe.name, recipe.output, recipe.seed, recipe.block_size) == (stem, "runs/openwebtext", 22, 1024)
     assert recipe.corpus.source == "hf:Skylion007/openwebtext"
-    backbone = recipe.backbone
-    assert (backbone.model_type, backbone.num_hidden_layers, backbone.num_attention_heads) == ("gpt2", blocks, heads)
-    assert backbone.hidden_size == (width if method == "cocomix" else wide)
+    assert (recipe.sae.teacher_layer, recipe.sae.d_sae, recipe.sae.k) == (5, 32768, 32)
+    assert (recipe.labels.labels_per_token, recipe.labels.selection) == (4, "attribution")
     training = recipe.training
-    assert (training.learning_rate, training.tokens_per_step) == (learning_rate, per_step)
+    assert training.tokens_per_step == per_step
     assert (training.schedule, training.min_learning_rate_ratio) == ("cosine", 0.1)
     assert (training.adam_beta1, training.adam_beta2, training.weight_decay) == (0.9, 0.95, 0.1)
     assert (training.max_grad_norm, training.precision) == (1.0, "bf16")
     assert training.warmup_ratio == pytest.approx(1 / 300, rel=0.03)
-    if length:
-        assert training.max_tokens == pytest.approx(200e9, rel=0.002)
-    else:
-        assert training.steps() == (20_000 if size == "1.4b" else 40_000)
-        assert round(training.warmup_ratio * training.steps()) == WARM_UP_STEPS[size]
-    ((name, student),) = recipe.students.items()
-    assert (name, student.method) == (stem.replace("1.4b", "1_4b"), method)
-    if method == "kd":
-        assert student.distillation_config().weight == 0.1
-    if method in ("pause", "cocomix"):
-        mixer = student.mixer_config()
-        assert (mixer.insert_layer, mixer.mixing, mixer.concept_slot) == (insert_layer, "interleave", "concept")
-    if method == "cocomix":
-        assert (mixer.num_active_concepts, mixer.concept_loss_weight) == (32, 0.1)
-        assert (recipe.sae.teacher_layer, recipe.sae.d_sae, recipe.sae.k) == (5, 32768, 32)
-        assert (recipe.labels.labels_per_token, recipe.labels.selection) == (4, "attribution")
+    assert training.steps() == (20_000 if size == "1.4b" else 40_000)
+    assert round(training.warmup_ratio * training.steps()) == WARM_UP_STEPS[size]
+    assert list(recipe.students) == [f"gpt2-{size}-{method}".replace(".", "_") for method in METHODS]
+    for method, student in zip(METHODS, recipe.students.values(), strict=True):
+        assert student.method == method
+        assert recipe.training_of(student).learning_rate == learning_rate
+        backbone = student.backbone or recipe.backbone
+        assert (backbone.model_type, backbone.num_hidden_layers, backbone.num_attention_heads) == (
+            "gpt2",
+            blocks,
+            heads,
+        )
+        assert backbone.hidden_size == (width if method == "cocomix" else wide)
+        mixer, distillation = student.mixer_config(), student.distillation_config()
+        if method in ("pause", "cocomix"):
+            assert (mixer.insert_layer, mixer.mixing, mixer.concept_slot) == (insert_layer, "interleave", "concept")
+        if method == "cocomix":
+            assert (mixer.num_active_concepts, mixer.concept_loss_weight) == (32, 0.1)
+        assert (distillation and distillation.weight) == (0.1 if method == "kd" else None)
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_the_stated_command_trains_on_200b_tokens_in_another_folder(size: str) -> None:
+    path = RECIPES / f"gpt2-{size}.yaml"
+    command = path.read_text().partition("For 200B tokens:")[2].partition("\nname:")[0]
+    called, stated, *options = shlex.split(command.replace("#", " ").replace("\\\n", " "))[1:]
+    assert (called, stated) == ("train", f"recipes/gpt2-{size}.yaml")
+    longer = load_recipe(path, options)
+    assert longer.problems() == []
+    assert longer.training.max_tokens == pytest.approx(200e9, rel=0.002)
+    assert longer.output == "runs/openwebtext-200b"
 
 
 def test_what_is_shared_is_the_same() -> None:
@@ -112,32 +124,35 @@ def test_parameters_are_those_published(stem: str) -> None:
         assert student.num_parameters() / 1e6 == pytest.approx(stored, rel=0.02)
 
 
-QUICK = ("gpt2-69m-ntp", "gpt2-69m-kd", "gpt2-69m-pause", "gpt2-69m-cocomix-200b", "gpt2-1.4b-cocomix", "llama-1.7b")
+QUICK = ("gpt2-69m-kd", "gpt2-69m-pause", "gpt2-69m-cocomix", "gpt2-1_4b-cocomix", "llama-1_7b-cocomix")
+STUDENTS = [
+    pytest.param(stem, name, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+    for stem in ALL
+    for name in recipe_of(stem).students
+]
 
 
-@pytest.mark.parametrize(
-    "stem", [stem if stem in QUICK else pytest.param(stem, marks=pytest.mark.slow) for stem in ALL]
-)
-def test_it_plans_and_fits(stem: str) -> None:
+@pytest.mark.parametrize(("stem", "name"), STUDENTS)
+def test_it_plans_and_fits(stem: str, name: str) -> None:
     """On eight H100, as it stands."""
     recipe = recipe_of(stem)
-    plan = plan_recipe(recipe, H100)
-    for student in plan.students:
-        assert student.peak(recipe.parallel).total < 77 * 2**30
-        assert student.hours > 0
-        assert student.flops.student == student.flops_per_token.student * recipe.training.max_tokens
-    if "gpt2" in stem and "cocomix" in stem:
+    plan = plan_recipe(recipe, H100, only=name)
+    (student,) = plan.students
+    assert student.peak(recipe.parallel).total < 77 * 2**30
+    assert student.hours > 0
+    assert student.flops.student == student.flops_per_token.student * recipe.training.max_tokens
+    if "gpt2" in stem and "cocomix" in name:
         (labels,) = plan.preparation
         assert labels.storage == pytest.approx(9_035_582_198 * (2 + 4 * 2), rel=1e-3)
 
 
 def test_the_command_prints_tables_or_json(capsys) -> None:
-    recipe = str(RECIPES / "gpt2-69m-kd.yaml")
-    assert main(["plan", recipe, "--gpus", "16", "--training.blocks_per_batch", "8"]) == 0
+    plan_kd = ["plan", str(RECIPES / "gpt2-69m.yaml"), "--only", "gpt2-69m-kd"]
+    assert main([*plan_kd, "--gpus", "16", "--training.blocks_per_batch", "8"]) == 0
     text = capsys.readouterr().out
     for part in ("16 × h100", "gpt2-69m-kd", "69.4M", "ddp: fits", "not reached", "teacher and SAE"):
         assert part in text
-    assert main(["plan", recipe, "--json"]) == 0
+    assert main([*plan_kd, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     student = plan["students"][0]
     per_token = student["flops_per_token"]
@@ -159,22 +174,22 @@ def test_the_command_prints_tables_or_json(capsys) -> None:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_mistakes_are_told_in_a_line(options, said, capsys) -> None:
-    assert main(["plan", str(RECIPES / "gpt2-69m-ntp.yaml"), *options]) == 2
+    assert main(["plan", str(RECIPES / "gpt2-69m.yaml"), *options]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
 
 
 def test_a_size_that_is_neither_known_nor_stated_is_asked_for() -> None:
-    recipe = load_recipe(RECIPES / "gpt2-69m-ntp.yaml", ["--tokenizer.vocab_size", "4096"])
+    recipe = load_recipe(RECIPES / "gpt2-69m.yaml", ["--tokenizer.vocab_size", "4096"])
     with pytest.raises(InputError, match=r"set tokenizer\.vocab_size beside it"):
-        plan_recipe(recipe, H100)
+        plan_recipe(recipe, H100, only="gpt2-69m-ntp")
 
 
 def test_a_stated_size_that_its_source_has_not_is_told(tmp_path) -> None:
     from cocomix.data.tokenizer import train_tokenizer
 
     train_tokenizer(["some words"], 260).save_pretrained(str(tmp_path))
-    recipe = load_recipe(RECIPES / "gpt2-69m-ntp.yaml", ["--tokenizer.source", str(tmp_path)])
-    plan = plan_recipe(recipe, H100)
+    recipe = load_recipe(RECIPES / "gpt2-69m.yaml", ["--tokenizer.source", str(tmp_path)])
+    plan = plan_recipe(recipe, H100, only="gpt2-69m-ntp")
     assert any("the recipe states another tokenizer.vocab_size" in remark for remark in plan.remarks)
     assert plan.students[0].stored_parameters < 40e6
