@@ -11,6 +11,7 @@ from pathlib import Path
 from cocomix.cli_options import OptionParser, number
 from cocomix.console import say, show
 from cocomix.errors import InputError
+from cocomix.locking import locked
 from cocomix.settings import ConceptId, Count
 
 COMMANDS = ("search", "show", "name")
@@ -33,7 +34,9 @@ def run(arguments: Sequence[str]) -> int:
         concept = search.show_concept(folder, options.id)
         show(json.dumps(asdict(concept), indent=2) if options.json else search.describe(concept))
     else:
-        result = naming.name_concepts(folder, options.names, options.endpoint, options.model, options.limit)
+        search.open_catalog(folder)
+        with locked(folder):
+            result = naming.name_concepts(folder, options.names, options.endpoint, options.model, options.limit)
         if options.json:
             show(json.dumps(asdict(result), indent=2))
         else:

@@ -80,11 +80,16 @@ def write_output(path: Path, text: str) -> None:
 
 
 def _replace(path: Path, temporary: Path, content: bytes | memoryview) -> None:
+    with replacing(path, temporary):
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path, temporary: Path) -> Iterator[None]:
+    """Put the file `temporary`, which the block writes, in place of `path`; it is removed if anything fails."""
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield
+        _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from cocomix.concepts.label_store import load_labels, read_labels_info
 from cocomix.console import say
 from cocomix.evaluation.compare import compare_runs
 from cocomix.evaluation.record import load_evaluations
-from cocomix.evaluation.report import check_report_folder, load_results, write_report
+from cocomix.evaluation.report import FORM, check_report_folder, load_results, write_report
 from cocomix.locking import locked
 from cocomix.output_folder import check_output
 from cocomix.pipeline import Pipeline
@@ -141,9 +141,9 @@ def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
 def _reported(pipeline: Pipeline, report: Path) -> dict[str, Any]:
     """Return the results of the finished students; the report is written unless it is up to date."""
     folders = [stage.folder for stage in pipeline.student_stages.values()]
-    inputs = {stage.name: stage.record().fingerprint for stage in pipeline.stages()}
+    inputs: dict[str, Any] = {stage.name: stage.record().fingerprint for stage in pipeline.stages()}
     evaluations = [asdict(each) for folder in folders for each in load_evaluations(folder)]
-    inputs["evaluations"] = fingerprint.of_json(evaluations)
+    inputs |= {"form": FORM, "evaluations": fingerprint.of_json(evaluations)}
     catalog = _catalog(pipeline)
     if catalog is not None:
         inputs["catalog"] = fingerprint.of_json(catalog.names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,14 +133,9 @@ class Concept:
 def write_rows(path: Path, tables: Iterable[pa.Table]) -> None:
     """Write the rows of a catalogue to `path`, whole or not at all."""
     unfinished = files.partial(path)
-    try:
-        with pq.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer:
-            for table in tables:
-                writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with files.replacing(path, unfinished), pq.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
 
 
 _SIGNS = {"\n": "⏎", "\r": "⏎", "\t": "⇥", "\u00a0": " "}

@@ -61,7 +61,8 @@ def check_evaluations(folder: Path) -> None:
 
 def add_evaluations(folder: Path, found: Iterable[Evaluation]) -> None:
     """Put measurements into the file, in place of earlier ones of the same; the others stay."""
-    kept = load_evaluations(folder)
-    for each in found:
-        kept = [*(other for other in kept if not each.replaces(other)), each]
-    files.write_json(folder / EVALUATION_FILE, {"evaluations": [asdict(each) for each in kept]})
+    with files.held(folder.resolve()):  # two commands that evaluate one model lose nothing
+        kept = load_evaluations(folder)
+        for each in found:
+            kept = [*(other for other in kept if not each.replaces(other)), each]
+        files.write_json(folder / EVALUATION_FILE, {"evaluations": [asdict(each) for each in kept]})

@@ -31,6 +31,8 @@ OF_EVALUATIONS = (
     "change. Tasks: lm-evaluation-harness, value ± standard error."
 )
 PUBLISHED = "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels by `attribution`."
+FORM = 2
+"""Of `results.json`. Raise it when that changes, and earlier reports are written again."""
 CLAIM = "begun.json"
 """File that a report folder holds until all files of the report are in it."""
 KEYS = {"name", "students", "groups", "comparisons", "equal_cost"}

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cocomix import files
+from cocomix import files, fingerprint, workflow
 from cocomix.errors import InputError
 from cocomix.evaluation import report
-from cocomix.evaluation.report import CLAIM, KEYS, RESULTS, check_report_folder, load_results, write_report
+from cocomix.evaluation.report import CLAIM, FORM, KEYS, RESULTS, check_report_folder, load_results, write_report
 
 RESULT: dict[str, Any] = {key: {} for key in sorted(KEYS)} | {"name": "first"}
 OWN = {"curves.png", "report.html", "report.md", "results.json"}
@@ -124,3 +125,20 @@ def test_a_folder_swapped_while_a_report_is_written_is_kept(folder: Path, monkey
     write_report(RESULT | {"name": "second"}, folder)
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"report.md": "# The user's own"}
     assert names(folder.parent / "moved") == OWN
+
+
+@pytest.mark.parametrize("form", [FORM, FORM - 1])
+def test_a_report_of_an_earlier_form_is_written_again(monkeypatch: pytest.MonkeyPatch, form: int) -> None:
+    written = []
+    found = {"inputs": {"form": form, "evaluations": fingerprint.of_json([])}}
+    monkeypatch.setattr(workflow, "load_results", lambda _: found)
+    monkeypatch.setattr(workflow, "compare_runs", lambda _: {})
+    monkeypatch.setattr(workflow, "write_report", lambda results, _: written.append(results["inputs"]["form"]))
+    finished: Any = SimpleNamespace(
+        recipe=SimpleNamespace(name="tiny", to_dict=dict),
+        stages=list,
+        student_stages={},
+        catalog_stage=SimpleNamespace(is_done=lambda: False),
+    )
+    results = workflow._reported(finished, Path("report"))
+    assert (results is found, written) == ((True, []) if form == FORM else (False, [FORM]))
