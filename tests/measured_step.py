@@ -32,7 +32,8 @@ def peak_of(recipe_file: str, student: str) -> int:
     from cocomix.training.trainer import ObjectiveTrainer
 
     recipe = load_recipe(recipe_file)
-    stage = Pipeline(recipe).student_stages[student, recipe.seed]
+    pipeline = Pipeline(recipe)
+    stage = pipeline.student_stages[student, recipe.seed]
     before: list[int] = []
     objective_of, save = making.student_objective, ObjectiveTrainer._save_checkpoint
 
@@ -49,8 +50,8 @@ def peak_of(recipe_file: str, student: str) -> int:
 
     making.student_objective = begin
     try:
-        for needed in stage.with_needs():
-            needed.run()
+        pipeline.run(stage.with_needs()[:-1])  # which leaves no teacher in memory
+        stage.run()
     except _Measured:
         return _status("VmHWM") - before[0]
     finally:

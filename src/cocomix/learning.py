@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,16 +68,17 @@ def training_blocks(pipeline: Pipeline, blocks: PackedCorpus, seed: int) -> Data
 
 def student_objective(pipeline: Pipeline, student: StudentConfig, vocab_size: int) -> Objective:
     """What a student minimises."""
-    distillation = distillation_of(student, pipeline.teacher, vocab_size)
+    teacher = cache(pipeline.teacher)  # one, also in a plan, whose pipeline makes a new one at each call
+    distillation = distillation_of(student, teacher, vocab_size)
     if student.learns_concepts():
         labels = pipeline.recipe.labels_of(student)
-        return ConceptMixing(_labeller(pipeline, labels, pipeline.teacher()) if labels.online else None, distillation)
+        return ConceptMixing(_labeller(pipeline, labels, teacher()) if labels.online else None, distillation)
     if distillation is not None:
         return distillation
     if student.method == "mtp":
         return MultiToken()
     if student.mixes_hidden_states():
-        return HiddenStateMixing(_teacher_hidden_states(pipeline.teacher(), pipeline.recipe.sae.teacher_layer))
+        return HiddenStateMixing(_teacher_hidden_states(teacher(), pipeline.recipe.sae.teacher_layer))
     return Pausing() if student.method == "pause" else NextToken()
 
 

@@ -45,7 +45,7 @@ from cocomix.models.building import backbone_config, build_plain
 from cocomix.models.configuration import CoCoMixConfig
 from cocomix.objectives import NextToken, Objective
 from cocomix.stages import Made
-from cocomix.students import build_student, student_config
+from cocomix.students import build_student, start_from, student_config
 from cocomix.training.config import TrainingConfig
 from cocomix.training.pretrain import TrainingResult, pretrain
 from cocomix.training.run import Run, describe_run, save_run
@@ -115,7 +115,7 @@ def make_teacher(pipeline: Pipeline) -> Made:
     corpus = pipeline.teacher_corpus()
     if config.source is not None:
         teacher = pipeline.teacher()
-        check_causal(teacher, config.source)
+        check_causal(teacher, "teacher", config.source)
         loss = evaluate_model(teacher, corpus.validation, config.training.blocks_per_batch)
         return Made(teacher_fingerprint(teacher), {"source": portable.short(config.source), "metrics": loss})
     tokenizer = pipeline.tokenizer()
@@ -137,6 +137,16 @@ def make_teacher(pipeline: Pipeline) -> Made:
         save_run(run, files.partial(folder))
     # From its file, which is whole however the training was shared out.
     return Made(teacher_fingerprint(pipeline.teacher()), _figures(run))
+
+
+def make_backbone(pipeline: Pipeline, source: str) -> Made:
+    """Look at the pretrained model from which students start."""
+    model = pipeline.backbone(source)
+    check_causal(model, "backbone", source)
+    corpus, training = pipeline.corpus(), pipeline.recipe.training
+    loss = evaluate_model(model.eval().to(pipeline.device), corpus.validation, training.blocks_per_batch)
+    summary = {"source": portable.short(source), "stored_parameters": model.num_parameters(), "metrics": loss}
+    return Made(fingerprint.of_tensors(model.state_dict().items()), summary)
 
 
 def make_sae(pipeline: Pipeline) -> Made:
@@ -283,8 +293,11 @@ def make_student(pipeline: Pipeline, name: str, seed: int) -> Made:
     config = student_config(recipe, name, pipeline.student_context(corpus.info.vocab_size, tokenizer.eos_token_id))
     blocks = student_blocks(pipeline, student, corpus)
     objective = student_objective(pipeline, student, corpus.info.vocab_size)
+    source = recipe.backbone_of(student).source
+    pretrained = None if source is None else pipeline.backbone(source)
     set_seed(seed)
-    model, folder = build_student(config), pipeline.student_stages[name, seed].folder
+    model = build_student(config) if pretrained is None else start_from(config, pretrained, name)
+    folder = pipeline.student_stages[name, seed].folder
     result = _pretrain(pipeline, model, objective, blocks, recipe.training_of(student), folder, folder.name, seed)
     _save_document_losses(pipeline, model, corpus, files.partial(folder))
     run = describe_run(

@@ -59,6 +59,10 @@ class MixerConfig:
     concept_loss_weight: LossWeight = 1.0
     regression_loss: str = "l2"
 
+    def of_pretrained(self) -> MixerConfig:
+        """Return the mixer of a student that starts from pretrained weights: a token's slots have one position."""
+        return dataclasses.replace(self, slot_positions="repeat") if self.mixing == "interleave" else self
+
     def problems(self, method: str) -> list[str]:
         """Settings that have no effect on a student of that method, a line each; the model checks their values."""
         if self.content not in ONLY_FOR["content"]:

@@ -82,6 +82,8 @@ def _teacher(teacher: dict[str, Any]) -> dict[str, Any]:
 
 
 def _backbone(backbone: dict[str, Any], widened: bool = False) -> dict[str, Any]:
+    if backbone.get("source"):
+        return backbone
     return {**backbone, "options": {**default_options(BackboneConfig(**backbone), widened), **backbone["options"]}}
 
 

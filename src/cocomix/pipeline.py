@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix import files, making, portable, processes
+from cocomix import files, fingerprint, making, portable, processes
 from cocomix.concepts.label_store import LabelledCorpus, check_labels, labels_fingerprint, load_labels, read_labels_info
 from cocomix.concepts.labelling import LabelsConfig
 from cocomix.concepts.sae import SparseAutoencoder
@@ -22,6 +22,7 @@ from cocomix.data.packing import PackedCorpus, load_packed
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.errors import InputError
 from cocomix.methods import DistillationConfig
+from cocomix.models.building import load_pretrained, pretrained_config
 from cocomix.models.loading import load_causal_lm, load_config
 from cocomix.recipe import Recipe
 from cocomix.stages import Made, Stage, require_unchanged
@@ -47,6 +48,7 @@ class Pipeline:
             )
         read = self.teacher_corpus_stage
         self.teacher_stage = self._stage("teacher", ("teacher", "seed"), (read,), making.make_teacher, together=True)
+        self._backbone_stages: dict[str, Stage] = {}
         self.sae_stage = self._stage("sae", ("sae", "seed"), (read, self.teacher_stage), making.make_sae)
         self._labels_stages: dict[tuple[str, int], Stage] = {}
         self._predictions_stages: dict[tuple[int, float], Stage] = {}
@@ -209,7 +211,28 @@ class Pipeline:
         require_unchanged(stage, labels_fingerprint(labelled.info), f"the labelled corpus {folder}")
         return labelled
 
+    def backbone(self, source: str) -> PreTrainedModel:
+        """A pretrained model from which students start; InputError if it is not the one that the stage recorded."""
+        model = load_pretrained(source, pretrained_config(source, self.recipe.block_size))
+        found = fingerprint.of_tensors(model.state_dict().items())
+        require_unchanged(self.backbone_stage_of(source), found, f"the backbone {source}")
+        return model
+
     # How they are made.
+
+    def backbone_stage_of(self, source: str) -> Stage:
+        """The look at pretrained weights from which students start."""
+        if source not in self._backbone_stages:
+            number = len(self._backbone_stages)
+            name = f"backbone-{number + 1}" if number else "backbone"
+            self._backbone_stages[source] = Stage(
+                name,
+                self.folder / name,
+                portable.recipe_record({"source": source, "block_size": self.recipe.block_size}),
+                (self.corpus_stage,),
+                lambda: making.make_backbone(self, source),
+            )
+        return self._backbone_stages[source]
 
     def labels_stage_of(self, config: LabelsConfig) -> Stage:
         """The labelling with these settings: the recipe's, or a student's own."""
@@ -272,17 +295,20 @@ class Pipeline:
         return {} if corpus.streaming is None else {"corpus": portable.recipe_record(dataclasses.asdict(corpus))}
 
     def _student_stage(self, name: str, seed: int) -> Stage:
-        student, resolved = self.recipe.students[name], self.recipe.resolved().students
-        matched = resolved.get(student.match or "")
+        student, everything = self.recipe.students[name], self.recipe.to_dict()
+        matched = everything["students"].get(student.match or "")
         settings = {
-            "student": dataclasses.asdict(resolved[name]),
+            "student": everything["students"][name],
             # Its sizes are taken over; how it is trained is its own affair.
-            "match": matched and dataclasses.asdict(dataclasses.replace(matched, learning_rate=None)),
+            "match": matched and {**matched, "learning_rate": None},
             "training": dataclasses.asdict(self.recipe.training_of(student)),
             "seed": seed,
             **self._stream_settings(),
         }
         needs = [self.corpus_stage]
+        source = self.recipe.backbone_of(student).source
+        if source is not None:
+            needs.append(self.backbone_stage_of(source))
         distillation = student.distillation_config()
         if student.learns_concepts():
             needs.append(self.labels_stage_of(self.recipe.labels_of(student)))

@@ -24,7 +24,7 @@ from cocomix.models.loading import check_vocabulary, load_config
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
 from cocomix.stages import Stage
-from cocomix.students import build_student, student_config
+from cocomix.students import StudentContext, build_student, start_from, student_config
 
 BYTES_PER_NUMBER = 4
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -79,6 +79,11 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
     if len(problems) == before:  # nothing else can be said of a backbone that cannot be used
         for name in recipe.students:
             attempt(partial(_check_student, pipeline, name))
+    if not problems:
+        for name, student in recipe.students.items():
+            source = recipe.backbone_of(student).source
+            if source is not None and not _is_trained(pipeline, name):
+                attempt(partial(_check_start, pipeline, name, source))
     _raise(list(dict.fromkeys(problems)))
 
 
@@ -119,7 +124,7 @@ def _check_teacher(recipe: Recipe, with_sae: bool) -> None:
     else:
         config = load_config(teacher.source).get_text_config()
         if recipe.labels.alignment == "tokens":
-            _check_same_tokenizer(recipe, teacher.source, config)
+            _check_same_tokenizer(recipe, "teacher", teacher.source, config, ", or labels.alignment to characters")
         context = getattr(config, "max_position_embeddings", recipe.block_size)
         if context < recipe.block_size:
             raise InputError(
@@ -167,21 +172,17 @@ def _check_alignment(recipe: Recipe) -> None:
         check_vocabulary(load_config(teacher), vocabulary_size(load_tokenizer(teacher)), teacher)
 
 
-def _check_same_tokenizer(recipe: Recipe, teacher: str, config: PretrainedConfig) -> None:
+def _check_same_tokenizer(recipe: Recipe, role: str, source: str, config: PretrainedConfig, instead: str = "") -> None:
+    """The pretrained model at `source` reads the tokens of the corpus."""
+    remedy = f"set tokenizer.source to the {role}'s, e.g. {source}{instead}"
     if recipe.tokenizer.source is None:
-        raise InputError(
-            f"the teacher {teacher} has a tokenizer of its own, but the recipe trains another one; "
-            f"set tokenizer.source to the teacher's, e.g. {teacher}, or labels.alignment to characters"
-        )
+        raise InputError(f"the {role} {source} has a tokenizer of its own, but the recipe trains another one; {remedy}")
     ours = load_tokenizer(recipe.tokenizer.source)
-    check_vocabulary(config, vocabulary_size(ours), teacher, recipe.tokenizer.source)
-    if Path(teacher).is_dir() and not any((Path(teacher) / name).exists() for name in TOKENIZER_FILES):
+    check_vocabulary(config, vocabulary_size(ours), source, recipe.tokenizer.source)
+    if Path(source).is_dir() and not any((Path(source) / name).exists() for name in TOKENIZER_FILES):
         return  # saved without a tokenizer: only its size can be compared
-    if not same_tokenizer(ours, load_tokenizer(teacher)):
-        raise InputError(
-            f"the tokenizer {recipe.tokenizer.source} is not that of the teacher {teacher}; "
-            f"set tokenizer.source to the teacher's, e.g. {teacher}, or labels.alignment to characters"
-        )
+    if not same_tokenizer(ours, load_tokenizer(source)):
+        raise InputError(f"the tokenizer {recipe.tokenizer.source} is not that of the {role} {source}; {remedy}")
 
 
 def _backbones_to_train(pipeline: Pipeline) -> list[tuple[BackboneConfig, bool]]:
@@ -191,10 +192,15 @@ def _backbones_to_train(pipeline: Pipeline) -> list[tuple[BackboneConfig, bool]]
     if recipe.trains_teacher() and not pipeline.teacher_stage.is_done():
         found.append((recipe.teacher.backbone, False))
     for name, student in recipe.students.items():
-        if not all(pipeline.student_stages[name, seed].is_done() for seed in recipe.student_seeds()):
-            found.append((student.backbone or recipe.backbone, student.method in SPLIT_METHODS))
+        if recipe.backbone_of(student).source is None and not _is_trained(pipeline, name):
+            found.append((recipe.backbone_of(student), student.method in SPLIT_METHODS))
     once = [each for index, each in enumerate(found) if each not in found[:index]]
     return [(sizes, is_split) for sizes, is_split in once if is_split or (sizes, True) not in once]
+
+
+def _is_trained(pipeline: Pipeline, name: str) -> bool:
+    """Whether the student is, with every seed."""
+    return all(pipeline.student_stages[name, seed].is_done() for seed in pipeline.recipe.student_seeds())
 
 
 def _check_backbone(recipe: Recipe, sizes: BackboneConfig, is_split: bool) -> None:
@@ -217,16 +223,37 @@ def _check_memory(what: str, numbers: int) -> None:
         )
 
 
+def _context(pipeline: Pipeline) -> StudentContext:
+    """What students' sizes depend on, before there is a corpus."""
+    source = pipeline.recipe.tokenizer.source
+    vocab_size = vocabulary_size(load_tokenizer(source)) if source else pipeline.recipe.tokenizer.vocab_size
+    return pipeline.student_context(vocab_size, eos_token_id=0)
+
+
 def _check_student(pipeline: Pipeline, name: str) -> None:
-    recipe = pipeline.recipe
-    source = recipe.tokenizer.source
-    vocab_size = vocabulary_size(load_tokenizer(source)) if source else recipe.tokenizer.vocab_size
+    recipe, context = pipeline.recipe, _context(pipeline)
+    vocab_size = context.vocab_size
     distillation = recipe.students[name].distillation_config()
     if distillation is not None and (distillation.top_k or 0) >= vocab_size:
         raise InputError(
             f"students.{name}: distillation.top_k is {distillation.top_k}, of {vocab_size} tokens; "
             "give fewer, or leave it out"
         )
-    config = student_config(recipe, name, pipeline.student_context(vocab_size, eos_token_id=0))
+    config = student_config(recipe, name, context)
     with torch.device("meta"):
         _check_memory(f"students.{name}", build_student(config).num_parameters())
+    start = recipe.backbone_of(recipe.students[name]).source
+    if start is not None:
+        _check_same_tokenizer(recipe, "backbone", start, config)
+        if distillation is not None and config.get_text_config().vocab_size != vocab_size:
+            raise InputError(
+                f"students.{name}: the backbone {start} has {config.get_text_config().vocab_size} embeddings for the "
+                f"{vocab_size} tokens that the teacher predicts; resize it to them (resize_token_embeddings) and save "
+                "it, or leave distillation out"
+            )
+
+
+def _check_start(pipeline: Pipeline, name: str, source: str) -> None:
+    """The pretrained model at `source` loads whole, and the student predicts what it does."""
+    config = student_config(pipeline.recipe, name, _context(pipeline))
+    start_from(config, pipeline.backbone(source), name)

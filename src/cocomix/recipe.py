@@ -126,6 +126,10 @@ class Recipe:
             or (student.learns_concepts() and self.labels.online)
         )
 
+    def backbone_of(self, student: StudentConfig) -> BackboneConfig:
+        """The sizes of a student before any widening, or the weights from which it starts."""
+        return student.backbone or self.backbone
+
     def training_of(self, student: StudentConfig) -> TrainingConfig:
         """How a student is trained."""
         if student.learning_rate is None:
@@ -161,6 +165,8 @@ class Recipe:
             )
         found += [f"{key}.{line}" for key, sizes in self._built_backbones().items() for line in sizes.problems()]
         found += self._streaming_problems()
+        if self.teacher.backbone.source is not None:
+            found.append("teacher.backbone.source has no effect; set teacher.source to use that model as the teacher")
         if self.needs_labels():
             found += self.labels.problems()
             if self.labels.source is None and self.sae.source is None:
@@ -175,7 +181,7 @@ class Recipe:
         if not self.students:
             found.append("students is empty; name at least one, e.g. students: {ntp: {method: ntp}}")
         for name, student in self.students.items():
-            lines = student.problems() + self._match_problems(name, student)
+            lines = student.problems() + self._match_problems(name, student) + self._start_problems(student)
             if not name.replace("-", "").replace("_", "").isalnum():
                 lines.insert(0, "a name is made of letters, digits, - and _, because it becomes a folder")
             if student.labels is not None and student.learns_concepts():
@@ -230,6 +236,18 @@ class Recipe:
             return [f"match is {student.match!r}, which is matched to another itself; match that one"]
         return []
 
+    def _start_problems(self, student: StudentConfig) -> list[str]:
+        """Return why a student cannot start from the pretrained weights that it names, a line each."""
+        found = []
+        if student.match is not None:
+            found.append("match has no effect with backbone.source, whose sizes are given; leave one of them out")
+        if student.method == "mtp":
+            found.append(
+                "the method mtp cannot start from backbone.source, because its first head leaves out the last blocks; "
+                "give the student a backbone of its own"
+            )
+        return found if self.backbone_of(student).source is not None else []
+
     def resolved(self) -> Recipe:
         """The same recipe with what it leaves out of students, SAE and teacher written as what it is."""
         teacher = self.teacher
@@ -245,12 +263,14 @@ class Recipe:
     def _resolved_student(self, student: StudentConfig) -> StudentConfig:
         if student.method not in METHODS:  # refused later, with all other problems
             return student
-        labels = self.labels_of(student)
+        labels, backbone, mixer = self.labels_of(student), self.backbone_of(student), student.mixer_config()
         own_labels = StudentLabels(labels.selection, labels.labels_per_token)
+        if mixer is not None and backbone.source is not None:
+            mixer = mixer.of_pretrained()
         return dataclasses.replace(
             student,
-            backbone=_with_options(student.backbone or self.backbone, widened=student.match is not None),
-            mixer=student.mixer_config() or student.mixer,
+            backbone=_with_options(backbone, widened=student.match is not None),
+            mixer=mixer or student.mixer,
             labels=own_labels if student.learns_concepts() else student.labels,
             distillation=student.distillation_config(),
             num_future_tokens=student.future_tokens() or student.num_future_tokens,
@@ -259,10 +279,19 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """As nested dictionaries of plain values, nothing left out and no home folder named: what records hold."""
-        return portable.recipe_record(dataclasses.asdict(self.resolved()))
+        return portable.recipe_record(_without_sizes(dataclasses.asdict(self.resolved())))
+
+
+def _without_sizes(record: dict[str, Any]) -> dict[str, Any]:
+    """Drop the sizes of every backbone that has a source, which has its own."""
+    if "model_type" in record and record["source"] is not None:
+        return {"source": record["source"]}
+    return {key: _without_sizes(value) if isinstance(value, dict) else value for key, value in record.items()}
 
 
 def _with_options(sizes: BackboneConfig, widened: bool = False) -> BackboneConfig:
+    if sizes.source is not None:
+        return sizes
     return dataclasses.replace(sizes, options={**default_options(sizes, widened), **sizes.options})
 
 
@@ -299,7 +328,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _expand_home(recipe: Recipe) -> None:
     """Expand `~` in whatever the recipe reads, since no shell does; `Pipeline` does it for the output."""
-    parts: tuple[Any, ...] = (recipe.corpus, recipe.tokenizer, recipe.teacher, recipe.sae, recipe.labels)
+    own = [student.backbone for student in recipe.students.values() if student.backbone is not None]
+    parts: list[Any] = [
+        recipe.corpus,
+        recipe.tokenizer,
+        recipe.teacher,
+        recipe.sae,
+        recipe.labels,
+        recipe.backbone,
+        *own,
+    ]
     for part, key in [*((part, "source") for part in parts), (recipe.corpus, "validation_source")]:
         if (source := getattr(part, key)) is not None:
             setattr(part, key, os.path.expanduser(source))
@@ -315,6 +353,7 @@ def recipe_of_run(content: dict[str, Any], folder: Path) -> Recipe:
     if problems:
         raise InputError(f"the recipe of {folder}: {'; '.join(problems)}")
     assert isinstance(recipe, Recipe)
+    _expand_home(recipe)
     return recipe
 
 

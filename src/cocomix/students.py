@@ -9,7 +9,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cocomix.errors import InputError
 from cocomix.methods import StudentConfig
-from cocomix.models.building import BackboneConfig, activated_parameters, backbone_config, build_plain, match_parameters
+from cocomix.models.building import (
+    BackboneConfig,
+    activated_parameters,
+    backbone_config,
+    build_plain,
+    match_parameters,
+    pretrained_config,
+)
 from cocomix.models.causal_lm import CoCoMixForCausalLM
 from cocomix.models.configuration import CoCoMixConfig
 from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
@@ -35,23 +42,44 @@ def student_config(recipe: Recipe, name: str, context: StudentContext) -> Pretra
     """
     student = recipe.students[name]
 
+    def checked(backbone: PretrainedConfig) -> PretrainedConfig:
+        try:
+            return _of_method(student, backbone, context, pretrained=sizes.source is not None)
+        except ValueError as error:
+            raise InputError(f"students.{name}: {error}") from None
+
     def config_of(sizes: BackboneConfig) -> PretrainedConfig:
         backbone = backbone_config(
             sizes, vocab_size=context.vocab_size, block_size=recipe.block_size, eos_token_id=context.eos_token_id
         )
-        try:
-            return _of_method(student, backbone, context)
-        except ValueError as error:
-            raise InputError(f"students.{name}: {error}") from None
+        return checked(backbone)
 
     sizes = student.backbone or recipe.backbone
+    if sizes.source is not None:
+        return checked(pretrained_config(sizes.source, recipe.block_size))
     if student.match is not None:
         target = _activated(student_config(recipe, student.match, context))
         sizes = match_parameters(sizes, target, lambda wider: _activated(config_of(wider)))
     return config_of(sizes)
 
 
-def _of_method(student: StudentConfig, backbone: PretrainedConfig, context: StudentContext) -> PretrainedConfig:
+def start_from(config: PretrainedConfig, pretrained: PreTrainedModel, name: str) -> PreTrainedModel:
+    """Return the student `name` of this configuration with the weights of `pretrained`, whose predictions it has.
+
+    Raises:
+        InputError: the pretrained model cannot be split, or the student would predict something else.
+    """
+    if not isinstance(config, CoCoMixConfig):
+        return pretrained
+    try:
+        return CoCoMixForCausalLM.retrofit(pretrained, config)
+    except ValueError as error:
+        raise InputError(f"students.{name}: {error}") from None
+
+
+def _of_method(
+    student: StudentConfig, backbone: PretrainedConfig, context: StudentContext, pretrained: bool
+) -> PretrainedConfig:
     """The configuration of the model that a method trains; ValueError for what it refuses."""
     config: PretrainedConfig = backbone
     mixer = student.mixer_config()
@@ -59,6 +87,7 @@ def _of_method(student: StudentConfig, backbone: PretrainedConfig, context: Stud
         config = MultiTokenConfig(backbone, num_future_tokens=future_tokens)
     elif mixer is not None:
         content = "pause" if student.method == "pause" else mixer.content
+        mixer = mixer.of_pretrained() if pretrained else mixer
         config = CoCoMixConfig(
             backbone_config=backbone,
             insert_layer=mixer.insert_layer,
@@ -68,6 +97,7 @@ def _of_method(student: StudentConfig, backbone: PretrainedConfig, context: Stud
             mixing=mixer.mixing,
             concept_slot=mixer.concept_slot,
             slot_positions=mixer.slot_positions,
+            slot_attention="pair" if pretrained and mixer.mixing == "interleave" else "causal",
             concept_loss_weight=mixer.concept_loss_weight,
             teacher_hidden_size=context.teacher_hidden_size if content == "hidden_states" else None,
             regression_loss=mixer.regression_loss,

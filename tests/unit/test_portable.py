@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from cocomix import portable
+from cocomix.methods import StudentConfig
+from cocomix.models.building import BackboneConfig
+from cocomix.recipe import Recipe, recipe_of_run
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +54,16 @@ def test_a_recipe_keeps_what_is_needed_to_run_it_again(places: Path) -> None:
         "output": "x",
         "corpus": {"source": "~/text", "validation_source": "held-out"},
     }
+
+
+def test_the_recipe_of_a_run_finds_again_what_it_reads(places: Path) -> None:
+    home = places / "home"
+    backbone = BackboneConfig(source=f"{home}/model")
+    recipe = Recipe("x", "out", backbone=backbone, students={"own": StudentConfig("ntp", backbone=backbone)})
+    recipe.corpus.source, recipe.teacher.source = f"{home}/text", "openai-community/gpt2"
+    recorded = recipe.to_dict()
+    assert recorded["students"]["own"]["backbone"] == recorded["backbone"] == {"source": "~/model"}
+    assert str(places) not in json.dumps(recorded)
+    found = recipe_of_run(recorded, Path("out"))
+    assert (found.corpus.source, found.teacher.source) == (recipe.corpus.source, recipe.teacher.source)
+    assert found.backbone == found.students["own"].backbone == backbone

@@ -50,13 +50,13 @@ def freeze(teacher: PreTrainedModel) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def check_causal(teacher: PreTrainedModel, source: str) -> None:
-    """Raise InputError if a later token changes what `teacher` says at earlier ones, as in an encoder."""
-    ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]], device=teacher.device)
-    one, other = teacher(input_ids=ids, use_cache=False).logits[:, :-1].float()
+def check_causal(model: PreTrainedModel, role: str, source: str) -> None:
+    """Raise InputError if a later token changes what the model predicts at earlier ones, as in an encoder."""
+    ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]], device=model.device)
+    one, other = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     if not torch.allclose(one, other, rtol=1e-2, atol=1e-2 * one.abs().max().item()):
         raise InputError(
-            f"the teacher {source} is no causal language model: a later token changes its predictions at earlier ones"
+            f"the {role} {source} is no causal language model: a later token changes its predictions at earlier ones"
         )
 
 

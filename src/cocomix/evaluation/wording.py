@@ -251,6 +251,11 @@ def provenance_lines(results: dict[str, Any]) -> list[str]:
         trained = f", trained on {teacher['tokens']:,} tokens" if "tokens" in teacher else f" (`{teacher['source']}`)"
         bits = f", {bits:.4f} bits per byte" if (bits := teacher["metrics"].get("bits_per_byte")) else ""
         lines.append(f"Teacher{size}{trained}: validation loss {teacher['metrics']['loss']:.4f}{bits}.")
+    if backbone := results.get("backbone"):
+        lines.append(
+            f"Students start from the weights of `{backbone['source']}`, {backbone['stored_parameters'] / 1e6:.2f}M "
+            f"parameters: validation loss {backbone['metrics']['loss']:.4f} before training."
+        )
     if sae := results.get("sae"):
         quality = sae["quality"]
         lines.append(

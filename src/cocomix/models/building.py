@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from cocomix.errors import InputError
 from cocomix.models.backbones import fuse_activations
 from cocomix.models.causal_lm import CoCoMixForCausalLM
 from cocomix.models.experts import idle_weights
+from cocomix.models.loading import load_causal_lm, load_config
 from cocomix.settings import Blocks, Range
 from cocomix.suggest import did_you_mean
 
@@ -39,7 +41,7 @@ BLOCK_CONFIGS = {"attn_config", "ffn_config"}
 
 @dataclass
 class BackboneConfig:
-    """Sizes of a decoder, in Hugging Face's names.
+    """Sizes of a decoder, in Hugging Face's names, or pretrained weights to start from.
 
     Args:
         model_type: any decoder type of Transformers: gpt2, llama, …
@@ -47,6 +49,7 @@ class BackboneConfig:
         num_hidden_layers: blocks.
         num_attention_heads: attention heads per block.
         options: any other key of that type's configuration, e.g. `num_key_value_heads`.
+        source: instead of sizes, a Hugging Face causal language model, folder or id, from whose weights students start.
     """
 
     model_type: str = "gpt2"
@@ -54,9 +57,17 @@ class BackboneConfig:
     num_hidden_layers: Blocks = 6
     num_attention_heads: Annotated[int, Range(1, 4096)] = 4
     options: dict[str, Any] = field(default_factory=dict)
+    source: str | None = None
 
     def problems(self) -> list[str]:
-        """Options that would override what the recipe sets elsewhere, a line each."""
+        """Return what cannot work about these settings, a line each."""
+        if self.source is not None:
+            default = BackboneConfig(source=self.source)
+            own = [each.name for each in dataclasses.fields(self)]
+            beside = [name for name in own if getattr(self, name) != getattr(default, name)]
+            return (
+                [f"source is {self.source!r}, which has its own sizes; leave out {', '.join(beside)}"] if beside else []
+            )
         names = {key: key for key in SET_BY_RECIPE}
         if self.model_type in CONFIG_MAPPING:
             names |= {own: key for key, own in CONFIG_MAPPING[self.model_type].attribute_map.items() if key in names}
@@ -169,6 +180,28 @@ def _check_options(sizes: BackboneConfig) -> None:
                 f"backbone option {key!r} is not a setting of the {sizes.model_type} architecture"
                 + did_you_mean(key, default.to_dict())
             )
+
+
+def pretrained_config(source: str, block_size: int) -> PretrainedConfig:
+    """Return the configuration of the model at `source`, to be trained in float32 without dropout.
+
+    Raises:
+        InputError: it does not load, or reads less than a block.
+    """
+    config = load_config(source).get_text_config()
+    context = getattr(config, "max_position_embeddings", block_size)
+    if context < block_size:
+        raise InputError(f"block_size is {block_size}; the backbone {source} reads at most {context} tokens")
+    for key, value in _no_dropout(config).items():
+        setattr(config, key, value)
+    config.dtype = torch.float32
+    config._name_or_path = ""
+    return config
+
+
+def load_pretrained(source: str, config: PretrainedConfig) -> PreTrainedModel:
+    """Return the causal language model at `source` as `pretrained_config` has it."""
+    return fuse_activations(load_causal_lm(source, torch.float32, copy.deepcopy(config)))
 
 
 def _mlp_width(sizes: BackboneConfig) -> int:

@@ -33,20 +33,23 @@ def load_config(source: str | Path) -> PretrainedConfig:
     return config
 
 
-def load_causal_lm(source: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_causal_lm(
+    source: str | Path, dtype: torch.dtype | None = None, config: PretrainedConfig | None = None
+) -> PreTrainedModel:
     """The causal language model at `source`, with every weight from its files and every weight of its files used.
 
     Args:
         source: a folder or hub id.
         dtype: of the weights; by default the one they were saved in.
+        config: instead of its own.
 
     Raises:
         InputError: it does not load, needs code of its own, lacks weights, has others, or some are not finite.
     """
-    load_config(source)
+    config = config or load_config(source)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            source, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # damaged files and files of other models raise errors of many types
         raise _refusal(source, error) from error

@@ -57,6 +57,24 @@ class Retrofit:
         Raises:
             ValueError: the decoder cannot be split, or would predict something else.
         """
+        config = cls.config_class(
+            backbone_config=copy.deepcopy(pretrained.config.get_text_config()),
+            insert_layer=insert_layer,
+            num_concepts=num_concepts,
+            num_active_concepts=num_active_concepts,
+            mixing=mixing,
+            concept_loss_weight=concept_loss_weight,
+            **NEUTRAL.get(mixing, {}),
+        )
+        return cls.retrofit(pretrained, config)
+
+    @classmethod
+    def retrofit(cls: Any, pretrained: PreTrainedModel, config: Any) -> Any:
+        """Return a model of the CoCoMix configuration `config` with the weights of `pretrained`; see `from_backbone`.
+
+        Raises:
+            ValueError: the decoder cannot be split, or with this configuration it would predict something else.
+        """
         head = pretrained.get_output_embeddings()
         if getattr(head, "bias", None) is not None:
             raise ValueError(
@@ -68,24 +86,23 @@ class Retrofit:
                 f"the token head of the backbone {pretrained.config.model_type!r} is a {type(head).__name__} or has "
                 "hooks; expected a plain linear layer: merge adapters, and load without quantization and offloading"
             )
-        config = cls.config_class(
-            backbone_config=copy.deepcopy(pretrained.config.get_text_config()),
-            insert_layer=insert_layer,
-            num_concepts=num_concepts,
-            num_active_concepts=num_active_concepts,
-            mixing=mixing,
-            concept_loss_weight=concept_loss_weight,
-            tie_word_embeddings=head.weight is pretrained.get_input_embeddings().weight,
-            **NEUTRAL.get(mixing, {}),
-        )
+        if config.content != "pause":
+            for name, value in NEUTRAL[config.mixing].items():
+                if getattr(config, name) != value:
+                    raise ValueError(
+                        f"{name} is {getattr(config, name)!r}; with pretrained weights it must be {value!r}, so that "
+                        "predictions stay as they are at first"
+                    )
+        config.tie_word_embeddings = head.weight is pretrained.get_input_embeddings().weight
         with torch.device("meta"):
             model = cls(config)
-        model.lower, model.upper = split_decoder(copy.deepcopy(pretrained.base_model), insert_layer)
+        model.lower, model.upper = split_decoder(copy.deepcopy(pretrained.base_model), config.insert_layer)
         widen_windows(model.upper, config.slots_per_token)
         model.mixer = MIXERS[config.content](config).to(head.weight)
         model.mixer.reset_parameters(std=getattr(config.backbone_config, "initializer_range", 0.02))
-        if mixing != "none":
-            torch.nn.init.zeros_(model.mixer.compress_weight)
+        for name, weight in model.mixer.named_parameters():
+            if not name.startswith("predict"):
+                torch.nn.init.zeros_(weight)
         model.lm_head.weight = torch.nn.Parameter(head.weight.detach().clone())
         model.tie_weights()
         model.generation_config = copy.deepcopy(pretrained.generation_config)
@@ -147,5 +164,10 @@ def _check_predictions(model: Any, pretrained: PreTrainedModel) -> None:
     if not apart <= TOLERANCE.get(expected.dtype, 2e-2):
         raise ValueError(
             f"the backbone {pretrained.config.model_type!r} would predict something else after being split (logits "
-            f"{apart:.1e} apart): it does more than its blocks, embedding, final norm and token head do"
+            f"{apart:.1e} apart): "
+            + (
+                "use mixing 'add' and concept_slot 'concept', with which a pause vector of zeros changes nothing"
+                if model.config.content == "pause"
+                else "it does more than its blocks, embedding, final norm and token head do"
+            )
         )

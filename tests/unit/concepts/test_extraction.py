@@ -347,9 +347,9 @@ def test_labels_are_the_same_inside_autocast(kind, random_teacher, sae, ids):
 
 
 def test_a_teacher_that_looks_ahead_is_refused(random_teacher, redraw):
-    check_causal(random_teacher("llama"), "TEACHER")
+    check_causal(random_teacher("llama"), "teacher", "TEACHER")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     encoder = AutoModelForCausalLM.from_config(BertConfig(vocab_size=53, **sizes)).eval()
     redraw(encoder)
     with pytest.raises(InputError, match="the teacher TEACHER is no causal language model: a later token changes"):
-        check_causal(encoder, "TEACHER")
+        check_causal(encoder, "teacher", "TEACHER")
