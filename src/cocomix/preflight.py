@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from cocomix.concepts.attribution import check_tap
+from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_training import require_saelens
 from cocomix.data.corpus import check_corpus, is_token_folder
@@ -27,6 +28,8 @@ from cocomix.stages import Stage
 from cocomix.students import StudentContext, build_student, start_from, student_config
 
 BYTES_PER_NUMBER = 4
+MAX_PLANNED_TRIAL = 2**26
+"""Weights of two blocks that a plan tries out; more take longer than a plan may."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -73,18 +76,42 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
             )
         else:
             attempt(lambda: _check_teacher(recipe, with_sae=True))
-    before = len(problems)
-    for sizes, is_split in _backbones_to_train(pipeline):
-        attempt(partial(_check_backbone, recipe, sizes, is_split))
-    if len(problems) == before:  # nothing else can be said of a backbone that cannot be used
-        for name in recipe.students:
-            attempt(partial(_check_student, pipeline, name))
+    problems += model_problems(pipeline)
     if not problems:
         for name, student in recipe.students.items():
             source = recipe.backbone_of(student).source
             if source is not None and not _is_trained(pipeline, name):
                 attempt(partial(_check_start, pipeline, name, source))
     _raise(list(dict.fromkeys(problems)))
+
+
+def model_problems(pipeline: Pipeline, planned_vocab_size: int | None = None) -> list[str]:
+    """Why models of the recipe that are yet to be trained cannot be built, a line each.
+
+    Args:
+        pipeline: of the recipe.
+        planned_vocab_size: of the students, in a plan, whose models need not fit into this machine; without it, that
+            of the recipe's tokenizer.
+    """
+    is_planned = planned_vocab_size is not None
+    found = _refusals(
+        partial(_check_backbone, pipeline.recipe, sizes, is_split, is_planned)
+        for sizes, is_split in _backbones_to_train(pipeline)
+    )
+    if found:  # nothing else can be said of a backbone that cannot be used
+        return found
+    return _refusals(partial(_check_student, pipeline, name, planned_vocab_size) for name in pipeline.recipe.students)
+
+
+def _refusals(checks: Iterable[Callable[[], object]]) -> list[str]:
+    """What the checks refuse, a line each."""
+    found = []
+    for check_one in checks:
+        try:
+            check_one()
+        except InputError as error:
+            found.append(str(error))
+    return found
 
 
 def _launch_problems(pipeline: Pipeline, wanted: Sequence[Stage]) -> list[str]:
@@ -147,10 +174,15 @@ def _check_teacher(recipe: Recipe, with_sae: bool) -> None:
             f"the teacher {teacher.source} is no causal language model: {' '.join(str(error).split())[:160]}"
         ) from None
     if with_sae or recipe.mixes_hidden_states():
-        try:
-            check_tap(model, recipe.sae.teacher_layer, sae)
-        except InputError as error:
-            raise InputError(f"sae: {error}") from None
+        check_reading(recipe, model, sae)
+
+
+def check_reading(recipe: Recipe, teacher: PreTrainedModel, sae: SparseAutoencoder | None = None) -> None:
+    """Raise InputError unless the recipe's layer of the teacher, which may be on meta, can be read."""
+    try:
+        check_tap(teacher, recipe.sae.teacher_layer, sae)
+    except InputError as error:
+        raise InputError(f"sae: {error}") from None
 
 
 def _check_alignment(recipe: Recipe) -> None:
@@ -203,14 +235,17 @@ def _is_trained(pipeline: Pipeline, name: str) -> bool:
     return all(pipeline.student_stages[name, seed].is_done() for seed in pipeline.recipe.student_seeds())
 
 
-def _check_backbone(recipe: Recipe, sizes: BackboneConfig, is_split: bool) -> None:
+def _check_backbone(recipe: Recipe, sizes: BackboneConfig, is_split: bool, is_planned: bool) -> None:
     # The vocabulary says nothing about the blocks, so a small one will do.
     config = backbone_config(
         sizes, vocab_size=MIN_VOCAB_SIZE, block_size=max(recipe.block_size, TRIAL_TOKENS), eos_token_id=0
     )
     with torch.device("meta"):
-        _check_memory(f"the {sizes.model_type} backbone", build_plain(config).num_parameters())
-    check_backbone(config, is_split)
+        weights = build_plain(config).num_parameters()
+    if not is_planned:
+        _check_memory(f"the {sizes.model_type} backbone", weights)
+    if not is_planned or 2 * weights / sizes.num_hidden_layers < MAX_PLANNED_TRIAL:
+        check_backbone(config, is_split)
 
 
 def _check_memory(what: str, numbers: int) -> None:
@@ -223,15 +258,16 @@ def _check_memory(what: str, numbers: int) -> None:
         )
 
 
-def _context(pipeline: Pipeline) -> StudentContext:
+def _context(pipeline: Pipeline, vocab_size: int | None = None) -> StudentContext:
     """What students' sizes depend on, before there is a corpus."""
     source = pipeline.recipe.tokenizer.source
-    vocab_size = vocabulary_size(load_tokenizer(source)) if source else pipeline.recipe.tokenizer.vocab_size
+    if vocab_size is None:
+        vocab_size = vocabulary_size(load_tokenizer(source)) if source else pipeline.recipe.tokenizer.vocab_size
     return pipeline.student_context(vocab_size, eos_token_id=0)
 
 
-def _check_student(pipeline: Pipeline, name: str) -> None:
-    recipe, context = pipeline.recipe, _context(pipeline)
+def _check_student(pipeline: Pipeline, name: str, planned_vocab_size: int | None) -> None:
+    recipe, context = pipeline.recipe, _context(pipeline, planned_vocab_size)
     vocab_size = context.vocab_size
     distillation = recipe.students[name].distillation_config()
     if distillation is not None and (distillation.top_k or 0) >= vocab_size:
@@ -240,17 +276,19 @@ def _check_student(pipeline: Pipeline, name: str) -> None:
             "give fewer, or leave it out"
         )
     config = student_config(recipe, name, context)
+    start = recipe.backbone_of(recipe.students[name]).source
+    if start is not None and distillation is not None and config.get_text_config().vocab_size != vocab_size:
+        raise InputError(
+            f"students.{name}: the backbone {start} has {config.get_text_config().vocab_size} embeddings for the "
+            f"{vocab_size} tokens that the teacher predicts; resize it to them (resize_token_embeddings) and save it, "
+            "or leave distillation out"
+        )
+    if planned_vocab_size is not None:
+        return
     with torch.device("meta"):
         _check_memory(f"students.{name}", build_student(config).num_parameters())
-    start = recipe.backbone_of(recipe.students[name]).source
     if start is not None:
         _check_same_tokenizer(recipe, "backbone", start, config)
-        if distillation is not None and config.get_text_config().vocab_size != vocab_size:
-            raise InputError(
-                f"students.{name}: the backbone {start} has {config.get_text_config().vocab_size} embeddings for the "
-                f"{vocab_size} tokens that the teacher predicts; resize it to them (resize_token_embeddings) and save "
-                "it, or leave distillation out"
-            )
 
 
 def _check_start(pipeline: Pipeline, name: str, source: str) -> None:

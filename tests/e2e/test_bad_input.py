@@ -105,6 +105,18 @@ def refused(runner: Runner, capsys: pytest.CaptureFixture[str], *words: str, com
             {"backbone": {"model_type": "opt"}},
             ["the backbone 'opt' cannot be split around the mixer", "exactly one final norm"],
         ),
+        (
+            {"backbone": {"options": {"n_positions": 16}}},
+            ["backbone.options.n_positions overrides the recipe's block_size; leave it out"],
+        ),
+        (
+            {"teacher": {"backbone": {"options": {"num_hidden_layers": 1}}}},
+            ["teacher.backbone.options.num_hidden_layers overrides the recipe's num_hidden_layers"],
+        ),
+        ({"backbone": {"options": {"to_dict": 1}}}, ["'to_dict' is not a setting of the gpt2 architecture"]),
+        ({"backbone": {"model_type": "gemma3"}}, ["the recipe's sizes do not reach its text_config"]),
+        ({"backbone": {"hidden_size": 2**17}}, ["the gpt2 backbone takes", "GB of memory"]),
+        ({"sae": {"buffer_tokens": 10**14}}, ["sae.buffer_tokens is 100000000000000, which takes"]),
     ],
     ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
 )

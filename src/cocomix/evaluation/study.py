@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from cocomix import files
+from cocomix import files, strict_yaml
 from cocomix.errors import InputError
 from cocomix.evaluation.costs import AXES
 from cocomix.evaluation.report import RESULTS
@@ -131,12 +130,12 @@ def load_study(folder: Path) -> Study:
         raise InputError(f"no {path}: give a folder whose results/{STUDY_FILE} says what the study asks, e.g. docs")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Study, as_positional=False)
+    content = strict_yaml.load(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("holds no study: expected the keys title, introduction and parts")
         study = Study(**vars(parser.instantiate(parser.parse_object(content))))
-    except (ArgumentError, yaml.YAMLError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
     for name in ("loss_margin", "cost_margin"):
         if not 0 <= getattr(study, name) < math.inf:

@@ -254,7 +254,7 @@ def match_parameters(sizes: BackboneConfig, target: int, size_of: Callable[[Back
 
     if key not in best.options and hasattr(AutoConfig.for_model(sizes.model_type), key):
         per_unit = size_of(with_mlp(1)) - size_of(with_mlp(0))
-        best = with_mlp(round((target - size_of(best)) / per_unit))
+        best = with_mlp(max(1 - width, round((target - size_of(best)) / per_unit)))
     reached = size_of(best)
     if abs(reached - target) > MATCH_TOLERANCE * target:
         raise InputError(

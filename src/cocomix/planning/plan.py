@@ -14,6 +14,7 @@ from datasets import Features, List, Value
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cocomix import preflight
 from cocomix.concepts.attribution import attribution_scores
 from cocomix.concepts.label_store import features
 from cocomix.concepts.labelling import LabelsConfig
@@ -62,6 +63,11 @@ def plan_recipe(
     if only is not None:
         recipe.require_student(only)
     planner = _Planner(recipe, on, corpus_tokens, device)
+    if problems := preflight.model_problems(planner.pipeline, planner.pipeline.vocab_size):
+        raise InputError("\n".join(problems))
+    if recipe.mixes_hidden_states() or (recipe.needs_labels() and recipe.labels.source is None):
+        with torch.device("meta"):
+            preflight.check_reading(recipe, planner.pipeline.teacher())
     students = [planner.student(name) for name in recipe.students if only in (None, name)]
     learners = [recipe.students[student.name] for student in students]
     preparation = planner.preparation(learners)

@@ -48,6 +48,16 @@ def test_others_are_refused_by_name_with_what_is_missing(kind, missing):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(("kind", "problem"), {"bert": "a later token changes", "gptj": "a trial fails"}.items())
+def test_a_decoder_that_cannot_be_trained_is_refused_whole_too(kind, problem):
+    with pytest.raises(InputError, match=f"the backbone '{kind}' cannot be trained: {problem}"):
+        check_backbone(tiny(kind), is_split=False)
+
+
+def test_what_is_no_stack_of_blocks_is_not_tried_whole():
+    check_backbone(tiny("mamba"), is_split=False)
+
+
 def test_no_token_is_padding_in_a_vocabulary_of_our_own():
     """Padding has no embedding, and many types take 0 or 1 for it."""
     for kind in ("gemma", "phi3", "olmo2"):

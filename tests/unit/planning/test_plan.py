@@ -67,6 +67,26 @@ def test_a_student_of_concepts_and_predictions_pays_for_the_teacher(capsys, tmp_
     assert "predictions-top-8-temperature-1.0" in {part["name"] for part in plan["preparation"]}
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--sae.teacher_layer", "9", "sae: teacher_layer is 9; a teacher of 4 blocks takes 0 to 3"),
+        ("--backbone.options.n_layer", "2", "backbone.options.n_layer overrides the recipe's num_hidden_layers"),
+        ("--backbone.model_type", "gptj", "the backbone 'gptj' cannot be split around the mixer: a trial fails"),
+        ("--students.ntp.distillation.top_k", "4096", "students.ntp: distillation has no effect"),
+        (
+            "--students",
+            "{kd: {method: kd, distillation: {top_k: 4000}}}",
+            "students.kd: distillation.top_k is 4000, of",
+        ),
+    ],
+)
+def test_a_plan_refuses_what_a_run_refuses(option, value, said, capsys) -> None:
+    assert main(["plan", QUICKSTART, "--gpus", "1", option, value]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+
+
 def test_a_gpu_is_known_by_the_words_of_its_name(monkeypatch) -> None:
     def peak(name: str) -> float | None:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
