@@ -22,24 +22,28 @@ def with_tilde(source: str) -> str:
 
 
 def short(source: str | Path) -> str:
-    """A relative path as it is; of an absolute one what lies below the working folder, else its last part."""
+    """Shorten an absolute path to what lies below the working folder, else to its last part.
+
+    A working folder that holds the home folder does not count, or the user's name would remain.
+    """
     text = str(source)
     prefix, text = (HUB_PREFIX, text.removeprefix(HUB_PREFIX)) if text.startswith(HUB_PREFIX) else ("", text)
     path = Path(text).expanduser()
     if not path.is_absolute():
         return prefix + text
-    here = Path.cwd()
-    return prefix + (str(path.relative_to(here)) if path.is_relative_to(here) else path.name)
+    here, home = Path.cwd(), Path("~").expanduser()
+    is_below = path.is_relative_to(here) and here not in home.parents
+    return prefix + (str(path.relative_to(here)) if is_below else path.name)
 
 
 def short_apart(paths: Sequence[Path]) -> list[str]:
-    """Short forms of several paths that differ where the paths do: from their common folder if one is elsewhere."""
+    """Shorten several paths, to as many of their last parts as it takes to tell them apart."""
     found = [short(path) for path in paths]
-    if len(set(found)) == len(set(paths)):
-        return found
-    absolute = [str(path.absolute()) for path in paths]
-    common = os.path.commonpath([os.path.dirname(path) for path in absolute])
-    return [os.path.relpath(path, common) for path in absolute]
+    length = 1
+    while len(set(found)) < len({path.absolute() for path in paths}):
+        length += 1
+        found = ["/".join(path.absolute().parts[-length:]) for path in paths]
+    return found
 
 
 def short_argument(argument: str) -> str:

@@ -31,6 +31,11 @@ def test_a_short_path_is_relative_to_the_working_folder_or_only_a_name(places: P
     assert portable.short_argument(f"--output={places}/home/x") == "--output=x"
 
 
+def test_above_the_home_folder_a_path_is_only_a_name(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(places)
+    assert portable.short(places / "home" / "runs" / "x") == "x"
+
+
 def test_a_path_in_the_home_folder_is_recorded_with_a_tilde(places: Path) -> None:
     assert portable.with_tilde(f"{places}/home/text") == "~/text"
     assert portable.with_tilde(f"hf:{places}/home/set") == "hf:~/set"
@@ -42,7 +47,7 @@ def test_paths_with_the_same_name_are_told_apart_from_their_common_folder(places
     elsewhere = [places / name / "students" / "kd" for name in ("one", "two")]
     assert portable.short_apart(elsewhere) == ["one/students/kd", "two/students/kd"]
     assert portable.short_apart([Path("one/kd"), Path("two/kd")]) == ["one/kd", "two/kd"]
-    assert portable.short_apart([elsewhere[0], Path("kd")]) == ["one/students/kd", "work/kd"]
+    assert portable.short_apart([elsewhere[0], places / "three" / "runs" / "kd"]) == ["students/kd", "runs/kd"]
 
 
 def test_a_recipe_keeps_what_is_needed_to_run_it_again(places: Path) -> None:

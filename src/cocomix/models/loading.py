@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from transformers import (
 )
 
 from cocomix.errors import InputError, UnreachableError
+
+CONSTANTS = re.compile(
+    r"(^|\.)((attn|attention|self_attn|self_attention)(\.attention)?\.(bias|masked_bias)|rotary_emb\.inv_freq)$"
+)
+"""Causal masks and rotary frequencies, which models now compute and older versions of Transformers saved."""
 
 
 def load_config(source: str | Path) -> PretrainedConfig:
@@ -53,6 +59,7 @@ def load_causal_lm(
         )
     except Exception as error:  # damaged files and files of other models raise errors of many types
         raise _refusal(source, error) from error
+    info["unexpected_keys"] = [key for key in info["unexpected_keys"] if not CONSTANTS.search(key)]
     problems = [
         f"{problem} ({_some(info[kind])})"
         for kind, problem in (

@@ -42,6 +42,12 @@ def test_a_whole_model_loads_with_its_tied_head_and_in_its_own_dtype(folder: Pat
     assert load_causal_lm(folder, torch.bfloat16).dtype == torch.bfloat16 != model.dtype
 
 
+def test_masks_that_older_versions_saved_are_no_weights(folder: Path) -> None:
+    mask = torch.ones(8, 8).tril().view(1, 1, 8, 8)
+    rewrite(folder, transformer__h__0__attn__bias=mask, transformer__h__0__attn__masked_bias=torch.tensor(-1e4))
+    load_causal_lm(folder)
+
+
 def test_a_model_is_refused_unless_its_files_hold_exactly_its_weights(folder: Path, config: GPT2Config) -> None:
     rewrite(folder, transformer__h__1__mlp__c_fc__weight=None, transformer__ln_f__bias=None)
     with pytest.raises(InputError, match=r"model is not used: its files lack weights .*h\.1\.mlp.* and 1 more"):
