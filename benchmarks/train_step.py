@@ -26,7 +26,8 @@ from cocomix.evaluation.flops import (
 )
 from cocomix.evaluation.gpus import peak_flops
 from cocomix.models.building import build_plain
-from cocomix.objectives import ConceptMixing, Distillation, NextToken, Objective, Pausing
+from cocomix.models.plain import with_token_loss
+from cocomix.objectives import ConceptMixing, Distillation, NextToken, Objective
 
 METHODS = ("plain", "ntp", "kd", "pause", "cocomix", "online", "labels")
 """`plain` is Transformers' own model and loss; `cocomix` has stored labels, `online` makes them in the step, and
@@ -61,7 +62,7 @@ class Step:
             self.flops += per_token.total * shape.tokens
         if method == "labels":
             return
-        self.model = self._model(method, shape).to(self.device)
+        self.model = with_token_loss(self._model(method, shape)).to(self.device)
         self.flops += training_flops_per_token(self.model, shape.block_size) * shape.tokens
         self.objective = self._objective(method, shape)
         self.run: nn.Module = torch.compile(self.model) if compiled else self.model  # type: ignore[assignment]
@@ -91,7 +92,7 @@ class Step:
             assert self.extractor is not None
             extract = self.extractor
             return ConceptMixing(lambda ids: extract(ids).ids)
-        return {"cocomix": ConceptMixing, "pause": Pausing, "ntp": NextToken}[method]()
+        return {"cocomix": ConceptMixing, "pause": NextToken, "ntp": NextToken}[method]()
 
     def __call__(self) -> None:
         """The step."""

@@ -26,7 +26,7 @@ from cocomix.evaluation.flops import (
     labelling_flops_per_token,
 )
 from cocomix.methods import StudentConfig
-from cocomix.objectives import ConceptMixing, Distillation, HiddenStateMixing, MultiToken, NextToken, Objective, Pausing
+from cocomix.objectives import ConceptMixing, Distillation, HiddenStateMixing, MultiToken, NextToken, Objective
 from cocomix.objectives.cocomix import Labeller
 from cocomix.objectives.distillation import TeacherLogits
 from cocomix.objectives.hidden_states import HiddenStates
@@ -79,7 +79,7 @@ def student_objective(pipeline: Pipeline, student: StudentConfig, vocab_size: in
         return MultiToken()
     if student.mixes_hidden_states():
         return HiddenStateMixing(_teacher_hidden_states(teacher(), pipeline.recipe.sae.teacher_layer))
-    return Pausing() if student.method == "pause" else NextToken()
+    return NextToken()
 
 
 def distillation_of(

@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cocomix import CoCoMixForCausalLM
-from cocomix.concepts.teacher import freeze, plain_head, tapped_residual
+from cocomix.concepts.teacher import freeze, tapped_residual
 from cocomix.models.backbones import fuse_activations
 from cocomix.models.losses import IGNORE
+from cocomix.models.plain import plain_head
 
 CASES = [("gpt2", {}), ("llama", {}), ("qwen3", {}), ("gpt2", {"mixing": "add"}), ("gpt2", {"mixing": "none"})]
 KINDS = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt_neox"]

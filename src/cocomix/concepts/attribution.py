@@ -17,13 +17,13 @@ from cocomix.concepts.teacher import (
     check_teacher_layer,
     freeze,
     next_token_targets,
-    plain_head,
     residual_stream,
     tapped_residual,
 )
 from cocomix.errors import InputError
 from cocomix.models.backbones import decoder_blocks
 from cocomix.models.losses import IGNORE
+from cocomix.models.plain import plain_head
 
 SELECTIONS = ("attribution", "attribution_abs", "attribution_negative", "activation")
 GATHER_BUFFER_BYTES = 128 * 2**20

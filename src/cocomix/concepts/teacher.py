@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from cocomix import fingerprint
 from cocomix.errors import InputError
 from cocomix.models.backbones import decoder_blocks, fuse_activations, positions_of
-from cocomix.models.linear_loss import is_plain, linear_cross_entropy
+from cocomix.models.linear_loss import linear_cross_entropy
 from cocomix.models.losses import IGNORE
 
 
@@ -147,20 +147,6 @@ def _sum_of_losses(logits: Tensor, targets: Tensor) -> Tensor:
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-
-
-@torch.no_grad()
-def plain_head(teacher: PreTrainedModel) -> nn.Linear | None:
-    """The token head, if the logits are just that of what the decoder returns (which is tried), else None."""
-    head = teacher.get_output_embeddings()
-    if not is_plain(head):
-        return None
-    inputs = _inputs(torch.arange(3, device=teacher.device).unsqueeze(0), None)
-    hidden = getattr(teacher.base_model(**inputs), "last_hidden_state", None)
-    if hidden is None or hidden.shape[-1] != head.in_features:
-        return None
-    wanted, found = teacher(**inputs).logits, head(hidden)
-    return head if wanted.shape == found.shape and torch.allclose(found, wanted, rtol=1e-4, atol=1e-6) else None
 
 
 def tapped_residual(

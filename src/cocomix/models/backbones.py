@@ -170,6 +170,9 @@ SCALES = (
     "logits_scaling",
     "logit_scale",
     "final_logit_softcapping",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+    "softcap",
     "lm_head_multiplier",
     "logits_mup_width_multiplier",
     "output_multiplier",
@@ -177,14 +180,21 @@ SCALES = (
 """Settings of decoders that scale their embeddings or logits. Without effect if absent, None, False or 1."""
 
 
-def _refuse_scaling(config: PretrainedConfig) -> None:
+def scaling_of(config: PretrainedConfig) -> str | None:
+    """The first of `SCALES` that a configuration uses, or None."""
     for name in SCALES:
         value = getattr(config, name, None)
         if value is True or value not in (None, False, 1):
-            raise ValueError(
-                f"the backbone {config.model_type!r} scales its embeddings or logits ({name} {value}), which "
-                "two stacks and a plain token head do not repeat; set it to 1 or null"
-            )
+            return name
+    return None
+
+
+def _refuse_scaling(config: PretrainedConfig) -> None:
+    if (name := scaling_of(config)) is not None:
+        raise ValueError(
+            f"the backbone {config.model_type!r} scales its embeddings or logits ({name} {getattr(config, name)}), "
+            "which two stacks and a plain token head do not repeat; set it to 1 or null"
+        )
 
 
 def _disable_embedding_dropout(stack: PreTrainedModel) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .losses import IGNORE, concept_loss
+from .losses import IGNORE, concept_loss, mean_loss
 
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
 """Size of a chunk's logits in float32: large enough for fast matrix products."""
@@ -58,6 +58,23 @@ def linear_loss(linear: nn.Module, x: Tensor, labels: Tensor, keep: int = 0) -> 
         return linear_cross_entropy(x, linear.weight, linear.bias, labels, keep)
     z = linear(x)
     return LinearLoss(concept_loss(z, labels, 1), *z.topk(keep, dim=-1))
+
+
+def linear_token_loss(
+    head: nn.Module, h: Tensor, labels: Tensor, num_items: Tensor | int | None = None, ahead: int = 1
+) -> Tensor:
+    """Cross-entropy of a later token, as `token_loss` of the logits head(h), which are not materialized.
+
+    Args:
+        head: the token head.
+        h: (B, T, D), of token t.
+        labels: (B, T), `IGNORE` where there is no target; token t predicts that at t + `ahead`.
+        num_items: what the sum is divided by; by default the number of targets here.
+        ahead: how far ahead.
+    """
+    targets = labels[:, ahead:].reshape(-1, 1).to(h.device)
+    total = linear_loss(head, h[:, :-ahead].flatten(0, 1), targets).total
+    return mean_loss(total, targets != IGNORE, num_items)
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, keep: int = 0) -> LinearLoss:

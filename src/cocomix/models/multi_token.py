@@ -20,6 +20,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .backbones import final_norm_name, split_decoder
 from .cache import StackedCache
 from .configuration import StackedConfig
+from .linear_loss import linear_token_loss
+from .losses import IGNORE, mean_loss
 from .stacked import StackedForCausalLM, kept_positions, recorded
 
 
@@ -66,6 +68,8 @@ class MultiTokenOutput(ModelOutput):
     """Cache of the trunk and head 1."""
     head_logits: tuple[Tensor, ...] | None = None
     """Logits of all n heads, with `output_all_heads=True`."""
+    head_losses: tuple[Tensor, ...] | None = None
+    """(n,) summed cross-entropy of each head, nats; with `labels` and `output_all_heads=True`."""
     hidden_states: tuple[Tensor, ...] | None = None
     """With `output_hidden_states=True`: of the trunk and then of each head that runs, input first, (B, T, D), without
     the final norm."""
@@ -103,6 +107,7 @@ class MultiTokenForCausalLM(StackedForCausalLM):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_all_heads: bool = False,
+        output_logits: bool = True,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
@@ -118,6 +123,7 @@ class MultiTokenForCausalLM(StackedForCausalLM):
             labels: (B, T) token ids (they are shifted here), −100 for no target.
             use_cache: return a cache; by default outside training. Of no effect with `output_all_heads`.
             output_all_heads: run all heads, not only the first.
+            output_logits: return logits. Without them the losses take less memory and time.
             logits_to_keep: as in Transformers: the last so many positions, or their indices; 0 for all.
             num_items_in_batch: number of token targets of the whole batch of which this is a part.
             kwargs: `output_hidden_states`, `output_attentions`, and `IGNORED_ARGUMENTS`.
@@ -145,15 +151,19 @@ class MultiTokenForCausalLM(StackedForCausalLM):
         ]
         kept, whole = kept_positions(logits_to_keep)
         normed = [self.norm(head.last_hidden_state) for head in heads]
-        all_logits = tuple(self.lm_head(h[:, kept]) for h in normed)
-        loss = None
-        if labels is not None:
-            loss = self._token_loss(normed[0], all_logits[0] if whole else None, labels, num_items_in_batch)
+        logits = [self.lm_head(h[:, kept]) for h in normed] if output_logits else None
+        loss = losses = None
+        if labels is not None and output_all_heads:
+            losses = [linear_token_loss(self.lm_head, h, labels, 1, ahead) for ahead, h in enumerate(normed, 1)]
+            loss = mean_loss(losses[0], labels[:, 1:] != IGNORE, num_items_in_batch)
+        elif labels is not None:
+            loss = self._token_loss(normed[0], logits[0] if logits and whole else None, labels, num_items_in_batch)
         return MultiTokenOutput(
             loss=loss,
-            logits=all_logits[0],
+            logits=logits[0] if logits else None,
             past_key_values=read.cache if read.use_cache else None,
-            head_logits=all_logits if output_all_heads else None,
+            head_logits=tuple(logits) if logits and output_all_heads else None,
+            head_losses=tuple(losses) if losses else None,
             **recorded((trunk, *heads)),
         )
 

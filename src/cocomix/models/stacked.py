@@ -14,8 +14,8 @@ from transformers.utils import ModelOutput
 from .backbones import fuse_activations, packed_texts, positions_of
 from .cache import StackedCache
 from .configuration import StackedConfig
-from .linear_loss import linear_loss
-from .losses import IGNORE, mean_loss, token_loss
+from .linear_loss import linear_token_loss
+from .losses import token_loss
 
 IGNORED_ARGUMENTS = frozenset({"cache_position", "token_type_ids"})
 """Passed by callers that treat all Hugging Face decoders alike; without effect here."""
@@ -127,9 +127,7 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
         """Next-token loss of the logits, or of h (B, T, D) without materializing them."""
         if logits is not None:
             return token_loss(logits, labels, num_items)
-        targets = labels[:, 1:].reshape(-1, 1).to(h.device)
-        total = linear_loss(self.lm_head, h[:, :-1].flatten(0, 1), targets).total
-        return mean_loss(total, targets != IGNORE, num_items)
+        return linear_token_loss(self.lm_head, h, labels, num_items)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse paged caches, in which Transformers keeps one entry per token and layer."""

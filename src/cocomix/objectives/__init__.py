@@ -6,7 +6,6 @@ from cocomix.objectives.distillation import Distillation
 from cocomix.objectives.hidden_states import HiddenStateMixing
 from cocomix.objectives.multi_token import MultiToken
 from cocomix.objectives.ntp import NextToken
-from cocomix.objectives.pause import Pausing
 
 __all__ = [
     "ConceptMixing",
@@ -17,5 +16,4 @@ __all__ = [
     "MultiToken",
     "NextToken",
     "Objective",
-    "Pausing",
 ]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.models.losses import IGNORE, token_loss
 from cocomix.objectives.base import Batch, Counts, Losses
 from cocomix.objectives.ntp import NextToken
 
@@ -23,12 +21,7 @@ class MultiToken(NextToken):
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
         """The losses of all heads; that of the first, `token_loss`, is next-token prediction's."""
         ids = batch["input_ids"]
-        parts: dict[str, Tensor] = {}
-        total = torch.zeros((), device=ids.device)
-        for head, logits in enumerate(model(input_ids=ids, use_cache=False, output_all_heads=True).head_logits, 1):
-            targets = torch.full_like(ids, IGNORE)  # token_loss compares token t with the target at t + 1
-            targets[:, 1 : ids.shape[1] - head + 1] = ids[:, head:]
-            loss = token_loss(logits, targets, counts["block"] * (ids.shape[1] - head))
-            parts["token_loss" if head == 1 else f"token_{head}_loss"] = loss.detach()
-            total = total + loss
-        return Losses(total, parts)
+        sums = model(input_ids=ids, labels=ids, use_cache=False, output_all_heads=True, output_logits=False).head_losses
+        losses = [total / (counts["block"] * (ids.shape[1] - ahead)) for ahead, total in enumerate(sums, 1)]
+        names = ["token_loss", *(f"token_{ahead}_loss" for ahead in range(2, len(losses) + 1))]
+        return Losses(sum(losses), {name: loss.detach() for name, loss in zip(names, losses, strict=True)})

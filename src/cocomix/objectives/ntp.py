@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.models.losses import token_loss
 from cocomix.objectives.base import Batch, Counts, Losses
 
 
@@ -18,7 +17,7 @@ def count_tokens(batch: Batch) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class NextToken:
-    """Mean next-token cross-entropy of any causal language model."""
+    """Mean next-token cross-entropy of any model `with_token_loss`."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -36,5 +35,7 @@ class NextToken:
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
         """Token loss."""
         ids = batch["input_ids"]
-        loss = token_loss(model(input_ids=ids, use_cache=False).logits, ids, counts["token"])
+        loss = model(
+            input_ids=ids, labels=ids, num_items_in_batch=counts["token"], output_logits=False, use_cache=False
+        ).loss
         return Losses(loss, {"token_loss": loss.detach()})

@@ -32,6 +32,7 @@ from cocomix.models import linear_loss
 from cocomix.models.backbones import decoder_blocks
 from cocomix.models.causal_lm import CoCoMixForCausalLM
 from cocomix.models.multi_token import MultiTokenForCausalLM
+from cocomix.models.plain import with_token_loss
 from cocomix.objectives import Objective
 from cocomix.objectives.base import Batch
 from cocomix.training.config import TrainingConfig
@@ -217,7 +218,7 @@ def training_memory(
     """
     phases: dict[str, Counter[str]] = {}
     with torch.device("meta"):  # a fake tensor cannot be copied as modules are where a decoder is taken apart
-        model = build()
+        model = with_token_loss(build())
     with FakeTensorMode(), _chunks_of(device), LiveMemory() as live:
         with live.counting(WEIGHTS):
             model._apply(lambda weight: torch.empty(weight.shape, dtype=weight.dtype)).tie_weights()

@@ -27,6 +27,7 @@ from cocomix.data.blocks import Blocks, collate
 from cocomix.data.streaming import BlockStream
 from cocomix.errors import InputError
 from cocomix.evaluation.gpus import peak_flops
+from cocomix.models.plain import with_token_loss
 from cocomix.objectives import Counts, Objective
 from cocomix.training.callbacks import TrainingTime
 from cocomix.training.checkpoints import (
@@ -85,6 +86,7 @@ class ObjectiveTrainer(Trainer):
     ) -> None:
         streamed = isinstance(train_dataset, BlockStream)
         blocks = train_dataset if streamed else Blocks(train_dataset, objective.columns)
+        model = with_token_loss(model)
         super().__init__(model, args, train_dataset=blocks, eval_dataset=eval_dataset, data_collator=collate, **kwargs)
         self.model_class = type(model)
         self.objective = objective

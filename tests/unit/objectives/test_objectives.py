@@ -9,8 +9,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.distillation.divergence import top_tokens
+from cocomix.models.building import BackboneConfig, backbone_config, build_plain
 from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
-from cocomix.objectives import ConceptMixing, Distillation, MultiToken, NextToken, Pausing
+from cocomix.models.plain import plain_head, with_token_loss
+from cocomix.objectives import ConceptMixing, Distillation, MultiToken, NextToken
 
 V, ROWS, T = 31, 3, 8
 BACKBONE = {
@@ -29,7 +31,7 @@ BACKBONE = {
 
 @pytest.fixture
 def model() -> GPT2LMHeadModel:
-    return GPT2LMHeadModel(GPT2Config(**BACKBONE))
+    return with_token_loss(GPT2LMHeadModel(GPT2Config(**BACKBONE)))
 
 
 @pytest.fixture
@@ -79,12 +81,35 @@ def test_distillation_leaves_the_teacher_without_gradients(model, teacher, batch
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_pausing_is_the_token_loss(batch):
-    model = CoCoMixForCausalLM(CoCoMixConfig(GPT2Config(**BACKBONE), insert_layer=2, content="pause"))
-    counts = NextToken().count(batch)
-    found, wanted = (objective(model, batch, counts) for objective in (Pausing(), NextToken()))
-    assert found.total.item() == pytest.approx(wanted.total.item(), rel=1e-6)
+@pytest.mark.parametrize("model_type", ["gpt2", "pause", "cohere", "gemma2"])
+def test_next_token_prediction_is_the_loss_of_the_logits(batch, model_type):
+    """With a plain head, which needs no logits, and with one that scales or caps them."""
+    if model_type == "pause":
+        model = CoCoMixForCausalLM(CoCoMixConfig(GPT2Config(**BACKBONE), insert_layer=2, content="pause"))
+    elif model_type == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(**BACKBONE))
+    else:
+        sizes = BackboneConfig(model_type, 16, 2, 2)
+        model = build_plain(backbone_config(sizes, vocab_size=V, block_size=T, eos_token_id=0))
+    objective = NextToken()
+    ids, counts = batch["input_ids"], objective.count(batch)
+    wanted = F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    expected = torch.autograd.grad(wanted, list(model.parameters()), allow_unused=True)
+    found = objective(with_token_loss(model), batch, counts)
+    assert found.total.item() == pytest.approx(wanted.item(), rel=1e-6)
     assert found.parts == {"token_loss": found.total.detach()}
+    found.total.backward()
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "cohere", "gemma2"])
+def test_without_weights_the_configuration_tells_whether_a_head_is_plain(model_type):
+    config = backbone_config(BackboneConfig(model_type, 16, 2, 2), vocab_size=V, block_size=T, eos_token_id=0)
+    with torch.device("meta"):
+        shapes = build_plain(config)
+    assert (plain_head(shapes) is None) == (plain_head(build_plain(config)) is None)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
