@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from .losses import IGNORE, concept_loss, mean_loss
 
@@ -38,7 +39,7 @@ def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """
     return (
         type(module) is nn.Linear
-        and type(module.weight) in (nn.Parameter, Tensor)
+        and type(module.weight) in (nn.Parameter, Tensor, FakeTensor)
         and "forward" not in module.__dict__
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not (module._backward_hooks or module._backward_pre_hooks)
