@@ -117,7 +117,8 @@ def make_teacher(pipeline: Pipeline) -> Made:
         teacher = pipeline.teacher()
         check_causal(teacher, "teacher", config.source)
         loss = evaluate_model(teacher, corpus.validation, config.training.blocks_per_batch)
-        return Made(teacher_fingerprint(teacher), {"source": portable.short(config.source), "metrics": loss})
+        summary = {"source": portable.short(config.source), "dtype": str(teacher.dtype), "metrics": loss}
+        return Made(teacher_fingerprint(teacher), summary)
     tokenizer = pipeline.tokenizer()
     set_seed(pipeline.recipe.seed)
     model = build_plain(

@@ -78,7 +78,9 @@ def _student(
 
 
 def _teacher(teacher: dict[str, Any]) -> dict[str, Any]:
-    return teacher if teacher["source"] else {**teacher, "backbone": _backbone(teacher["backbone"])}
+    if teacher["source"]:
+        return teacher
+    return {**teacher, "backbone": _backbone(teacher["backbone"]), "precision": teacher["precision"] or "fp32"}
 
 
 def _backbone(backbone: dict[str, Any], widened: bool = False) -> dict[str, Any]:

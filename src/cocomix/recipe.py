@@ -252,7 +252,9 @@ class Recipe:
         """The same recipe with what it leaves out of students, SAE and teacher written as what it is."""
         teacher = self.teacher
         if teacher.source is None:
-            teacher = dataclasses.replace(teacher, backbone=_with_options(teacher.backbone))
+            teacher = dataclasses.replace(
+                teacher, backbone=_with_options(teacher.backbone), precision=teacher.precision or "fp32"
+            )
         return dataclasses.replace(
             self,
             teacher=teacher,
