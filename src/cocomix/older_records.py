@@ -27,9 +27,13 @@ MAX_ACTIVE = 256
 
 
 def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a run, with every setting."""
-    completed = {"students": complete_students(recipe), "sae": _sae(recipe["sae"])}
-    return {**recipe, **completed, "teacher": _teacher(recipe["teacher"])}
+    """The recipe of a run, with every setting; ValueError for what is no recipe."""
+    try:
+        found = portable.recipe_record(recipe)
+        completed = {"students": complete_students(found), "sae": _sae(found["sae"])}
+        return {**found, **completed, "teacher": _teacher(found["teacher"])}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"its recipe is damaged ({type(error).__name__}: {error})") from None
 
 
 def complete_students(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -41,10 +45,17 @@ def complete_students(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a stage's record, with all that today's records of the stage hold.
+    """The settings of a stage's record, with all that today's records of the stage hold; damaged ones as they are.
 
     Labels that a student shared with its recipe are those of `wanted`: the labels among its inputs identify them.
     """
+    try:
+        return _complete_settings(recorded, wanted)
+    except (AttributeError, KeyError, TypeError):
+        return recorded
+
+
+def _complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
     found = portable.recipe_record(recorded)
     if "teacher" in found:
         found["teacher"] = _teacher(found["teacher"])

@@ -115,3 +115,13 @@ def test_a_default_that_changes_neither_passes_for_the_old_one_nor_changes_a_rep
         (problem,) = now.problems()
         assert "student.mixer.concept_loss_weight is 1.0 there, 0.5 here" in problem
     assert settings_table(dataclasses.asdict(before)) == shown
+
+
+@pytest.mark.parametrize(
+    "damaged", [{}, {"student": {}}, {"student": None, "training": 1}, {"teacher": 3}, {"sae": {}}]
+)
+def test_damaged_settings_are_another_recipe_and_a_damaged_recipe_no_run(damaged: dict[str, Any]) -> None:
+    stage = Pipeline(recipe()).student_stages["cocomix", 0]
+    assert complete_settings(damaged, stage.settings) == damaged
+    with pytest.raises(ValueError, match="its recipe is damaged"):
+        complete_recipe(damaged)

@@ -141,6 +141,6 @@ def load_run(folder: Path) -> Run:
         raise InputError(f"no finished run in {folder}: it has no {RUN_FILE}; give folders of trained models")
     try:
         run = Run(**files.read_json(folder / RUN_FILE))
+        return replace(run, recipe=older_records.complete_recipe(run.recipe))
     except (TypeError, ValueError) as error:
         raise InputError(f"{folder / RUN_FILE} does not describe a run: {error}") from None
-    return replace(run, recipe=older_records.complete_recipe(run.recipe))
