@@ -27,6 +27,8 @@ from typing import Any
 from cocomix.errors import InputError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+TORCH_WRITES = ("PytorchStreamWriter failed", "] . unexpected pos ")
+"""In the messages of torch.save where a file cannot be written."""
 
 
 def located(given: str | Path) -> Path:
@@ -113,16 +115,24 @@ def _parse_json(content: bytes, path: Path) -> Any:
         raise InputError(f"{path} is damaged: {error}") from None
 
 
-def is_disk_full(error: BaseException | None) -> bool:
-    """Return whether an operation failed because no space, or no more of the user's quota, is left.
+def is_disk_full(error: OSError) -> bool:
+    """Return whether an operation failed because no space, or no more of the user's quota, is left."""
+    return error.errno in DISK_FULL
 
-    Libraries that write by themselves raise errors of their own, with or without the system's words.
+
+def system_failure(error: BaseException | None) -> OSError | None:
+    """Return what the system refused, if that is why `error` was raised.
+
+    Libraries that are not written in Python raise errors of their own: Rust's end with the system's number, torch's do
+    not hold it, but stand for a file that could not be written.
     """
-    if error is None:
-        return False
-    told = (*map(os.strerror, DISK_FULL), "PytorchStreamWriter failed", "] . unexpected pos ")
-    full = isinstance(error, OSError) and error.errno in DISK_FULL
-    return full or any(words in str(error) for words in told) or is_disk_full(error.__cause__ or error.__context__)
+    if error is None or (isinstance(error, OSError) and error.errno is not None):
+        return error
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    if any(words in str(error) for words in TORCH_WRITES):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return system_failure(error.__cause__)
 
 
 # Folders
@@ -253,7 +263,10 @@ class Folder:
         self.path.rmdir()  # refused where another folder, which holds anything, has taken the name
 
     def _open(self, name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW, 0o666, dir_fd=self._descriptor)
+        try:
+            return os.open(name, flags | os.O_NOFOLLOW, 0o666, dir_fd=self._descriptor)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path / name)) from None
 
 
 @contextmanager

@@ -81,13 +81,16 @@ class Stage:
         """Return the record of the finished folder; InputError if it is damaged."""
         path = self.folder / RECORD_FILE
         try:
-            return Record(**files.read_json(path))
+            record = Record(**files.read_json(path))
+            if not all(isinstance(part, dict) for part in (record.settings, record.inputs, record.summary)):
+                raise TypeError
         except InputError as error:
             raise InputError(f"{error}; delete {self.folder} to make {self.name} again") from None
         except TypeError:
             raise InputError(
                 f"{path} does not describe a stage; delete {self.folder} to make {self.name} again"
             ) from None
+        return record
 
     def problems(self) -> list[str]:
         """Return why what is already there cannot be this stage's result, or become it; a line each."""
@@ -140,7 +143,7 @@ class Stage:
             claim = files.read_json(path) if path.is_file() else {}
         except InputError as error:
             raise InputError(f"{error}; delete {path.parent} to make {self.name} from the beginning") from None
-        if "settings" not in claim:
+        if not isinstance(claim, dict) or not isinstance(claim.get("settings"), dict):
             return None
         return {**claim, "settings": older_records.complete_settings(claim["settings"], self.settings)}
 
@@ -162,13 +165,14 @@ class Stage:
             return
         try:
             made = self.make()
+        except InputError:
+            raise
         except Exception as error:
-            if isinstance(error, InputError) or not files.is_disk_full(error):
+            failure = files.system_failure(error)
+            if failure is None or failure.errno is None:
                 raise
-            raise InputError(
-                f"no space left in {self.folder.parent} for {self.name}: free some; what is finished is kept, and the "
-                "same command continues from there"
-            ) from None
+            where = failure.filename or str(self.folder)
+            raise OSError(failure.errno, f"{self.name} cannot be made: {failure.strerror}", where) from None
         self._meet()
         if processes.is_first():
             self._finish(inputs, made)

@@ -180,18 +180,26 @@ def test_damaged_json_is_named(deep: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "number"),
     [
-        OSError(errno.ENOSPC, "No space left on device"),
-        OSError(errno.EDQUOT, "Disk quota exceeded"),
-        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
-        RuntimeError("[enforce fail at inline_container.cc:815] . PytorchStreamWriter failed writing file data/0"),
-        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 349440 vs 349328"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), errno.EDQUOT),
+        (Exception("Error while serializing: I/O error: No space left on device (os error 28)"), errno.ENOSPC),
+        (Exception("I/O error: File too large (os error 27)"), errno.EFBIG),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:815] . PytorchStreamWriter failed writing file"),
+            errno.ENOSPC,
+        ),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 349440 vs 349328"), errno.ENOSPC),
     ],
 )
-def test_a_full_disk_is_known_by_what_each_library_raises(error: Exception) -> None:
-    assert files.is_disk_full(error)
+def test_what_the_system_refused_is_known_by_what_each_library_raises(error: Exception, number: int) -> None:
     wrapped = ValueError("while writing")
     wrapped.__cause__ = error
-    assert files.is_disk_full(wrapped)
-    assert not files.is_disk_full(OSError(errno.EACCES, "Permission denied"))
+    for raised in (error, wrapped):
+        failure = files.system_failure(raised)
+        assert failure is not None and failure.errno == number
+
+
+def test_other_errors_are_no_failure_of_the_system() -> None:
+    assert files.system_failure(RuntimeError("shapes (2,) and (3,) do not fit")) is None
+    assert files.system_failure(OSError("gpt9 is not a model")) is None

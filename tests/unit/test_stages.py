@@ -124,7 +124,10 @@ def test_a_damaged_claim_is_named_and_its_folder_kept(stage, made):
     assert not made and (unfinished / CLAIM_FILE).read_text() == "{"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"settings": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[1]", '{"settings": {}}', '{"settings": 1, "inputs": {}, "fingerprint": "f", "summary": {}}'],
+)
 def test_a_damaged_record_is_named(stage, content):
     stage.folder.mkdir()
     (stage.folder / RECORD_FILE).write_text(content)
@@ -145,7 +148,8 @@ def test_a_full_disk_is_said_in_a_line_and_the_next_run_continues(stage, made):
     def full() -> Made:
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
-    with pytest.raises(InputError, match=r"no space left in .* for sae: free some; .* the same command continues"):
+    with pytest.raises(OSError, match="sae cannot be made: No space left on device") as caught:
         dataclasses.replace(stage, make=full).run()
+    assert files.is_disk_full(caught.value) and caught.value.filename == str(stage.folder)
     stage.run()
     assert_finished(stage)
