@@ -22,7 +22,7 @@ from cocomix.concepts.label_store import load_labels, read_labels_info
 from cocomix.console import say
 from cocomix.evaluation.compare import compare_runs
 from cocomix.evaluation.record import load_evaluations
-from cocomix.evaluation.report import FORM, check_report_folder, load_results, write_report
+from cocomix.evaluation.report_folder import FORM, check_report_folder, load_results, write_report
 from cocomix.locking import locked
 from cocomix.output_folder import check_output
 from cocomix.pipeline import Pipeline

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from io import BytesIO
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from cocomix import files, older_records
+from cocomix import older_records
 from cocomix.console import table
-from cocomix.errors import InputError
 from cocomix.evaluation.concept_report import concept_section
 from cocomix.evaluation.costs import AXES
-from cocomix.evaluation.report_page import to_html
 from cocomix.evaluation.tables import evaluation_tables
 from cocomix.evaluation.wording import (
     caveats,
@@ -25,77 +22,11 @@ from cocomix.methods import METHODS
 
 CURVES = "curves.png"
 CURVE_AXES = ("tokens", "student_flops", "all_flops")
-RESULTS = "results.json"
 OF_EVALUATIONS = (
     "By `cocomix evaluate`. In brackets: 95 % intervals over documents, which say what other text of the kind would "
     "change. Tasks: lm-evaluation-harness, value ± standard error."
 )
 PUBLISHED = "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels by `attribution`."
-FORM = 2
-"""Of `results.json`. Raise it when that changes, and earlier reports are written again."""
-CLAIM = "begun.json"
-"""File that a report folder holds until all files of the report are in it."""
-KEYS = {"name", "students", "groups", "comparisons", "equal_cost"}
-"""Of the `results.json` of every report; it shows that a folder is a report's."""
-
-
-def check_report_folder(folder: Path) -> None:
-    """Raise InputError unless a report can be written to `folder`: a new or empty folder, or an earlier report's."""
-    folder = folder.resolve()
-    files.check_creatable(folder)
-    if folder.exists():
-        with files.held(folder) as opened:
-            _require_report(opened)
-
-
-def load_results(folder: Path) -> dict[str, Any] | None:
-    """Return the results of the finished report in `folder`; None if there is none."""
-    if not (folder / RESULTS).is_file() or (folder / CLAIM).exists():
-        return None
-    with files.held(folder.resolve()) as opened:
-        _require_report(opened)
-        return opened.read_json(RESULTS)
-
-
-def write_report(results: dict[str, Any], folder: Path) -> None:
-    """Write the files of a report into `folder`, replacing those of an earlier one and nothing else.
-
-    Args:
-        results: as of `compare_runs`, with `name`, and with `corpus`, `teacher`, `sae`, `labels`, `showcase` and
-            `environment` where there are such.
-        folder: where to.
-
-    Raises:
-        InputError: the folder holds other things and no report.
-    """
-    text, curves = markdown(results), curves_picture(results)
-    contents = {
-        CURVES: curves,
-        "report.md": text.encode(),
-        "report.html": to_html(text, results["name"], {CURVES: curves}).encode(),
-        RESULTS: files.to_json(results).encode(),
-    }
-    folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.held(folder) as opened:
-        _require_report(opened)
-        opened.write({CLAIM: files.to_json({"report": results["name"]}).encode()})
-        opened.write(contents)
-        opened.remove(CLAIM)
-
-
-def _require_report(folder: files.Folder) -> None:
-    names = folder.names()
-    try:
-        ours = not names - {files.partial(Path(CLAIM)).name}
-        ours = ours or (CLAIM in names and "report" in folder.read_json(CLAIM))
-        ours = ours or (RESULTS in names and {*folder.read_json(RESULTS)} >= KEYS)
-    except InputError as error:
-        raise InputError(f"{error}; if {folder.path} is a report, delete it and repeat the command") from None
-    except (TypeError, OSError):  # no JSON object, or no file
-        ours = False
-    if not ours:
-        raise InputError(f"{folder.path} exists and is not a report; choose another output folder")
 
 
 def curves_picture(results: dict[str, Any]) -> bytes:

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from cocomix import files, strict_yaml
 from cocomix.errors import InputError
 from cocomix.evaluation.costs import AXES
-from cocomix.evaluation.report import RESULTS
+from cocomix.evaluation.report_folder import RESULTS
 from cocomix.evaluation.seeds import Curve, SeedDifference, cost_difference, loss_difference
 from cocomix.evaluation.verdicts import COST_MARGIN, LOSS_MARGIN, MarginTest, Verdict, verdicts
 

@@ -12,8 +12,8 @@ import pytest
 
 from cocomix import files, fingerprint, workflow
 from cocomix.errors import InputError
-from cocomix.evaluation import report
-from cocomix.evaluation.report import CLAIM, FORM, KEYS, RESULTS, check_report_folder, load_results, write_report
+from cocomix.evaluation import report_folder
+from cocomix.evaluation.report_folder import CLAIM, FORM, KEYS, RESULTS, check_report_folder, load_results, write_report
 
 RESULT: dict[str, Any] = {key: {} for key in sorted(KEYS)} | {"name": "first"}
 OWN = {"curves.png", "report.html", "report.md", "results.json"}
@@ -22,8 +22,8 @@ OWN = {"curves.png", "report.html", "report.md", "results.json"}
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a report goes, of results without figures."""
-    monkeypatch.setattr(report, "markdown", lambda results: f"# {results['name']}\n\n![](curves.png)\n")
-    monkeypatch.setattr(report, "curves_picture", lambda _: b"a picture")
+    monkeypatch.setattr(report_folder, "markdown", lambda results: f"# {results['name']}\n\n![](curves.png)\n")
+    monkeypatch.setattr(report_folder, "curves_picture", lambda _: b"a picture")
     return tmp_path / "a" / "b" / "report"
 
 
