@@ -121,10 +121,13 @@ def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Prepara
     recipe, distillation = pipeline.recipe, student.distillation_config()
     if student.learns_concepts():
         stage = pipeline.labels_stage_of(recipe.labels_of(student))
-        labels, packed = stage.record(), pipeline.corpus().info
+        labels = stage.record()
         flops = labels.summary.get("flops_per_token")
-        blocks = packed.validation_blocks + (0 if recipe.labels.online else packed.train_blocks)
-        found["labels"] = Preparation(labels.fingerprint, flops and float(flops * blocks * packed.block_size))
+        if flops is not None:  # of the teacher's tokens, which its own tokenizer may make more or fewer
+            read = pipeline.teacher_corpus().info
+            blocks = read.validation_blocks + (0 if recipe.labels.online else read.train_blocks)
+            flops = float(flops * blocks * read.block_size)
+        found["labels"] = Preparation(labels.fingerprint, flops)
         if recipe.labels.source is None:
             sae = pipeline.sae_stage.record()
             found["sae"] = Preparation(sae.fingerprint, sae.summary["training_flops"])

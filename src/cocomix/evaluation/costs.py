@@ -30,29 +30,42 @@ def student_flops(run: Run, compared: Sequence[Run]) -> np.ndarray:
     return training_tokens(run, compared) * run.training_flops_per_token
 
 
-def all_flops(run: Run, compared: Sequence[Run]) -> np.ndarray:
-    """FLOPs of student and teacher in training, and the run's share of what was made before.
+def shared_flops(run: Run, compared: Sequence[Run]) -> np.ndarray:
+    """FLOPs of student and teacher in training, and an equal share of what was prepared for several runs.
 
-    A teacher, SAE or labelling is made once for all runs that learn from it: each of those that are compared bears
-    an equal part. What somebody else made costs nothing here.
+    A teacher, SAE or labeling is made once for all runs that learn from it; each of those that are compared bears an
+    equal part. What somebody else made costs nothing here.
     """
     users = Counter((kind, made["fingerprint"]) for each in compared for kind, made in each.preparation.items())
     share = sum((made["flops"] or 0.0) / users[kind, made["fingerprint"]] for kind, made in run.preparation.items())
+    return share + _flops_in_training(run, compared)
+
+
+def single_run_flops(run: Run, compared: Sequence[Run]) -> np.ndarray:
+    """FLOPs of student and teacher in training, and of everything that was prepared, as if for this run alone."""
+    prepared = sum(made["flops"] or 0.0 for made in run.preparation.values())
+    return prepared + _flops_in_training(run, compared)
+
+
+def _flops_in_training(run: Run, compared: Sequence[Run]) -> np.ndarray:
     per_token = run.training_flops_per_token + run.teacher_flops_per_token
-    return share + training_tokens(run, compared) * per_token
+    return training_tokens(run, compared) * per_token
 
 
 def training_seconds(run: Run, compared: Sequence[Run]) -> np.ndarray:
-    """Seconds in training steps."""
+    """Seconds of training."""
     return np.array(run.timing["curve"], dtype=np.float64)
 
 
 AXES = {
     "tokens": Axis("training tokens", training_tokens),
     "student_flops": Axis("training FLOPs of the student", student_flops),
-    "all_flops": Axis("FLOPs with teacher, SAE and labels", all_flops),
+    "all_flops": Axis("FLOPs with a share of teacher, SAE and labels", shared_flops),
+    "single_run_flops": Axis("FLOPs with teacher, SAE and labels, all paid by this run", single_run_flops),
     "seconds": Axis("seconds of training", training_seconds),
 }
+PREPARED = ("all_flops", "single_run_flops")
+"""Axes that include what was made before the runs."""
 
 
 @dataclass(frozen=True)

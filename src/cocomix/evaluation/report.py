@@ -69,7 +69,8 @@ def equal_cost_table(results: dict[str, Any]) -> str:
         "seeds",
         f"{equal['tokens']['budget'] / 1e6:,.3g}M tokens",
         f"{equal['student_flops']['budget']:.2e} FLOPs",
-        f"{equal['all_flops']['budget']:.2e} FLOPs, all",
+        f"{equal['all_flops']['budget']:.2e} FLOPs, all shared",
+        f"{equal['single_run_flops']['budget']:.2e} FLOPs, all for one run",
         duration(equal["seconds"]["budget"]),
     ]
     rows = [
@@ -96,6 +97,7 @@ def students_table(results: dict[str, Any]) -> str:
         "tokens",
         *(["tokens, with teacher's"] if teacher_tokens else []),
         "FLOPs",
+        "FLOPs, all for one run",
         "time",
         "tokens/s",
         "loss",
@@ -110,6 +112,7 @@ def students_table(results: dict[str, Any]) -> str:
             f"{student['tokens'] / 1e6:.2f}M",
             *([_tokens_with_teacher(student, teacher_tokens)] if teacher_tokens else []),
             f"{student['training_flops']:.2e}",
+            f"{student['costs']['single_run_flops'][-1]:.2e}",
             duration(student["timing"]["seconds"]),
             f"{student['timing']['tokens_per_second']:,.0f}",
             f"{student['metrics']['loss']:.4f}",
@@ -232,8 +235,10 @@ def markdown(results: dict[str, Any]) -> str:
     """The report as Markdown."""
     parts = [f"# {results['name']}", students_table(results), equal_cost_table(results)]
     parts.append(
-        "Loss where every run has cost as much as the cheapest: in tokens, in FLOPs of its own training, in those and "
-        "its part of teacher, SAE and labels, and in time."
+        "FLOPs: of the student's own training. All shared: with what its teacher computes meanwhile and an equal part "
+        "of teacher, SAE and labels among the runs here that learn from them. All for one run: with all of these, as "
+        "if for this run alone. Loss at equal cost: where every run has cost as much as the cheapest; a dash where a "
+        "run costs more by its first evaluation."
     )
     parts += comparison_sentences(results)
     if note := verdict_note(results):

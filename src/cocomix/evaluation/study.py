@@ -17,7 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from cocomix import files, strict_yaml
 from cocomix.errors import InputError
-from cocomix.evaluation.costs import AXES
+from cocomix.evaluation.costs import AXES, PREPARED
 from cocomix.evaluation.report_folder import RESULTS
 from cocomix.evaluation.seeds import Curve, SeedDifference, cost_difference, loss_difference
 from cocomix.evaluation.verdicts import COST_MARGIN, LOSS_MARGIN, MarginTest, Verdict, verdicts
@@ -39,8 +39,8 @@ class Claim:
         text: the claim.
         run: the way that it is about.
         baseline: the other one.
-        measure: loss, the difference at the end; or tokens, student_flops, all_flops or seconds, the difference in what
-            it costs to reach the baseline's final loss, as a share.
+        measure: loss, the difference at the end; or one of `AXES`, the difference in what it costs to reach the
+            baseline's final loss, as a share.
         below: the claim is that the difference is below this. At 0, the study's margin decides what is of interest;
             any other bound is what is of interest itself.
         confounded: why these figures cannot decide the claim, whatever they are.
@@ -215,6 +215,11 @@ def _check(results: dict[str, Any], part: Part, path: Path) -> None:
                 raise InputError(
                     f"{path} has no student {name!r}, of which the study claims something; it has {', '.join(groups)}"
                 )
+            if claim.measure != LOSS and claim.measure not in results["students"][groups[name][0]]["costs"]:
+                raise InputError(
+                    f"{path} has no costs by {claim.measure}, of which the study claims something: it was written by "
+                    "an earlier version; run the recipe's report again"
+                )
 
 
 def curves(results: dict[str, Any], group: str, axis: str) -> list[Curve]:
@@ -230,7 +235,7 @@ def measure(results: dict[str, Any], run: str, baseline: str, what: str) -> Meas
         return Measured(loss, loss.seeds, loss.seeds)
     cost = cost_difference(curves(results, run, what), curves(results, baseline, what))
     unknown = tuple(sorted(unknown_costs(results, run) | unknown_costs(results, baseline)))
-    if what == "all_flops" and unknown:
+    if what in PREPARED and unknown:
         return Measured(None, cost.reached, cost.seeds, unknown=unknown)
     return Measured(cost.difference, cost.reached, cost.seeds, cost.at_most)
 

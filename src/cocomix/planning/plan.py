@@ -157,8 +157,21 @@ class _Planner:
             found = labelling_flops(self.pipeline, self.pipeline.teacher(), self.pipeline.sae(), config)
         sizes = self.recipe.block_size, config.labels_per_token, self._token_type(), self.pipeline.num_concepts
         memory = peak_of_call(lambda: self._labeller(config, self.pipeline.teacher()), self.device)
-        flops = Flops(teacher=found.teacher, sae=found.sae).times(self.corpus_tokens)
+        flops = Flops(teacher=found.teacher, sae=found.sae).times(self._read_tokens())
         return self._made(self.pipeline.labels_stage_of(config), flops, features(*sizes), memory)
+
+    def _read_tokens(self) -> int:
+        """Training tokens that the teacher reads to label the corpus, in its own tokenizer."""
+        stage = self.pipeline.teacher_corpus_stage
+        if stage is self.pipeline.corpus_stage:
+            return self.corpus_tokens
+        if stage.is_done():
+            return self.pipeline.teacher_corpus().info.train_blocks * self.recipe.block_size
+        self.pipeline.remarks.append(
+            "how many tokens the teacher's own tokenizer makes of the corpus is not known before it is packed: "
+            "labeling is planned as if they were as many as the students'"
+        )
+        return self.corpus_tokens
 
     def _predictions(self, config: DistillationConfig) -> PreparationPlan:
         assert config.top_k is not None

@@ -49,6 +49,8 @@ KD = replace(RUN, teacher_flops_per_token=5, preparation={"teacher": MADE["teach
         # kd and cocomix bear half of the teacher each: 500 + 15 · tokens, and, with the labels, 1,100 + 20 · tokens,
         # which is more than 3,000 at cocomix's first evaluation.
         ("all_flops", 3000, [2.0, None, 4.0 - (2500 / 15 - 100) / 100]),
+        # Each by itself: 1,000 + 15 · tokens, and 1,600 + 20 · tokens.
+        ("single_run_flops", 3000, [2.0, None, 4.0 - (2000 / 15 - 100) / 100]),
     ],
 )
 def test_losses_at_the_cost_of_the_cheapest(axis: str, budget: float, losses: list[float | None]) -> None:
@@ -72,5 +74,7 @@ def test_what_is_shared_with_more_runs_costs_each_less() -> None:
     shared = AXES["all_flops"].costs(COCOMIX, [COCOMIX, KD, replace(COCOMIX, seed=1)])
     assert alone[0] == 1000 + 600 + 2000
     assert shared[0] == pytest.approx(1000 / 3 + 600 / 2 + 2000)
+    paid_by_one = AXES["single_run_flops"].costs(COCOMIX, [COCOMIX, KD])
+    assert list(paid_by_one) == list(alone)
     elsewhere = replace(COCOMIX, preparation={"teacher": {"fingerprint": "T", "flops": None}})
     assert AXES["all_flops"].costs(elsewhere, [elsewhere])[0] == 2000

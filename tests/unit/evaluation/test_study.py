@@ -58,6 +58,7 @@ def student(seed: int, losses: list[float], flops_per_token: int, preparation: d
             "tokens": tokens,
             "student_flops": own,
             "all_flops": [once / 3 + each for each in own],
+            "single_run_flops": [once + each for each in own],
             "seconds": [1.0, 2.0, 3.0],
         },
         "environment": ENVIRONMENT,
@@ -128,6 +129,7 @@ def write_study(folder: Path, **content: Any) -> None:
         ("good", "tokens", -0.9, "does not hold"),
         ("good", "student_flops", 0.0, "holds"),
         ("good", "all_flops", 0.0, "does not hold"),
+        ("good", "single_run_flops", 0.0, "does not hold"),
         ("bad", "loss", 0.0, "does not hold"),
         ("bad", "tokens", 0.0, "not decided"),  # never gets there, so there is no figure to test
         ("unsteady", "loss", 0.0, "not decided"),
