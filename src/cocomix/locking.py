@@ -1,4 +1,4 @@
-"""One command at a time writes into an output folder."""
+"""One command at a time writes a folder."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from typing import TextIO
 
 from cocomix.errors import InputError
 
-LOCK_FILE = ".lock"
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; the system releases it when the process ends, however it ends.
+    """Hold the name `folder` for this process; the system releases it when the process ends, however it ends.
 
-    A folder that nobody can write to needs no lock, and a file system without locks has none. Folders that were
-    created for the lock are removed with it, if nothing else is in them.
+    The folder itself need not exist. A place that nobody can write to needs no lock, and a file system without locks
+    has none. Parents that were created for the lock are removed with it, if nothing else is in them.
 
     Raises:
         InputError: another process holds it.
     """
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK_FILE
+    created = [path for path in folder.parents if not path.exists()]
+    path = lock_file(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = _lock(path)
+        lock = _lock(path, folder)
     except OSError as error:
         if error.errno not in READ_ONLY + UNSUPPORTED:
             raise
@@ -51,7 +50,12 @@ def locked(folder: Path) -> Iterator[None]:
                     each.rmdir()
 
 
-def _lock(path: Path) -> TextIO:
+def lock_file(folder: Path) -> Path:
+    """Return the file whose lock holds `folder`: next to it, because the folder comes into place by a rename."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _lock(path: Path, folder: Path) -> TextIO:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         lock = open(descriptor, "r+", encoding="utf-8")  # noqa: SIM115
@@ -62,6 +66,6 @@ def _lock(path: Path) -> TextIO:
         except BlockingIOError:
             holder = lock.read().strip() or "another process"
             raise InputError(
-                f"{path.parent} is being written by {holder}; wait until it has ended, or choose another output folder"
+                f"{folder} is being written by {holder}; wait until it has ended, or choose another output folder"
             ) from None
         lock.close()  # its holder removed it between our opening and locking it

@@ -59,14 +59,20 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
 
 @contextmanager
 def _prepared(recipe: Recipe, until: str, only: str | None = None) -> Iterator[Pipeline]:
-    """Check a recipe, then yield its pipeline; if there is anything to make, its output folder is locked before."""
+    """Check a recipe, then yield its pipeline, with a lock on each stage that is to be made or may be repaired.
+
+    Commands that make other stages of the same recipe, such as other students, may run at the same time.
+    """
     pipeline = Pipeline(recipe)
     with ExitStack() as stack:
         if processes.is_first():
             wanted = _wanted(pipeline, until, only)
-            if until == "labels" or not all(stage.is_done() for stage in wanted):
+            missing = [stage for stage in wanted if not stage.is_done()]
+            if missing:
                 check_output(pipeline, wanted)
-                stack.enter_context(locked(pipeline.folder))
+            repairable = [stage for stage in wanted if until == "labels" and stage.repair is not None]
+            for stage in dict.fromkeys([*missing, *repairable]):
+                stack.enter_context(locked(stage.folder))
             preflight.check(pipeline, wanted)
         processes.call_others()
         yield pipeline

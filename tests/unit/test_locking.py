@@ -1,4 +1,4 @@
-"""One process at a time holds an output folder, until it ends."""
+"""One process at a time holds a folder, until it ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cocomix.errors import InputError
-from cocomix.locking import LOCK_FILE, locked
+from cocomix.locking import lock_file, locked
 
 
 def refused_because_of(process: int, folder: Path) -> None:
@@ -23,9 +23,9 @@ def test_the_second_is_refused_and_the_holder_named(tmp_path: Path) -> None:
     with locked(tmp_path / "new" / "out"):
         refused_because_of(os.getpid(), tmp_path / "new" / "out")
     assert list(tmp_path.iterdir()) == []
-    with locked(tmp_path / "out"):
-        (tmp_path / "out" / "corpus").touch()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["corpus"]
+    with locked(tmp_path / "new" / "out"), locked(tmp_path / "new" / "other"):
+        (tmp_path / "new" / "out").mkdir()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
 
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
@@ -48,12 +48,12 @@ def test_a_lock_file_removed_meanwhile_is_not_a_lock(tmp_path: Path, monkeypatch
 
     def removed_first(file: int, kind: int) -> None:
         if not locks:
-            (tmp_path / LOCK_FILE).unlink()
+            lock_file(tmp_path / "out").unlink()
         locks.append(lock(file, kind))
 
     monkeypatch.setattr(fcntl, "flock", removed_first)
-    with locked(tmp_path):
-        assert len(locks) == 2 and (tmp_path / LOCK_FILE).exists()
+    with locked(tmp_path / "out"):
+        assert len(locks) == 2 and lock_file(tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.ENOLCK])
@@ -62,5 +62,5 @@ def test_what_cannot_be_locked_is_not(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(reason, os.strerror(reason))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with locked(tmp_path):
+    with locked(tmp_path / "out"):
         pass
