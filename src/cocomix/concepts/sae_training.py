@@ -22,6 +22,7 @@ from cocomix import files
 from cocomix.concepts.activations import ActivationStream
 from cocomix.concepts.teacher import freeze
 from cocomix.errors import InputError
+from cocomix.integrity import require_readable
 from cocomix.settings import BlockIndex, Concepts, Count, LearningRate, Range
 from cocomix.suggest import did_you_mean
 
@@ -261,6 +262,7 @@ def _save_checkpoint(trainer: SAETrainer, stream: ActivationStream, folder: Path
 
 
 def _load_checkpoint(trainer: SAETrainer, stream: ActivationStream, checkpoint: Path) -> None:
+    require_readable(checkpoint)
     trainer.sae.load_weights_from_checkpoint(checkpoint)
     trainer.load_trainer_state(checkpoint)
     state = torch.load(checkpoint / STREAM_FILE, map_location="cpu", weights_only=True)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix import files
-from cocomix.errors import InputError
+from cocomix.integrity import damaged
 
 COMPLETE = "complete"
 """File that a checkpoint folder gets last; a checkpoint without it was interrupted while being written."""
@@ -55,20 +52,6 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=step_of, default=None)
 
 
-def require_readable(checkpoint: Path) -> None:
-    """Check every file of a checkpoint before it is loaded.
-
-    Raises:
-        InputError: a file is damaged.
-    """
-    for path in sorted(checkpoint.iterdir()):
-        try:
-            READERS.get(path.suffix, Path.stat)(path)
-        except Exception as error:  # each library raises its own kinds
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise _damaged(checkpoint, f"{path.name} cannot be read ({reason})") from None
-
-
 def load_weights(checkpoint: Path, model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of a checkpoint, one for each name in the model's state dict.
 
@@ -86,33 +69,5 @@ def load_weights(checkpoint: Path, model: PreTrainedModel) -> dict[str, Tensor]:
     for problem, wrong in (("lacks", names - found.keys()), ("has the unknown", found.keys() - names)):
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            raise _damaged(checkpoint, f"{problem} weight {min(wrong)}{more}")
+            raise damaged(checkpoint, f"{problem} weight {min(wrong)}{more}")
     return found
-
-
-def _damaged(checkpoint: Path, problem: str) -> InputError:
-    return InputError(
-        f"the checkpoint {checkpoint} is damaged: {problem}; delete this folder to resume from the checkpoint before "
-        "it, or to start again if there is none"
-    )
-
-
-def _check_archive(path: Path) -> None:
-    """Compare the checksums of everything that torch.save wrote."""
-    with zipfile.ZipFile(path) as archive:
-        if (bad := archive.testzip()) is not None:
-            raise ValueError(f"wrong checksum of {bad}")
-
-
-def _check_weights(path: Path) -> None:
-    with safe_open(path, "pt"):  # compares the sizes in its header with the file's
-        pass
-
-
-READERS: dict[str, Callable[[Path], object]] = {
-    ".json": files.read_json,
-    ".safetensors": _check_weights,
-    ".pt": _check_archive,
-    ".pth": _check_archive,
-    ".bin": _check_archive,
-}

@@ -17,13 +17,13 @@ from cocomix.data.streaming import BlockStream
 from cocomix.errors import InputError
 from cocomix.evaluation.flops import training_flops_per_token
 from cocomix.evaluation.validation import evaluate_model
+from cocomix.integrity import require_readable
 from cocomix.objectives import Objective
 from cocomix.training.callbacks import TokenProgress, TrainingTime
 from cocomix.training.checkpoints import (
     last_complete_checkpoint,
     load_weights,
     position_file,
-    require_readable,
     step_of,
 )
 from cocomix.training.config import TrainingConfig, training_arguments

@@ -204,6 +204,17 @@ def test_a_resumed_training_repeats_no_step_before_its_checkpoint(teacher, block
     assert "tok/s" in bar
 
 
+def test_a_damaged_checkpoint_is_named(teacher, blocks, monkeypatch, tmp_path):
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        kill_at(killing, trainer_class(), "step", STEPS_PER_CHECKPOINT + 1)
+        train_sae(teacher, blocks, config_of("topk"), tmp_path, seed=1)
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    weights = checkpoint / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"checkpoint-6 is damaged: sae_weights.safetensors cannot be read"):
+        train_sae(teacher, blocks, config_of("topk"), tmp_path, seed=1)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_checkpoint_restores_the_whole_state_of_the_trainer(architecture, teacher, blocks, monkeypatch, tmp_path):
     """Also what has no effect on the weights of a training as short as these, or will have one later."""

@@ -25,10 +25,11 @@ from transformers import (
 import cocomix
 from cocomix import InputError
 from cocomix.concepts.label_store import features
+from cocomix.integrity import require_readable
 from cocomix.objectives import ConceptMixing, NextToken
 from cocomix.training import callbacks
 from cocomix.training.callbacks import TrainingTime
-from cocomix.training.checkpoints import last_complete_checkpoint, load_weights, require_readable
+from cocomix.training.checkpoints import last_complete_checkpoint, load_weights
 from cocomix.training.config import TrainingConfig, training_arguments
 from cocomix.training.trainer import ObjectiveTrainer
 
