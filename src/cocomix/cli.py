@@ -243,20 +243,15 @@ def quickstart_recipe() -> Path:
 
 
 def _recipe_help(command: str) -> int:
-    from jsonargparse import ArgumentParser
-
-    from cocomix.recipe import add_recipe_arguments
+    from cocomix.recipe import Recipe
+    from cocomix.settings_help import describe
 
     summary = RECIPE_COMMANDS[command].summary if command != QUICKSTART else "run the quickstart recipe"
     recipe = "" if command == QUICKSTART else " RECIPE"
     more = "".join(f" [{usage}]" for usage, _ in OPTIONS.get(command, {}).values())
-    parser = ArgumentParser(
-        prog=f"cocomix {command}",
-        usage=f"cocomix {command}{recipe}{more} [--json] [--KEY VALUE ...]",
-        description=f"{summary}. Every key of the recipe can be overridden by an option:",
-    )
-    add_recipe_arguments(parser)
-    parser.print_help()
+    show(f"usage: cocomix {command}{recipe}{more} [--json] [--KEY VALUE ...]\n")
+    show(f"{summary}. Every key of the recipe can be overridden by an option:\n")
+    show("\n".join(describe(Recipe)))
     return 0
 
 

@@ -91,7 +91,7 @@ class DistillationConfig:
     """
 
     weight: Annotated[float, Range(0, 10**6, open_low=True)] = 0.1
-    temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
+    temperature: Annotated[float, Range(0.001, 1000)] = 1.0
     top_k: Vocabulary | None = None
 
 

@@ -275,6 +275,12 @@ def _check_student(pipeline: Pipeline, name: str, planned_vocab_size: int | None
             f"students.{name}: distillation.top_k is {distillation.top_k}, of {vocab_size} tokens; "
             "give fewer, or leave it out"
         )
+    labels_per_token = recipe.labels_of(recipe.students[name]).labels_per_token
+    if recipe.students[name].learns_concepts() and labels_per_token > context.num_concepts:
+        raise InputError(
+            f"students.{name}: labels.labels_per_token is {labels_per_token}, of {context.num_concepts} concepts; "
+            "give fewer"
+        )
     config = student_config(recipe, name, context)
     start = recipe.backbone_of(recipe.students[name]).source
     if start is not None and distillation is not None and config.get_text_config().vocab_size != vocab_size:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from jsonargparse import ArgumentParser
 
 from cocomix import portable, processes, settings, strict_yaml
 from cocomix.catalog.building import CatalogConfig
@@ -295,11 +294,6 @@ def _with_options(sizes: BackboneConfig, widened: bool = False) -> BackboneConfi
     if sizes.source is not None:
         return sizes
     return dataclasses.replace(sizes, options={**default_options(sizes, widened), **sizes.options})
-
-
-def add_recipe_arguments(parser: ArgumentParser) -> None:
-    """Give a parser every recipe key as a dotted option, for its help."""
-    parser.add_class_arguments(Recipe, as_positional=False)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -96,8 +96,18 @@ def read(kind: Any, value: Any, key: str = "") -> tuple[Any, list[str]]:
         return _read_section(kind, value, key)
     if typing.get_origin(kind) in (dict, list, tuple) or kind is Any:
         return _read_collection(kind, value, key)
-    limits = next((each for each in getattr(kind, "__metadata__", ()) if isinstance(each, Range)), None)
-    return _read_scalar(getattr(kind, "__origin__", kind), limits, value, key)
+    return _read_scalar(kind, value, key)
+
+
+def expected(kind: Any) -> str:
+    """What a value of an annotated type is, in words."""
+    kind = without_none(kind)
+    if typing.get_origin(kind) in (list, tuple):
+        return f"a list, each {expected(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) is dict:
+        return "names with their settings"
+    limits = _range(kind)
+    return f"{_SCALARS[getattr(kind, '__origin__', kind)][0]}{'' if limits is None else f' {limits}'}"
 
 
 def problems(settings: Any) -> list[str]:
@@ -181,10 +191,9 @@ def _read_collection(kind: Any, value: Any, key: str) -> tuple[Any, list[str]]:
         items = [read(inside[0], item, f"{key}[{index}]") for index, item in enumerate(value)]
         return (accepted or list)(item for item, _ in items), [line for _, wrong in items for line in wrong]
     if accepted is not None:
-        expected = "names with their settings" if accepted is dict else "a list"
-        return None, [f"{key} is {shown(value)}; expected {expected}"]
+        return None, [f"{key} is {shown(value)}; expected {expected(kind)}"]
     if type(value) in (str, float):
-        return _read_scalar(type(value), None, value, key)
+        return _read_scalar(type(value), value, key)
     return (
         (value, [])
         if value is None or isinstance(value, (bool, int))
@@ -192,14 +201,19 @@ def _read_collection(kind: Any, value: Any, key: str) -> tuple[Any, list[str]]:
     )
 
 
-def _read_scalar(kind: Any, limits: Range | None, value: Any, key: str) -> tuple[Any, list[str]]:
-    expected, convert = _SCALARS[kind]
+def _range(kind: Any) -> Range | None:
+    return next((each for each in getattr(kind, "__metadata__", ()) if isinstance(each, Range)), None)
+
+
+def _read_scalar(kind: Any, value: Any, key: str) -> tuple[Any, list[str]]:
+    limits, (_, convert) = _range(kind), _SCALARS[getattr(kind, "__origin__", kind)]
     try:
         if limits is not None and (isinstance(value, bool) or value not in limits):
             raise ValueError
         return convert(value), []
     except (TypeError, ValueError, KeyError, AttributeError):
-        return None, [f"{key} is {shown(value)}; expected {expected}{'' if limits is None else f' {limits}'}"]
+        hint = ", in quotes" if kind is str and isinstance(value, (bool, int, float)) else ""
+        return None, [f"{key} is {shown(value)}; expected {expected(kind)}{hint}"]
 
 
 def _whole(value: Any) -> int:
@@ -228,7 +242,7 @@ def _boolean(value: Any) -> bool:
 _SCALARS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
     int: ("a whole number", _whole),
     float: ("a number", _number),
-    str: ("text of one line (in quotes where YAML would read something else)", _text),
+    str: ("text of one line", _text),
     bool: ("true or false", _boolean),
     Path: ("a path", Path),
 }

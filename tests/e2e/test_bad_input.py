@@ -44,6 +44,7 @@ def refused(runner: Runner, capsys: pytest.CaptureFixture[str], *words: str, com
         ({"labels": {"selection": "best"}}, ["selection is 'best'", "attribution"]),
         ({"labels": {"source": "nowhere"}}, ["no labelled corpus at nowhere"]),
         ({"labels": {"labels_per_token": 0}}, ["labels_per_token is 0"]),
+        ({"labels": {"labels_per_token": 65}}, ["students.cocomix: labels.labels_per_token is 65, of 64 concepts"]),
         ({"tokenizer": {"source": "nowhere"}}, ["nowhere", "tokenizer"]),
         ({"teacher": {"source": "nowhere"}}, ["nowhere"]),
         ({"backbone": {"model_type": "gpt3"}}, ["gpt3", "did you mean"]),

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import random
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -119,7 +120,7 @@ def test_whole_numbers_may_be_written_with_an_exponent(content: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("name", 7, "name is 7; expected text of one line"),
+        ("name", 7, "name is 7; expected text of one line, in quotes"),
         ("output", "a\0b", r"output is 'a\x00b'; expected text"),
         ("output", "", "output is ''; expected text"),
         ("training", None, "training is None; expected keys such as max_tokens"),
@@ -249,6 +250,14 @@ def test_a_wrong_option_of_a_command_is_refused_in_one_line(
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert expected in line
+
+
+def test_the_help_of_a_recipe_command_has_every_key_with_its_range(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for key, _, limits in NUMBERS:
+        option = key.replace("students.cocomix", "students.NAME").removesuffix("[0]")
+        assert re.search(rf"--{re.escape(option)} [^-].*?{re.escape(str(limits))}", said), option
 
 
 VALUES = (None, True, "", "x", "\0", -1, 0, 3, 10**30, 1e-30, math.nan, math.inf, [], [None], {}, {"a": {1: 2}}, b"x")
