@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from cocomix.catalog.search import open_catalog
 from cocomix.concepts.label_store import load_labels
 from cocomix.evaluation.concepts import concept_predictions
-from cocomix.evaluation.prediction import training_frequencies
+from cocomix.evaluation.prediction import token_table, training_frequencies
 
 run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart/students/cocomix")
 words = sys.argv[2] if len(sys.argv) > 2 else "import"
@@ -18,7 +18,8 @@ model = AutoModelForCausalLM.from_pretrained(run).eval()
 # How well the model predicts each of them, over some validation blocks: counts for all concepts at once.
 labelled = load_labels(run.parents[1] / "labels")
 blocks = labelled.validation.select(range(min(32, len(labelled.validation))))
-counts = concept_predictions(model, blocks, training_frequencies(labelled), batch_size=8)
+table = token_table(labelled, model)
+counts = concept_predictions(model, blocks, training_frequencies(labelled), table, batch_size=8)
 
 for hit in catalog.search(words, limit=3):
     concept = catalog.concept(hit.concept_id)

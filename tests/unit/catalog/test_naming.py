@@ -351,7 +351,6 @@ def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(catalog):
         ({"names_file": Path("a"), "endpoint": "http://a"}, "give one of --names and --endpoint"),
         ({"names_file": Path("a"), "limit": 3}, "go with --endpoint"),
         ({"endpoint": "http://a"}, "give --model"),
-        ({"endpoint": "http://a", "model": "m", "limit": 0}, "limit is 0"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message, catalog):
