@@ -67,7 +67,10 @@ class LiveMemory(TorchDispatchMode):
         self._part_of = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        result = function(*arguments, **(keywords or {}))
+        if function is torch.ops.aten._grouped_mm.default:
+            result: Any = _grouped_product(*arguments, **(keywords or {}))
+        else:
+            result = function(*arguments, **(keywords or {}))
         part = self.part
         if function is torch.ops.aten._to_copy.default and self._is_weight(arguments[0]):
             part = CASTS
@@ -276,6 +279,14 @@ def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
         stacks = [model.lower, model.upper] if model.config.insert_layer else [model.upper]
         return [block for stack in stacks for block in decoder_blocks(stack)]
     return list(decoder_blocks(model))
+
+
+def _grouped_product(a: Tensor, b: Tensor, offs: Tensor | None = None, **_: Any) -> Tensor:
+    """The product of each expert, as torch's kernels return it; its fake tensors refuse float32."""
+    if a.dim() == b.dim() == 2:  # rows of experts, summed: the gradient of their weights
+        assert offs is not None
+        return a.new_empty(len(offs), a.shape[0], b.shape[1])
+    return a.new_empty(*a.shape[:-1], b.shape[-1])
 
 
 def _with_states(model: nn.Module, live: LiveMemory) -> torch.optim.Optimizer:

@@ -15,10 +15,13 @@ import yaml
 
 from cocomix.data.sources import read_documents
 from cocomix.data.tokenizer import train_tokenizer, vocabulary_size
+from cocomix.models.building import BackboneConfig, backbone_config, build_plain
+from cocomix.objectives import NextToken
 from cocomix.planning.costs import machines
-from cocomix.planning.memory import BUCKETS, GATHERED, GRADIENTS, STATES, WEIGHTS, Peak
+from cocomix.planning.memory import BLOCKS, BUCKETS, GATHERED, GRADIENTS, STATES, STEP, WEIGHTS, Peak, training_memory
 from cocomix.planning.plan import plan_recipe
 from cocomix.recipe import load_recipe
+from cocomix.training.config import TrainingConfig
 
 ROOT = Path(__file__).parents[3]
 BLOCK, WIDTH, LATENTS = 256, 256, 4096
@@ -125,3 +128,23 @@ def test_sharing_out(recipes) -> None:
     assert fsdp.parts[STATES] == alone.parts[STATES] // 2
     assert 0 < fsdp.parts[GATHERED] <= alone.parts[WEIGHTS]
     assert alone.parts[STATES] == pytest.approx(2 * alone.parts[WEIGHTS], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_experts_are_planned_as_far_as_tokens_use_them(precision) -> None:
+    """More experts per token keep more activations, and no more weights."""
+
+    def blocks_of(per_token: int) -> tuple[int, int]:
+        sizes = BackboneConfig("mixtral", 64, 2, 4, options={"num_local_experts": 4, "num_experts_per_tok": per_token})
+        config = backbone_config(sizes, vocab_size=128, block_size=32, eos_token_id=0)
+        training = TrainingConfig(precision=precision)
+
+        def batch() -> dict[str, torch.Tensor]:
+            return {"input_ids": torch.zeros(4, 32, dtype=torch.long)}
+
+        found = training_memory(lambda: build_plain(config), NextToken, batch, training, accumulates=False)
+        return found.phases[STEP][BLOCKS], found.weights
+
+    (one, weights), (two, same), (four, _) = (blocks_of(per_token) for per_token in (1, 2, 4))
+    assert weights == same
+    assert one < two < four
