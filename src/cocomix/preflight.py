@@ -20,7 +20,7 @@ from cocomix.data.tokenizer import MIN_VOCAB_SIZE, load_tokenizer, same_tokenize
 from cocomix.errors import InputError
 from cocomix.methods import SPLIT_METHODS
 from cocomix.models.building import BackboneConfig, backbone_config, build_plain
-from cocomix.models.checking import TRIAL_TOKENS, check_backbone
+from cocomix.models.checking import check_backbone
 from cocomix.models.loading import check_vocabulary, load_config
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
@@ -57,6 +57,9 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
                 f"{recipe.corpus.source} holds token files; set tokenizer.source to the tokenizer that made them"
             )
         attempt(lambda: check_corpus(recipe.corpus))
+        if (streaming := recipe.corpus.streaming) is not None:
+            what = f"corpus.streaming.shuffle_blocks is {streaming.shuffle_blocks}, which"
+            attempt(lambda: _check_memory(what, streaming.shuffle_blocks * recipe.block_size))
         if recipe.tokenizer.source is not None:
             attempt(lambda: _check_tokenizer(recipe.tokenizer.source, recipe.corpus.source))
     if recipe.labels.source is not None and recipe.needs_labels() and not pipeline.labels_stage.is_done():
@@ -237,9 +240,7 @@ def _is_trained(pipeline: Pipeline, name: str) -> bool:
 
 def _check_backbone(recipe: Recipe, sizes: BackboneConfig, is_split: bool, is_planned: bool) -> None:
     # The vocabulary says nothing about the blocks, so a small one will do.
-    config = backbone_config(
-        sizes, vocab_size=MIN_VOCAB_SIZE, block_size=max(recipe.block_size, TRIAL_TOKENS), eos_token_id=0
-    )
+    config = backbone_config(sizes, vocab_size=MIN_VOCAB_SIZE, block_size=recipe.block_size, eos_token_id=0)
     with torch.device("meta"):
         weights = build_plain(config).num_parameters()
     if not is_planned:
@@ -249,12 +250,11 @@ def _check_backbone(recipe: Recipe, sizes: BackboneConfig, is_split: bool, is_pl
 
 
 def _check_memory(what: str, numbers: int) -> None:
-    """Raise InputError if so many numbers in fp32 exceed this machine's memory, where every model is built first."""
+    """Raise InputError if so many numbers of 32 bits exceed this machine's memory, where all are built first."""
     size, memory = numbers * BYTES_PER_NUMBER, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:
         raise InputError(
-            f"{what} takes {size / 1e9:,.0f} GB in fp32, and this machine has {memory / 1e9:,.0f} GB of memory; give "
-            "smaller sizes"
+            f"{what} takes {size / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB of memory; give less"
         )
 
 

@@ -21,6 +21,7 @@ from cocomix.data.tokenizer import MIN_VOCAB_SIZE, TokenizerConfig
 from cocomix.errors import InputError
 from cocomix.methods import METHODS, StudentConfig, StudentLabels
 from cocomix.models.building import BackboneConfig, default_options
+from cocomix.models.checking import TRIAL_TOKENS
 from cocomix.settings import Range, Seed
 from cocomix.suggest import did_you_mean
 from cocomix.training.config import PARALLEL, PRECISIONS, TrainingConfig
@@ -74,7 +75,7 @@ class Recipe:
     output: str
     seed: Seed = 0
     seeds: list[Seed] | None = None
-    block_size: Annotated[int, Range(2, 2**20)] = 256
+    block_size: Annotated[int, Range(TRIAL_TOKENS, 2**20)] = 256
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

@@ -56,7 +56,7 @@ def refused(runner: Runner, capsys: pytest.CaptureFixture[str], *words: str, com
         ({"training": {"blocks_per_batch": 0}}, ["training.blocks_per_batch is 0"]),
         ({"training": {"tokens_per_step": 0}}, ["training.tokens_per_step is 0"]),
         ({"sae": {"tokens_per_step": 0}}, ["sae.tokens_per_step is 0"]),
-        ({"block_size": 0}, ["block_size is 0"]),
+        ({"block_size": 7}, ["block_size is 7; expected a whole number from 8"]),
         ({"tokenizer": {"vocab_size": 256}}, ["tokenizer.vocab_size is 256", "257"]),
         ({"backbone": {"num_attention_heads": 0}}, ["backbone.num_attention_heads is 0", "from 1 to"]),
         ({"backbone": {"model_type": "llama", "hidden_size": 33}}, ["cannot be built", "33"]),

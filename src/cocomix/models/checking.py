@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 
 
 TRIAL_TOKENS = 8
-"""Context that a configuration must have to be checked."""
+"""Context that a configuration must have to be checked, and so every recipe."""
 
 
 @torch.no_grad()
@@ -43,7 +43,10 @@ def check_backbone(config: PretrainedConfig, is_split: bool) -> None:
             ids = torch.arange(1, TRIAL_TOKENS + 1).unsqueeze(0) % config.vocab_size
             problem = _not_causal(plain, ids) or _not_trainable(plain, ids)
             if problem is None and is_split:
-                split = CoCoMixForCausalLM.from_backbone(plain, 1, num_concepts=2, num_active_concepts=1, mixing="none")
+                middle = plain.config.num_hidden_layers // 2
+                split = CoCoMixForCausalLM.from_backbone(
+                    plain, middle, num_concepts=2, num_active_concepts=1, mixing="none"
+                )
                 problem = _not_cached(split, ids)
         except ValueError as error:
             problem = " ".join(str(error).split())[:300]

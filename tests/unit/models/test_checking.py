@@ -39,6 +39,11 @@ def test_decoders_that_can_be_split_pass(kind):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_decoder_of_one_block_is_split_before_it():
+    sizes = BackboneConfig("gpt2", hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    check_backbone(backbone_config(sizes, vocab_size=64, block_size=8, eos_token_id=0), is_split=True)
+
+
 @pytest.mark.parametrize(("kind", "missing"), REFUSED.items())
 def test_others_are_refused_by_name_with_what_is_missing(kind, missing):
     with pytest.raises(InputError, match=missing) as caught:
