@@ -34,15 +34,15 @@ VERDICTS = (
     "held against that bound. In brackets: 95 % intervals of each difference by itself."
 )
 WITH_TEACHER = "tokens, with teacher's"
-COLUMNS = {"tokens": "tokens", "student_flops": "FLOPs", "all_flops": "FLOPs, all"}
+COLUMNS = {"tokens": "tokens", "student_flops": "FLOPs", "all_flops": "FLOPs, all shared"}
 PAGE = "results.md"
 MARKER = "<!-- Written by `cocomix report`; change results/study.yaml instead. -->"
 READING = (
     "Loss: validation, nats per token, mean ± standard deviation over seeds. Tokens and FLOPs: what it costs to reach "
     "the final loss of `{baseline}`, against what that cost; at most: it is there by its first evaluation. *With "
     "teacher's* adds all tokens that the teacher was trained on, as if for one run alone. *FLOPs* are those of the "
-    "student's own training, *all* adds what its teacher computes meanwhile and an equal part of teacher, SAE and "
-    "labels, shared by the runs of this table that learn from them (a dash where they were made elsewhere). In "
+    "student's own training, *all shared* adds what its teacher computes meanwhile and an equal part of teacher, SAE "
+    "and labels, shared by the runs of this table that learn from them (a dash where they were made elsewhere). In "
     "brackets: 95 % intervals (Student's t) of differences paired by seed. *Pays from*: how many such runs have to "
     "share teacher, SAE and labels until all of it together takes fewer FLOPs than `{baseline}` alone."
 )

@@ -152,8 +152,9 @@ def caveats(results: dict[str, Any]) -> list[str]:
         parts = ", ".join(f"{name} {value:.2e}" for name, value in cost.items())
         lines.append(
             f"FLOPs of a student are those of its own training. What the concepts cost before it ({parts} FLOPs) is "
-            "spent once; `all` adds to each student an equal part of what it shares with others, and what its "
-            "teacher computes while it trains."
+            "spent once; `all shared` adds to each student an equal part of what it shares with others, and what its "
+            "teacher computes while it trains"
+            + ("; `all for one run` adds the whole." if "single_run_flops" in results.get("equal_cost", {}) else ".")
         )
     elsewhere = sorted({k for s in students for k, made in s["preparation"].items() if made["flops"] is None})
     if elsewhere:
