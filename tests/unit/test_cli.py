@@ -26,6 +26,7 @@ class Interrupt:
         if name == "transformers":
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background without it
 sys.meta_path.insert(0, Interrupt)
 sys.orig_argv = [sys.executable, *sys.argv[1:]]
 import cocomix
