@@ -131,7 +131,7 @@ def _refusals(model_type: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"the {model_type} backbone cannot be built: {reason}") from None
 
 
