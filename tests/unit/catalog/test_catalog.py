@@ -451,10 +451,9 @@ def test_signs_and_other_scripts_are_found_as_they_are(made):
     assert [hit.concept_id for hit in catalog.search("ÜBER", 5)] == [1]
 
 
-@pytest.mark.parametrize(("text", "limit", "message"), [("  ", 5, "nothing to search for"), ("a", 0, "limit is 0")])
-def test_searches_that_cannot_find_anything_are_refused(text, limit, message, made):
-    with pytest.raises(InputError, match=message):
-        made([concept()]).search(text, limit)
+def test_a_search_for_nothing_is_refused(made):
+    with pytest.raises(InputError, match="nothing to search for"):
+        made([concept()]).search("  ", 5)
 
 
 def test_a_concept_that_the_catalogue_has_not_is_refused(made):
