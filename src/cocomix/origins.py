@@ -57,7 +57,10 @@ class Origins:
 
     def teacher(self) -> PreTrainedModel:
         """The teacher, frozen."""
-        teacher = self.pipeline.teacher()
+        try:
+            teacher = self.pipeline.teacher()
+        except InputError as error:
+            raise InputError(f"the teacher of {self.folder}: {error}") from None
         self._check("teacher", teacher_fingerprint(teacher))
         return teacher
 

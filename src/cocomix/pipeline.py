@@ -136,7 +136,8 @@ class Pipeline:
     def _teacher_source(self) -> str | Path:
         """Where the teacher is: the recipe's source, or the stage's folder under the name that it has by now."""
         folder = self.teacher_stage.folder
-        return self.recipe.teacher.source or (folder if self.teacher_stage.is_done() else files.partial(folder))
+        is_being_made = not folder.exists() and files.partial(folder).exists()
+        return self.recipe.teacher.source or (files.partial(folder) if is_being_made else folder)
 
     @cached_property
     def teacher_model_config(self) -> PretrainedConfig:
