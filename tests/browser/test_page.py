@@ -198,7 +198,7 @@ def test_a_concept_has_a_card(visit, keep, opened):
     expect(card.locator("h3 .id")).to_have_text(number)
     expect(card).to_contain_text("Makes the teacher say")
     expect(card.locator(".contexts mark").first).to_be_visible()
-    expect(card.locator("dl")).to_contain_text(re.compile(r"of [\d,]+ validation tokens; mixed in at"))
+    expect(card.locator("dl")).to_contain_text(re.compile(r"of [\d,]+ validation tokens \(a table of .*: [\d.]+ %\); mixed in at"))
     keep(page, "card")
     page.get_by_role("button", name="Steer with it").click()
     expect(page.locator(".steered:visible")).to_contain_text(f"{number} ·")
