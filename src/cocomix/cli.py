@@ -19,7 +19,6 @@ from cocomix import (
     cli_evaluate,
     cli_inspect,
     cli_plan,
-    cli_report,
     files,
     processes,
     starting,
@@ -144,9 +143,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(option, **about)
     add(EVALUATE, "evaluate a trained model on text and on tasks")
     add(PLAN, "compute what a recipe will cost: parameters, FLOPs, memory, storage, hours")
-    for name, summary in (
-        cli_inspect.COMMANDS | {cli_app.COMMAND: cli_app.SUMMARY, cli_report.COMMAND: cli_report.SUMMARY}
-    ).items():
+    for name, summary in (cli_inspect.COMMANDS | {cli_app.COMMAND: cli_app.SUMMARY}).items():
         add(name, summary)
     command = add(COMPARE, "compare finished runs on the same corpus")
     command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a trained model")
@@ -169,8 +166,6 @@ def _dispatch(arguments: list[str]) -> int:
         return cli_plan.run(arguments[1:])
     if command in cli_inspect.COMMANDS:
         return cli_inspect.run(arguments)
-    if command == cli_report.COMMAND:
-        return cli_report.run(arguments[1:])
     if command == cli_app.COMMAND:
         return cli_app.run(arguments)
     if command in (QUICKSTART, *RECIPE_COMMANDS) and {"-h", "--help"} & set(arguments):

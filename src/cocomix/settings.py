@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NewType
 
 from yaml.constructor import SafeConstructor
 
@@ -70,6 +70,8 @@ LearningRate = Annotated[float, Range(0, 100, open_low=True)]
 LossWeight = Annotated[float, Range(0, 10**6)]
 LabelsPerToken = Annotated[int, Range(1, 4096)]
 Share = Annotated[float, Range(0, 1)]
+Prose = NewType("Prose", str)
+"""Text of any number of lines."""
 
 
 def shown(value: Any) -> str:
@@ -223,8 +225,14 @@ def _whole(value: Any) -> int:
     return int(value)
 
 
+def _prose(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value or any(unicodedata.category(each) in ("Cc", "Cs") for each in value):
+    if any(unicodedata.category(each) in ("Cc", "Cs") for each in _prose(value)):
         raise ValueError
     return value
 
@@ -243,6 +251,7 @@ _SCALARS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
     int: ("a whole number", _whole),
     float: ("a number", _number),
     str: ("text of one line", _text),
+    Prose: ("text", _prose),
     bool: ("true or false", _boolean),
     Path: ("a path", Path),
 }

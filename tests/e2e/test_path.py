@@ -16,6 +16,7 @@ from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import cocomix
+import write_results
 from cocomix.cli import main
 from cocomix.evaluation.validation import evaluate_model
 from tiny_run import Runner, tiny_recipe
@@ -208,7 +209,7 @@ def test_several_seeds_are_one_group_with_a_deviation(
     claim = {"text": "It helps.", "run": "cocomix", "baseline": "ntp"}
     part = {"title": "Both", "results": found["name"], "question": "Does it help?", "claims": [claim]}
     study.write_text(yaml.safe_dump({"title": "A study", "introduction": "Of two.", "parts": [part]}))
-    assert main(["report", str(tmp_path / "docs"), str(out)]) == 0
+    write_results.main(["--folder", str(tmp_path / "docs"), str(out)])
     page = (tmp_path / "docs" / "results.md").read_text()
     assert f"| {statistics.mean(losses['cocomix']):.4f} ± {statistics.stdev(losses['cocomix']):.4f} |" in page
     low, high = comparison["loss_over_seeds"]["interval"]

@@ -1,4 +1,4 @@
-"""The page of a study: tables, curves and verdicts, each with where its figures come from."""
+"""Write the page of a study: tables, curves and verdicts, with the provenance of the figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from cocomix import files
 from cocomix.console import table
 from cocomix.errors import InputError
 from cocomix.evaluation.report import OF_EVALUATIONS, bullets, curves_picture, settings_table
-from cocomix.evaluation.study import (
+from cocomix.evaluation.tables import Evaluations, evaluation_tables
+from cocomix.evaluation.verdicts import LEVEL
+from cocomix.evaluation.wording import baseline_of, caveats, provenance_lines
+from study import (
     LOSS,
     Claim,
     Measured,
@@ -22,9 +25,6 @@ from cocomix.evaluation.study import (
     measure,
     unknown_costs,
 )
-from cocomix.evaluation.tables import Evaluations, evaluation_tables
-from cocomix.evaluation.verdicts import LEVEL
-from cocomix.evaluation.wording import baseline_of, caveats, provenance_lines
 
 VERDICTS = (
     "A verdict needs a smallest difference of interest: {loss:g} nats per token, {cost:.0%} of a cost. *Holds*: the "
@@ -36,7 +36,7 @@ VERDICTS = (
 WITH_TEACHER = "tokens, with teacher's"
 COLUMNS = {"tokens": "tokens", "student_flops": "FLOPs", "all_flops": "FLOPs, all shared"}
 PAGE = "results.md"
-MARKER = "<!-- Written by `cocomix report`; change results/study.yaml instead. -->"
+MARKER = "<!-- Written by `docs/study/write_results.py`; change results/study.yaml instead. -->"
 READING = (
     "Loss: validation, nats per token, mean ± standard deviation over seeds. Tokens and FLOPs: what it costs to reach "
     "the final loss of `{baseline}`, against what that cost; at most: it is there by its first evaluation. *With "
@@ -49,10 +49,13 @@ READING = (
 
 
 def write_page(study: Study, folder: Path) -> Path:
-    """Write the page into `folder` and a picture of the curves of each part into `folder/results`; returns the page.
+    """Write the page into `folder` and a plot of each part's curves into `folder/results`.
+
+    Returns:
+        Path of the page.
 
     Raises:
-        InputError: as `load_results`, or there is a page of somebody else's.
+        InputError: `load_results` refuses a file, or `folder` has a page that this function did not write.
     """
     check_page(folder)
     found = [load_results(folder, part) for part in study.parts]
@@ -77,7 +80,7 @@ def check_page(folder: Path) -> None:
     """Raise InputError if the folder of a study has a page that was not written by `write_page`."""
     page = folder / PAGE
     if page.exists() and MARKER not in page.read_text(encoding="utf-8", errors="replace"):
-        raise InputError(f"{page} was not written by `cocomix report`; move it away and repeat the command")
+        raise InputError(f"{page} was not written by docs/study/write_results.py; move it away and repeat the command")
 
 
 def _part(part: Part, results: dict[str, Any]) -> list[str]:
@@ -94,7 +97,7 @@ def _part(part: Part, results: dict[str, Any]) -> list[str]:
 
 
 def _in_short(evaluations: Evaluations) -> Evaluations:
-    """Without predictions by frequency band, which fill pages; a recipe's own report has them."""
+    """Drop the concept predictions by frequency band, which fill pages; the report of each recipe has them."""
     return {
         model: [
             {**each, "figures": {**each["figures"], "bands": []}} if each["kind"] == "concepts" else each
@@ -133,7 +136,7 @@ def _table(part: Part, results: dict[str, Any], baseline: str) -> str:
 
 
 def _figure(found: Measured, what: str) -> str:
-    """A difference with its interval, or why there is none."""
+    """Format a difference with its interval, or the reason that there is none."""
     if found.unknown:
         return "–"
     if found.difference is None:
@@ -146,7 +149,7 @@ def _figure(found: Measured, what: str) -> str:
 
 
 def _with_teacher(part: Part, results: dict[str, Any], name: str, baseline: str) -> str:
-    """Tokens until the baseline's final loss and all of the teacher's, against the baseline's; "–" if not known."""
+    """Compare tokens to the baseline's final loss, the teacher's included, with the baseline's; "–" if unknown."""
     run, other = (results["students"][results["groups"][group][0]] for group in (name, baseline))
     found = measure(results, name, baseline, "tokens")
     teachers = [_teacher_tokens(part, results, student) for student in (run, other)]
@@ -159,29 +162,29 @@ def _with_teacher(part: Part, results: dict[str, Any], name: str, baseline: str)
 
 
 def _teacher_tokens(part: Part, results: dict[str, Any], student: dict[str, Any]) -> int | None:
-    """Training tokens of the teacher that a student learns from: 0 without one, None if not known."""
+    """Return the training tokens of the teacher that a student learns from: 0 without one, None if unknown."""
     if not student["preparation"]:
         return 0
     return part.teacher_tokens or results.get("teacher", {}).get("tokens")
 
 
 def _pays_from(results: dict[str, Any], name: str, baseline: str) -> str:
-    """Runs that must share what is made before, until a run and its part of it cost less than the baseline."""
+    """Return how many runs must share teacher, SAE and labels until each costs less than the baseline."""
     run, other = (results["students"][results["groups"][group][0]] for group in (name, baseline))
     tokens = measure(results, name, baseline, "tokens").difference
     if tokens is None or not run["preparation"] or unknown_costs(results, name):
         return "–"
-    made = sum(each["flops"] for each in run["preparation"].values())
+    preparation = sum(each["flops"] for each in run["preparation"].values())
     per_token = run["training_flops_per_token"] + run["teacher_flops_per_token"]
     saved = other["training_flops"] - (1 + tokens.mean) * other["tokens"] * per_token
     if saved <= 0:
         return "never"
-    runs = int(made // saved) + 1
+    runs = int(preparation // saved) + 1
     return f"{runs:,} runs" if runs > 1 else "1 run"
 
 
 def _claims(study: Study, results: Sequence[dict[str, Any] | None]) -> list[str]:
-    """The table of claims, and how to read it; nothing if nothing is claimed."""
+    """Return the table of claims and an explanation of the verdicts; empty without claims."""
     claims = [
         (claim, None if found is None else measure(found, claim.run, claim.baseline, claim.measure))
         for part, found in zip(study.parts, results, strict=True)
@@ -211,7 +214,7 @@ def _measured(claim: Claim, found: Measured) -> str:
 
 
 def _provenance(results: dict[str, Any]) -> str:
-    """Where the figures come from, each kind once."""
+    """Name the command, dates, hardware, commits and versions behind the figures."""
     environments = [student["environment"] for student in results["students"].values()]
 
     def each(key: str) -> str:
