@@ -31,11 +31,11 @@ def run(arguments: Sequence[str]) -> int:
 
     from cocomix.evaluation.harness import TaskSettings, evaluate_tasks, plan_tasks
     from cocomix.evaluation.record import EVALUATION_FILE, add_evaluations, check_evaluations
-    from cocomix.evaluation.subject import open_subject
     from cocomix.evaluation.tables import evaluation_tables
     from cocomix.evaluation.text import TextSettings, evaluate_text
+    from cocomix.steering.runs import open_model
 
-    subject = open_subject(options.run)
+    opened = open_model(options.run)
     check_evaluations(options.run)
     common = {key: getattr(options, key) for key in ("limit", "batch_size", "precision")}
     plan = None
@@ -47,10 +47,10 @@ def run(arguments: Sequence[str]) -> int:
     found = []
     if options.text is not None or plan is None:
         text = TextSettings(options.text, options.text_field, options.window, options.stride, **common)
-        found.append(evaluate_text(subject, text))
+        found.append(evaluate_text(opened, text))
         add_evaluations(options.run, found)
     if plan is not None:
-        of_tasks = evaluate_tasks(subject, plan)
+        of_tasks = evaluate_tasks(opened, plan)
         add_evaluations(options.run, of_tasks)
         found += of_tasks
     if options.json:

@@ -15,10 +15,8 @@ from cocomix.errors import InputError
 from cocomix.settings import kind_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from cocomix.evaluation.record import Evaluation
-    from cocomix.evaluation.subject import Subject
+    from cocomix.steering.runs import OpenRun
 
 COMMANDS = {
     "concepts": "how well a model predicts its concepts, and what its loss is without what it mixes in",
@@ -52,20 +50,16 @@ def run(arguments: Sequence[str]) -> int:
 
 def _concepts(options: argparse.Namespace) -> Evaluation:
     from cocomix.evaluation.prediction import ConceptSettings, evaluate_concepts
-    from cocomix.origins import Origins
+    from cocomix.origins import learned_labels
 
-    subject, model = _opened(options.run)
-    labelled = None
-    if model.config.content == "concepts":
-        assert subject.run is not None
-        labelled = Origins(options.run, subject.run).labels()
+    opened = _opened(options.run)
+    labelled = learned_labels(opened) if opened.config.content == "concepts" else None
     given = {field.name: getattr(options, field.name) for field in fields(ConceptSettings)}
     settings = ConceptSettings(**{name: value for name, value in given.items() if value is not None})
-    return evaluate_concepts(subject, model, labelled, settings)
+    return evaluate_concepts(opened, labelled, settings)
 
 
 def _steering(options: argparse.Namespace) -> Evaluation:
-    from cocomix.origins import Origins
     from cocomix.steering.experiment import PICTURES, score_steering
     from cocomix.steering.score import ScoreSettings
 
@@ -73,38 +67,36 @@ def _steering(options: argparse.Namespace) -> Evaluation:
     if options.operation == "scale" and options.strengths is None:
         given["strengths"] = SCALES
     settings = ScoreSettings(**{name: value for name, value in given.items() if value is not None})
-    subject, model = _opened(options.run)
-    if not model.mixes_concepts:
+    opened = _opened(options.run)
+    if not opened.config.mixes_concepts:
         raise InputError(f"the model in {options.run} mixes no concepts in, so there are none to turn up")
-    assert subject.run is not None
-    found = score_steering(subject, model, Origins(options.run, subject.run), settings)
+    found = score_steering(opened, settings)
     say(f"Picture: {options.run / PICTURES[settings.operation]}")
     return found
 
 
-def _opened(folder: Path) -> tuple[Subject, PreTrainedModel]:
-    """A run and its model, which has a mixer.
+def _opened(folder: Path) -> OpenRun:
+    """Open the run of a model with a mixer.
 
     Raises:
         InputError: there is no run, or the model mixes nothing.
     """
     from cocomix.evaluation.record import check_evaluations
-    from cocomix.evaluation.subject import open_subject
     from cocomix.models.configuration import CoCoMixConfig
+    from cocomix.steering.runs import open_model
     from cocomix.training.run import RUN_FILE
 
-    subject = open_subject(folder)
+    opened = open_model(folder)
     check_evaluations(folder)
-    if subject.run is None:
+    if opened.record is None:
         raise InputError(f"{folder} has no {RUN_FILE}, so nothing says what its concepts are; give a run of cocomix")
-    model = subject.model()
-    if not isinstance(model.config, CoCoMixConfig):
+    if not isinstance(opened.config, CoCoMixConfig):
         raise InputError(
-            f"{folder} was trained with {subject.run.method}, which mixes nothing in; give a run of cocomix"
+            f"{folder} was trained with {opened.record.method}, which mixes nothing in; give a run of cocomix"
         )
-    if model.config.mixing == "none" and model.config.content != "concepts":
+    if opened.config.mixing == "none" and opened.config.content != "concepts":
         raise InputError(f"{folder} mixes nothing in and predicts no concepts; give another run")
-    return subject, model
+    return opened
 
 
 def _parser() -> argparse.ArgumentParser:

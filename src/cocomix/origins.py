@@ -1,93 +1,117 @@
-"""Where a trained model's concepts came from: the labels, teacher and SAE of its run, opened again and checked."""
+"""Reopen what a finished run learned its concepts from: labels, teacher and SAE, verified against the run's record."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.concepts.alignment import bos_of
 from cocomix.concepts.label_store import LabelledCorpus, labels_fingerprint
+from cocomix.concepts.reading import SameTokens
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import teacher_fingerprint
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.errors import InputError
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import recipe_of_run
-from cocomix.training.run import Run
+from cocomix.steering.runs import OpenRun
+from cocomix.training.run import RUN_FILE
 
 
-class Origins:
-    """What the run in OUTPUT/students/NAME learnt concepts from: of OUTPUT, or where its recipe says.
+class ConceptSource(NamedTuple):
+    """The teacher and SAE that define a run's concepts, and what the teacher reads.
 
-    Args:
-        folder: of the run.
-        run: its `run.json`.
-
-    Raises:
-        InputError: everywhere: something is not there any more, or is not what the run was made from.
+    Attributes:
+        teacher: frozen teacher.
+        sae: SAE whose latents are the concepts.
+        layer: number of the teacher's block whose output the SAE encodes.
+        tokenizer: the teacher's tokenizer.
+        prefix: token ids that the teacher reads before each text: a bos token, or nothing.
+        validation: blocks of validation text in the teacher's tokens.
+        blocks_per_batch: blocks that the teacher reads at once.
     """
 
-    def __init__(self, folder: Path, run: Run) -> None:
-        recipe = recipe_of_run(run.recipe, folder)
-        if run.name not in recipe.students or not recipe.students[run.name].learns_concepts():
-            raise InputError(f"the model in {folder} learnt no concepts, but by {run.method}; give a run of cocomix")
-        self.folder = folder
-        self.run = run
-        self.student = recipe.students[run.name]
-        self.pipeline = Pipeline(dataclasses.replace(recipe, output=str(folder.resolve().parents[1])))
+    teacher: PreTrainedModel
+    sae: SparseAutoencoder
+    layer: int
+    tokenizer: PreTrainedTokenizerBase
+    prefix: list[int]
+    validation: SameTokens
+    blocks_per_batch: int
 
-    @property
-    def teacher_layer(self) -> int:
-        """The tapped block."""
-        return self.pipeline.recipe.sae.teacher_layer
 
-    @property
-    def has_teacher(self) -> bool:
-        """Whether the recipe says where teacher and SAE are; with labels made elsewhere, it need not."""
-        recipe = self.pipeline.recipe
-        return recipe.labels.source is None or (recipe.teacher.source is not None and recipe.sae.source is not None)
+def learned_labels(run: OpenRun) -> LabelledCorpus:
+    """Open the labels that a run learned.
 
-    def labels(self) -> LabelledCorpus:
-        """The labels that it learnt."""
-        labelled = self.pipeline.labels(self.pipeline.recipe.labels_of(self.student))
-        self._check("labels", labels_fingerprint(labelled.info))
-        return labelled
+    Raises:
+        InputError: the run learned no concepts, or its labels are gone or have changed.
+    """
+    return _labels(run, _pipeline(run))
 
-    def teacher(self) -> PreTrainedModel:
-        """The teacher, frozen."""
-        try:
-            teacher = self.pipeline.teacher()
-        except InputError as error:
-            raise InputError(f"the teacher of {self.folder}: {error}") from None
-        self._check("teacher", teacher_fingerprint(teacher))
-        return teacher
 
-    def sae(self) -> SparseAutoencoder:
-        """The SAE whose latents the concepts are."""
-        sae = self.pipeline.sae()
-        self._check("sae", sae.fingerprint())
-        return sae
+def concept_source(run: OpenRun) -> ConceptSource | None:
+    """Load the teacher and SAE of a run; None if its labels came ready-made and its recipe names neither.
 
-    def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
-        """What the teacher reads text with."""
-        if self.pipeline.teacher_corpus_stage is self.pipeline.corpus_stage:
-            return load_tokenizer(str(self.folder))
-        return load_tokenizer(str(self.pipeline.recipe.teacher.source))
+    Raises:
+        InputError: the run learned no concepts, or its teacher, SAE or corpus is gone or has changed.
+    """
+    pipeline = _pipeline(run)
+    recipe = pipeline.recipe
+    if recipe.labels.source is not None and None in (recipe.teacher.source, recipe.sae.source):
+        return None
+    try:
+        teacher = pipeline.teacher()
+    except InputError as error:
+        raise InputError(f"the teacher of {run.folder}: {error}") from None
+    _check(run, pipeline, "teacher", teacher_fingerprint(teacher))
+    sae = pipeline.sae()
+    _check(run, pipeline, "sae", sae.fingerprint())
+    if pipeline.teacher_corpus_stage is pipeline.corpus_stage:
+        tokenizer = run.tokenizer
+    else:
+        tokenizer = load_tokenizer(str(recipe.teacher.source))
+    return ConceptSource(
+        teacher=teacher,
+        sae=sae,
+        layer=recipe.sae.teacher_layer,
+        tokenizer=tokenizer,
+        prefix=[] if recipe.labels.alignment == "tokens" else bos_of(tokenizer),
+        validation=SameTokens(pipeline.teacher_corpus().validation, tokenizer),
+        blocks_per_batch=recipe.labels.blocks_per_batch,
+    )
 
-    def beginning(self) -> list[int]:
-        """The tokens that the teacher read before each text when it was labelled: a bos token, or nothing."""
-        same = self.pipeline.recipe.labels.alignment == "tokens"
-        return [] if same else bos_of(self.teacher_tokenizer())
 
-    def _check(self, what: str, found: str) -> None:
-        """Raise InputError unless it is what the run was made from, as far as that is on record."""
-        recorded = self.run.preparation.get(what, {}).get("fingerprint")
-        if recorded is None and what != "labels":  # labels made elsewhere say what they were made from
-            recorded = getattr(self.labels().info, what)
-        if recorded is not None and recorded != found:
-            raise InputError(
-                f"the {what} of {self.folder} in {self.pipeline.folder}, or where its recipe says, changed since it "
-                "was trained; put the old one back, or train it anew"
-            )
+def _pipeline(run: OpenRun) -> Pipeline:
+    """The pipeline of the run's recipe, with the output folder in which the run now lies."""
+    if run.record is None:
+        raise InputError(f"no finished run in {run.folder}: it has no {RUN_FILE}; give a run of method cocomix")
+    recipe = recipe_of_run(run.record.recipe, run.folder)
+    student = recipe.students.get(run.record.name)
+    if student is None or not student.learns_concepts():
+        raise InputError(
+            f"the model in {run.folder} learned no concepts: its method is {run.record.method}; give a run of method "
+            "cocomix"
+        )
+    return Pipeline(dataclasses.replace(recipe, output=str(run.folder.resolve().parents[1])))
+
+
+def _labels(run: OpenRun, pipeline: Pipeline) -> LabelledCorpus:
+    assert run.record is not None
+    labelled = pipeline.labels(pipeline.recipe.labels_of(pipeline.recipe.students[run.record.name]))
+    _check(run, pipeline, "labels", labels_fingerprint(labelled.info))
+    return labelled
+
+
+def _check(run: OpenRun, pipeline: Pipeline, what: str, found: str) -> None:
+    """Raise InputError if `found` is not the fingerprint that the run, or else its labels, recorded."""
+    assert run.record is not None
+    recorded = run.record.preparation.get(what, {}).get("fingerprint")
+    if recorded is None and what != "labels":  # the teacher and SAE of ready-made labels
+        recorded = getattr(_labels(run, pipeline).info, what)
+    if recorded is not None and recorded != found:
+        raise InputError(
+            f"the {what} of {run.folder} in {pipeline.folder}, or where its recipe says, changed since it "
+            "was trained; put the old one back, or train it again"
+        )

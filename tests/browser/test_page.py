@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Iterator
@@ -266,7 +267,7 @@ def test_names_do_not_become_markup(visit, opened):
     names = table.column_names.index("name")
     evil = table.set_column(names, table.schema.field("name"), [[EVIL] * len(table)])
     catalog = Catalog(opened.catalog.folder, opened.catalog.info, evil)
-    served = build_playground(OpenRun(opened.folder, opened.model, opened.tokenizer, catalog), Limits())
+    served = build_playground(dataclasses.replace(opened, catalog=catalog), Limits())
     page = visit(at=serve(served, "127.0.0.1", None))
     search(page, "Steer a concept", "river").first.click()
     expect(page.locator(".steered:visible")).to_contain_text("<img src=x")
@@ -366,7 +367,7 @@ def over(colour: str, ground: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def test_without_a_catalogue(visit, opened, keep):
-    served = build_playground(OpenRun(opened.folder, opened.model, opened.tokenizer, None), Limits())
+    served = build_playground(dataclasses.replace(opened, catalog=None), Limits())
     page = visit(at=serve(served, "127.0.0.1", None))
     expect(page.locator("header")).to_contain_text("`cocomix concepts RECIPE` makes one")
     few_tokens(page)

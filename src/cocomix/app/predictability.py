@@ -7,9 +7,8 @@ from threading import Lock
 from cocomix.errors import InputError
 from cocomix.evaluation.concepts import ConceptPredictions, concept_predictions
 from cocomix.evaluation.prediction import token_table, training_frequencies
-from cocomix.origins import Origins
+from cocomix.origins import learned_labels
 from cocomix.steering.runs import OpenRun
-from cocomix.training.run import load_run
 
 TOKENS = 16_384
 """Counted at most."""
@@ -20,7 +19,7 @@ class Predictability:
     """Counts of all concepts, made when they are first asked for and kept.
 
     Args:
-        run: whose labels are those that it learnt (`Origins`), if they are still there.
+        run: whose labels are those that it learnt (`learned_labels`), if they are still there.
     """
 
     def __init__(self, run: OpenRun) -> None:
@@ -46,7 +45,7 @@ class Predictability:
         return self.counts
 
     def _count(self) -> ConceptPredictions:
-        corpus = Origins(self.run.folder, load_run(self.run.folder)).labels()
+        corpus = learned_labels(self.run)
         block_size = corpus.validation.features["input_ids"].length
         blocks = corpus.validation.select(range(min(len(corpus.validation), max(1, TOKENS // block_size))))
         batch_size = max(1, TOKENS_PER_BATCH // block_size)

@@ -72,7 +72,7 @@ def forward_flops_per_token(model: PreTrainedModel, block_size: int, up_to_layer
     lower += attention_flops(model, config.insert_layer, block_size)
     upper = products(decoder_blocks(model.upper)) + attention_flops(model, above, slots * block_size)
     compress = 0
-    if config.content == "concepts" and config.mixing != "none":  # K rows are read, no matrix is multiplied
+    if config.mixes_concepts:  # K rows are read, no matrix is multiplied
         compress = 2 * config.num_active_concepts * config.hidden_size
     return lower + slots * upper + products(model.mixer) + compress + products(model.lm_head)
 

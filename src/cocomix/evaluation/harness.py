@@ -22,8 +22,8 @@ from cocomix.console import say
 from cocomix.data.records import reason
 from cocomix.errors import InputError
 from cocomix.evaluation.record import Evaluation
-from cocomix.evaluation.subject import Subject
 from cocomix.settings import Batch, Count
+from cocomix.steering.runs import OpenRun
 from cocomix.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _is_offline(manager: TaskManager, name: str) -> bool:
     return OFFLINE_TASKS in entry.yaml_path.parents
 
 
-def evaluate_tasks(subject: Subject, plan: TaskPlan) -> list[Evaluation]:
+def evaluate_tasks(run: OpenRun, plan: TaskPlan) -> list[Evaluation]:
     """The harness' figures of each task and group.
 
     Raises:
@@ -156,8 +156,8 @@ def evaluate_tasks(subject: Subject, plan: TaskPlan) -> list[Evaluation]:
     settings = plan.settings
     with contextlib.redirect_stdout(sys.stderr):  # where the harness speaks of its progress
         model = HFLM(
-            pretrained=subject.model(),
-            tokenizer=subject.tokenizer,
+            pretrained=run.model,
+            tokenizer=run.tokenizer,
             mixed_precision_dtype="bfloat16" if settings.precision == "bf16" else None,
             batch_size=settings.batch_size,
         )

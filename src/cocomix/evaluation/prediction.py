@@ -16,8 +16,8 @@ from cocomix.errors import InputError
 from cocomix.evaluation.channel import channel_losses
 from cocomix.evaluation.concepts import concept_predictions, label_frequencies
 from cocomix.evaluation.record import Evaluation
-from cocomix.evaluation.subject import Subject
 from cocomix.settings import Batch, Count
+from cocomix.steering.runs import OpenRun
 
 KIND = "concepts"
 
@@ -54,36 +54,34 @@ def token_table(labelled: LabelledCorpus, model: PreTrainedModel) -> TokenTable:
     )
 
 
-def evaluate_concepts(
-    subject: Subject, model: PreTrainedModel, labelled: LabelledCorpus | None, settings: ConceptSettings
-) -> Evaluation:
+def evaluate_concepts(run: OpenRun, labelled: LabelledCorpus | None, settings: ConceptSettings) -> Evaluation:
     """Predictions by frequency band, where the model predicts concepts, and losses without its continuous vector.
 
     Args:
-        subject: where the model lies.
-        model: it, one with a mixer.
+        run: run of a model with a mixer.
         labelled: its labels, if it predicts concepts.
         settings: what is read, and how.
 
     Raises:
         InputError: its validation text is not beside it, or too short.
     """
-    blocks = _first(labelled.validation if labelled is not None else _validation(subject), settings.limit)
+    blocks = _first(labelled.validation if labelled is not None else _validation(run), settings.limit)
     if len(blocks) < 2:
         raise InputError(
             "a continuous vector of another text needs two blocks of validation text; give --limit 2 or more"
         )
+    model = run.model
     reading = (settings.batch_size, settings.precision)
     bands = None
     if labelled is not None:
         table = token_table(labelled, model)
         bands = concept_predictions(model, blocks, training_frequencies(labelled), table, *reading).bands
-    assert subject.run is not None
+    assert run.record is not None
     return Evaluation(
         kind=KIND,
         name="validation",
         settings={
-            "validation": subject.run.validation,
+            "validation": run.record.validation,
             "labels": None if labelled is None else labels_fingerprint(labelled.info),
             "limit": settings.limit,
             "precision": settings.precision,
@@ -97,10 +95,10 @@ def evaluate_concepts(
     )
 
 
-def _validation(subject: Subject) -> Dataset:
-    if subject.corpus is None:
-        raise InputError(f"the corpus that {subject.folder} was trained on is not beside it, at OUTPUT/corpus")
-    return load_packed(subject.corpus).validation
+def _validation(run: OpenRun) -> Dataset:
+    if run.corpus is None:
+        raise InputError(f"the corpus that {run.folder} was trained on is not beside it, at OUTPUT/corpus")
+    return load_packed(run.corpus).validation
 
 
 def _first(blocks: Dataset, limit: int | None) -> Dataset:

@@ -19,8 +19,8 @@ from cocomix.data.tokenizer import vocabulary_size
 from cocomix.errors import InputError
 from cocomix.evaluation.perplexity import figures, text_losses
 from cocomix.evaluation.record import Evaluation
-from cocomix.evaluation.subject import Subject
 from cocomix.settings import Batch, Count
+from cocomix.steering.runs import OpenRun
 from cocomix.training.run import RUN_FILE
 
 OWN_TEXT = "validation"
@@ -53,24 +53,24 @@ class TextSettings:
     precision: str = "fp32"
 
 
-def evaluate_text(subject: Subject, settings: TextSettings) -> Evaluation:
+def evaluate_text(run: OpenRun, settings: TextSettings) -> Evaluation:
     """Perplexity, bits per byte and losses by context and token frequency.
 
     Raises:
         InputError: the text is not there, or window and stride do not fit the model.
     """
-    window, stride = _window(subject, settings)
-    texts = _texts(subject, settings)
+    window, stride = _window(run, settings)
+    texts = _texts(run, settings)
     losses = text_losses(
-        subject.model(),
-        subject.tokenizer,
+        run.model,
+        run.tokenizer,
         texts,
         window=window,
         stride=stride,
         batch_size=settings.batch_size,
         precision=settings.precision,
     )
-    of_training = _training_frequencies(subject)
+    of_training = _training_frequencies(run)
     measured = figures(losses, losses.vocabulary.tokens if of_training is None else of_training)
     return Evaluation(
         kind="text",
@@ -86,54 +86,54 @@ def evaluate_text(subject: Subject, settings: TextSettings) -> Evaluation:
     )
 
 
-def _window(subject: Subject, settings: TextSettings) -> tuple[int, int]:
+def _window(run: OpenRun, settings: TextSettings) -> tuple[int, int]:
     """Window and stride, in tokens."""
-    longest = subject.context_length
+    longest = run.context_length
     window = settings.window
     if window is None:
-        window = subject.run.block_size if subject.run is not None else longest
+        window = run.record.block_size if run.record is not None else longest
     if window is None:
-        raise InputError(f"the configuration of {subject.folder} does not say how much it reads at once; give --window")
+        raise InputError(f"the configuration of {run.folder} does not say how much it reads at once; give --window")
     if longest is not None and window > longest:
-        raise InputError(f"--window is {window}; {subject.folder} reads 1 to {longest} tokens at once")
+        raise InputError(f"--window is {window}; {run.folder} reads 1 to {longest} tokens at once")
     stride = max(1, window // 2) if settings.stride is None else settings.stride
     if stride > window:
         raise InputError(f"--stride is {stride}; of windows of {window} tokens it must be 1 to {window}")
     return window, stride
 
 
-def _texts(subject: Subject, settings: TextSettings) -> Iterable[str]:
+def _texts(run: OpenRun, settings: TextSettings) -> Iterable[str]:
     """The documents to evaluate on, read as they are needed; those without text are left out."""
     source = settings.source
     if source is None:
-        texts = _own_texts(subject)
+        texts = _own_texts(run)
     elif is_nanogpt_folder(source):
-        texts = validation_texts(Path(source), subject.tokenizer)
+        texts = validation_texts(Path(source), run.tokenizer)
     else:
         check_source(source, settings.text_field)
         texts = distinct_texts(source, settings.text_field)
     return islice((text for text in texts if text and not text.isspace()), settings.limit)
 
 
-def _own_texts(subject: Subject) -> Iterable[str]:
-    if subject.run is None:
-        raise InputError(f"{subject.folder} has no {RUN_FILE}, so no corpus of its own; give --text SOURCE")
-    if subject.corpus is not None and (documents := subject.corpus / "documents" / "validation").is_dir():
+def _own_texts(run: OpenRun) -> Iterable[str]:
+    if run.record is None:
+        raise InputError(f"{run.folder} has no {RUN_FILE}, so no corpus of its own; give --text SOURCE")
+    if run.corpus is not None and (documents := run.corpus / "documents" / "validation").is_dir():
         return load_from_disk(str(documents))["text"]
-    source = os.path.expanduser(subject.run.recipe["corpus"]["source"])
+    source = os.path.expanduser(run.record.recipe["corpus"]["source"])
     if is_nanogpt_folder(source):
-        return validation_texts(Path(source), subject.tokenizer)
-    reason = "is not beside it" if subject.corpus is None else "is of tokens, whose text was not kept"
-    raise InputError(f"the corpus that {subject.folder} was trained on {reason}; give --text SOURCE")
+        return validation_texts(Path(source), run.tokenizer)
+    reason = "is not beside it" if run.corpus is None else "is of tokens, whose text was not kept"
+    raise InputError(f"the corpus that {run.folder} was trained on {reason}; give --text SOURCE")
 
 
-def _training_frequencies(subject: Subject) -> np.ndarray | None:
+def _training_frequencies(run: OpenRun) -> np.ndarray | None:
     """(V,) how often each token occurs in the first `COUNTED_BLOCKS` training blocks; None without them."""
-    if subject.corpus is None:
+    if run.corpus is None:
         return None
-    blocks = load_packed(subject.corpus).train
+    blocks = load_packed(run.corpus).train
     rows, count = Blocks(blocks, ["input_ids"]), min(len(blocks), COUNTED_BLOCKS)
-    total = np.zeros(vocabulary_size(subject.tokenizer), np.int64)
+    total = np.zeros(vocabulary_size(run.tokenizer), np.int64)
     for start in range(0, count, 1024):
         ids = collate(rows.__getitems__(list(range(start, min(start + 1024, count)))))["input_ids"]
         total += np.bincount(ids.flatten().numpy(), minlength=len(total))

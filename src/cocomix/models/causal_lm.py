@@ -80,7 +80,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
     def num_activated_parameters(self) -> int:
         """Weights that one token uses: without the C − K compress rows that it does not read, and its idle experts."""
         unused = idle_weights(self, self.config)
-        if self.config.content == "concepts" and self.config.mixing != "none":
+        if self.config.mixes_concepts:
             unused += (self.config.num_concepts - self.config.num_active_concepts) * self.config.hidden_size
         return self.num_parameters() - unused
 

@@ -165,3 +165,8 @@ class CoCoMixConfig(StackedConfig):
     def slots_per_token(self) -> int:
         """Positions that one token takes in the upper blocks: 2 when interleaved, else 1."""
         return 2 if self.mixing == "interleave" else 1
+
+    @property
+    def mixes_concepts(self) -> bool:
+        """Whether predicted concepts are mixed in, so that they can be steered and traced."""
+        return self.content == "concepts" and self.mixing != "none"

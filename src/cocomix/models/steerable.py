@@ -34,7 +34,7 @@ class Steerable:
     @property
     def mixes_concepts(self: Any) -> bool:
         """Whether concepts are mixed in, which can be steered and traced."""
-        return self.config.content == "concepts" and self.config.mixing != "none"
+        return self.config.mixes_concepts
 
     @contextmanager
     def steered(self: Any, steering: Any) -> Iterator[None]:

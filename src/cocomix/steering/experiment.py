@@ -13,15 +13,14 @@ from cocomix import environment, files
 from cocomix.catalog.activity import read_activity
 from cocomix.catalog.building import promoted_tokens
 from cocomix.concepts.label_store import labels_fingerprint
-from cocomix.concepts.reading import SameTokens
 from cocomix.errors import InputError
 from cocomix.evaluation.prediction import training_frequencies
 from cocomix.evaluation.record import Evaluation
-from cocomix.evaluation.subject import Subject
-from cocomix.origins import Origins
+from cocomix.origins import concept_source, learned_labels
 from cocomix.steering.arms import Arm, NamingPrompt, SteeredStudent, SteeredTeacher, Writer
 from cocomix.steering.curve import Line, picture
 from cocomix.steering.judge import Judge
+from cocomix.steering.runs import OpenRun
 from cocomix.steering.score import (
     ScoreSettings,
     choose_concepts,
@@ -39,65 +38,60 @@ SURVEYED_TOKENS = 100_000
 """Tokens of validation text in which the teacher's concepts are counted."""
 
 
-def score_steering(subject: Subject, model: PreTrainedModel, origins: Origins, settings: ScoreSettings) -> Evaluation:
+def score_steering(run: OpenRun, settings: ScoreSettings) -> Evaluation:
     """Score three ways of turning concepts up, and draw them into the run's folder.
 
     Args:
-        subject: where the model lies.
-        model: it, one that mixes concepts.
-        origins: what it learnt them from.
+        run: run of a model that mixes concepts.
         settings: what is tried.
 
     Raises:
         InputError: the run's corpus, labels, teacher or SAE are not there, or are others; too few concepts or prompts.
     """
-    pipeline, layer, beginning = origins.pipeline, origins.teacher_layer, origins.beginning()
-    labelled = origins.labels()
+    labelled = learned_labels(run)
     frequencies = training_frequencies(labelled)
     choose_concepts(frequencies, frequencies > 0, settings.concepts, settings.seed)  # refuses too many before all work
-    teacher, sae = origins.teacher(), origins.sae()
-    of_teacher = origins.teacher_tokenizer()
-    if not of_teacher.is_fast:
+    source = concept_source(run)
+    if source is None:
+        raise InputError(f"the recipe of {run.folder} names no teacher and SAE; set teacher.source and sae.source")
+    teacher, sae, layer = source.teacher, source.sae, source.layer
+    if not source.tokenizer.is_fast:
         raise InputError(
-            f"the teacher's tokenizer ({type(of_teacher).__name__}) does not say where in a text its tokens lie, so it "
-            "cannot tell a prompt from what was written after it; give one with a tokenizer.json"
+            f"the teacher's tokenizer ({type(source.tokenizer).__name__}) does not return character offsets, without "
+            "which a prompt cannot be told from its continuation; give a teacher with a tokenizer.json"
         )
+    model, tokenizer = run.model, run.tokenizer
     settings = _within(settings, model, teacher)
-    prompts = choose_prompts(
-        labelled.validation, subject.tokenizer, settings.prompts, settings.prompt_tokens, settings.seed
-    )
+    prompts = choose_prompts(labelled.validation, tokenizer, settings.prompts, settings.prompt_tokens, settings.seed)
 
-    blocks = pipeline.teacher_corpus().validation
-    per_batch = pipeline.recipe.labels.blocks_per_batch
-    surveyed = min(len(blocks), -(-SURVEYED_TOKENS // pipeline.recipe.block_size))
-    survey = read_activity(teacher, sae, layer, SameTokens(blocks, of_teacher), surveyed, per_batch, contexts=1)
+    assert run.record is not None
+    surveyed = min(len(source.validation), -(-SURVEYED_TOKENS // run.record.block_size))
+    survey = read_activity(teacher, sae, layer, source.validation, surveyed, source.blocks_per_batch, contexts=1)
     count, total = survey.count.cpu().numpy(), survey.total.cpu().numpy()
     pairs = choose_concepts(frequencies, (frequencies > 0) & (count > 0), settings.concepts, settings.seed)
     concepts = [pair.concept for pair in pairs]
     typical = total[concepts] / count[concepts]
 
-    student = Writer(model, subject.tokenizer, prompts, settings.new_tokens, settings.seed)
-    unsteered_teacher = Writer(teacher, of_teacher, prompts, settings.new_tokens, settings.seed, beginning)
+    student = Writer(model, tokenizer, prompts, settings.new_tokens, settings.seed)
+    unsteered_teacher = Writer(teacher, source.tokenizer, prompts, settings.new_tokens, settings.seed, source.prefix)
     named = sorted({concept for pair in pairs for concept in pair})
-    promoted = promoted_tokens(teacher, sae.W_dec[named], max(settings.named_tokens), of_teacher)
+    promoted = promoted_tokens(teacher, sae.W_dec[named], max(settings.named_tokens), source.tokenizer)
     arms: list[Arm] = [
-        SteeredStudent(
-            student, settings.strengths, settings.operation, logit_deviation(model, subject.tokenizer, prompts)
-        ),
+        SteeredStudent(student, settings.strengths, settings.operation, logit_deviation(model, tokenizer, prompts)),
         SteeredTeacher(
             unsteered_teacher,
             settings.teacher_strengths,
             layer,
             sae.W_dec,
-            residual_length(teacher, of_teacher, prompts, layer, beginning),
+            residual_length(teacher, source.tokenizer, prompts, layer, source.prefix),
         ),
         NamingPrompt(student, settings.named_tokens, dict(zip(named, promoted, strict=True))),
     ]
-    judge = Judge(teacher, of_teacher, sae, layer, concepts, beginning)
+    judge = Judge(teacher, source.tokenizer, sae, layer, concepts, source.prefix)
     with tqdm(total=texts_to_write(settings), desc="steering", unit="text", dynamic_ncols=True) as progress:
         measured = [measure(arm, judge, prompts, pairs, typical, settings.batch_size, progress) for arm in arms]
     lines = [Line(arm.name, found.points) for arm, found in zip(arms, measured, strict=True)]
-    _draw(subject.folder / PICTURES[settings.operation], lines, settings, subject.folder.name)
+    _draw(run.folder / PICTURES[settings.operation], lines, settings, run.folder.name)
     return Evaluation(
         kind=KIND,
         name=settings.operation,

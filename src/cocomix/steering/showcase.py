@@ -13,16 +13,15 @@ from cocomix.catalog.building import CatalogConfig, find_contexts, promoted_toke
 from cocomix.catalog.naming import default_name
 from cocomix.catalog.rows import Context
 from cocomix.catalog.search import Catalog
-from cocomix.concepts.reading import SameTokens
 from cocomix.evaluation.concepts import concept_predictions
 from cocomix.evaluation.prediction import token_table, training_frequencies
-from cocomix.evaluation.subject import open_subject
-from cocomix.origins import Origins
+from cocomix.origins import concept_source, learned_labels
+from cocomix.recipe import recipe_of_run
 from cocomix.steering.arms import Request, SteeredStudent, Writer
+from cocomix.steering.runs import OpenRun, open_model
 from cocomix.steering.score import logit_deviation
 from cocomix.steering.trace import Trace
 from cocomix.steering.tracing import trace
-from cocomix.training.run import load_run
 
 BLOCKS = 128
 """Validation blocks that are read."""
@@ -120,31 +119,30 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
         folder: of the run.
         catalog: of its concepts. Without one, names and contexts are made of the few that are shown.
     """
-    run = load_run(folder)
-    subject = open_subject(folder)
-    model = subject.model()
-    if not getattr(model, "mixes_concepts", False):
+    run = open_model(folder)
+    if not getattr(run.config, "mixes_concepts", False):
         return None
-    origins = Origins(folder, run)
-    labelled = origins.labels()
+    labelled = learned_labels(run)
+    assert run.record is not None
+    model = run.model
     blocks = labelled.validation.select(range(min(BLOCKS, len(labelled.validation))))
     frequencies = training_frequencies(labelled)
-    training = origins.pipeline.recipe.training
+    training = recipe_of_run(run.record.recipe, folder).training
     table = token_table(labelled, model)
     predictions = concept_predictions(model, blocks, frequencies, table, training.blocks_per_batch, training.precision)
     best = predictions.best(BEST, LEAST_LABELS)
-    tokenizer, context = subject.tokenizer, model.config.max_position_embeddings
+    tokenizer, context = run.tokenizer, model.config.max_position_embeddings
     texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in blocks["input_ids"])
     text = a_sentence(texts, tokenizer, min(TRACED_TOKENS, context // 2))
     if not text:
         return None
     traced = trace(model, tokenizer, text, ablate=TRACED_CONCEPTS)
     shown = {each.concept_id for token in traced.tokens for each in token.concepts[:TRACED_CONCEPTS]} | {*best}
-    names, contexts = _described(origins, catalog, sorted(shown), best)
+    names, contexts = _described(run, catalog, sorted(shown), best)
 
     sample = None
     if best:
-        writer = Writer(model, tokenizer, [text], max(1, min(NEW_TOKENS, context // 4)), run.seed)
+        writer = Writer(model, tokenizer, [text], max(1, min(NEW_TOKENS, context // 4)), run.record.seed)
         arm = SteeredStudent(writer, [STRENGTH], "add", logit_deviation(model, tokenizer, [text]))
         plain, steered = (arm.write([Request(0, best[0], strength)])[0] for strength in (0.0, STRENGTH))
         sample = Sample(best[0], names.get(best[0]), STRENGTH, text, plain, steered)
@@ -190,21 +188,20 @@ def _beginning(tokenizer: PreTrainedTokenizerBase, ids: list[int], tokens: int) 
 
 
 def _described(
-    origins: Origins, catalog: Catalog | None, shown: Sequence[int], best: Sequence[int]
+    run: OpenRun, catalog: Catalog | None, shown: Sequence[int], best: Sequence[int]
 ) -> tuple[dict[int, str], list[list[Context]]]:
     """The names of what is shown, and the contexts of the best."""
     if catalog is not None:
         contexts = [catalog.concept(concept).contexts[: CONTEXTS.contexts] for concept in best]
         return {concept: catalog.names[concept] for concept in shown}, contexts
-    if not origins.has_teacher:
+    source = concept_source(run)
+    if source is None:
         return {}, [[] for _ in best]
-    teacher, sae, tokenizer = origins.teacher(), origins.sae(), origins.teacher_tokenizer()
-    promoted = promoted_tokens(teacher, sae.W_dec[list(shown)], CatalogConfig.tokens, tokenizer)
+    teacher, sae, reader = source.teacher, source.sae, source.validation
+    promoted = promoted_tokens(teacher, sae.W_dec[list(shown)], CatalogConfig.tokens, source.tokenizer)
     names = {concept: default_name(tokens) for concept, tokens in zip(shown, promoted, strict=True)}
-    reader = SameTokens(origins.pipeline.teacher_corpus().validation, tokenizer)
-    per_batch = origins.pipeline.recipe.labels.blocks_per_batch
     blocks = min(BLOCKS, len(reader))
-    return names, find_contexts(teacher, sae, origins.teacher_layer, reader, best, blocks, per_batch, CONTEXTS)
+    return names, find_contexts(teacher, sae, source.layer, reader, best, blocks, source.blocks_per_batch, CONTEXTS)
 
 
 def _steps(traced: Trace, names: Mapping[int, str]) -> list[TracedStep]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import threading
 import time
@@ -54,7 +53,7 @@ def test_the_blank_after_the_prompt_is_kept(opened, blanks_in_words):
     prompt, new = (blanks_in_words(text)["input_ids"] for text in ("w5 w17", "w3"))
     assert blanks_in_words.decode(new) == "w3"
     assert continuation(blanks_in_words, prompt, new) == " w3"
-    run = dataclasses.replace(opened(), tokenizer=blanks_in_words)
+    run = opened(tokenizer=blanks_in_words)
     found = last(run, GREEDY, STEERING)
     assert found.plain.startswith(" w")
     assert found.steered.startswith(" w")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from cocomix import InputError
 from cocomix.app import predictability
 from cocomix.app.predictability import Predictability
 from cocomix.concepts.label_store import LabelledCorpus, LabelsInfo, features
+from cocomix.steering.runs import OpenRun
 from small_catalog import CONCEPTS
 
 
@@ -29,14 +29,8 @@ def labels() -> LabelledCorpus:
     return LabelledCorpus(None, blocks, LabelsInfo(**info))
 
 
-def learnt(monkeypatch, labels) -> None:
-    """What `Origins` finds; which labels those are, tests/e2e/test_app_command.py asks."""
-    monkeypatch.setattr(predictability, "load_run", lambda folder: folder)
-    monkeypatch.setattr(predictability, "Origins", lambda folder, run: SimpleNamespace(labels=labels))
-
-
 def test_it_is_counted_once_and_over_some_blocks(opened, labels, monkeypatch):
-    learnt(monkeypatch, lambda: labels)
+    monkeypatch.setattr(predictability, "learned_labels", lambda run: labels)
     run = opened()
     monkeypatch.setattr(predictability, "TOKENS", 5 * 16)
     passes = []
@@ -59,10 +53,10 @@ def test_why_there_is_nothing_to_count(opened, monkeypatch, tmp_path):
     assert alone.missing.startswith(f"not known: no finished run in {tmp_path}")
     assert alone.known
 
-    def changed() -> LabelledCorpus:
+    def changed(run: OpenRun) -> LabelledCorpus:
         raise InputError("the labels changed since it was trained")
 
-    learnt(monkeypatch, changed)
+    monkeypatch.setattr(predictability, "learned_labels", changed)
     others = Predictability(run)
     assert others.count() is None
     assert others.missing == "not known: the labels changed since it was trained"

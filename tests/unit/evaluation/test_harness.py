@@ -25,7 +25,7 @@ from cocomix.data.tokenizer import train_tokenizer
 from cocomix.errors import InputError
 from cocomix.evaluation.harness import OFFLINE_TASKS, TaskSettings, _show_warnings, evaluate_tasks, plan_tasks
 from cocomix.evaluation.perplexity import text_losses
-from cocomix.evaluation.subject import open_subject
+from cocomix.steering.runs import open_model
 
 NAMES = ("arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande")
 LIMIT = 24
@@ -70,7 +70,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def through_cocomix(folder: Path, settings: TaskSettings) -> dict[str, Any]:
-    found = evaluate_tasks(open_subject(folder), plan_tasks(settings))
+    found = evaluate_tasks(open_model(folder), plan_tasks(settings))
     assert all(each.figures["items"] == settings.limit for each in found)
     return {each.name: each.figures["metrics"] for each in found}
 
@@ -143,15 +143,15 @@ def test_the_harness_itself_gives_the_same_figures_of_a_plain_model(save, evalua
 def test_bits_per_byte_of_windows_that_do_not_overlap_are_the_harness_rolling_ones(save, evaluation_sets) -> None:
     from lm_eval.tasks import TaskManager
 
-    subject = open_subject(save("gpt2"))
+    run = open_model(save("gpt2"))
     settings = TaskSettings(["wikitext_local"], evaluation_sets, limit=2, batch_size=4)
-    (found,) = evaluate_tasks(subject, plan_tasks(settings))
+    (found,) = evaluate_tasks(run, plan_tasks(settings))
     manager = TaskManager(include_path=OFFLINE_TASKS, include_defaults=False, metadata={"data": str(evaluation_sets)})
     (task,) = manager.load("wikitext_local")["tasks"].values()
     pages = [task.eval_docs[number] for number in range(2)]
     losses = text_losses(
-        subject.model(),
-        subject.tokenizer,
+        run.model,
+        run.tokenizer,
         [task.doc_to_target(page) for page in pages],
         window=512,
         stride=512,
@@ -287,7 +287,7 @@ def test_an_answer_that_cannot_be_scored_is_named(choices, question, message, jo
     (tmp_path / "tasks" / "pick.yaml").write_text(json.dumps(definition))
     plan = plan_tasks(TaskSettings(["pick"], definitions=tmp_path / "tasks"))
     with pytest.raises(InputError, match=message):
-        evaluate_tasks(open_subject(joining), plan)
+        evaluate_tasks(open_model(joining), plan)
 
 
 def test_warnings_that_concern_a_figure_are_shown_once(capsys) -> None:
