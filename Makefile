@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-browser lint format clean
+.PHONY: quickstart test test-slow test-browser lint format docs clean
 
 quickstart: .venv/quickstart.installed
 	$(BIN)/cocomix quickstart
@@ -26,8 +26,12 @@ format: .venv/dev.installed
 	$(BIN)/ruff check --fix src tests benchmarks examples docs
 	$(BIN)/ruff format src tests benchmarks examples docs
 
+# The documentation site, in build/docs. A broken link fails the build.
+docs: .venv/docs.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build
 
 # torch comes first and alone: the constraints name a build that serves without a GPU, see constraints.txt.
 .venv/torch.installed: constraints.txt
@@ -42,4 +46,8 @@ clean:
 
 .venv/dev.installed: .venv/quickstart.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/docs.installed: .venv/quickstart.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
