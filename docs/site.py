@@ -55,8 +55,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def recipe_page() -> str:
     """Return a table of keys for each section of a recipe, from the dataclasses and their docstrings."""
     introduction = (
-        "Every key is also an option of the commands that take a recipe: `--training.max_tokens 1000000`. Sections that "
-        "several places share (`backbone`, `training`) are listed at each. `NAME` stands for the name of a student."
+        "Every key is also an option of the commands that take a recipe: `--training.max_tokens 1000000`. `NAME` "
+        "stands for the name of a student."
     )
     return "\n\n".join(["# Recipe keys", introduction, *_section(Recipe, "")]) + "\n"
 
