@@ -61,9 +61,10 @@ def prose() -> Path:
 
 
 @pytest.fixture(scope="session")
-def evaluation_sets() -> Path:
-    """Local copies of the usual zero-shot sets."""
-    return shared("data/eval")
+def local_tasks() -> Path:
+    """Definitions of the usual zero-shot tasks on local copies of their data."""
+    shared("data/eval")  # skips without the data
+    return Path(__file__).parent / "local_tasks"
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         names = [name.strip() for name in options.tasks.split(",") if name.strip()]
         if not names:
             raise InputError(f"--tasks names no task: {options.tasks!r}; give some, as in --tasks piqa,arc_easy")
-        plan = plan_tasks(TaskSettings(names, options.data, options.tasks_path, **common))
+        plan = plan_tasks(TaskSettings(names, options.tasks_path, **common))
     found = []
     if options.text is not None or plan is None:
         text = TextSettings(options.text, options.text_field, options.window, options.stride, **common)
@@ -66,8 +66,8 @@ def _check(options: argparse.Namespace) -> None:
     of_text = [f"--{name.replace('_', '-')}" for name in ("window", "stride") if getattr(options, name) is not None]
     if of_text and options.tasks is not None and options.text is None:
         raise InputError(f"{', '.join(of_text)} has no effect on --tasks; leave it out, or give --text too")
-    if options.tasks is None and (options.data is not None or options.tasks_path is not None):
-        raise InputError("--data and --tasks-path have no effect without --tasks; name the tasks, or leave them out")
+    if options.tasks is None and options.tasks_path is not None:
+        raise InputError("--tasks-path has no effect without --tasks; name the tasks, or leave it out")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,6 +102,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     tasks = parser.add_argument_group("tasks (pip install 'cocomix[eval]')")
     tasks.add_argument("--tasks", metavar="NAME,...", help="tasks, groups or tags of the harness")
-    tasks.add_argument("--data", metavar="FOLDER", type=Path, help="local evaluation sets, for the tasks …_local")
     tasks.add_argument("--tasks-path", metavar="FOLDER", type=Path, help="task definitions of your own")
     return parser

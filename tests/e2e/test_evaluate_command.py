@@ -153,7 +153,7 @@ def test_weights_saved_in_bfloat16_are_read_in_the_same_precision(
         (["--stride", "33"], ["--stride is 33", "1 to 32"]),
         (["--limit", "0"], ["--limit is 0", "a whole number from 1"]),
         (["--batch-size", "-1"], ["--batch-size is -1"]),
-        (["--tasks", "piqa_local"], ["piqa_local reads local evaluation sets; give --data FOLDER"]),
+        (["--tasks-path", "."], ["--tasks-path has no effect without --tasks"]),
         (["--tasks", ","], ["--tasks names no task"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
@@ -169,7 +169,7 @@ def test_mistakes_take_one_line(
     assert not (run / EVALUATION_FILE).exists()
 
 
-def test_models_that_are_not_there(evaluation_sets: Path, tmp_path: Path, output: Path, capsys) -> None:
+def test_models_that_are_not_there(local_tasks: Path, tmp_path: Path, output: Path, capsys) -> None:
     assert main(["evaluate", str(tmp_path / "none")]) == 2
     _told(capsys, "no model in", "save_pretrained")
     run = shutil.copytree(output / "students" / "ntp", tmp_path / "elsewhere" / "deep" / "ntp")
@@ -181,8 +181,8 @@ def test_models_that_are_not_there(evaluation_sets: Path, tmp_path: Path, output
     (run / "model.safetensors").write_bytes(b"spoilt")
     assert main(["evaluate", str(run), "--text", "python-stdlib", "--limit", "1"]) == 2
     _told(capsys, "does not load")
-    sets = str(evaluation_sets)
-    assert main(["evaluate", str(run), "--tasks", "piqa_local", "--data", sets, "--limit", "2"]) == 2
+    tasks = ["--tasks", "piqa_local", "--tasks-path", str(local_tasks)]
+    assert main(["evaluate", str(run), *tasks, "--limit", "2"]) == 2
     _told(capsys, "does not load")
 
 
@@ -197,10 +197,10 @@ def test_a_folder_that_cannot_keep_them(output: Path, monkeypatch, capsys) -> No
     _told(capsys, "cannot be written to")
 
 
-def test_an_answer_longer_than_the_context(finished: Runner, evaluation_sets: Path, capsys) -> None:
-    """The models of the tiny run read 32 tokens at once, of about a character each."""
-    run, sets = finished.folder / "out" / "students" / "ntp", str(evaluation_sets)
-    assert main(["evaluate", str(run), "--tasks", "piqa_local", "--data", sets, "--limit", "2"]) == 2
+def test_an_answer_longer_than_the_context(finished: Runner, local_tasks: Path, capsys) -> None:
+    """The models of the tiny run read 32 tokens at once, about one character each."""
+    run, tasks = finished.folder / "out" / "students" / "ntp", ["--tasks", "piqa_local"]
+    assert main(["evaluate", str(run), *tasks, "--tasks-path", str(local_tasks), "--limit", "2"]) == 2
     _told(capsys, "of task piqa_local has 145 tokens, but the model reads 32 at once")
     assert not (run / EVALUATION_FILE).exists()
 

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from lm_eval.result_schema import EvalResults
     from lm_eval.tasks import TaskManager
 
-OFFLINE_TASKS = Path(__file__).parent / "tasks"
-"""Definitions of tasks that read local files; their names end with `_local`."""
 NOTES = ("`pretrained` model kwarg is not", "already-initialized model", "Custom kwargs can be passed")
 """Warnings of the harness about how it is called, which is right here."""
 
@@ -45,15 +43,13 @@ class TaskSettings:
 
     Attributes:
         names: tasks, groups or tags of the harness, `*` for any letters.
-        data: folder of the local evaluation sets, for tasks of `OFFLINE_TASKS`.
-        definitions: folder of task definitions of one's own.
+        definitions: folder of additional task definitions.
         limit: so many items of each task, the first; by default all.
         batch_size: requests read at once.
         precision: `fp32`, or `bf16` for matrix products.
     """
 
     names: list[str]
-    data: Path | None = None
     definitions: Path | None = None
     limit: Count | None = None
     batch_size: Batch = 8
@@ -86,22 +82,17 @@ def plan_tasks(settings: TaskSettings) -> TaskPlan:
     except ImportError:
         raise InputError("tasks need lm-evaluation-harness: pip install 'cocomix[eval]'") from None
     _show_warnings()
-    for option, folder in (("--data", settings.data), ("--tasks-path", settings.definitions)):
-        if folder is not None and not folder.is_dir():
-            raise InputError(f"{option} is {folder}, which is no folder")
-    paths = [OFFLINE_TASKS, *([settings.definitions] if settings.definitions is not None else [])]
-    metadata = {"data": str(settings.data)} if settings.data is not None else None
-    # Reading the definitions of all the harness' tasks takes many seconds.
-    manager = TaskManager(include_path=paths, include_defaults=False, metadata=metadata)
-    if not all(manager.match_tasks([name]) for name in settings.names):
-        manager = TaskManager(include_path=paths, metadata=metadata)
+    definitions = settings.definitions
+    if definitions is not None and not definitions.is_dir():
+        raise InputError(f"--tasks-path is {definitions}, which is not a folder")
+    # Try the given definitions alone first: reading those of all the harness' tasks takes many seconds.
+    manager = TaskManager(include_path=definitions, include_defaults=definitions is None)
+    if definitions is not None and not all(manager.match_tasks([name]) for name in settings.names):
+        manager = TaskManager(include_path=definitions)
     for name in settings.names:
         if not manager.match_tasks([name]):
             raise InputError(f"--tasks names {name!r}, which is no task" + did_you_mean(name, manager.all_tasks))
     names = manager.match_tasks(settings.names)
-    offline = [name for name in names if _is_offline(manager, name)]
-    if offline and settings.data is None:
-        raise InputError(f"the task {offline[0]} reads local evaluation sets; give --data FOLDER")
     return TaskPlan(settings, [task for name in names for task in _load(manager, name)], manager)
 
 
@@ -135,13 +126,6 @@ def _load(manager: TaskManager, name: str) -> list[Task | Group]:
         ) from error
     groups = loaded.get("groups", {})
     return [groups[name]] if name in groups else list(loaded["tasks"].values())
-
-
-def _is_offline(manager: TaskManager, name: str) -> bool:
-    entry = manager.task_index[name]
-    if entry.yaml_path is None:  # a tag
-        return any(_is_offline(manager, task) for task in entry.tags)
-    return OFFLINE_TASKS in entry.yaml_path.parents
 
 
 def evaluate_tasks(run: OpenRun, plan: TaskPlan) -> list[Evaluation]:

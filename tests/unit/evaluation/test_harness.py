@@ -23,10 +23,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 import cocomix
 from cocomix.data.tokenizer import train_tokenizer
 from cocomix.errors import InputError
-from cocomix.evaluation.harness import OFFLINE_TASKS, TaskSettings, _show_warnings, evaluate_tasks, plan_tasks
+from cocomix.evaluation.harness import TaskSettings, _show_warnings, evaluate_tasks, plan_tasks
 from cocomix.evaluation.perplexity import text_losses
 from cocomix.steering.runs import open_model
 
+LOCAL_TASKS = Path(__file__).parents[2] / "local_tasks"
 NAMES = ("arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande")
 LIMIT = 24
 COMMAND_LINE = """
@@ -88,17 +89,14 @@ def of_harness(results: dict[str, Any]) -> dict[str, Any]:
     return metrics
 
 
-def test_the_harness_command_line_gives_the_same_figures_of_a_saved_cocomix_model(
-    save, evaluation_sets, tmp_path
-) -> None:
+def test_the_harness_command_line_gives_the_same_figures_of_a_saved_cocomix_model(save, local_tasks, tmp_path) -> None:
     folder, names = save("cocomix"), [f"{name}_local" for name in NAMES]
-    ours = through_cocomix(folder, TaskSettings(names, evaluation_sets, limit=LIMIT, batch_size=4))
+    ours = through_cocomix(folder, TaskSettings(names, local_tasks, limit=LIMIT, batch_size=4))
     arguments = {
         "--model": "hf",
         "--model_args": f"pretrained={folder},trust_remote_code=True",
         "--device": "cpu",
-        "--include_path": str(OFFLINE_TASKS),
-        "--metadata": f"data={evaluation_sets}",
+        "--include_path": str(local_tasks),
         "--tasks": ",".join(names),
         "--limit": str(LIMIT),
         "--batch_size": "4",
@@ -119,11 +117,11 @@ def test_the_harness_command_line_gives_the_same_figures_of_a_saved_cocomix_mode
     assert ours["lambada_openai_local"]["perplexity"]["value"] > 1
 
 
-def test_the_harness_itself_gives_the_same_figures_of_a_plain_model(save, evaluation_sets) -> None:
+def test_the_harness_itself_gives_the_same_figures_of_a_plain_model(save, local_tasks) -> None:
     from lm_eval.tasks import TaskManager
 
     folder, names = save("gpt2"), ["arc_easy_local", "arc_challenge_local", "lambada_openai_local", "blimp_local"]
-    ours = through_cocomix(folder, TaskSettings(names, evaluation_sets, limit=8, batch_size=4))
+    ours = through_cocomix(folder, TaskSettings(names, local_tasks, limit=8, batch_size=4))
     with contextlib.redirect_stdout(None):
         theirs = lm_eval.simple_evaluate(
             model="hf",
@@ -132,21 +130,19 @@ def test_the_harness_itself_gives_the_same_figures_of_a_plain_model(save, evalua
             tasks=names,
             limit=8,
             batch_size=4,
-            task_manager=TaskManager(
-                include_path=OFFLINE_TASKS, include_defaults=False, metadata={"data": str(evaluation_sets)}
-            ),
+            task_manager=TaskManager(include_path=local_tasks, include_defaults=False),
         )
     assert ours == of_harness(theirs["results"])
     assert ours["lambada_openai_local"]["perplexity"]["value"] > 1  # which the last digit of a logit would change
 
 
-def test_bits_per_byte_of_windows_that_do_not_overlap_are_the_harness_rolling_ones(save, evaluation_sets) -> None:
+def test_bits_per_byte_of_windows_that_do_not_overlap_are_the_harness_rolling_ones(save, local_tasks) -> None:
     from lm_eval.tasks import TaskManager
 
     run = open_model(save("gpt2"))
-    settings = TaskSettings(["wikitext_local"], evaluation_sets, limit=2, batch_size=4)
+    settings = TaskSettings(["wikitext_local"], local_tasks, limit=2, batch_size=4)
     (found,) = evaluate_tasks(run, plan_tasks(settings))
-    manager = TaskManager(include_path=OFFLINE_TASKS, include_defaults=False, metadata={"data": str(evaluation_sets)})
+    manager = TaskManager(include_path=local_tasks, include_defaults=False)
     (task,) = manager.load("wikitext_local")["tasks"].values()
     pages = [task.eval_docs[number] for number in range(2)]
     losses = text_losses(
@@ -186,16 +182,16 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(path.stem.removesuffix("_local") for path in OFFLINE_TASKS.glob("*.yaml")))
-def test_offline_tasks_are_defined_as_the_harness_defines_them(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(path.stem.removesuffix("_local") for path in LOCAL_TASKS.glob("*.yaml")))
+def test_local_tasks_are_defined_as_the_harness_defines_them(name: str) -> None:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     tasks = Path(lm_eval.__file__).parent / "tasks"
     path = tasks / f"{OWN[name]}.yaml"
     own = comparable(load_yaml(path if path.is_file() else path.with_name("default.yaml")))
-    local = comparable(load_yaml(OFFLINE_TASKS / f"{name}_local.yaml"))
+    local = comparable(load_yaml(LOCAL_TASKS / f"{name}_local.yaml"))
     if name in ("lambada_openai", "arc_easy", "arc_challenge", "wikitext"):
-        assert load_yaml(OFFLINE_TASKS / f"{name}_local.yaml")["test_split"] == "test"
+        assert load_yaml(LOCAL_TASKS / f"{name}_local.yaml")["test_split"] == "test"
     for definition in (own, local):
         if name.startswith("arc") or name in ("lambada_openai", "wikitext"):
             definition.pop("validation_split", None)  # the test split comes first
@@ -204,10 +200,10 @@ def test_offline_tasks_are_defined_as_the_harness_defines_them(name: str) -> Non
     assert local == own
 
 
-def test_local_sets(evaluation_sets: Path) -> None:
+def test_local_data(local_tasks: Path) -> None:
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=OFFLINE_TASKS, include_defaults=False, metadata={"data": str(evaluation_sets)})
+    manager = TaskManager(include_path=local_tasks, include_defaults=False)
     tasks = manager.load("cocomix_local")["tasks"]
     assert {name.removesuffix("_local"): len(task.eval_docs) for name, task in tasks.items()} == {
         "arc_challenge": 1172,
@@ -229,20 +225,20 @@ def test_local_sets(evaluation_sets: Path) -> None:
     assert sum(len((line + "\n").encode()) for page in pages for line in page.split("\n") if line.strip()) == 1_287_656
 
 
-def test_what_cannot_be_evaluated_is_told_in_one_line(save, evaluation_sets, tmp_path, monkeypatch) -> None:
-    with pytest.raises(InputError, match="piqa_local reads local evaluation sets; give --data FOLDER"):
-        plan_tasks(TaskSettings(["piqa_local"]))
-    with pytest.raises(InputError, match=r"--data is .*nowhere, which is no folder"):
-        plan_tasks(TaskSettings(["piqa_local"], tmp_path / "nowhere"))
-    with pytest.raises(InputError, match=r"piqa/valid.jsonl is not there"):
-        plan_tasks(TaskSettings(["piqa_local"], tmp_path))
-    (tmp_path / "piqa").mkdir()
-    (tmp_path / "piqa" / "valid.jsonl").write_text('{"goal": ')
-    with pytest.raises(InputError, match=r"task 'piqa_local' or its data cannot be loaded \(JSONDecodeError: "):
-        plan_tasks(TaskSettings(["piqa_local"], tmp_path))
+def test_tasks_that_cannot_be_loaded_are_refused(tmp_path, monkeypatch) -> None:
+    with pytest.raises(InputError, match=r"--tasks-path is .*nowhere, which is not a folder"):
+        plan_tasks(TaskSettings(["pick"], tmp_path / "nowhere"))
+    definition = {
+        "task": "pick",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": str(tmp_path / "none.jsonl")},
+    }
+    (tmp_path / "pick.yaml").write_text(json.dumps(definition))
+    with pytest.raises(InputError, match=r"task 'pick' or its data cannot be loaded \(FileNotFoundError: "):
+        plan_tasks(TaskSettings(["pick"], tmp_path))
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(InputError, match=r"pip install 'cocomix\[eval\]'"):
-        plan_tasks(TaskSettings(["piqa_local"], evaluation_sets))
+        plan_tasks(TaskSettings(["pick"]))
 
 
 @pytest.fixture(scope="module")
