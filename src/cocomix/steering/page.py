@@ -5,55 +5,45 @@ from __future__ import annotations
 import html
 
 from cocomix.catalog.rows import visible
+from cocomix.html_page import html_page
 from cocomix.steering.terminal import summary
 from cocomix.steering.trace import Trace, TracedConcept, TracedToken
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-  :root {{ color-scheme: light dark; --up: #1a7f37; --down: #b42318; --line: #8885; }}
-  @media (prefers-color-scheme: dark) {{ :root {{ --up: #5fd38a; --down: #ff8f85; }} }}
-  body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem; }}
-  h1 {{ font-size: 1.3rem; }}
-  .text {{ font: 1rem/2.1 ui-monospace, monospace; overflow-wrap: anywhere; }}
-  .text a {{ color: inherit; text-decoration: none; padding: .2rem .1rem; border-radius: .25rem; white-space: pre-wrap;
+_STYLE = """
+  :root { --up: #1a7f37; --down: #b42318; --line: #8885; }
+  @media (prefers-color-scheme: dark) { :root { --up: #5fd38a; --down: #ff8f85; } }
+  body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem; }
+  h1 { font-size: 1.3rem; }
+  .text { font: 1rem/2.1 ui-monospace, monospace; overflow-wrap: anywhere; }
+  .text a { color: inherit; text-decoration: none; padding: .2rem .1rem; border-radius: .25rem; white-space: pre-wrap;
     border: 1px solid var(--line);
-    background: color-mix(in srgb, var(--effect, transparent) calc(var(--strength, 0) * 45%), transparent); }}
-  .text a:hover, .text a:focus-visible {{ outline: 2px solid currentColor; }}
-  section {{ border-top: 1px solid var(--line); padding: .6rem 0; scroll-margin-top: 1rem; }}
-  section:target {{ background: #8882; }}
-  h2 {{ font-size: 1rem; font-weight: normal; margin: 0 0 .3rem; overflow-wrap: anywhere; }}
-  h2 code {{ font-weight: bold; white-space: pre-wrap; }}
-  table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; width: 100%; }}
-  th, td {{ padding: .2rem .5rem; text-align: right; white-space: nowrap; }}
-  th {{ font-weight: normal; opacity: .75; }}
-  :is(th, td):last-child {{ text-align: left; white-space: normal; overflow-wrap: anywhere; width: 45%;
-    min-width: 8rem; }}
-  @media (max-width: 40rem) {{
-    table, tbody {{ display: block; }}
-    tr {{ display: grid; grid-template-columns: repeat(6, 1fr); padding: .15rem 0; }}
-    th, td {{ padding: 0; font-size: .8rem; }}
-    :is(th, td):last-child {{ grid-column: 1 / -1; width: auto; padding-left: .6rem; opacity: .85; }}
-  }}
-  .up {{ color: var(--up); }}
-  .down {{ color: var(--down); }}
-  footer {{ border-top: 1px solid var(--line); padding: .6rem 0; opacity: .8; font-size: .9rem; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
+    background: color-mix(in srgb, var(--effect, transparent) calc(var(--strength, 0) * 45%), transparent); }
+  .text a:hover, .text a:focus-visible { outline: 2px solid currentColor; }
+  section { border-top: 1px solid var(--line); padding: .6rem 0; scroll-margin-top: 1rem; }
+  section:target { background: #8882; }
+  h2 { font-size: 1rem; font-weight: normal; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+  h2 code { font-weight: bold; white-space: pre-wrap; }
+  table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; width: 100%; }
+  th, td { padding: .2rem .5rem; text-align: right; white-space: nowrap; }
+  th { font-weight: normal; opacity: .75; }
+  :is(th, td):last-child { text-align: left; white-space: normal; overflow-wrap: anywhere; width: 45%;
+    min-width: 8rem; }
+  @media (max-width: 40rem) {
+    table, tbody { display: block; }
+    tr { display: grid; grid-template-columns: repeat(6, 1fr); padding: .15rem 0; }
+    th, td { padding: 0; font-size: .8rem; }
+    :is(th, td):last-child { grid-column: 1 / -1; width: auto; padding-left: .6rem; opacity: .85; }
+  }
+  .up { color: var(--up); }
+  .down { color: var(--down); }
+  footer { border-top: 1px solid var(--line); padding: .6rem 0; opacity: .8; font-size: .9rem; }
+"""
+_BODY = """<h1>{title}</h1>
 <p class="text">{text}</p>
 <p>Tap a token for its concepts. Its colour: what the concept with the largest effect does to the next token, green for
 raising it, red for lowering it.</p>
 {tokens}
-<footer>{footer}</footer>
-</body>
-</html>
-"""
+<footer>{footer}</footer>"""
 _HEADER = "<tr><th>concept<th>logit<th>prob.<th>share<th>gradient<th>ablated<th>name</tr>"
 
 
@@ -67,12 +57,13 @@ def trace_page(trace: Trace, title: str, concepts: int) -> str:
     """
     effects = [max((concept.effect for concept in token.concepts), key=abs) for token in trace.tokens]
     scale = max(map(abs, effects), default=0.0) or 1.0
-    return _PAGE.format(
+    body = _BODY.format(
         title=html.escape(title),
         text="".join(_chip(token, effect / scale) for token, effect in zip(trace.tokens, effects, strict=True)),
         tokens="\n".join(_section(token, concepts) for token in trace.tokens),
         footer="<br>".join(map(html.escape, summary(trace).splitlines())),
     )
+    return html_page(title, _STYLE, body)
 
 
 def _chip(token: TracedToken, effect: float) -> str:
