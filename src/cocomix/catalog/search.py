@@ -5,7 +5,7 @@ C concepts (SAE latents).
 
 from __future__ import annotations
 
-import re
+import sqlite3
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from cocomix.catalog.rows import (
     visible,
 )
 from cocomix.console import BOLD, styled
+from cocomix.data.tokenizer import require_unicode
 from cocomix.errors import InputError
 
 
@@ -49,15 +50,34 @@ class Hit:
     context: Context | None
 
 
-class _SearchedText(NamedTuple):
-    """The contexts of all concepts, one after another."""
+_RUNS = r"([^\pL\pM\pN_\s]+|[\p{Han}\p{Hiragana}\p{Katakana}])"
+"""Runs of punctuation and symbols, and the characters of scripts that put no space between words."""
+_TOKENIZER = "unicode61 categories 'L* M* N* P* S* Co'"
 
-    concept_of: np.ndarray
-    """(contexts,) the concept of each."""
-    firing_words: pa.Array
-    """The word that the token at which the concept is active stands in."""
+
+def _separated(texts: pa.Array) -> pa.Array:
+    """The texts with spaces around `_RUNS`, so that `_TOKENIZER` indexes each run as a token."""
+    return pc.replace_substring_regex(texts, _RUNS, r" \1 ")
+
+
+def _match_expression(text: str) -> str:
+    """The FTS5 expression for any word of `text`: as a complete word, and, for half as much, as the start of one."""
+    words = dict.fromkeys(text.replace("\0", " ").split())
+    quoted = ['"' + word.replace('"', '""') + '"' for word in _separated(pa.array(words, pa.string())).to_pylist()]
+    return " OR ".join(f"{phrase} OR {phrase}*" for phrase in quoted)
+
+
+class _Index(NamedTuple):
+    """The full-text index of a catalog, one row per concept, and the contexts behind its rows."""
+
+    rows: sqlite3.Connection
+    """Table `concepts`, indexed by `rowid`, the concept."""
+    starts: np.ndarray
+    """(C + 1,) where the contexts of each concept start in `words` and `texts`."""
+    words: pa.Array
+    """(contexts,) the word around the token at which the concept is active."""
     texts: pa.Array
-    """All of its text."""
+    """(contexts,) the complete text."""
 
 
 class Catalog:
@@ -93,28 +113,27 @@ class Catalog:
         return Concept(**row | {"contexts": [Context(**context) for context in row["contexts"]]})
 
     def search(self, text: str, limit: int) -> list[Hit]:
-        """The `limit` concepts that have most to do with the words of `text`, the best first.
+        """Find the concepts that fit the words of `text` best.
 
-        For each word, a concept gets 8 points for the share of its contexts whose firing word it is (the token
-        at which the concept is active, with the rest of its word), 4 if the name that it was given has the word,
-        2 if a promoted token has it, and 1 for the share of its contexts that have it anywhere; half of that where
-        the word is only part of another. Case plays no part. The sum over the words is divided by 1 + 10 · frequency,
-        since a concept that is active everywhere has met every word. Equal scores are ordered by concept.
+        Any of the words is enough. Concepts are ranked by BM25 over four fields, weighted: the words at which the
+        concept is active (8 over the number of contexts), the name it was given (4), the tokens it promotes (2), and
+        its contexts (1 over their number). The score is divided by 1 + 10 · frequency, because a concept that is
+        active everywhere has met every word. Equal scores are ordered by concept.
 
         Raises:
-            InputError: no word to search for.
+            InputError: `text` has no word, or is not valid Unicode.
         """
-        words = list(dict.fromkeys(text.lower().split()))
-        if not words:
-            raise InputError("nothing to search for: give one word or more")
-        points = [self._points(word) for word in words]
-        in_concept, in_context = (np.sum(parts, axis=0) for parts in zip(*points, strict=True))
-        frequency = self.table["frequency"].to_numpy()
-        of_context = self._searched.concept_of
-        from_contexts = np.bincount(of_context, in_context, minlength=len(frequency)) / self.info.contexts
-        score = (in_concept + from_contexts) / (1 + 10 * frequency)
-        best = np.argsort(-score, kind="stable")[:limit]
-        return [self._hit(int(row), float(score[row]), in_context) for row in best if score[row] > 0]
+        require_unicode(text)
+        expression = _match_expression(text)
+        if not expression:
+            raise InputError("nothing to search for: give at least one word")
+        share = 1 / self.info.contexts
+        found = self._index.rows.execute(
+            "SELECT rowid, -bm25(concepts, ?, 4.0, 2.0, ?) / (1 + 10 * frequency) AS score FROM concepts "
+            "WHERE concepts MATCH ? ORDER BY score DESC, rowid LIMIT ?",
+            (8 * share, share, expression, limit),
+        )
+        return [self._hit(concept_id, score, text.lower().split()) for concept_id, score in found.fetchall()]
 
     def find(self, name: str) -> int:
         """The concept that a person means by `name`.
@@ -137,43 +156,50 @@ class Catalog:
         raise InputError(f"several concepts fit the name {name!r}: {candidates}; give a number instead")
 
     @cached_property
-    def _searched(self) -> _SearchedText:
+    def _index(self) -> _Index:
         contexts = self.table["contexts"].combine_chunks()
-        before, token, after = (pc.struct_field(contexts.flatten(), name) for name in ("before", "token", "after"))
+        before, token, after = (pc.struct_field(contexts.values, name) for name in ("before", "token", "after"))
         starts, ends = (pc.match_substring_regex(token, pattern) for pattern in (f"^{_LETTER}", f"{_LETTER}$"))
         head = pc.struct_field(pc.extract_regex(before, f"(?P<part>{_LETTER}*)$"), "part")
         tail = pc.struct_field(pc.extract_regex(after, f"^(?P<part>{_LETTER}*)"), "part")
         words = pc.binary_join_element_wise(pc.if_else(starts, head, ""), token, pc.if_else(ends, tail, ""), "")
-        concept_of = np.repeat(np.arange(len(self.table)), pc.list_value_length(contexts).to_numpy())
-        return _SearchedText(concept_of, words, pc.binary_join_element_wise(before, token, after, ""))
+        texts = pc.binary_join_element_wise(before, token, after, "")
 
-    def _points(self, word: str) -> tuple[np.ndarray, np.ndarray]:
-        """What one word of a search gives each concept (C,), and each context (contexts,)."""
+        def joined(lists: pa.ListArray, values: pa.Array) -> list[str]:
+            return pc.binary_join(pa.ListArray.from_arrays(lists.offsets, _separated(values)), " ").to_pylist()
+
+        given = pc.not_equal(self.table["name_source"], PROMOTED_TOKENS)  # other names repeat promoted tokens
         promoted = self.table["promoted"].combine_chunks()
-        by_promoted = np.zeros(len(self.table))
-        concept_of = np.repeat(np.arange(len(self.table)), pc.list_value_length(promoted).to_numpy())
-        np.maximum.at(by_promoted, concept_of, _holds(promoted.flatten(), word))
-        given = pc.not_equal(self.table["name_source"], PROMOTED_TOKENS).to_numpy()  # other names repeat these tokens
-        by_name = given * _holds(self.table["name"].combine_chunks(), word)
-        in_context = 8 * _holds(self._searched.firing_words, word) + _holds(self._searched.texts, word)
-        return 4 * by_name + 2 * by_promoted, in_context
+        columns = (
+            joined(contexts, words),
+            _separated(pc.if_else(given, self.table["name"], "")).to_pylist(),
+            joined(promoted, promoted.values),
+            joined(contexts, texts),
+            self.table["frequency"].to_pylist(),
+        )
+        rows = sqlite3.connect(":memory:", check_same_thread=False)  # the page searches from several threads
+        rows.execute(
+            "CREATE VIRTUAL TABLE concepts USING fts5"
+            f'(words, name, promoted, contexts, frequency UNINDEXED, tokenize = "{_TOKENIZER}")'
+        )
+        rows.executemany(
+            "INSERT INTO concepts (rowid, words, name, promoted, contexts, frequency) VALUES (?, ?, ?, ?, ?, ?)",
+            zip(self.table["concept_id"].to_pylist(), *columns, strict=True),
+        )
+        return _Index(rows, contexts.offsets.to_numpy(), words, texts)
 
-    def _hit(self, concept_id: int, score: float, in_context: np.ndarray) -> Hit:
-        concept = self.concept(concept_id)
-        points = in_context[self._searched.concept_of == concept_id]
-        context = concept.contexts[int(points.argmax())] if len(points) else None
+    def _hit(self, concept_id: int, score: float, words: list[str]) -> Hit:
+        concept, index = self.concept(concept_id), self._index
+        contexts = slice(*index.starts[concept_id : concept_id + 2].tolist())
+        fits = [
+            sum(8 * (word in around.lower()) + (word in text.lower()) for word in words)
+            for around, text in zip(index.words[contexts].to_pylist(), index.texts[contexts].to_pylist(), strict=True)
+        ]
+        context = concept.contexts[int(np.argmax(fits))] if fits else None
         return Hit(concept_id, concept.name, concept.frequency, concept.label_count, score, context)
 
 
 _LETTER = r"[\pL\pM\pN_]"
-
-
-def _holds(strings: pa.Array, word: str) -> np.ndarray:
-    """1 where a string has `word` as a whole word, ½ where it has it in another, else 0."""
-    edge = _LETTER.replace("[", "[^")
-    whole = pc.match_substring_regex(strings, f"(?:^|{edge}){re.escape(word)}(?:{edge}|$)", ignore_case=True)
-    part = pc.match_substring(strings, word, ignore_case=True)
-    return np.mean([each.to_numpy(zero_copy_only=False) for each in (whole, part)], axis=0)
 
 
 def open_catalog(folder: Path) -> Catalog:
