@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import InferenceClient, constants
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from tqdm.auto import tqdm
 
 from cocomix import files
@@ -41,41 +41,33 @@ What do the marked tokens, or what they stand for here, have in common? Answer w
 6 words, and with nothing else."""
 
 
-class _Refused(Exception):
-    """An endpoint that will not answer, whatever is tried; or, `again`, one that may answer later."""
-
-    def __init__(self, reason: str, again: bool) -> None:
-        super().__init__(reason)
-        self.again = again
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirection would take the key to somewhere that nobody named."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
+class _NoAnswer(Exception):
+    """The endpoint gave no answer; the reason may contain the key."""
 
 
 def name_by_endpoint(
     catalog: Catalog, url: str, model: str, api_key: str | None, concept_ids: Sequence[int]
 ) -> dict[int, str]:
-    """Names that a language model gives to these concepts, by their contexts and the tokens that they promote.
+    """Ask a language model to name concepts, from their contexts and the tokens they promote.
 
-    Each answer is appended to `names.jsonl` in the catalogue's folder as it comes. Concepts that the model named
-    before are not asked for again, so that an interrupted attempt goes on. Concepts that are never active, or for
-    which it answers without a name, are left out.
+    Each answer is appended to `names.jsonl` in the catalog folder as it arrives. Concepts that the model has already
+    named are not asked for again, so an interrupted call can be resumed. Concepts that are never active, or whose
+    answer contains no name, are left out.
 
     Args:
-        catalog: of these concepts.
-        url: of an OpenAI-compatible service, up to and without /chat/completions.
-        model: what the service calls it.
-        api_key: sent as bearer token, and nowhere else; None where none is needed.
-        concept_ids: in the order in which they are asked for.
+        catalog: holds the concepts.
+        url: base URL of an OpenAI-compatible service, up to but excluding /chat/completions.
+        model: name of the model at that service.
+        api_key: sent as bearer token to that service only; None if it needs no key.
+        concept_ids: concepts to name, in this order.
 
     Raises:
-        InputError: unknown concepts, or an endpoint that does not answer, or not with names.
+        InputError: a concept is unknown, or the endpoint is unreachable, refuses, or gives no names.
     """
     _check_endpoint(url, api_key)
+    # Without a header, the client would send the user's Hugging Face token; None removes it.
+    headers: dict[str, Any] = {"authorization": f"Bearer {api_key}" if api_key else None}
+    client = InferenceClient(base_url=f"{url.rstrip('/')}/chat/completions", headers=headers, timeout=TIMEOUT_SECONDS)
     path = catalog.folder / ANSWERS_FILE
     known = _read_answers(path, model)
     missing = [concept_id for concept_id in concept_ids if concept_id not in known]
@@ -84,7 +76,13 @@ def name_by_endpoint(
         for concept in map(catalog.concept, tqdm(missing, desc="names", unit="concept", dynamic_ncols=True)):
             if not concept.contexts:
                 continue
-            name = _clean(_ask(url, model, api_key, prompt_for(concept)))
+            try:
+                name = _clean(_ask(client, model, prompt_for(concept)))
+            except _NoAnswer as error:
+                reason = str(error).replace(api_key, "…") if api_key else str(error)
+                raise InputError(
+                    f"the endpoint {url} gave no name: {one_line(reason):.240}; the names so far are kept"
+                ) from None
             nameless = 0 if name else nameless + 1
             if nameless == MAX_NAMELESS:
                 raise InputError(f"the endpoint {url} answered {nameless} times without a name; try another model")
@@ -151,50 +149,38 @@ def _clean(answer: str) -> str:
     return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…"
 
 
-def _ask(url: str, model: str, api_key: str | None, prompt: str) -> str:
-    """The answer to a prompt, tried again where the endpoint is overloaded or out of reach.
+def _ask(client: InferenceClient, model: str, prompt: str) -> str:
+    """Answer a prompt; empty if the answer has no text. Retries while the endpoint is overloaded or out of reach.
 
     Raises:
-        InputError: no answer, in one line that does not hold the key.
+        _NoAnswer: the reason, as the endpoint or the connection gave it.
     """
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": prompt}]}).encode()
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
-    request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", body, headers)
     for wait in (*WAITS_SECONDS, None):
         try:
-            return _answer_of(_post(request))
-        except _Refused as refused:
-            if refused.again and wait is not None:
-                time.sleep(wait)
-                continue
-            reason = str(refused).replace(api_key, "…") if api_key else str(refused)
-            raise InputError(
-                f"the endpoint {url} gave no name: {one_line(reason):.240}; names so far are kept"
-            ) from None
+            with _reachable():
+                completion = client.chat_completion([{"role": "user", "content": prompt}], model=model)
+            return str(completion.choices[0].message.content or "")
+        except HfHubHTTPError as error:
+            response = error.response
+            retry = response.status_code == 429 or response.status_code >= 500
+            hint = f" (the key is read from {API_KEY_VARIABLE})" if response.status_code in (401, 403) else ""
+            reason = f"HTTP {response.status_code} {response.reason_phrase}{hint} {response.text}"
+        except (HTTPError, OSError) as error:  # unreachable, too slow, or disconnected
+            retry, reason = True, str(error) or type(error).__name__
+        except Exception as error:  # the client parses the answer, and raises many types where it is malformed
+            retry, reason = False, f"no chat completion ({type(error).__name__}: {error})"
+        if not retry or wait is None:
+            raise _NoAnswer(reason)
+        time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _post(request: urllib.request.Request) -> bytes:
+@contextmanager
+def _reachable() -> Iterator[None]:
+    """Let the Hub's client connect in its offline mode, which is about the Hub: the user named this endpoint."""
+    offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = False
     try:
-        try:
-            with urllib.request.build_opener(_NoRedirects).open(request, timeout=TIMEOUT_SECONDS) as response:
-                return response.read()
-        except urllib.error.HTTPError as error:
-            raise _refusal(error) from None
-    except (OSError, http.client.HTTPException) as error:  # out of reach, too slow, or it hung up
-        raise _Refused(str(getattr(error, "reason", error)), again=True) from None
-
-
-def _refusal(error: urllib.error.HTTPError) -> _Refused:
-    with error:
-        said = error.read().decode(errors="replace")
-    hint = f" (the key is read from {API_KEY_VARIABLE})" if error.code in (401, 403) else ""
-    return _Refused(f"HTTP {error.code} {error.reason}{hint} {said}", again=error.code == 429 or error.code >= 500)
-
-
-def _answer_of(body: bytes) -> str:
-    """The text in a chat completion; empty if it holds none."""
-    try:
-        return str(json.loads(body)["choices"][0]["message"]["content"] or "")
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-        raise _Refused(f"not a chat completion: {body[:80]!r}", again=False) from None
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline

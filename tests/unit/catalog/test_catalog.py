@@ -453,27 +453,13 @@ def test_signs_and_other_scripts_are_found_as_they_are(made):
     assert [hit.concept_id for hit in catalog.search("ÜBER", 5)] == [1]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        '"',
-        "'",
-        '""" fire',
-        "fire*",
-        "(fire OR",
-        "NEAR(fire lake)",
-        "name:fire",
-        "-fire",
-        "^ + : {",
-        "a\0b",
-        "*",
-        "*fire OR *",
-    ]
-    + ["\u200b", "\x01", "%", ";DROP TABLE concepts", "word " * 3000, "北 \U0001f642 \ufffd"],
-)
-def test_no_text_is_read_as_a_query_language(text, made):
+def test_no_text_is_read_as_a_query_language(made):
     catalog = made([concept(contexts=[FIRE])])
-    assert len(catalog.search(text, 5)) <= 1
+    operators = (
+        """ " ' ""fire" fire* (fire NEAR(fire name:fire -fire ^ { * *OR a\0b \u200b \x01 % ;DROP \ufffd \U0001f642 """
+    )
+    for text in (*operators.split(" ")[1:-1], operators, "(fire OR", "NEAR(fire lake, 2)", "word " * 3000):
+        assert len(catalog.search(text, 5)) <= 1
     assert [hit.concept_id for hit in catalog.search("fire", 5)] == [0]
 
 

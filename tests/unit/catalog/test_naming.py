@@ -7,6 +7,7 @@ import gzip
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -178,8 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(answer, str):
             answer = 200, json.dumps({"choices": [{"message": {"content": answer}}]}).encode()
         self.send_response(answer[0])
-        if 300 <= answer[0] < 400:
-            self.send_header("Location", "/elsewhere")
+        if answer[0] == 307:
+            self.send_header("Location", answer[1].decode())
         self.send_header("Content-Length", str(len(answer[1])))
         self.end_headers()
         self.wfile.write(answer[1])
@@ -188,17 +189,23 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def serving() -> Iterator[Endpoint]:
+    with Endpoint() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
 @pytest.fixture
 def endpoint(monkeypatch) -> Iterator[Endpoint]:
     monkeypatch.setattr(endpoint_module, "WAITS_SECONDS", (0.0, 0.0, 0.0))
     monkeypatch.setenv("no_proxy", "*")
-    server = Endpoint()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    monkeypatch.setenv("HF_TOKEN", "hf_of_another_service")
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
@@ -242,6 +249,13 @@ def test_an_endpoint_names_the_concepts_that_are_labels_most_often(catalog, endp
         assert KEY.encode() not in path.read_bytes()
 
 
+def test_a_redirection_does_not_take_the_key_to_another_service(catalog, endpoint):
+    with serving() as other:
+        endpoint.script = [(307, f"{other.url}/chat/completions".encode())]
+        assert name_by_endpoint(catalog, endpoint.url, "small", KEY, [0]) == {0: "name 1"}
+    assert (endpoint.keys, other.keys) == ([f"Bearer {KEY}"], [None])
+
+
 def test_a_prompt_shows_contexts_and_promoted_tokens(catalog):
     prompt = prompt_for(catalog.concept(2))
     assert "1. before 2« token2» after" in prompt
@@ -257,7 +271,9 @@ def test_an_overloaded_endpoint_is_asked_again(status, catalog, endpoint):
 
 def test_an_endpoint_that_stays_overloaded_is_given_up(catalog, endpoint):
     endpoint.script = [(500, b"busy")] * 4
-    with pytest.raises(InputError, match=r"gave no name: HTTP 500 Internal Server Error busy; names so far are kept"):
+    with pytest.raises(
+        InputError, match=r"gave no name: HTTP 500 Internal Server Error busy; the names so far are kept"
+    ):
         name_by_endpoint(catalog, endpoint.url, "small", None, [0])
     assert len(endpoint.requests) == 4
 
@@ -269,11 +285,10 @@ def test_an_endpoint_that_stays_overloaded_is_given_up(catalog, endpoint):
             (401, f'{{"error":\n "bad key {KEY}"}}'.encode()),
             r"HTTP 401 Unauthorized \(the key is read from COCOMIX_API",
         ),
-        ((307, b""), "HTTP 307"),
-        ((302, b""), "HTTP 302"),
-        ((200, b"<html>"), "not a chat completion: b'<html>'"),
-        ((200, b'{"choices": []}'), "not a chat completion"),
-        ((200, b"\xff\xff"), "not a chat completion"),
+        ((400, b"[1]"), "no chat completion"),
+        ((200, b"<html>"), "no chat completion"),
+        ((200, b'{"choices": []}'), "no chat completion"),
+        ((200, b"\xff\xff"), "no chat completion"),
     ],
 )
 def test_an_answer_that_will_not_mend_is_one_line_without_the_key(answer, message, catalog, endpoint):
