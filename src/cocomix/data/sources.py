@@ -253,6 +253,11 @@ def open_hub(source: str) -> IterableDataset:
         try:
             return load_dataset(name, split=split or "train", streaming=True, cache_dir=cache)
         except Exception as error:  # unreachable, no such split, needs a script, a damaged first file
+            if "zstd not supported" in str(error):
+                raise InputError(
+                    f"corpus source {source!r} holds .zst files, which `datasets` cannot read without zstandard: "
+                    "pip install zstandard"
+                ) from error
             raise InputError(
                 f"corpus source {source!r} cannot be opened as a Hugging Face dataset "
                 f"({reason(error)}): give {HUB_PREFIX}NAME or {HUB_PREFIX}NAME:SPLIT"

@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.data.tokenizer import train_tokenizer
@@ -38,7 +37,7 @@ FORMATS: dict[str, Writer] = {
     "": _write_text_files,
     ".jsonl": lambda path, texts: path.write_bytes(_jsonl(texts)) and None,
     ".jsonl.gz": lambda path, texts: path.write_bytes(gzip.compress(_jsonl(texts))) and None,
-    ".jsonl.zst": lambda path, texts: path.write_bytes(zstandard.compress(_jsonl(texts))) and None,
+    ".jsonl.zst": lambda path, texts: path.write_bytes(pa.compress(_jsonl(texts), codec="zstd", asbytes=True)) and None,
     ".parquet": _write_parquet,
 }
 

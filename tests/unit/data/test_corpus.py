@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import datasets
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from datasets import Value, load_from_disk
 
 from cocomix.data.corpus import (
@@ -372,6 +372,12 @@ def test_parquet_of_the_wrong_form_is_refused(texts: list[str], write: Write, tm
     )
 
 
+def test_zst_files_behind_datasets_name_the_package_that_reads_them(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(pa.compress(b'{"text": "a"}\n', codec="zstd", asbytes=True))
+    monkeypatch.delitem(fsspec.compression.compr, "zstd", raising=False)  # as where zstandard is not installed
+    assert_input_error(lambda: list(read_documents(f"hf:{tmp_path}", "text")), "pip install zstandard")
+
+
 def test_a_dataset_folder_whose_name_selects_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "[2024] notes" / "sub"
     folder.mkdir(parents=True)
@@ -383,7 +389,9 @@ def test_a_dataset_folder_whose_name_selects_files_is_refused(tmp_path: Path, mo
     assert [document.text for document in read_documents("./sub", "text")] == ["a"]
 
 
-@pytest.mark.parametrize(("ending", "compress"), [(".gz", gzip.compress), (".zst", zstandard.compress)])
+@pytest.mark.parametrize(
+    ("ending", "compress"), [(".gz", gzip.compress), (".zst", partial(pa.compress, codec="zstd", asbytes=True))]
+)
 def test_compressed_files_cut_short_are_refused(
     ending: str, compress: Callable[[bytes], bytes], texts: list[str], tmp_path: Path
 ) -> None:
