@@ -26,16 +26,17 @@ def _status(field: str) -> int:
 
 def peak_of(recipe_file: str, student: str) -> int:
     """Bytes at the peak, above those before teacher and student are made."""
-    from cocomix import making
+    from cocomix import learning
     from cocomix.pipeline import Pipeline
     from cocomix.recipe import load_recipe
+    from cocomix.run import run_stage, run_stages
     from cocomix.training.trainer import ObjectiveTrainer
 
     recipe = load_recipe(recipe_file)
     pipeline = Pipeline(recipe)
     stage = pipeline.student_stages[student, recipe.seed]
     before: list[int] = []
-    objective_of, save = making.student_objective, ObjectiveTrainer._save_checkpoint
+    open_inputs, save = learning.student_inputs, ObjectiveTrainer._save_checkpoint
 
     def begin(*arguments):
         gc.collect()
@@ -43,19 +44,19 @@ def peak_of(recipe_file: str, student: str) -> int:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
         before.append(_status("VmRSS"))
         ObjectiveTrainer._save_checkpoint = stop  # follows the first evaluation; a checkpoint is no part of a step
-        return objective_of(*arguments)
+        return open_inputs(*arguments)
 
     def stop(*_):
         raise _Measured
 
-    making.student_objective = begin
+    learning.student_inputs = begin
     try:
-        pipeline.run(stage.with_needs()[:-1])  # which leaves no teacher in memory
-        stage.run()
+        run_stages(pipeline, stage.with_needs()[:-1])  # which leaves no teacher in memory
+        run_stage(pipeline, stage)
     except _Measured:
         return _status("VmHWM") - before[0]
     finally:
-        making.student_objective, ObjectiveTrainer._save_checkpoint = objective_of, save
+        learning.student_inputs, ObjectiveTrainer._save_checkpoint = open_inputs, save
     raise AssertionError("the training was not evaluated")
 
 

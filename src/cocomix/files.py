@@ -160,7 +160,7 @@ def finish(folder: Path) -> None:
         if not os.path.lexists(folder):
             raise
         raise InputError(
-            f"{folder} exists and was not made by cocomix ({error.strerror}); what belongs there is kept in "
+            f"{folder} exists and was not created by cocomix ({error.strerror}); what belongs there is kept in "
             f"{partial(folder)}: move the other one away and repeat the command"
         ) from None
     _sync(folder.parent)
@@ -252,7 +252,7 @@ class Folder:
         """
         names = self.names()
         if marker not in names:
-            raise InputError(f"{self.path} exists and was not made by cocomix; move it away and repeat the command")
+            raise InputError(f"{self.path} exists and was not created by cocomix; move it away and repeat the command")
         self.write({marker: b"{}\n"})  # marks nothing but that the folder is ours, should the deletion be interrupted
         for name in names - {marker}:
             if stat.S_ISDIR(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode):

@@ -1,9 +1,8 @@
-"""Run a recipe's stages in order: skip what is done, go on with what was interrupted."""
+"""Declare the stages of a recipe, and open what they have computed."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix import files, fingerprint, making, portable, processes
+from cocomix import files, fingerprint, portable, processes
 from cocomix.concepts.label_store import LabelledCorpus, check_labels, labels_fingerprint, load_labels, read_labels_info
 from cocomix.concepts.labelling import LabelsConfig
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.teacher import freeze, teacher_fingerprint
-from cocomix.console import say
 from cocomix.data.packing import PackedCorpus, load_packed
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.errors import InputError
@@ -25,64 +23,73 @@ from cocomix.methods import DistillationConfig
 from cocomix.models.building import load_pretrained, pretrained_config
 from cocomix.models.loading import load_causal_lm, load_config
 from cocomix.recipe import Recipe
-from cocomix.stages import Made, Stage, require_unchanged
+from cocomix.stages import Stage, require_unchanged
 from cocomix.students import StudentContext
 
 
 class Pipeline:
-    """The stages of one recipe, in order: corpus, teacher, SAE, labels, students."""
+    """The stages of one recipe, and their results."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.folder = files.located(recipe.output)
         self.device = torch.device(processes.device())
         self._teacher: PreTrainedModel | None = None
-        self.corpus_stage = self._stage(
-            "corpus", ("corpus", "tokenizer", "block_size"), (), making.make_corpus, resumes=False
-        )
-        # A teacher with a tokenizer of its own reads the same documents in its own blocks.
+        self.corpus_stage = self._stage("corpus", ("corpus", "tokenizer", "block_size"))
+        # A teacher with another tokenizer reads the same documents, in blocks of its own tokens.
         self.teacher_corpus_stage = self.corpus_stage
-        if recipe.labels.alignment == "characters" and recipe.teacher.source is not None:
-            self.teacher_corpus_stage = self._stage(
-                "teacher-corpus", ("teacher", "block_size"), (self.corpus_stage,), making.make_teacher_corpus
+        is_given = recipe.teacher.source is not None
+        if recipe.labels.alignment == "characters" and is_given:
+            self.teacher_corpus_stage = Stage(
+                "teacher corpus",
+                "teacher-corpus",
+                self.folder / "teacher-corpus",
+                self._settings("teacher", "block_size"),
+                (self.corpus_stage,),
             )
         read = self.teacher_corpus_stage
-        self.teacher_stage = self._stage("teacher", ("teacher", "seed"), (read,), making.make_teacher, together=True)
+        self.teacher_stage = Stage(
+            "given teacher" if is_given else "teacher",
+            "teacher",
+            self.folder / "teacher",
+            {**self._settings("teacher", "seed"), **self._stream_settings()},
+            (read,),
+        )
         self._backbone_stages: dict[str, Stage] = {}
-        self.sae_stage = self._stage("sae", ("sae", "seed"), (read, self.teacher_stage), making.make_sae)
+        self.sae_stage = self._stage("sae", ("sae", "seed"), (read, self.teacher_stage))
         self._labels_stages: dict[tuple[str, int], Stage] = {}
         self._predictions_stages: dict[tuple[int, float], Stage] = {}
         self.labels_stage = self.labels_stage_of(recipe.labels)
         self.catalog_stage = self._stage(
-            "catalog", ("catalog",), (read, self.teacher_stage, self.sae_stage, self.labels_stage), making.make_catalog
+            "catalog", ("catalog",), (read, self.teacher_stage, self.sae_stage, self.labels_stage)
         )
         self.student_stages = {
             (name, seed): self._student_stage(name, seed) for name in recipe.students for seed in recipe.student_seeds()
         }
 
     def stages(self) -> list[Stage]:
-        """What this recipe makes, in order; of teacher, SAE, labels and predictions only what a student needs."""
+        """Return the stages in order; of teacher, SAE, labels and predictions only those that a student needs."""
         students = self.student_stages.values()
         preparation = [before for student in students for needed in student.needs for before in needed.with_needs()]
         return list(dict.fromkeys([self.corpus_stage, *preparation, *students]))
 
     def stages_until(self, name: str) -> list[Stage]:
-        """What has to be made for `name`: corpus, teacher, sae, labels, catalog or students.
+        """Return the stages up to a goal: corpus, teacher, sae, labels, catalog or students.
 
-        What the teacher says of the corpus, labels of every kind and predictions, goes by the name of labels.
+        The goal `labels` includes the labels of every student and the teacher's stored predictions.
 
         Raises:
-            InputError: none of the recipe's students needs it.
+            InputError: none of the recipe's students needs the goal.
         """
         everything = self.stages()
         if name == "students":
             return everything
-        said_by_teacher = [*self._labels_stages.values(), *self._predictions_stages.values()]
+        from_teacher = [*self._labels_stages.values(), *self._predictions_stages.values()]
         goals = {
             "corpus": [self.corpus_stage],
             "teacher": [self.teacher_stage],
             "sae": [self.sae_stage],
-            "labels": [stage for stage in everything if stage in said_by_teacher],
+            "labels": [stage for stage in everything if stage in from_teacher],
             "catalog": [self.catalog_stage] if self.labels_stage in everything else [],
         }[name]
         if not goals or not {*goals} <= {*everything, self.catalog_stage}:
@@ -91,53 +98,40 @@ class Pipeline:
             raise InputError(f"this recipe has no stage {name!r}: {reason}")
         return list(dict.fromkeys(needed for goal in goals for needed in goal.with_needs()))
 
-    def run(self, stages: list[Stage]) -> None:
-        """Make what is missing of `stages`; the teacher is in memory only from its first use to its last."""
-        alone = {
-            stage
-            for (name, _), stage in self.student_stages.items()
-            if not self.recipe.runs_teacher(self.recipe.students[name])
-        }
-        for number, stage in enumerate(stages, 1):
-            if processes.is_first():
-                say(f"[{number}/{len(stages)}] {stage.name}{': done before' if stage.is_done() else ''}")
-            if stage in alone:
-                self._teacher = None
-            stage.run()
-        self._teacher = None
-
-    # What each stage leaves, opened again.
-
     def corpus(self) -> PackedCorpus:
-        """The packed corpus."""
+        """Open the packed corpus."""
         return load_packed(self.corpus_stage.folder)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the corpus."""
+        """Load the tokenizer of the corpus."""
         return load_tokenizer(str(self.corpus_stage.folder / "tokenizer"))
 
     def teacher_corpus(self) -> PackedCorpus:
-        """The packed corpus in the teacher's tokens."""
+        """Open the packed corpus in the teacher's tokens."""
         return load_packed(self.teacher_corpus_stage.folder)
 
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the teacher's corpus."""
+        """Load the teacher's tokenizer."""
         return load_tokenizer(str(self.teacher_corpus_stage.folder / "tokenizer"))
 
     def teacher(self) -> PreTrainedModel:
-        """The frozen teacher, loaded at the first call; InputError if it is not the one that the stage recorded."""
+        """Return the frozen teacher, loaded by the first call; InputError if it is not the one that was recorded."""
         if self._teacher is None:
             teacher = freeze(load_causal_lm(self._teacher_source, self.recipe.teacher.dtype())).to(self.device)
             require_unchanged(self.teacher_stage, teacher_fingerprint(teacher), f"the teacher {self._teacher_source}")
             self._teacher = teacher
         return self._teacher
 
+    def release_teacher(self) -> None:
+        """Free the teacher's memory; the next call of `teacher` loads it again."""
+        self._teacher = None
+
     @property
     def _teacher_source(self) -> str | Path:
-        """Where the teacher is: the recipe's source, or the stage's folder under the name that it has by now."""
+        """The recipe's source, or the stage's folder, which is unfinished while the teacher is trained."""
         folder = self.teacher_stage.folder
-        is_being_made = not folder.exists() and files.partial(folder).exists()
-        return self.recipe.teacher.source or (files.partial(folder) if is_being_made else folder)
+        is_unfinished = not folder.exists() and files.partial(folder).exists()
+        return self.recipe.teacher.source or (files.partial(folder) if is_unfinished else folder)
 
     @cached_property
     def teacher_model_config(self) -> PretrainedConfig:
@@ -146,12 +140,12 @@ class Pipeline:
 
     @cached_property
     def teacher_shapes(self) -> PreTrainedModel:
-        """The teacher on the meta device: its shapes, from which FLOPs are counted, without its weights."""
+        """The teacher on the meta device, without weights: FLOPs are counted from its shapes."""
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(self.teacher_model_config)
 
     def sae(self) -> SparseAutoencoder:
-        """The SAE; InputError if it is not the one that the stage recorded."""
+        """Load the SAE; InputError if it is not the one that was recorded."""
         source = self.recipe.sae.source or str(self.sae_stage.folder)
         sae = load_sae(source, self.recipe.sae.max_active)
         require_unchanged(self.sae_stage, sae.fingerprint(), f"the SAE {source}")
@@ -159,7 +153,7 @@ class Pipeline:
 
     @cached_property
     def num_concepts(self) -> int:
-        """C, the concepts of the labels: latents of the SAE; 0 if no student needs any."""
+        """C, number of concepts (latents of the SAE); 0 if no student learns concepts."""
         if not self.recipe.needs_labels():
             return 0
         if self.recipe.labels.source is not None:
@@ -168,7 +162,7 @@ class Pipeline:
         return load_sae(sae.source).d_sae if sae.source else sae.d_sae
 
     def student_context(self, vocab_size: int, eos_token_id: int) -> StudentContext:
-        """What students' sizes depend on; 0 for what none of them needs."""
+        """Return what the students' sizes depend on; 0 for sizes that no student needs."""
         width = self.teacher_hidden_size if self.recipe.mixes_hidden_states() else 0
         return StudentContext(vocab_size, eos_token_id, self.num_concepts, width)
 
@@ -179,119 +173,111 @@ class Pipeline:
         return self.teacher_model_config.hidden_size if teacher.source else teacher.backbone.hidden_size
 
     def labels_folder(self) -> Path:
-        """Where the labelled corpus is."""
+        """Return the folder of the labeled corpus."""
         return Path(self.recipe.labels.source or self.labels_stage.folder)
 
     def labels(self, config: LabelsConfig | None = None) -> LabelledCorpus:
-        """The recipe's labelled corpus, or a student's; InputError if it was made from something else."""
+        """Open the labels of the recipe or of a student; InputError if their inputs or settings differ from it."""
         config = config or self.recipe.labels
         stage = self.labels_stage_of(config)
         folder = Path(config.source or stage.folder)
         labelled = load_labels(folder)
         if self.recipe.labels.source is not None and labelled.train is None:
-            raise InputError(f"{folder} holds labels of validation text only (labels.online); label the corpus whole")
-        made_here = {
+            raise InputError(
+                f"{folder} holds labels of validation text only (labels.online); label the training text too"
+            )
+        inputs = {
             stage.name: stage.record().fingerprint
             for stage in (self.corpus_stage, self.teacher_stage, self.sae_stage)
             if stage.is_done()
         }
         if self.recipe.labels.source is not None and not stage.is_done():
-            # The stages of what the recipe names are not run then.
+            # With external labels, the stages of a given teacher and SAE do not run.
             if self.recipe.teacher.source is not None:
-                made_here["teacher"] = teacher_fingerprint(self.teacher())
+                inputs["teacher"] = teacher_fingerprint(self.teacher())
             if self.recipe.sae.source is not None:
-                made_here["sae"] = self.sae().fingerprint()
+                inputs["sae"] = self.sae().fingerprint()
         check_labels(
             labelled.info,
             folder,
-            **made_here,
+            **inputs,
             teacher_layer=self.recipe.sae.teacher_layer,
             labels_per_token=config.labels_per_token,
             selection=config.selection,
         )
-        require_unchanged(stage, labels_fingerprint(labelled.info), f"the labelled corpus {folder}")
+        require_unchanged(stage, labels_fingerprint(labelled.info), f"the labeled corpus {folder}")
         return labelled
 
     def backbone(self, source: str) -> PreTrainedModel:
-        """A pretrained model from which students start; InputError if it is not the one that the stage recorded."""
+        """Load a pretrained model that students start from; InputError if it is not the one that was recorded."""
         model = load_pretrained(source, pretrained_config(source, self.recipe.block_size))
         found = fingerprint.of_tensors(model.state_dict().items())
         require_unchanged(self.backbone_stage_of(source), found, f"the backbone {source}")
         return model
 
-    # How they are made.
-
     def backbone_stage_of(self, source: str) -> Stage:
-        """The look at pretrained weights from which students start."""
+        """Return the stage that examines a pretrained model that students start from."""
         if source not in self._backbone_stages:
             number = len(self._backbone_stages)
             name = f"backbone-{number + 1}" if number else "backbone"
             self._backbone_stages[source] = Stage(
+                "backbone",
                 name,
                 self.folder / name,
                 portable.recipe_record({"source": source, "block_size": self.recipe.block_size}),
                 (self.corpus_stage,),
-                lambda: making.make_backbone(self, source),
+                (source,),
             )
         return self._backbone_stages[source]
 
     def labels_stage_of(self, config: LabelsConfig) -> Stage:
-        """The labelling with these settings: the recipe's, or a student's own."""
+        """Return the stage that labels the corpus with these settings, the recipe's or a student's."""
         key = (config.selection, config.labels_per_token)
         if key not in self._labels_stages:
             own = config != self.recipe.labels
             name = f"labels-{config.selection}-{config.labels_per_token}" if own else "labels"
-            # One corpus where the teacher reads the students'.
+            # The two corpora are the same if the teacher reads the students' tokens.
             concepts = dict.fromkeys((self.corpus_stage, self.teacher_corpus_stage, self.teacher_stage, self.sae_stage))
             self._labels_stages[key] = Stage(
+                "labels" if config.source is None else "external labels",
                 name,
                 self.folder / name,
-                # A given SAE is the same one at every layer, so its fingerprint does not tell.
+                # The layer is part of the settings: a given SAE has the same fingerprint at every layer.
                 {
                     "labels": portable.recipe_record(dataclasses.asdict(config)),
                     "teacher_layer": self.recipe.sae.teacher_layer,
                 },
                 tuple(concepts) if config.source is None else (self.corpus_stage,),
-                lambda: making.make_labels(self, config),
-                together=True,
-                repair=None if config.source else lambda: making.repair_labels(self, config),
+                (config,),
             )
         return self._labels_stages[key]
 
     def predictions_stage_of(self, config: DistillationConfig) -> Stage:
-        """The teacher's stored predictions of that temperature and number."""
+        """Return the stage that stores the teacher's predictions with these settings."""
         assert config.top_k is not None
         key = (config.top_k, config.temperature)
         if key not in self._predictions_stages:
             name = f"predictions-top-{config.top_k}-temperature-{config.temperature}"
             self._predictions_stages[key] = Stage(
+                "predictions",
                 name,
                 self.folder / name,
                 {"top_k": config.top_k, "temperature": config.temperature},
                 (self.corpus_stage, self.teacher_stage),
-                lambda: making.make_predictions(self, config),
-                together=True,
-                repair=lambda: making.repair_predictions(self, config),
+                (config,),
             )
         return self._predictions_stages[key]
 
-    def _stage(
-        self,
-        name: str,
-        keys: tuple[str, ...],
-        needs: tuple[Stage, ...],
-        make: Callable[[Pipeline], Made],
-        resumes: bool = True,
-        together: bool = False,
-    ) -> Stage:
+    def _stage(self, kind: str, keys: tuple[str, ...], needs: tuple[Stage, ...] = ()) -> Stage:
+        """Return a stage named after its kind, whose settings are keys of the recipe."""
+        return Stage(kind, kind, self.folder / kind, self._settings(*keys), needs)
+
+    def _settings(self, *keys: str) -> dict[str, Any]:
         everything = self.recipe.to_dict()
-        settings = {key: everything[key] for key in keys}
-        if name == "teacher":
-            settings |= self._stream_settings()
-        return Stage(name, self.folder / name, settings, needs, lambda: make(self), resumes, together)
+        return {key: everything[key] for key in keys}
 
     def _stream_settings(self) -> dict[str, Any]:
-        """What a training depends on, beside the stored sample, where it reads the corpus itself."""
+        """Return the corpus settings if trainings read the corpus from its source instead of the stored blocks."""
         corpus = self.recipe.corpus
         return {} if corpus.streaming is None else {"corpus": portable.recipe_record(dataclasses.asdict(corpus))}
 
@@ -300,7 +286,7 @@ class Pipeline:
         matched = everything["students"].get(student.match or "")
         settings = {
             "student": everything["students"][name],
-            # Its sizes are taken over; how it is trained is its own affair.
+            # Only the sizes of the matched student matter, not how it is trained.
             "match": matched and {**matched, "learning_rate": None},
             "training": dataclasses.asdict(self.recipe.training_of(student)),
             "seed": seed,
@@ -318,13 +304,6 @@ class Pipeline:
         elif student.asks_teacher():
             needs.append(self.teacher_stage)
             settings["teacher_layer"] = self.recipe.sae.teacher_layer
-        called = name if self.recipe.seeds is None else f"{name}-seed-{seed}"
-        folder = self.folder / "students" / called
-        return Stage(
-            f"student {called}",
-            folder,
-            settings,
-            tuple(needs),
-            lambda: making.make_student(self, name, seed),
-            together=True,
-        )
+        label = name if self.recipe.seeds is None else f"{name}-seed-{seed}"
+        folder = self.folder / "students" / label
+        return Stage("student", f"student {label}", folder, settings, tuple(needs), (name, seed))

@@ -18,7 +18,6 @@ from cocomix.data.corpus import check_corpus, is_token_folder
 from cocomix.data.datatrove import check_token_files, is_datatrove_folder
 from cocomix.data.tokenizer import MIN_VOCAB_SIZE, load_tokenizer, same_tokenizer, vocabulary_size
 from cocomix.errors import InputError
-from cocomix.methods import SPLIT_METHODS
 from cocomix.models.building import BackboneConfig, backbone_config, build_plain
 from cocomix.models.checking import check_backbone
 from cocomix.models.loading import check_vocabulary, load_config
@@ -228,7 +227,7 @@ def _backbones_to_train(pipeline: Pipeline) -> list[tuple[BackboneConfig, bool]]
         found.append((recipe.teacher.backbone, False))
     for name, student in recipe.students.items():
         if recipe.backbone_of(student).source is None and not _is_trained(pipeline, name):
-            found.append((recipe.backbone_of(student), student.method in SPLIT_METHODS))
+            found.append((recipe.backbone_of(student), student.splits_backbone()))
     once = [each for index, each in enumerate(found) if each not in found[:index]]
     return [(sizes, is_split) for sizes, is_split in once if is_split or (sizes, True) not in once]
 

@@ -241,10 +241,10 @@ class Recipe:
         found = []
         if student.match is not None:
             found.append("match has no effect with backbone.source, whose sizes are given; leave one of them out")
-        if student.method == "mtp":
+        if student.future_tokens() is not None:
             found.append(
-                "the method mtp cannot start from backbone.source, because its first head leaves out the last blocks; "
-                "give the student a backbone of its own"
+                f"the method {student.method} cannot start from backbone.source, because its first head leaves out the "
+                "last blocks; give the student its own backbone"
             )
         return found if self.backbone_of(student).source is not None else []
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cocomix.errors import InputError
-from cocomix.methods import StudentConfig
+from cocomix.methods import METHODS, StudentConfig
 from cocomix.models.building import (
     BackboneConfig,
     activated_parameters,
@@ -86,7 +86,7 @@ def _of_method(
     if (future_tokens := student.future_tokens()) is not None:
         config = MultiTokenConfig(backbone, num_future_tokens=future_tokens)
     elif mixer is not None:
-        content = "pause" if student.method == "pause" else mixer.content
+        content = METHODS[student.method].content or mixer.content
         mixer = mixer.of_pretrained() if pretrained else mixer
         config = CoCoMixConfig(
             backbone_config=backbone,

@@ -27,6 +27,7 @@ from cocomix.locking import locked
 from cocomix.output_folder import check_output
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
+from cocomix.run import is_repairable, repair_stage, run_stages
 from cocomix.stages import Stage
 
 
@@ -70,7 +71,7 @@ def _prepared(recipe: Recipe, until: str, only: str | None = None) -> Iterator[P
             missing = [stage for stage in wanted if not stage.is_done()]
             if missing:
                 check_output(pipeline, wanted)
-            repairable = [stage for stage in wanted if until == "labels" and stage.repair is not None]
+            repairable = [stage for stage in wanted if until == "labels" and is_repairable(stage)]
             for stage in dict.fromkeys([*missing, *repairable]):
                 stack.enter_context(locked(stage.folder))
             preflight.check(pipeline, wanted)
@@ -80,13 +81,13 @@ def _prepared(recipe: Recipe, until: str, only: str | None = None) -> Iterator[P
 
 def _make(pipeline: Pipeline, until: str, only: str | None = None) -> None:
     stages = _wanted(pipeline, until, only)
-    complete = all(stage.is_done() for stage in stages)
     finished = [stage for stage in stages if stage.is_done()]
-    if not complete:
-        pipeline.run(stages)
-    # Checksums take a while, so only the command that can make a damaged shard anew looks at them.
-    repaired = until == "labels" and any([stage.repair() for stage in finished if stage.repair is not None])
-    if complete and not repaired and processes.is_first():
+    is_complete = len(finished) == len(stages)
+    if not is_complete:
+        run_stages(pipeline, stages)
+    # Verifying checksums takes a while, so only the command that can repair a damaged shard does it.
+    repaired = until == "labels" and any([repair_stage(pipeline, stage) for stage in finished])
+    if is_complete and not repaired and processes.is_first():
         say(f"Nothing to do: everything is in {pipeline.folder} already.")
 
 

@@ -330,7 +330,7 @@ def test_an_output_folder_that_is_something_else(recipe: Recipe, capsys: pytest.
     runner = recipe()
     (runner.folder / "out" / "corpus").mkdir(parents=True)
     (runner.folder / "out" / "corpus" / "thesis.tex").write_text("years of work")
-    refused(runner, capsys, "not made by cocomix")
+    refused(runner, capsys, "not created by cocomix")
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_a_teacher_that_changed(
     capsys.readouterr()
     assert runner("run") == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert all("was made from another teacher than the one in" in line for line in lines)
+    assert all("was computed from another teacher than the one in" in line for line in lines)
     assert len(lines) == 2  # the SAE and the labels
 
 

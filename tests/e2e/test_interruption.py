@@ -57,7 +57,7 @@ def test_killed_in_every_stage_ends_with_the_same_metrics(finished: Runner, text
 
     undisturbed = json.loads((finished.folder / "out" / "report" / "results.json").read_text())
     results = json.loads((output / "report" / "results.json").read_text())
-    assert "done before" in (tmp_path / "log").read_text()
+    assert "already finished" in (tmp_path / "log").read_text()
     for name, student in undisturbed["students"].items():
         for key in ("metrics", "curve", "tokens", "stored_parameters", "training_flops"):
             assert results["students"][name][key] == student[key], f"{name}: {key}"

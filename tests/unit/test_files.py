@@ -63,7 +63,7 @@ def test_a_finished_folder_takes_the_place_of_nothing(deep: Path, there: str) ->
     else:
         (deep / "corpus").symlink_to(thesis(deep / "other"))
     before = (deep / "corpus").lstat()
-    with pytest.raises(InputError, match=r"corpus exists and was not made by cocomix .*kept in .*corpus\.partial"):
+    with pytest.raises(InputError, match=r"corpus exists and was not created by cocomix .*kept in .*corpus\.partial"):
         files.finish(deep / "corpus")
     assert (deep / "corpus").lstat() == before
     assert (deep / "corpus.partial" / "thesis.tex").exists()
@@ -71,7 +71,7 @@ def test_a_finished_folder_takes_the_place_of_nothing(deep: Path, there: str) ->
 
 def test_only_a_folder_with_the_marker_is_deleted(deep: Path) -> None:
     thesis(deep / "work")
-    with files.held(deep / "work") as folder, pytest.raises(InputError, match="was not made by cocomix"):
+    with files.held(deep / "work") as folder, pytest.raises(InputError, match="was not created by cocomix"):
         folder.delete("begun.json")
     assert (deep / "work" / "thesis.tex").exists()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cocomix.learning import preparation
+from cocomix.costs import preparation
 from cocomix.methods import StudentConfig
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from cocomix.errors import InputError
 from cocomix.methods import StudentConfig
 from cocomix.pipeline import Pipeline
 from cocomix.recipe import Recipe
-from cocomix.stages import CLAIM_FILE, RECORD_FILE, Made
+from cocomix.stages import CLAIM_FILE, RECORD_FILE, StageResult
 
 
 @pytest.fixture
@@ -89,7 +88,7 @@ def test_a_corpus_that_appears_after_the_check_is_kept(here: Path) -> None:
     output_folder.check_output(made, [made.corpus_stage])
     (here / "out").mkdir()
     (here / "texts").rename(here / "out" / "corpus")
-    with pytest.raises(InputError, match=r"out/corpus exists and was not made by cocomix"):
-        dataclasses.replace(made.corpus_stage, make=lambda: Made("fingerprint", {})).run()
+    with pytest.raises(InputError, match=r"out/corpus exists and was not created by cocomix"):
+        made.corpus_stage.run(lambda folder: StageResult("fingerprint", {}))
     assert [path.name for path in (here / "out" / "corpus").iterdir()] == ["one.txt"]
     assert (here / "out" / "corpus.partial" / RECORD_FILE).exists()

@@ -1,42 +1,51 @@
-"""A stage is finished or absent, and nothing that was made is made twice, wherever it is interrupted."""
+"""A stage is finished or absent, and nothing is computed twice, wherever it is interrupted."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cocomix import files
 from cocomix.errors import InputError
-from cocomix.stages import CLAIM_FILE, RECORD_FILE, Made, Stage
+from cocomix.stages import CLAIM_FILE, RECORD_FILE, Stage, StageResult
 
 
 class Killed(BaseException):
     """In place of SIGKILL: nothing after it is done."""
 
 
+Run = Callable[..., None]
+
+
 @pytest.fixture
-def made() -> list[str]:
-    """What was made, in order."""
+def computed() -> list[str]:
+    """Names of the stages that were computed, in order."""
     return []
 
 
-@pytest.fixture(params=[False, True], ids=["by one process", "together"])
-def stage(tmp_path: Path, made: list[str], request: pytest.FixtureRequest) -> Stage:
-    folder = tmp_path / "sae"
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage("sae", "sae", tmp_path / "sae", {"d_sae": 8})
 
-    def make() -> Made:
-        made.append("sae")
-        unfinished = files.partial(folder)
+
+@pytest.fixture(params=[False, True], ids=["on rank 0", "on all ranks"])
+def run(computed: list[str], request: pytest.FixtureRequest) -> Run:
+    def make(unfinished: Path) -> StageResult:
+        computed.append("sae")
         files.write_text(unfinished / "weights", "all")
         for name in ("checkpoint-6", "checkpoint-12.partial"):
             (unfinished / name).mkdir(exist_ok=True)
             (unfinished / name / "state").touch()
-        return Made("the fingerprint", {"figure": 1})
+        return StageResult("the fingerprint", {"figure": 1})
 
-    return Stage("sae", folder, {"d_sae": 8}, (), make, together=request.param)
+    def run(stage: Stage, make: Callable[[Path], StageResult] = make, resumes: bool = True) -> None:
+        stage.run(make, resumes=resumes, on_all_ranks=request.param)
+
+    return run
 
 
 def assert_finished(stage: Stage) -> None:
@@ -46,11 +55,11 @@ def assert_finished(stage: Stage) -> None:
     assert stage.problems() == []
 
 
-def test_a_finished_folder_holds_the_result_and_no_checkpoints(stage, made):
-    stage.run()
+def test_a_finished_folder_holds_the_result_and_no_checkpoints(stage, run, computed):
+    run(stage)
     assert_finished(stage)
-    stage.run()
-    assert made == ["sae"]
+    run(stage)
+    assert computed == ["sae"]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +67,7 @@ def test_a_finished_folder_holds_the_result_and_no_checkpoints(stage, made):
     [("write_json", 2), ("rmtree", 1), ("finish", 1), ("unlink", 1)],
     ids=["before the record", "among the checkpoints", "before it has its name", "before the claim is gone"],
 )
-def test_killed_at_the_end_it_is_finished_by_the_next_run(stage, made, monkeypatch, killed_in, times_made):
+def test_killed_at_the_end_it_is_finished_by_the_next_run(stage, run, computed, monkeypatch, killed_in, times_made):
     def kill(*args, **kwargs):
         raise Killed
 
@@ -73,37 +82,37 @@ def test_killed_at_the_end_it_is_finished_by_the_next_run(stage, made, monkeypat
         else:
             patched.setattr(Path, "unlink", kill)
         with pytest.raises(Killed):
-            stage.run()
-    stage.run()
+            run(stage)
+    run(stage)
     if killed_in == "unlink":  # finished as far as anyone can tell: an unused file is left
         (stage.folder / CLAIM_FILE).unlink()
     assert_finished(stage)
-    assert len(made) == times_made
+    assert len(computed) == times_made
 
 
-def test_what_was_begun_with_other_settings_is_thrown_away(stage, tmp_path, made):
+def test_what_was_begun_with_other_settings_is_thrown_away(stage, run, tmp_path, computed):
     unfinished = files.partial(stage.folder)
     unfinished.mkdir()
     files.write_json(unfinished / CLAIM_FILE, {"settings": {"d_sae": 16}, "inputs": {}})
     (unfinished / "left-over").touch()
-    stage.run()
+    run(stage)
     assert_finished(stage)
 
 
-def test_a_folder_made_with_other_settings_is_named_and_kept(stage):
-    stage.run()
-    other = Stage("sae", stage.folder, {"d_sae": 16}, (), stage.make)
+def test_a_folder_made_with_other_settings_is_named_and_kept(stage, run):
+    run(stage)
+    other = dataclasses.replace(stage, settings={"d_sae": 16})
     assert other.problems() == [
-        f"{stage.folder} was made by a different recipe: d_sae is 8 there, 16 here; choose another output folder, "
-        "or delete this one to make it anew"
+        f"{stage.folder} was written by a different recipe: d_sae is 8 there, 16 here; choose another output folder, "
+        "or delete this one to compute it again"
     ]
 
 
-def test_what_another_program_left_is_named_and_kept(stage, made):
+def test_what_another_program_left_is_named_and_kept(stage, computed):
     unfinished = files.partial(stage.folder)
     unfinished.mkdir()
     (unfinished / "thesis.tex").touch()
-    assert stage.problems() == [f"{unfinished} exists and was not made by cocomix; choose another output folder"]
+    assert stage.problems() == [f"{unfinished} exists and was not created by cocomix; choose another output folder"]
     (unfinished / "thesis.tex").rename(stage.folder.parent / "thesis.tex")
     assert stage.problems() == []  # nothing is in it
     unfinished.rmdir()
@@ -111,17 +120,17 @@ def test_what_another_program_left_is_named_and_kept(stage, made):
     assert stage.problems() == [f"{unfinished} is not a folder; move it away, or choose another output folder"]
     unfinished.unlink()
     stage.folder.symlink_to("nowhere")
-    assert stage.problems() == [f"{stage.folder} exists and was not made by cocomix; choose another output folder"]
+    assert stage.problems() == [f"{stage.folder} exists and was not created by cocomix; choose another output folder"]
 
 
-def test_a_damaged_claim_is_named_and_its_folder_kept(stage, made):
+def test_a_damaged_claim_is_named_and_its_folder_kept(stage, run, computed):
     unfinished = files.partial(stage.folder)
     unfinished.mkdir()
     (unfinished / CLAIM_FILE).write_text("{")
-    for refused in (stage.problems, stage.run):
-        with pytest.raises(InputError, match=rf"{CLAIM_FILE} is damaged: .*; delete .*sae\.partial to make sae"):
+    for refused in (stage.problems, lambda: run(stage)):
+        with pytest.raises(InputError, match=rf"{CLAIM_FILE} is damaged: .*; delete .*sae\.partial to compute sae"):
             refused()
-    assert not made and (unfinished / CLAIM_FILE).read_text() == "{"
+    assert not computed and (unfinished / CLAIM_FILE).read_text() == "{"
 
 
 @pytest.mark.parametrize(
@@ -131,25 +140,24 @@ def test_a_damaged_claim_is_named_and_its_folder_kept(stage, made):
 def test_a_damaged_record_is_named(stage, content):
     stage.folder.mkdir()
     (stage.folder / RECORD_FILE).write_text(content)
-    with pytest.raises(InputError, match=rf"sae/{RECORD_FILE} .*; delete .*sae to make sae again"):
+    with pytest.raises(InputError, match=rf"sae/{RECORD_FILE} .*; delete .*sae to compute sae again"):
         stage.problems()
 
 
-def test_what_cannot_be_continued_begins_from_an_empty_folder(stage, made):
-    again = dataclasses.replace(stage, resumes=False)
+def test_what_cannot_be_continued_begins_from_an_empty_folder(stage, run, computed):
     files.partial(stage.folder).mkdir()
     files.write_json(files.partial(stage.folder) / CLAIM_FILE, {"settings": {"d_sae": 8}, "inputs": {}})
     (files.partial(stage.folder) / "left-over").touch()
-    again.run()
+    run(stage, resumes=False)
     assert_finished(stage)
 
 
-def test_a_full_disk_is_said_in_a_line_and_the_next_run_continues(stage, made):
-    def full() -> Made:
+def test_a_full_disk_is_said_in_a_line_and_the_next_run_continues(stage, run, computed):
+    def full(folder: Path) -> StageResult:
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
-    with pytest.raises(OSError, match="sae cannot be made: No space left on device") as caught:
-        dataclasses.replace(stage, make=full).run()
+    with pytest.raises(OSError, match="sae cannot be computed: No space left on device") as caught:
+        run(stage, full)
     assert files.is_disk_full(caught.value) and caught.value.filename == str(stage.folder)
-    stage.run()
+    run(stage)
     assert_finished(stage)

@@ -18,7 +18,6 @@ from cocomix.evaluation.wording import (
     provenance_lines,
     verdict_note,
 )
-from cocomix.methods import METHODS
 
 CURVES = "curves.png"
 CURVE_AXES = ("tokens", "student_flops", "all_flops")
@@ -196,7 +195,7 @@ def settings_table(recipe: dict[str, Any]) -> str | None:
 
 def _mixed(student: dict[str, Any]) -> list[str]:
     """Content, way, slot, place, λ and K of a student's mixer."""
-    if "mixer" not in METHODS[student["method"]]:
+    if student["mixer"] is None:
         return [NONE] * 6
     mixer = student["mixer"]
     content = "pause" if student["method"] == "pause" else mixer["content"]

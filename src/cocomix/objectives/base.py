@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -43,4 +44,20 @@ class Objective(Protocol):
 
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
         """Losses of `batch`, normalised by `counts` of the whole batch of which it is a part."""
+        ...
+
+
+class TeacherSignals(Protocol):
+    """What a teacher computes inside a student's training steps. Each is prepared when a method asks for it."""
+
+    def labeler(self) -> Callable[[Tensor], Tensor] | None:
+        """Return the labeling of blocks (B, T), concept ids (B, T, A), −100 for none; None if labels are stored."""
+        ...
+
+    def logits(self) -> Callable[[Tensor], Tensor]:
+        """Return the teacher's logits (B, T, V) of blocks (B, T)."""
+        ...
+
+    def hidden_states(self) -> Callable[[Tensor], Tensor]:
+        """Return the teacher's hidden states (B, T, d) of blocks (B, T)."""
         ...

@@ -5,6 +5,7 @@ B blocks, T tokens of a block, A labels per token.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import cache
 
@@ -19,14 +20,15 @@ from cocomix.concepts.attribution import attribution_scores
 from cocomix.concepts.label_store import features
 from cocomix.concepts.labelling import LabelsConfig
 from cocomix.concepts.teacher import residual_stream, tapped_residual
+from cocomix.costs import labelling_flops, sae_training_flops, teacher_flops
 from cocomix.data.sources import HUB_PREFIX
 from cocomix.distillation.predictions import prediction_columns
 from cocomix.errors import InputError
 from cocomix.evaluation.flops import forward_flops_per_token, training_flops_per_token
-from cocomix.learning import distillation_of, labelling_flops, sae_training_flops, student_objective, teacher_flops
+from cocomix.learning import OnlineTeacher
 from cocomix.methods import DistillationConfig, StudentConfig
 from cocomix.models.building import activated_parameters, build_plain
-from cocomix.objectives import ConceptMixing, NextToken, Objective
+from cocomix.objectives import NextToken, Objective
 from cocomix.objectives.base import Batch
 from cocomix.planning.costs import Flops, Machines, Plan, PreparationPlan, StudentPlan
 from cocomix.planning.memory import Labeller, peak_of_call, training_memory
@@ -93,7 +95,7 @@ class _Planner:
             per_token = Flops(training_flops_per_token(model, recipe.block_size)) + self._teacher_of(student)
         memory = training_memory(
             lambda: build_student(config),
-            lambda: self._objective(student, teacher),
+            lambda: self._objective(student),
             lambda: self._batch(student, training.blocks_per_batch),
             training,
             accumulates=self._accumulates(training),
@@ -125,7 +127,7 @@ class _Planner:
             found.append(self._teacher_training())
         if labelled and recipe.sae.source is None:
             with torch.device("meta"):
-                flops = sae_training_flops(pipeline, pipeline.teacher(), pipeline.sae_sizes.d_sae)
+                flops = sae_training_flops(recipe.sae, pipeline.teacher(), pipeline.sae_sizes.d_sae, recipe.block_size)
             found.append(self._made(pipeline.sae_stage, Flops(teacher=flops.teacher, sae=flops.sae)))
         kinds = {pipeline.labels_stage_of(own).name: own for own in map(recipe.labels_of, labelled)}
         found += [self._labels(own) for own in kinds.values() if not own.online]
@@ -203,10 +205,10 @@ class _Planner:
             hours += self.on.hours(flops.student * recomputed, training.precision)
         return hours
 
-    def _objective(self, student: StudentConfig, teacher: MakeTeacher) -> Objective:
-        if student.learns_concepts():  # labels made online are there before the micro-batches
-            return ConceptMixing(distillation=distillation_of(student, teacher, self.pipeline.vocab_size))
-        return student_objective(self.pipeline, student, self.pipeline.vocab_size)
+    def _objective(self, student: StudentConfig) -> Objective:
+        # Online labels are computed before the micro-batches, so that their memory is planned separately.
+        labels = dataclasses.replace(self.recipe.labels_of(student), online=False)
+        return student.objective(OnlineTeacher(self.pipeline, labels, self.pipeline.vocab_size))
 
     def _labeller_of(self, student: StudentConfig, teacher: MakeTeacher) -> Callable[[], Labeller] | None:
         """What labels the student's batches in its training, if that is done then."""
