@@ -10,7 +10,7 @@ from typing import Any
 from cocomix import files
 from cocomix.console import table
 from cocomix.errors import InputError
-from cocomix.evaluation.report import OF_EVALUATIONS, bullets, curves_picture, settings_table
+from cocomix.evaluation.report import EVALUATION_NOTE, bullets, curves_picture, settings_table
 from cocomix.evaluation.tables import Evaluations, evaluation_tables
 from cocomix.evaluation.verdicts import LEVEL
 from cocomix.evaluation.wording import baseline_of, caveats, provenance_lines
@@ -28,23 +28,24 @@ from study import (
 
 VERDICTS = (
     "A verdict needs a smallest difference of interest: {loss:g} nats per token, {cost:.0%} of a cost. *Holds*: the "
-    "difference is beyond it in the claimed direction; *does not hold*: beyond it in the other; *no difference of "
-    "interest*: within it; *not decided*: none of these is certain at {sure:.0%} for all measured claims "
-    "together (Student's t over seeds, Holm's correction), or the reason that is given. A claim with its own bound is "
-    "held against that bound. In brackets: 95 % intervals of each difference by itself."
+    "difference exceeds it in the claimed direction. *Does not hold*: the difference exceeds it in the other "
+    "direction. *No difference of interest*: the difference is smaller. *Not decided*: none of these is certain at "
+    "{sure:.0%} for all measured claims together (Student's t over seeds, Holm's correction), or for the stated "
+    "reason. A claim with its own bound is tested against that bound. In parentheses: 95 % intervals of each "
+    "difference by itself."
 )
 WITH_TEACHER = "tokens, with teacher's"
 COLUMNS = {"tokens": "tokens", "student_flops": "FLOPs", "all_flops": "FLOPs, all shared"}
 PAGE = "results.md"
 MARKER = "<!-- Written by `docs/study/write_results.py`; change results/study.yaml instead. -->"
 READING = (
-    "Loss: validation, nats per token, mean ± standard deviation over seeds. Tokens and FLOPs: what it costs to reach "
-    "the final loss of `{baseline}`, against what that cost; at most: it is there by its first evaluation. *With "
-    "teacher's* adds all tokens that the teacher was trained on, as if for one run alone. *FLOPs* are those of the "
-    "student's own training, *all shared* adds what its teacher computes meanwhile and an equal part of teacher, SAE "
-    "and labels, shared by the runs of this table that learn from them (a dash where they were made elsewhere). In "
-    "brackets: 95 % intervals (Student's t) of differences paired by seed. *Pays from*: how many such runs have to "
-    "share teacher, SAE and labels until all of it together takes fewer FLOPs than `{baseline}` alone."
+    "Loss: validation, nats per token, mean ± standard deviation over seeds. Tokens and FLOPs: the cost of reaching "
+    "the final loss of `{baseline}`, relative to the cost of `{baseline}`; *at most* if the first evaluation already "
+    "reaches it. *With teacher's* adds all tokens that the teacher was trained on, as if for one run alone. *FLOPs* "
+    "count the student's own training; *all shared* adds the teacher's computation during training and an equal share "
+    "of teacher, SAE and labels, divided among the runs of this table that learn from them (a dash if they come from "
+    "elsewhere). In parentheses: 95 % intervals (Student's t) of differences paired by seed. *Break-even*: the number "
+    "of such runs that must share teacher, SAE and labels before the total takes fewer FLOPs than `{baseline}` alone."
 )
 
 
@@ -68,7 +69,7 @@ def write_page(study: Study, folder: Path) -> Path:
     for part, results in zip(study.parts, found, strict=True):
         lines += [f"## {part.title}", part.question.strip()]
         if results is None:
-            lines.append(f"Not measured yet: there is no `results/{part.results}.json`.")
+            lines.append(f"Not measured yet: `results/{part.results}.json` does not exist.")
             continue
         lines += _part(part, results)
         files.write_bytes(folder / "results" / f"{part.results}.png", curves_picture(results))
@@ -90,7 +91,7 @@ def _part(part: Part, results: dict[str, Any]) -> list[str]:
         lines.append(part.conclusion.strip())
     lines.append(f"![Validation loss by tokens and by FLOPs](results/{part.results}.png)")
     if measured := evaluation_tables(_in_short(results["evaluations"])):
-        lines += [*measured, OF_EVALUATIONS]
+        lines += [*measured, EVALUATION_NOTE]
     if settings := settings_table(results["recipe"]):
         lines.append(settings)
     return [*lines, bullets([*caveats(results), *provenance_lines(results), _provenance(results)])]
@@ -117,7 +118,7 @@ def _table(part: Part, results: dict[str, Any], baseline: str) -> str:
         COLUMNS[first],
         WITH_TEACHER,
         *(COLUMNS[what] for what in others),
-        "pays from",
+        "break-even",
     ]
     rows = []
     for name, members in results["groups"].items():
@@ -131,7 +132,7 @@ def _table(part: Part, results: dict[str, Any], baseline: str) -> str:
         row += [_figure(measure(results, name, baseline, what), what) for what in (LOSS, first)]
         row.append(_with_teacher(part, results, name, baseline))
         row += [_figure(measure(results, name, baseline, what), what) for what in others]
-        rows.append([*row, _pays_from(results, name, baseline)])
+        rows.append([*row, _break_even(results, name, baseline)])
     return table(header, rows)
 
 
@@ -168,7 +169,7 @@ def _teacher_tokens(part: Part, results: dict[str, Any], student: dict[str, Any]
     return part.teacher_tokens or results.get("teacher", {}).get("tokens")
 
 
-def _pays_from(results: dict[str, Any], name: str, baseline: str) -> str:
+def _break_even(results: dict[str, Any], name: str, baseline: str) -> str:
     """Return how many runs must share teacher, SAE and labels until each costs less than the baseline."""
     run, other = (results["students"][results["groups"][group][0]] for group in (name, baseline))
     tokens = measure(results, name, baseline, "tokens").difference
@@ -206,7 +207,7 @@ def _claims(study: Study, results: Sequence[dict[str, Any] | None]) -> list[str]
 
 def _measured(claim: Claim, found: Measured) -> str:
     if found.unknown:
-        return f"cost of {', '.join(found.unknown)} not known"
+        return f"cost of {', '.join(found.unknown)} unknown"
     if found.difference is None:
         return _figure(found, claim.measure)
     unit = "nats" if claim.measure == LOSS else COLUMNS.get(claim.measure, claim.measure)

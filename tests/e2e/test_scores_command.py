@@ -190,7 +190,7 @@ def test_the_report_shows_the_best_concepts_a_trace_and_a_text(results: dict[str
     assert shown["sample"]["concept_id"] == shown["best"][0]["concept_id"]
     text = (finished.folder / "out" / "report" / "report.md").read_text()
     for expected in (
-        "## What `cocomix` thinks of",
+        "## Concepts of `cocomix`",
         "### One sentence of validation text",
         "### One text, plain and steered",
     ):

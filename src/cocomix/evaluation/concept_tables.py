@@ -1,4 +1,4 @@
-"""The tables of `cocomix evaluate concepts` and `cocomix evaluate steering`."""
+"""Tables of `cocomix evaluate concepts` and `cocomix evaluate steering`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from cocomix.console import table
 
 Measured = Sequence[tuple[str, dict[str, Any]]]
-"""`Evaluation`s of one kind as dictionaries, each with its model."""
+"""`Evaluation`s of one kind as dictionaries, each with the name of its model."""
 
 
 def concept_tables(measured: Measured) -> list[str]:
-    """Predictions by frequency band, their calibration, and losses with the continuous vector changed."""
+    """Build the tables of predictions by frequency band, calibration, and losses with the vector changed."""
     banded = [(_name(model, each), each["figures"]["bands"]) for model, each in measured if each["figures"]["bands"]]
     channels = [
         (_name(model, each), each["figures"]["channel"]) for model, each in measured if each["figures"]["channel"]
@@ -22,7 +22,7 @@ def concept_tables(measured: Measured) -> list[str]:
 
 
 def _name(model: str, each: dict[str, Any]) -> str:
-    """What a row is called: the model, with the settings that are not the usual ones."""
+    """Return a row's name: the model, with the settings that differ from the defaults."""
     settings = each["settings"]
     parts = [f"first {settings['limit']} blocks"] if settings["limit"] is not None else []
     parts += [settings["precision"]] if settings["precision"] != "fp32" else []
@@ -36,9 +36,9 @@ def _band_table(banded: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
         "table_recall_at_a": "token table@A",
         "recall": "recall@K",
         "table_recall": "token table@K",
-        "misplaced": "misplaced",
+        "misplaced": "calibration error",
     }
-    header = ["model", "labels' frequency", "concepts", "labels", *shares.values()]
+    header = ["model", "label frequency", "concepts", "labels", *shares.values()]
     return table(
         header,
         [
@@ -56,9 +56,9 @@ def _band_table(banded: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
 
 
 def _calibration_table(banded: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
-    """Of all concepts."""
+    """Build the calibration table over all concepts."""
     return table(
-        ["model", "labels promised", "labels found", "predictions"],
+        ["model", "expected labels", "observed labels", "predictions"],
         [
             [name, f"{each['promised']:.5f}", f"{each['found']:.5f}", f"{each['predictions']:,}"]
             for name, bands in banded
@@ -87,7 +87,7 @@ def _share(value: float | None) -> str:
 
 
 def steering_tables(measured: Measured) -> list[str]:
-    """One row for each arm and strength."""
+    """Build a table with one row per arm and strength."""
     rows = [
         [
             f"{model}: {arm['name']}{_settings(each['settings'])}",

@@ -1,4 +1,4 @@
-"""The report of a comparison: `results.json`, `report.md`, `report.html` and the curves as PNG."""
+"""Write the text, tables and plots of a report that compares runs."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ from cocomix.evaluation.wording import (
 
 CURVES = "curves.png"
 CURVE_AXES = ("tokens", "student_flops", "all_flops")
-OF_EVALUATIONS = (
-    "By `cocomix evaluate`. In brackets: 95 % intervals over documents, which say what other text of the kind would "
-    "change. Tasks: lm-evaluation-harness, value ± standard error."
+EVALUATION_NOTE = (
+    "Measured by `cocomix evaluate`. In parentheses: 95 % intervals over documents, that is, the variation to expect "
+    "with other text of the same kind. Tasks: lm-evaluation-harness, value ± standard error."
 )
-PUBLISHED = "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels by `attribution`."
+PUBLISHED_SETTINGS = (
+    "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels by `attribution`."
+)
 
 
 def curves_picture(results: dict[str, Any]) -> bytes:
-    """Draw the mean validation loss of each group by tokens and by FLOPs, with a band over its seeds, as a PNG."""
+    """Plot the mean validation loss of each group against tokens and FLOPs, with a band over seeds; returns a PNG."""
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    groups, colours = results["groups"], len(rcParams["axes.prop_cycle"])
-    many = len(groups) > colours
+    groups, colors = results["groups"], len(rcParams["axes.prop_cycle"])
+    many = len(groups) > colors
     figure = Figure(figsize=(14, 7) if many else (13, 4), dpi=120, layout="constrained")
     panels = dict(zip(CURVE_AXES, figure.subplots(1, len(CURVE_AXES), sharey=True), strict=True))
     for number, (name, members) in enumerate(groups.items()):
-        style = ("-", "--", ":")[number // colours % 3]  # colours come round
+        style = ("-", "--", ":")[number // colors % 3]  # the colors repeat
         runs = [results["students"][member] for member in members]
         losses = [[point["loss"] for point in run["curve"]] for run in runs]
         low, mean, high = ([f(column) for column in zip(*losses, strict=True)] for f in (min, fmean, max))
@@ -61,7 +63,7 @@ def curves_picture(results: dict[str, Any]) -> bytes:
 
 
 def equal_cost_table(results: dict[str, Any]) -> str:
-    """One row per group: its mean loss where all runs have cost the same, with the deviation from seed to seed."""
+    """Build a table of each group's mean loss at equal cost, with the standard deviation over seeds."""
     equal = results["equal_cost"]
     header = [
         "loss at equal cost",
@@ -87,7 +89,7 @@ def _mean_and_scatter(losses: list[float | None]) -> str:
 
 
 def students_table(results: dict[str, Any]) -> str:
-    """One row per student: size, cost and losses; tokens also with the teacher's, where those are known."""
+    """Build a table of each student's size, cost and losses; with the teacher's tokens too, where known."""
     teacher_tokens = results.get("teacher", {}).get("tokens")
     header = [
         "student",
@@ -124,12 +126,12 @@ def students_table(results: dict[str, Any]) -> str:
 
 
 def _tokens_with_teacher(student: dict[str, Any], teacher_tokens: int) -> str:
-    """Tokens that a student and all that it learns from were trained on."""
+    """Return the training tokens of a student and of the teacher that it learns from."""
     return f"{(student['tokens'] + (teacher_tokens if student['preparation'] else 0)) / 1e6:.2f}M"
 
 
 NONE = "–"
-"""What a table has for a figure that is not known or has no effect."""
+"""Cell for a figure that is unknown or a setting that has no effect."""
 CONCEPT_LOSSES = {
     "concept_loss": "concept loss",
     "token_table_loss": "loss of token table",
@@ -141,11 +143,11 @@ CONCEPT_SHARES = {
     "token_table_recall": "recall of token table",
     "constant_recall": "constant recall",
 }
-"""Metrics of a run, and what a table calls them; runs of older versions lack some."""
+"""Column headers by metric of a run; runs of older versions lack some metrics."""
 
 
 def concepts_table(students: dict[str, Any]) -> str | None:
-    """How well each cocomix student predicts its labels, or None if there is none."""
+    """Build a table of how well each cocomix student predicts its labels; None without cocomix students."""
     rows = [
         [
             name,
@@ -159,7 +161,7 @@ def concepts_table(students: dict[str, Any]) -> str | None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Format seconds as seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:
@@ -181,7 +183,10 @@ SETTINGS = (
 
 
 def settings_table(recipe: dict[str, Any]) -> str | None:
-    """What each student has beside its backbone, and how; None if none has anything. A dash is what has no effect."""
+    """Build a table of the students' settings other than the backbone; None if there are none.
+
+    A dash marks a setting that has no effect.
+    """
     students = older_records.complete_students(recipe)
     rows = {
         name: [*_mixed(student), _labelled(student), _distilled(student), rate]
@@ -194,7 +199,7 @@ def settings_table(recipe: dict[str, Any]) -> str | None:
 
 
 def _mixed(student: dict[str, Any]) -> list[str]:
-    """Content, way, slot, place, λ and K of a student's mixer."""
+    """Return content, mixing, slot, insertion layer, λ and K of a student's mixer."""
     if student["mixer"] is None:
         return [NONE] * 6
     mixer = student["mixer"]
@@ -224,20 +229,20 @@ def _distilled(student: dict[str, Any]) -> str:
 
 
 def _learning_rates(recipe: dict[str, Any]) -> list[str]:
-    """That of each student, unless all have the recipe's; older records leave the recipe's out."""
+    """Return each student's learning rate; dashes if all use the recipe's, which older records leave out."""
     rates = [student.get("learning_rate") for student in recipe["students"].values()]
     alike = all(rate in (None, recipe["training"]["learning_rate"]) for rate in rates)
     return [NONE if alike or rate is None else f"{rate:g}" for rate in rates]
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The report as Markdown."""
+    """Render the report as Markdown."""
     parts = [f"# {results['name']}", students_table(results), equal_cost_table(results)]
     parts.append(
-        "FLOPs: of the student's own training. All shared: with what its teacher computes meanwhile and an equal part "
-        "of teacher, SAE and labels among the runs here that learn from them. All for one run: with all of these, as "
-        "if for this run alone. Loss at equal cost: where every run has cost as much as the cheapest; a dash where a "
-        "run costs more by its first evaluation."
+        "FLOPs: the student's own training. All shared: adds the teacher's computation during training and an equal "
+        "share of teacher, SAE and labels, divided among the runs here that learn from them. All for one run: charges "
+        "all of these to this run alone. Loss at equal cost: the loss at the total cost of the cheapest run; a dash if "
+        "a run exceeds this cost by its first evaluation."
     )
     parts += comparison_sentences(results)
     if note := verdict_note(results):
@@ -248,12 +253,13 @@ def markdown(results: dict[str, Any]) -> str:
         parts += [
             "## Concepts",
             concepts,
-            "Over validation tokens that have labels. Concept loss: nats per token; floor: the loss of a prediction "
-            "that knows the labels. Precision: share of the predicted concepts (the model's own top K) that are "
-            "labels; with fewer labels than predictions it cannot reach 100%. Recall: share of the labels that are "
-            "predicted. Two predictions need no model: the token table gives the K most frequent training labels of "
-            "the current token, and constant recall is that of the K most frequent labels overall. Labels made in the "
-            "training step are not stored; both are then counted on the validation labels, which flatters them.",
+            "Computed over validation tokens that have labels. Concept loss: nats per token; floor: the loss of a "
+            "prediction that knows the labels. Precision: share of the predicted concepts (the model's top K) that are "
+            "labels; it cannot reach 100% with fewer labels than predictions. Recall: share of the labels that are "
+            "predicted. Two baselines need no model: the token table predicts the K most frequent training labels of "
+            "the current token; constant recall is the recall of the K most frequent labels overall. Labels computed "
+            "in the training step are not stored; the baselines are then counted on the validation labels, which "
+            "favors them.",
             *concept_sentences(results["students"]),
         ]
     if shown := results.get("showcase"):
@@ -262,15 +268,15 @@ def markdown(results: dict[str, Any]) -> str:
         parts += [
             "## Evaluation",
             *measured,
-            OF_EVALUATIONS,
+            EVALUATION_NOTE,
         ]
-    parts += ["## What this means", bullets(caveats(results))]
+    parts += ["## How to read these results", bullets(caveats(results))]
     provenance = provenance_lines(results)
     if provenance:
-        parts += ["## How it was made", bullets(provenance)]
+        parts += ["## Provenance", bullets(provenance)]
     settings = settings_table(results["recipe"]) if "recipe" in results else None
     if settings:
-        parts += [settings, PUBLISHED]
+        parts += [settings, PUBLISHED_SETTINGS]
     if environment := results.get("environment"):
         versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
         parts.append(
@@ -281,5 +287,5 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def bullets(lines: list[str]) -> str:
-    """A Markdown list."""
+    """Format lines as a Markdown list."""
     return "\n".join(f"- {line}" for line in lines)

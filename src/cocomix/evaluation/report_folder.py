@@ -1,4 +1,4 @@
-"""The folder of a report: which folders are one, and how its files are replaced."""
+"""Recognize the folder of a report, and replace its files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cocomix.evaluation.report_page import to_html
 
 RESULTS = "results.json"
 FORM = 2
-"""Of `results.json`. Raise it when that changes, and earlier reports are written again."""
+"""Format version of `results.json`. Increase it when the format changes; earlier reports are then rewritten."""
 CLAIM = "begun.json"
-"""File that a report folder holds until all files of the report are in it."""
+"""Marker file that a report folder contains until the report is complete."""
 KEYS = {"name", "students", "groups", "comparisons", "equal_cost"}
-"""Of the `results.json` of every report; it shows that a folder is a report's."""
+"""Keys of every `results.json`; they identify a folder as a report."""
 
 
 def check_report_folder(folder: Path) -> None:
@@ -38,15 +38,15 @@ def load_results(folder: Path) -> dict[str, Any] | None:
 
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
-    """Write the files of a report into `folder`, replacing those of an earlier one and nothing else.
+    """Write the files of a report into `folder`. Replaces only the files of an earlier report.
 
     Args:
-        results: as of `compare_runs`, with `name`, and with `corpus`, `teacher`, `sae`, `labels`, `showcase` and
-            `environment` where there are such.
-        folder: where to.
+        results: results of `compare_runs` with a `name`, and with `corpus`, `teacher`, `sae`, `labels`, `showcase` and
+            `environment` where available.
+        folder: the report's folder.
 
     Raises:
-        InputError: the folder holds other things and no report.
+        InputError: the folder has other contents and no report.
     """
     text, curves = markdown(results), curves_picture(results)
     contents = {
@@ -72,7 +72,7 @@ def _require_report(folder: files.Folder) -> None:
         ours = ours or (RESULTS in names and {*folder.read_json(RESULTS)} >= KEYS)
     except InputError as error:
         raise InputError(f"{error}; if {folder.path} is a report, delete it and repeat the command") from None
-    except (TypeError, OSError):  # no JSON object, or no file
+    except (TypeError, OSError):  # not a JSON object, or not a file
         ours = False
     if not ours:
         raise InputError(f"{folder.path} exists and is not a report; choose another output folder")

@@ -1,4 +1,4 @@
-"""The tables of what `cocomix evaluate` measured: one model's, or several compared."""
+"""Tables of the measurements of `cocomix evaluate`, for one model or several."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from cocomix.data.packing import text_changed_note
 from cocomix.evaluation.concept_tables import concept_tables, steering_tables
 
 Evaluations = dict[str, list[dict[str, Any]]]
-"""By model: its `Evaluation`s as dictionaries."""
+"""`Evaluation`s as dictionaries, by model."""
 
 
 def evaluation_tables(evaluations: Evaluations) -> list[str]:
-    """Of text, whole, by context and by token frequency, of tasks, concepts and steering; of what was measured."""
+    """Build the tables that have data: text losses, by context and by token frequency, tasks, concepts, steering."""
     texts = _of_kind(evaluations, "text")
-    texts.sort(key=lambda row: (row[1]["name"], row[1]["settings"]["text"]))  # models beside each other, in order
+    texts.sort(key=lambda row: (row[1]["name"], row[1]["settings"]["text"]))  # keeps the models of a text together
     found = [_text_table(texts)] if texts else []
     found += [
         f"`{model}`: {text_changed_note(changed, _name(each, texts))}"
@@ -34,7 +34,7 @@ def evaluation_tables(evaluations: Evaluations) -> list[str]:
 
 
 def _of_kind(evaluations: Evaluations, kind: str) -> list[tuple[str, dict[str, Any]]]:
-    """Measurements of one kind, each with its model."""
+    """Select the measurements of one kind, each with its model."""
     return [(model, each) for model, found in evaluations.items() for each in found if each["kind"] == kind]
 
 
@@ -65,7 +65,7 @@ def _text_table(texts: list[tuple[str, dict[str, Any]]]) -> str:
 
 
 def _bucket_table(texts: list[tuple[str, dict[str, Any]]], key: str, what: str) -> str:
-    """One row per model and text, one column per bucket."""
+    """Build a table with one row per model and text and one column per bucket."""
     buckets = {(bucket["from"], bucket["to"]) for _, each in texts for bucket in each["figures"][key]}
     columns = sorted(buckets, key=lambda bucket: (bucket[0], bucket[1] or 0))
     rows = []
@@ -89,7 +89,7 @@ def _reading(each: dict[str, Any]) -> str:
 
 
 def _name(each: dict[str, Any], texts: list[tuple[str, dict[str, Any]]]) -> str:
-    """Of a text; with part of its fingerprint where another text has the same name."""
+    """Return the name of a text, with part of its fingerprint if another text has the same name."""
     contents = {other["settings"]["text"] for _, other in texts if other["name"] == each["name"]}
     return each["name"] if len(contents) == 1 else f"{each['name']} #{each['settings']['text'][:6]}"
 
@@ -99,8 +99,8 @@ def _interval(interval: list[float] | None, form: str) -> str:
 
 
 def _task_table(evaluations: Evaluations) -> str | None:
-    """One row per task, its settings and metric; one column per model of which there is any."""
-    rows: defaultdict[str, dict[str, str]] = defaultdict(dict)  # in the order in which they are met
+    """Build a table with one row per task, settings and metric and one column per model; None without tasks."""
+    rows: defaultdict[str, dict[str, str]] = defaultdict(dict)  # in order of first appearance
     for model, found in evaluations.items():
         for each in found:
             if each["kind"] == "task":
@@ -113,7 +113,7 @@ def _task_table(evaluations: Evaluations) -> str | None:
 
 
 def _task_settings(settings: dict[str, Any]) -> str:
-    """What a row says of settings that are not the usual ones."""
+    """Format the settings that differ from the defaults."""
     parts = [f"first {settings['limit']}"] if settings["limit"] is not None else []
     parts += [settings["precision"]] if settings["precision"] != "fp32" else []
     return f" ({', '.join(parts)})" if parts else ""

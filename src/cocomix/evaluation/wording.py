@@ -1,4 +1,4 @@
-"""What a report says in words about figures: differences, what they mean, where the concepts came from."""
+"""Sentences of a report: differences between runs, caveats, and the provenance of the concepts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ VERDICTS = {
     Verdict.SAME: "no difference of interest",
     Verdict.UNDECIDED: "not decided",
 }
-"""What a verdict on a difference between losses says."""
+"""Sentence for each verdict on a difference between losses."""
 
 
 def baseline_of(results: dict[str, Any]) -> str:
-    """The group that the others are compared with, or the only one."""
+    """Return the name of the baseline group, or of the only group."""
     return results["comparisons"][0]["baseline"] if results["comparisons"] else next(iter(results["groups"]))
 
 
 def comparison_sentences(results: dict[str, Any]) -> list[str]:
-    """What was measured of each student against the baseline, in words, and no more than that."""
+    """Describe each student's measured difference from the baseline, without interpretation."""
     sentences = []
     for comparison in results["comparisons"]:
         run, baseline = comparison["run"], comparison["baseline"]
@@ -36,8 +36,8 @@ def comparison_sentences(results: dict[str, Any]) -> list[str]:
         )
         tokens, bound = comparison["tokens_to_baseline_loss"], comparison["tokens_at_most"]
         if tokens is None:
-            of_mean = " by the mean over seeds" if comparison["seeds"][0] > 1 else ""
-            sentence += f"; the final loss of `{baseline}` was not reached{of_mean}{_tokens_over_seeds(comparison)}."
+            averaged = " by the mean over seeds" if comparison["seeds"][0] > 1 else ""
+            sentence += f"; it does not reach the final loss of `{baseline}`{averaged}{_tokens_over_seeds(comparison)}."
         else:
             at_most = "at most " if bound else ""
             sentence += (
@@ -56,14 +56,14 @@ def _verdicts(comparison: dict[str, Any]) -> str:
         f" Over {sample}: {VERDICTS[Verdict(verdict)].format(**comparison)}."
         for sample, verdict in (
             ("seeds", comparison["verdict_over_seeds"]),
-            ("validation documents, of the models trained here", comparison["verdict_over_documents"]),
+            ("validation documents, for the models trained here", comparison["verdict_over_documents"]),
         )
         if verdict is not None
     )
 
 
 def verdict_note(results: dict[str, Any]) -> str | None:
-    """Explain the verdicts of a comparison; None if there is none."""
+    """Explain the verdicts of a comparison; None without verdicts."""
     counts = [
         sum(comparison[f"verdict_over_{sample}"] is not None for comparison in results["comparisons"])
         for sample in ("seeds", "documents")
@@ -71,8 +71,9 @@ def verdict_note(results: dict[str, Any]) -> str | None:
     if not any(counts):
         return None
     note = (
-        f"Verdicts: a difference is of interest beyond {LOSS_MARGIN:g} nats per token. Better and worse: it is beyond "
-        f"that; no difference of interest: it is within; not decided: neither is certain at {1 - LEVEL:.0%}"
+        f"Verdicts: a difference of more than {LOSS_MARGIN:g} nats per token is of interest. Better or worse: the "
+        "difference exceeds this margin; no difference of interest: it lies within the margin; not decided: neither is "
+        f"certain at {1 - LEVEL:.0%}"
     )
     if max(counts) > 1:
         note += f", for up to {max(counts)} comparisons together (Holm)"
@@ -80,7 +81,7 @@ def verdict_note(results: dict[str, Any]) -> str | None:
 
 
 def _certainty(comparison: dict[str, Any]) -> str:
-    """How sure seeds and validation documents make of a difference."""
+    """Describe the uncertainty of a difference over seeds and over validation documents."""
     found = []
     if (seeds := comparison["loss_over_seeds"]) is not None:
         low, high = seeds["interval"]
@@ -97,7 +98,7 @@ def _certainty(comparison: dict[str, Any]) -> str:
 
 
 def _tokens_over_seeds(comparison: dict[str, Any]) -> str:
-    """State what the seeds say of a share of tokens, each by itself."""
+    """Describe the relative number of tokens over seeds, each seed compared by itself."""
     if (over_seeds := comparison["tokens_over_seeds"]) is None:
         return ""
     if (difference := over_seeds["difference"]) is None:
@@ -110,62 +111,62 @@ def _tokens_over_seeds(comparison: dict[str, Any]) -> str:
 
 
 def _relative(ratio: float, at_most: bool) -> str:
-    """A cost against the baseline's; `at_most` if it is an upper bound."""
+    """Express a cost relative to the baseline's; `at_most` marks an upper bound."""
     if ratio <= 1:
         return f"{'at least ' if at_most else ''}{1 - ratio:.1%} fewer"
     return f"{'at most ' if at_most else ''}{ratio - 1:.1%} more"
 
 
 def concept_sentences(students: dict[str, Any]) -> list[str]:
-    """Set the recall of each student's concepts beside what the current token alone gives."""
+    """Compare the concept recall of each student with a table that reads only the current token."""
     sentences = []
     for name, student in students.items():
         metrics = student["metrics"]
         if "token_table_recall" not in metrics or "concept_recall" not in metrics:
             continue
         ours, table, constant = (metrics[key] for key in ("concept_recall", "token_table_recall", "constant_recall"))
-        sentence = f"Of the labels `{name}` predicts {ours:.1%}, a table that sees the current token only {table:.1%}"
+        sentence = f"`{name}` predicts {ours:.1%} of the labels; a table that reads only the current token, {table:.1%}"
         if ours <= table:
             sentence += ": the model predicts no more than the table"
         elif table - constant > (ours - constant) / 2:
             sentence += (
-                f": most of what is predicted beyond the most frequent labels ({constant:.1%}) follows from the "
-                "current token alone"
+                f": most of the recall beyond the most frequent labels ({constant:.1%}) follows from the current token "
+                "alone"
             )
         sentences.append(sentence + ".")
     return sentences
 
 
 def caveats(results: dict[str, Any]) -> list[str]:
-    """What a difference in these results means, and what it leaves out."""
+    """List what these results do not show, and which costs they leave out."""
     students = results["students"].values()
     longest = max(students, key=lambda student: student["tokens"])
     largest, per_parameter = longest["tokens"], longest["tokens"] / longest["activated_parameters"]
     lines = [
-        _of_seeds(results),
-        f"Trained on {largest:,} tokens, {per_parameter:.1f} per parameter: nothing here says how larger models or "
-        "longer runs compare.",
+        _seed_caveat(results),
+        f"Trained on {largest:,} tokens, {per_parameter:.1f} per parameter: these results do not show how larger "
+        "models or longer runs compare.",
         *_teacher_against_baseline(results),
     ]
     cost = preparation_flops(results)
     if cost:
         parts = ", ".join(f"{name} {value:.2e}" for name, value in cost.items())
         lines.append(
-            f"FLOPs of a student are those of its own training. What the concepts cost before it ({parts} FLOPs) is "
-            "spent once; `all shared` adds to each student an equal part of what it shares with others, and what its "
-            "teacher computes while it trains"
-            + ("; `all for one run` adds the whole." if "single_run_flops" in results.get("equal_cost", {}) else ".")
+            f"A student's FLOPs count only its own training. Preparing the concepts ({parts} FLOPs) is a one-time "
+            "cost; `all shared` adds an equal share of it to each student that uses it, and the teacher's computation "
+            "during training"
+            + ("; `all for one run` adds all of it." if "single_run_flops" in results.get("equal_cost", {}) else ".")
         )
-    elsewhere = sorted({k for s in students for k, made in s["preparation"].items() if made["flops"] is None})
+    elsewhere = sorted({k for s in students for k, each in s["preparation"].items() if each["flops"] is None})
     if elsewhere:
-        lines.append(f"Made elsewhere, at a cost that is not counted: {', '.join(elsewhere)}.")
+        lines.append(f"Not counted, because the cost is unknown: {', '.join(elsewhere)} from elsewhere.")
     if len({student["environment"]["hardware"] for student in students}) > 1:
-        lines.append("These runs were trained on different hardware: their times do not compare.")
+        lines.append("These runs were trained on different hardware, so their times are not comparable.")
     return lines
 
 
 def _teacher_against_baseline(results: dict[str, Any]) -> list[str]:
-    """Compare the teacher with the baseline, as the bits per byte that do not depend on a tokenizer."""
+    """Compare the teacher with the baseline in bits per byte, which do not depend on the tokenizer."""
     teacher, name = results.get("teacher", {}), baseline_of(results)
     baseline = [results["students"][member] for member in results["groups"][name]]
     if "tokens" not in teacher or "bits_per_byte" not in teacher["metrics"]:
@@ -174,61 +175,61 @@ def _teacher_against_baseline(results: dict[str, Any]) -> list[str]:
     flops = teacher["tokens"] * teacher["training_flops_per_token"]
     better = teacher["metrics"]["bits_per_byte"] < bits
     line = (
-        f"The teacher was trained on {teacher['tokens']:,} tokens with {flops:.2e} FLOPs and is at "
-        f"{teacher['metrics']['bits_per_byte']:.4f} bits per byte, `{name}` on {baseline[0]['tokens']:,} with "
-        f"{baseline[0]['training_flops']:.2e} at {bits:.4f}."
+        f"The teacher was trained on {teacher['tokens']:,} tokens with {flops:.2e} FLOPs and reaches "
+        f"{teacher['metrics']['bits_per_byte']:.4f} bits per byte; `{name}`, on {baseline[0]['tokens']:,} tokens with "
+        f"{baseline[0]['training_flops']:.2e} FLOPs, reaches {bits:.4f}."
     )
     if better:
-        line += f" It is the better model, so what a student gains over `{name}` may be what the teacher has read."
+        line += f" The teacher is the better model, so a student's gain over `{name}` may come from the teacher's data."
     return [line]
 
 
-def _of_seeds(results: dict[str, Any]) -> str:
-    """What is known of chance in the training."""
+def _seed_caveat(results: dict[str, Any]) -> str:
+    """Describe which variation the results measure: over seeds, over documents, or over documents only."""
     seeds = ", ".join(map(str, sorted({student["seed"] for student in results["students"].values()})))
     once = [name for name, members in results["groups"].items() if len(members) == 1]
     if not once:
         return (
-            f"Seeds {seeds}: the deviation from seed to seed says what training again changes, the interval over "
-            f"validation documents what other validation text would.{_shared_preparation(results)}"
+            f"Seeds {seeds}: the deviation over seeds measures the effect of retraining; the interval over validation "
+            f"documents measures the effect of other validation text.{_shared_preparation(results)}"
         )
-    of_whom = (
+    subject = (
         f"One seed ({seeds}) per student" if len(once) == len(results["groups"]) else f"One seed of {', '.join(once)}"
     )
     return (
-        f"{of_whom}: how much these figures vary from seed to seed was not measured, so a small difference may be "
-        "chance; the interval over validation documents does not know of it."
+        f"{subject}: the variation over seeds was not measured, so a small difference may be chance; the interval over "
+        "validation documents does not include it."
     )
 
 
 def _shared_preparation(results: dict[str, Any]) -> str:
-    """Name what all seeds of the students have in common, so that its variation is not measured."""
-    made: dict[str, set[str]] = {}
+    """Name the artifacts that all seeds share, whose variation is therefore not measured."""
+    fingerprints: dict[str, set[str]] = {}
     for student in results["students"].values():
         for kind, each in student["preparation"].items():
-            made.setdefault(kind, set()).add(each["fingerprint"])
-    shared = [kind for kind in ("teacher", "sae", "labels") if kind in made and len(made[kind]) == 1]
+            fingerprints.setdefault(kind, set()).add(each["fingerprint"])
+    shared = [kind for kind in ("teacher", "sae", "labels") if len(fingerprints.get(kind, ())) == 1]
     if not shared:
         return ""
-    return f" Seeds share the same {', '.join(shared)}, so neither says what another would change."
+    return f" All seeds share the same {', '.join(shared)}, so the effect of others was not measured."
 
 
 def preparation_flops(results: dict[str, Any]) -> dict[str, float]:
-    """FLOPs of each kind of thing that was made once before these students were trained, as far as it was here."""
-    made = {
+    """Sum the FLOPs of the artifacts that these students learn from, by kind; unknown costs are left out."""
+    flops_of = {
         (kind, each["fingerprint"]): each["flops"]
         for student in results["students"].values()
         for kind, each in student["preparation"].items()
         if each["flops"] is not None
     }
     cost: dict[str, float] = {}
-    for (kind, _), flops in made.items():
+    for (kind, _), flops in flops_of.items():
         cost[kind] = cost.get(kind, 0.0) + flops
     return cost
 
 
 def provenance_lines(results: dict[str, Any]) -> list[str]:
-    """Where the concepts came from: corpus, teacher, SAE, labels."""
+    """Describe corpus, teacher, SAE and labels."""
     lines = []
     if corpus := results.get("corpus"):
         packed, documents = corpus["packed"], corpus["documents"]
@@ -260,7 +261,7 @@ def provenance_lines(results: dict[str, Any]) -> list[str]:
     if sae := results.get("sae"):
         quality = sae["quality"]
         lines.append(
-            f"SAE, {sae['d_sae']:,} latents of which {sae['k']} per token: fraction of variance unexplained "
+            f"SAE, {sae['d_sae']:,} latents, {sae['k']} active per token: fraction of variance unexplained "
             f"{quality['fraction_variance_unexplained']:.3f}, dead latents {quality['dead_share']:.1%} "
             f"(never active on {quality['tokens']:,} validation tokens), teacher's loss "
             f"{quality['teacher_loss']:.4f} → {quality['spliced_loss']:.4f} with the reconstruction spliced in "
@@ -270,7 +271,7 @@ def provenance_lines(results: dict[str, Any]) -> list[str]:
         lines.append(
             f"Labels by `{labels['selection']}`, {labels['labels_per_token']} per token: "
             f"{labels['labelled_share']:.1%} of the {'validation' if labels['online'] else 'training'} tokens have at "
-            f"least one, {labels['full_share']:.1%} have all; {labels['fewer_positive_share']:.1%} of those with one "
-            "have a label whose score is not positive, or fewer than all."
+            f"least one, {labels['full_share']:.1%} have all; {labels['fewer_positive_share']:.1%} of the labeled "
+            "tokens have fewer than all, or a label whose score is not positive."
         )
     return lines

@@ -12,7 +12,7 @@ from cocomix.console import table
 from cocomix.evaluation.costs import cost_to_reach
 from cocomix.evaluation.report import duration
 from cocomix.evaluation.validation import bits_per_byte, concept_hits
-from cocomix.evaluation.wording import _of_seeds, comparison_sentences
+from cocomix.evaluation.wording import _seed_caveat, comparison_sentences
 
 TOKENS, LOSSES = np.array([100.0, 200.0, 300.0]), np.array([4.0, 3.0, 2.8])
 
@@ -54,12 +54,12 @@ def test_a_difference_is_stated_with_its_intervals() -> None:
     assert "seeds" not in higher
 
 
-def test_one_seed_of_some_is_said_of_these() -> None:
+def test_groups_with_one_seed_are_named() -> None:
     one, two = {"a": ["a"]}, {"b": ["b, seed 0", "b, seed 1"]}
     students = {name: {"seed": int(name[-1] == "1"), "preparation": {}} for name in ("a", "b, seed 0", "b, seed 1")}
-    assert _of_seeds({"students": students, "groups": one | two}).startswith("One seed of a: how much")
-    assert _of_seeds({"students": students, "groups": one}).startswith("One seed (0, 1) per student")
-    assert _of_seeds({"students": students, "groups": two}).startswith("Seeds 0, 1: the deviation")
+    assert _seed_caveat({"students": students, "groups": one | two}).startswith("One seed of a: the variation")
+    assert _seed_caveat({"students": students, "groups": one}).startswith("One seed (0, 1) per student")
+    assert _seed_caveat({"students": students, "groups": two}).startswith("Seeds 0, 1: the deviation")
 
 
 def test_bits_per_byte() -> None:

@@ -85,8 +85,8 @@ def test_at_rank_a_a_token_has_as_many_predictions_as_labels() -> None:
 @pytest.mark.parametrize(
     ("recall", "table", "words"),
     [
-        (0.996, 0.990, "most of what is predicted beyond the most frequent labels (50.0%) follows from the current"),
-        (0.9, 0.6, "a table that sees the current token only 60.0%."),
+        (0.996, 0.990, "most of the recall beyond the most frequent labels (50.0%) follows from the current"),
+        (0.9, 0.6, "a table that reads only the current token, 60.0%."),
         (0.9, 0.9, "the model predicts no more than the table."),
         (0.45, 0.6, "the model predicts no more than the table."),
     ],

@@ -182,10 +182,10 @@ def test_what_was_made_elsewhere_has_no_cost_to_compare(folder: Path, results: d
     write_study(folder, parts=[{"title": "t", "results": "small", "question": "?", "claims": [claim]}])
     (folder / "results" / "small.json").write_text(json.dumps(results))
     page = write_page(load_study(folder), folder).read_text()
-    assert r"| Cheap \| in all. | cost of teacher not known | not decided |" in page
+    assert r"| Cheap \| in all. | cost of teacher unknown | not decided |" in page
     rows = {cells[0]: cells[1:] for cells in map(cells_of, page.splitlines()) if len(cells) > 1}
     assert rows["good"][6:] == ["–", "–"]
-    assert "Made elsewhere, at a cost that is not counted: teacher." in page
+    assert "Not counted, because the cost is unknown: teacher from elsewhere." in page
 
 
 def test_a_page_has_the_figures_and_says_what_was_not_measured(folder: Path) -> None:
@@ -206,9 +206,9 @@ def test_a_page_has_the_figures_and_says_what_was_not_measured(folder: Path) -> 
     assert good[7] == "6 runs"
     assert rows["bad"][3] == "not reached" and rows["bad"][7] == "–"
     assert "0.01 nats per token, 5% of a cost" in page and "for all measured claims together" in page
-    assert "Seeds share the same teacher, so neither" in page
-    assert "`ntp` on 300 with 3.00e+04 at 2.0000. It is the better model" in page
-    assert "Not measured yet: there is no `results/other.json`" in page
+    assert "All seeds share the same teacher, so the effect" in page
+    assert "`ntp`, on 300 tokens with 3.00e+04 FLOPs, reaches 2.0000. The teacher is the better model" in page
+    assert "Not measured yet: `results/other.json` does not exist" in page
     assert (
         "Seeds 0, 1, 2" in page and "an abacus" in page and "commit abc" in page and "`cocomix run some.yaml`" in page
     )

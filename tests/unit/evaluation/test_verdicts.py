@@ -100,14 +100,14 @@ def test_every_combination_of_verdicts_is_stated_as_it_is(seeds: str | None, doc
     (sentence,) = comparison_sentences(found)
     for sample, verdict in (
         ("Over seeds: ", seeds),
-        ("Over validation documents, of the models trained here: ", documents),
+        ("Over validation documents, for the models trained here: ", documents),
     ):
         words = WORDS[verdict]
         assert (sample in sentence) == (words is not None)
         assert words is None or sample + words in sentence
     note = verdict_note(found)
     assert (note is None) == (seeds is None and documents is None)
-    assert note is None or ("beyond 0.01 nats per token" in note and "Holm" not in note)
+    assert note is None or ("more than 0.01 nats per token" in note and "Holm" not in note)
 
 
 def test_the_note_counts_what_was_tested_together() -> None:
@@ -147,14 +147,14 @@ SHARE = {"mean": -0.25, "interval": [-0.3, -0.2]}
             {"tokens_over_seeds": {"difference": None, "at_most": False, "reached": 2, "seeds": 3}},
             "(25.0% fewer tokens; reached by 2 of 3 seeds)",
         ),
-        ({"tokens_to_baseline_loss": None}, "; the final loss of `b` was not reached."),
+        ({"tokens_to_baseline_loss": None}, "; it does not reach the final loss of `b`."),
         (
             {
                 "tokens_to_baseline_loss": None,
                 "seeds": (3, 3),
                 "tokens_over_seeds": {"difference": None, "at_most": False, "reached": 1, "seeds": 3},
             },
-            "; the final loss of `b` was not reached by the mean over seeds; reached by 1 of 3 seeds.",
+            "; it does not reach the final loss of `b` by the mean over seeds; reached by 1 of 3 seeds.",
         ),
     ],
 )
