@@ -1,4 +1,4 @@
-"""A catalogue in memory, of a few lines."""
+"""A catalog in memory, of a few lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLACE = {"activation": 2.0, "source": "a.txt", "block": 0, "position": 0}
 
 
 def catalog_of(names: dict[int, str], contexts: dict[int, tuple[str, str, str]] | None = None) -> Catalog:
-    """A catalogue in which concepts have these names, and a context (before, token, after)."""
+    """A catalog in which concepts have these names, and a context (before, token, after)."""
     rows = [
         {
             "concept_id": concept,

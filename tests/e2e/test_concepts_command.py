@@ -65,7 +65,7 @@ def test_without_a_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "there is none in runs/; give --catalog FOLDER" in capsys.readouterr().err
     assert main(["concepts", "show", "1", "--catalog", "nowhere"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("cocomix: no concept catalogue in nowhere")
+    assert line.startswith("cocomix: no concept catalog in nowhere")
 
 
 def test_the_only_catalogue_is_found(catalogued: Path, tmp_path: Path, monkeypatch, capsys) -> None:

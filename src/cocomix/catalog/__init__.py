@@ -1,1 +1,1 @@
-"""What each concept stands for: contexts, promoted tokens, frequencies, names, and how to find one."""
+"""The concept catalog: contexts, promoted tokens, frequencies, names, and search."""

@@ -1,6 +1,6 @@
-"""How often and where each concept is active, counted in one pass over the text.
+"""Count how often and where each concept is active, in one pass over the text.
 
-C concepts (SAE latents), n contexts kept per concept, B blocks of a batch, S teacher tokens of a block, k active
+C concepts (SAE latents), n contexts kept per concept, B blocks per batch, S teacher tokens per block, k active
 latents per token, N activations in a batch.
 """
 
@@ -31,12 +31,12 @@ class Firings(NamedTuple):
     """(N,) int64."""
 
     def take(self, index: Tensor) -> Firings:
-        """Those that a mask or a list of indices says, in its order."""
+        """Select firings by a mask or by indices, in their order."""
         return Firings(*(column[index] for column in self))
 
 
 def counted_tokens(passages: Passages) -> Tensor:
-    """(B, S) bool: the tokens that are text, neither padding nor a beginning of text."""
+    """Return (B, S) bool, True at tokens of text: neither padding nor beginning-of-text."""
     counted = torch.ones_like(passages.input_ids, dtype=torch.bool)
     if passages.attention_mask is not None:
         counted &= passages.attention_mask.bool()
@@ -45,21 +45,27 @@ def counted_tokens(passages: Passages) -> Tensor:
     return counted
 
 
-def firings_of(latents: Latents, counted: Tensor, first_block: int) -> Firings:
-    """The activations of a batch: latents (B, S, k) at the `counted` (B, S) tokens of the blocks from `first_block`."""
+def find_firings(latents: Latents, counted: Tensor, first_block: int) -> Firings:
+    """List the activations of a batch.
+
+    Args:
+        latents: (B, S, k).
+        counted: (B, S) bool, the tokens to include.
+        first_block: index of the first block of the batch.
+    """
     active = (latents.values > 0) & counted.unsqueeze(-1)
     block, position, _ = active.nonzero(as_tuple=True)
     return Firings(latents.indices[active], latents.values[active].float(), first_block + block, position)
 
 
 def _strongest_first(firings: Firings, group: Tensor) -> Tensor:
-    """(N,) order by group (N,), in it by activation from the largest, in ties as they were."""
+    """Return the (N,) order by `group` (N,), then by descending activation; ties keep their order."""
     order = firings.activation.argsort(descending=True, stable=True)
     return order[group[order].argsort(stable=True)]
 
 
 def one_per_block(firings: Firings) -> Firings:
-    """The strongest firing of each concept in each block, of equally strong ones the first; ordered by concept."""
+    """Keep the strongest firing of each concept in each block, the first of equally strong ones; order by concept."""
     place = firings.concept * (firings.block.max() + 1) + firings.block
     order = _strongest_first(firings, place)
     place = place[order]
@@ -69,14 +75,14 @@ def one_per_block(firings: Firings) -> Firings:
 
 
 class ConceptActivity:
-    """How often and where each concept is active, C numbers and C · n places, whatever is read.
+    """Accumulate how often and where each concept is active. Memory is O(C · n), independent of the text read.
 
     Attributes:
-        tokens: tokens counted.
-        count: (C,) int64 tokens at which the concept is active.
+        tokens: number of tokens counted.
+        count: (C,) int64 number of tokens at which the concept is active.
         total: (C,) float64 sum of its activations.
-        activation: (C, n) float32 strongest activations, in descending order; 0 where there are fewer.
-        block, position: (C, n) int64 where they are; −1 where there are fewer.
+        activation: (C, n) float32 strongest activations in descending order, padded with 0.
+        block, position: (C, n) int64 where those activations are, padded with −1.
     """
 
     def __init__(self, num_concepts: int, contexts: int, device: torch.device) -> None:
@@ -88,12 +94,12 @@ class ConceptActivity:
         self.position = self.block.clone()
 
     def add(self, firings: Firings, tokens: int) -> None:
-        """Count a batch of `tokens` tokens, whose blocks come after all that were counted."""
+        """Add a batch of `tokens` tokens, whose blocks must follow all blocks added before."""
         self.tokens += tokens
         self.count += firings.concept.bincount(minlength=len(self.count))
         self.total.index_add_(0, firings.concept, firings.activation.double())
         weakest_kept = self.activation[firings.concept, -1]
-        firings = firings.take(firings.activation > weakest_kept)  # of equal ones the earlier stays
+        firings = firings.take(firings.activation > weakest_kept)  # among equals, keep the earlier
         if len(firings.concept):
             self._merge(one_per_block(firings))
 
@@ -101,13 +107,13 @@ class ConceptActivity:
         touched = new.concept.unique()  # (U,)
         n = self.activation.shape[1]
         kept = (touched.repeat_interleave(n), self.activation[touched], self.block[touched], self.position[touched])
-        # What was kept comes first: where activations are equal it is the earlier one, and stays.
+        # The kept ones come first, so that among equal activations the earlier one stays.
         merged = Firings(*(torch.cat([old.flatten(), added]) for old, added in zip(kept, new, strict=True)))
         merged = merged.take(_strongest_first(merged, merged.concept))
         start = torch.searchsorted(merged.concept, touched)
-        of_touched = torch.searchsorted(touched, merged.concept)
-        rank = torch.arange(len(of_touched), device=start.device) - start[of_touched]
-        best = merged.take(rank < n)  # U · n of them, since n were kept
+        row = torch.searchsorted(touched, merged.concept)
+        rank = torch.arange(len(row), device=start.device) - start[row]
+        best = merged.take(rank < n)  # exactly U · n, because each concept had n before
         self.activation[touched] = best.activation.view(-1, n)
         self.block[touched] = best.block.view(-1, n)
         self.position[touched] = best.position.view(-1, n)
@@ -122,9 +128,9 @@ def read_activity(
     blocks_per_batch: int,
     contexts: int,
 ) -> ConceptActivity:
-    """One pass of the teacher over the first `blocks` blocks."""
+    """Run the teacher once over the first `blocks` blocks and count the activations of its SAE."""
     activity = ConceptActivity(sae.d_sae, contexts, teacher.device)
-    with tqdm(desc="catalogue", unit="token", unit_scale=True, dynamic_ncols=True) as progress:
+    with tqdm(desc="catalog", unit="token", unit_scale=True, dynamic_ncols=True) as progress:
         for start in range(0, blocks, blocks_per_batch):
             stop = min(start + blocks_per_batch, blocks)
             passages = reader(start, stop)
@@ -132,7 +138,7 @@ def read_activity(
             mask = None if mask is None else mask.to(teacher.device)
             latents = sae.encode(residual_stream(teacher, ids, teacher_layer, mask))
             counted = counted_tokens(passages)
-            activity.add(firings_of(latents, counted.to(teacher.device), start), int(counted.sum()))
-            progress.total = round(activity.tokens / stop * blocks)  # blocks differ in length for some teachers
+            activity.add(find_firings(latents, counted.to(teacher.device), start), int(counted.sum()))
+            progress.total = round(activity.tokens / stop * blocks)  # some readers yield blocks of different lengths
             progress.update(int(counted.sum()))
     return activity

@@ -1,6 +1,6 @@
-"""The concept catalogue: what each concept reacts to, what it makes the teacher say, how often it is a label.
+"""Build the concept catalog: what activates each concept, which tokens it promotes, and how often it is a label.
 
-C concepts (SAE latents), n contexts kept per concept, w tokens of a context.
+C concepts (SAE latents), n contexts kept per concept, w tokens per context.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from cocomix.models.backbones import final_norm_name
 from cocomix.settings import Count, Range, Vocabulary
 
 LOGITS_BUFFER_BYTES = 128 * 2**20
-"""The logits of some decoder directions, (chunk, V), stay below this size."""
+"""Upper bound for the logits of a chunk of decoder directions, (chunk, V)."""
 
 
 @dataclass
 class CatalogConfig:
-    """What the concept catalogue holds.
+    """The `catalog` section of a recipe.
 
     Args:
-        contexts: places where a concept is most active, at most one per block.
-        context_tokens: tokens shown before such a place; after it half as many.
-        tokens: tokens that a concept promotes, and as many that it suppresses.
-        max_blocks: training blocks that are read; all by default.
+        contexts: maximum number of contexts per concept: the places where it is most active, one per block.
+        context_tokens: tokens shown before such a place; half as many are shown after it.
+        tokens: number of promoted and of suppressed tokens per concept.
+        max_blocks: number of training blocks to read; all by default.
     """
 
     contexts: Annotated[int, Range(1, 1000)] = 10
@@ -61,20 +61,17 @@ class CatalogConfig:
     max_blocks: Count | None = None
 
 
-# What its direction does to the teacher's prediction
-
-
 class Effects(NamedTuple):
-    """The t tokens that m directions promote and suppress most."""
+    """The t tokens that each of m directions promotes and suppresses most."""
 
     promoted: torch.return_types.topk
-    """values, indices (m, t), the largest logit first."""
+    """values, indices (m, t), in descending order of the logit."""
     suppressed: torch.return_types.topk
-    """values, indices (m, t), the smallest logit first."""
+    """values, indices (m, t), in ascending order of the logit."""
 
 
 def _final_norm(teacher: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """The teacher's final norm; of a teacher without a single one, nothing."""
+    """Return the teacher's final norm, or the identity if it does not have exactly one."""
     try:
         return getattr(teacher.base_model, final_norm_name(teacher.base_model))
     except ValueError:
@@ -83,18 +80,18 @@ def _final_norm(teacher: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def token_effects(teacher: PreTrainedModel, directions: Tensor, tokens: int, vocab_size: int) -> list[Effects]:
-    """What directions (m, d) of the residual stream say through the teacher's unembedding, in chunks.
+    """Project directions (m, d) of the residual stream through the teacher's unembedding, in chunks.
 
-    The logits are those that the teacher would give if its last residual stream were the direction alone, scaled
-    to a mean square of 1, without biases and soft caps. It goes through the final norm, since that decides which
-    directions count: its gain, and with a LayerNorm its centring. The norm's bias, which says nothing about the
-    direction, is removed by norm(w) − norm(−w) = 2 · gain · ŵ, true of LayerNorm and of every form of RMSNorm.
-    What the blocks after the tap make of the direction is left out, so the effects are of direct paths only.
-    Logits are computed in the unembedding's precision; those above `vocab_size` belong to no token.
+    The logits are those of a last residual stream that consists of the direction alone, scaled to a mean square of 1,
+    without biases and soft caps. The final norm is applied because its gain, and the centering of a LayerNorm,
+    determine which directions matter. Its bias does not depend on the direction and is removed by
+    norm(w) − norm(−w) = 2 · gain · ŵ, which holds for LayerNorm and for every form of RMSNorm. The blocks after the
+    tap are ignored, so these are direct effects only. Logits are computed in the unembedding's precision; ids from
+    `vocab_size` on belong to no token and are excluded.
     """
     norm, unembedding = _final_norm(teacher), teacher.get_output_embeddings().weight[:vocab_size]
 
-    def effects(part: Tensor) -> Effects:  # a function, so that its logits are gone before the next ones
+    def effects(part: Tensor) -> Effects:  # a function, so that its logits are freed before the next chunk
         read = (norm(part) - norm(-part)) / 2
         logits = F.linear(read.to(unembedding.dtype), unembedding)
         return Effects(logits.topk(tokens), logits.topk(tokens, largest=False))
@@ -103,9 +100,6 @@ def token_effects(teacher: PreTrainedModel, directions: Tensor, tokens: int, voc
     scale = directions.square().mean(-1, keepdim=True).sqrt().clamp(min=torch.finfo(directions.dtype).tiny)
     chunk = max(1, LOGITS_BUFFER_BYTES // (len(unembedding) * unembedding.element_size()))
     return [effects(part) for part in (directions / scale).split(chunk)]
-
-
-# The file
 
 
 def build_catalog(
@@ -121,20 +115,20 @@ def build_catalog(
 ) -> CatalogInfo:
     """Write `catalog.parquet`, one row per concept, and `catalog.json` into `folder`.
 
-    The teacher reads each block once; the blocks of the contexts that are kept are fetched again for their text.
-    Memory: O(C · n · w) numbers (for 32,768 concepts and the defaults 50 MB), one batch, and the text of
-    `ROWS_PER_GROUP` concepts. The result does not depend on `blocks_per_batch`, beyond the rounding of the teacher.
+    The teacher reads each block once; the blocks of the kept contexts are then fetched again for their text.
+    Memory: O(C · n · w) numbers (50 MB for 32,768 concepts and the defaults), one batch, and the text of
+    `ROWS_PER_GROUP` concepts. The result does not depend on `blocks_per_batch`, except for the teacher's rounding.
 
     Args:
-        teacher: it is frozen here.
-        sae: over the residual stream after block `teacher_layer`.
+        teacher: frozen by this function.
+        sae: of the residual stream after block `teacher_layer`.
         teacher_layer: 0-based.
         reader: the training text as the teacher reads it.
         label_counts: (C,) int64 how often each concept is a label.
-        labelled_tokens: tokens of the labelled corpus.
-        config: what is kept.
+        labelled_tokens: number of tokens of the labeled corpus.
+        config: sizes of the catalog.
         blocks_per_batch: blocks that the teacher reads at once.
-        folder: unfinished folder of the caller's; each file in it is whole or absent.
+        folder: existing folder; each file is written atomically.
     """
     assert label_counts.shape == (sae.d_sae,)
     sae, blocks = sae.to(freeze(teacher).device), min(len(reader), config.max_blocks or len(reader))
@@ -153,9 +147,7 @@ def build_catalog(
     )
 
     def rows() -> Iterator[pa.Table]:
-        for start in tqdm(
-            range(0, sae.d_sae, ROWS_PER_GROUP), desc="catalogue, texts", unit="group", dynamic_ncols=True
-        ):
+        for start in tqdm(range(0, sae.d_sae, ROWS_PER_GROUP), desc="catalog, texts", unit="group", dynamic_ncols=True):
             group = slice(start, start + ROWS_PER_GROUP)
             columns = _token_columns(teacher, sae.W_dec[group], config.tokens, reader.tokenizer)
             places = Windows(windows.ids[group], windows.document[group])
@@ -183,7 +175,7 @@ def build_catalog(
 def _token_columns(
     teacher: PreTrainedModel, directions: Tensor, tokens: int, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, list[Any]]:
-    """The columns that say which tokens some concepts promote and suppress, and their first names."""
+    """Compute the columns of promoted and suppressed tokens, and the default names."""
     size = min(vocabulary_size(tokenizer), len(teacher.get_output_embeddings().weight))
     effects = token_effects(teacher, directions, min(tokens, size), size)
     columns: dict[str, list[Any]] = {}
@@ -205,7 +197,7 @@ def find_contexts(
     blocks_per_batch: int,
     config: CatalogConfig,
 ) -> list[list[Context]]:
-    """Where some concepts are most active in the first `blocks` blocks, without a catalogue; the strongest first."""
+    """Find where concepts are most active in the first `blocks` blocks, strongest first; needs no catalog."""
     activity = read_activity(teacher, sae, teacher_layer, reader, blocks, blocks_per_batch, config.contexts)
     found = (each[list(concepts)].cpu().numpy() for each in (activity.activation, activity.block, activity.position))
     activation, block, position = found
@@ -217,7 +209,7 @@ def find_contexts(
 def promoted_tokens(
     teacher: PreTrainedModel, directions: Tensor, tokens: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[list[str]]:
-    """The tokens that each direction promotes most, the strongest first, as a catalogue has them."""
+    """Return the tokens that each direction promotes most, strongest first, as in a catalog."""
     columns = _token_columns(teacher, directions, tokens, tokenizer)
     return columns["promoted"]
 
@@ -230,9 +222,13 @@ def _contexts(
     position: np.ndarray,
     before: int,
 ) -> list[list[dict[str, Any]]]:
-    """The contexts of some concepts: windows, and activation, block, position (m, n), with fewer than n in some rows.
+    """Decode the contexts of m concepts.
 
-    Token `before` of a window (w,) is the one at which the concept is active.
+    Args:
+        reader: provides the tokenizer and the sources of documents.
+        windows: the tokens around each place.
+        activation, block, position: (m, n); `block` is −1 where there is no place.
+        before: index, within a window (w,), of the token at which the concept is active.
     """
     sources: dict[int, str] = {-1: ""}
     contexts: list[list[dict[str, Any]]] = [[] for _ in block]

@@ -1,6 +1,6 @@
-"""The text around the places where concepts are active.
+"""Extract the tokens around the places where concepts are active.
 
-C concepts (SAE latents), n contexts kept per concept, w tokens of a context, B blocks, S teacher tokens of a block.
+C concepts (SAE latents), n contexts kept per concept, w tokens per context, B blocks, S teacher tokens per block.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from cocomix.concepts.reading import Passages, TeacherReader
 
 
 class Windows(NamedTuple):
-    """The tokens around places, cut where the document begins and ends."""
+    """The tokens around places, cut at the boundaries of the document."""
 
     ids: np.ndarray
-    """(C, n, w) int32 the teacher's tokens; −1 outside the document, and where there is no place."""
+    """(C, n, w) int32 teacher tokens; −1 outside the document and where there is no place."""
     document: np.ndarray
-    """(C, n) int64 number of the document; −1 where it is not known."""
+    """(C, n) int64 index of the document; −1 if unknown."""
 
 
-def document_of(passages: Passages, end_of_text: int | None) -> np.ndarray:
-    """(B, S) numbers that tell the documents of a passage apart, −1 for what is not text.
+def document_ids(passages: Passages, end_of_text: int | None) -> np.ndarray:
+    """Return (B, S) int64 that identify the document of each token within its passage, −1 for tokens that are not text.
 
-    Where documents are not known, each ends with its end-of-text token.
+    Where documents are unknown, each end-of-text token ends one.
     """
     numbers = passages.documents
     if numbers is None:
@@ -35,7 +35,13 @@ def document_of(passages: Passages, end_of_text: int | None) -> np.ndarray:
 
 
 def read_windows(reader: TeacherReader, block: np.ndarray, position: np.ndarray, before: int, after: int) -> Windows:
-    """The tokens around the places block, position (C, n); −1 is no place. Reads each block once, in order."""
+    """Return the tokens around the given places. Each block is read once, in order.
+
+    Args:
+        reader: the text as the teacher reads it.
+        block, position: (C, n); −1 where there is no place.
+        before, after: tokens of context on each side.
+    """
     windows = Windows(
         np.full((*block.shape, before + 1 + after), -1, dtype=np.int32), np.full(block.shape, -1, dtype=np.int64)
     )
@@ -44,7 +50,7 @@ def read_windows(reader: TeacherReader, block: np.ndarray, position: np.ndarray,
     needed, starts = np.unique(block.flat[order], return_index=True)
     for row, places in zip(needed.tolist(), np.split(order, starts[1:]), strict=True):
         passages = reader(row, row + 1)
-        ids, document = passages.input_ids[0].numpy(), document_of(passages, reader.tokenizer.eos_token_id)[0]
+        ids, document = passages.input_ids[0].numpy(), document_ids(passages, reader.tokenizer.eos_token_id)[0]
         at = position.flat[places][:, None]  # (places of this block, 1)
         around = at + np.arange(-before, after + 1)
         within = around.clip(0, len(ids) - 1)

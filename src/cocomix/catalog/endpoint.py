@@ -1,4 +1,4 @@
-"""Ask a language model behind an OpenAI-compatible endpoint, which the user provides, to name concepts."""
+"""Name concepts with a language model behind an OpenAI-compatible endpoint, which the user provides."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from cocomix.catalog.search import Catalog
 from cocomix.errors import InputError
 
 ANSWERS_FILE = "names.jsonl"
-"""In the catalogue's folder: what endpoints answered, a line each, as it came."""
+"""Names from endpoints, one JSON object per line, in the folder of the catalog."""
 API_KEY_VARIABLE = "COCOMIX_API_KEY"
-"""Of its own, so that another service's key is never sent to an endpoint by oversight."""
+"""A separate variable, so that another service's key is never sent to an endpoint by mistake."""
 MAX_NAME_LENGTH = 80
 TIMEOUT_SECONDS = 120.0
 WAITS_SECONDS = (1.0, 4.0, 15.0)
-"""Before each further attempt, where an endpoint is overloaded or out of reach."""
+"""Delays between attempts when an endpoint is overloaded or unreachable."""
 MAX_NAMELESS = 3
-"""Answers without a name, one after another, that an endpoint may give."""
+"""Number of consecutive answers without a name after which to stop."""
 
 _PROMPT = """\
 Below are passages of text in which one feature of a language model is active, the strongest first. The token at \
@@ -95,7 +95,7 @@ def name_by_endpoint(
 
 
 def _check_endpoint(url: str, api_key: str | None) -> None:
-    """Raises InputError for what the libraries below would refuse with words that nobody expects, or with the key."""
+    """Raise InputError for addresses and keys that the client would refuse with an unclear or revealing message."""
     try:
         parts = urllib.parse.urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and " " not in url
@@ -104,19 +104,21 @@ def _check_endpoint(url: str, api_key: str | None) -> None:
     if not usable:
         raise InputError(f"endpoint is {url!r}; expected an address such as http://localhost:8000/v1")
     if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-        raise InputError(f"{API_KEY_VARIABLE} holds signs that no key has, such as a line end or one outside ASCII")
+        raise InputError(
+            f"{API_KEY_VARIABLE} is not a valid key: it contains a line break or a character outside ASCII"
+        )
 
 
 def _read_answers(path: Path, model: str) -> dict[int, str]:
-    """What `model` answered before. A line that was cut off is removed, so that the next one starts afresh."""
+    """Read the names that `model` gave before. An incomplete last line is removed from the file."""
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8", errors="replace")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        files.write_text(path, whole)
+    complete = text[: text.rfind("\n") + 1]
+    if complete != text:
+        files.write_text(path, complete)
     answers = {}
-    for line in whole.split("\n"):
+    for line in complete.split("\n"):
         try:
             record = json.loads(line)
             if record["model"] == model:
@@ -127,13 +129,13 @@ def _read_answers(path: Path, model: str) -> dict[int, str]:
             KeyError,
             OverflowError,
             RecursionError,
-        ):  # written by something else: it is asked again
+        ):  # not a line of ours: ask again
             continue
     return answers
 
 
 def prompt_for(concept: Concept) -> str:
-    """What a language model is asked about a concept."""
+    """Build the question about a concept."""
     contexts = [f"{visible(each.before)}«{visible(each.token)}»{visible(each.after)}" for each in concept.contexts]
     return _PROMPT.format(
         promoted=", ".join(f"'{visible(token)}'" for token in concept.promoted),
@@ -142,7 +144,7 @@ def prompt_for(concept: Concept) -> str:
 
 
 def _clean(answer: str) -> str:
-    """The name in an answer: one line, without the reasoning before it, quotes, emphasis or a full stop."""
+    """Extract the name from an answer: its first line after any reasoning, without quotes, emphasis and period."""
     answer = re.sub(r"^.*</think>", "", answer, flags=re.DOTALL)
     lines = [line.strip().strip("\"'`*“”«».").strip() for line in answer.splitlines()]
     name = one_line(next(filter(None, lines), ""))
@@ -150,10 +152,10 @@ def _clean(answer: str) -> str:
 
 
 def _ask(client: InferenceClient, model: str, prompt: str) -> str:
-    """Answer a prompt; empty if the answer has no text. Retries while the endpoint is overloaded or out of reach.
+    """Return the answer to `prompt`, which may be empty. Retry while the endpoint is overloaded or unreachable.
 
     Raises:
-        _NoAnswer: the reason, as the endpoint or the connection gave it.
+        _NoAnswer: with the reason from the endpoint or the connection.
     """
     for wait in (*WAITS_SECONDS, None):
         try:
@@ -177,7 +179,7 @@ def _ask(client: InferenceClient, model: str, prompt: str) -> str:
 
 @contextmanager
 def _reachable() -> Iterator[None]:
-    """Let the Hub's client connect in its offline mode, which is about the Hub: the user named this endpoint."""
+    """Allow requests despite HF_HUB_OFFLINE, which concerns the Hub and not an endpoint that the user names."""
     offline = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = False
     try:

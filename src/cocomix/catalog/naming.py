@@ -1,4 +1,4 @@
-"""Names of concepts: from the tokens that they promote, from a file, or from a language model that reads contexts."""
+"""Name concepts: by the tokens they promote, from a file, or by a language model that reads their contexts."""
 
 from __future__ import annotations
 
@@ -26,29 +26,27 @@ _EXPECTED = 'expected {"12": "name", ...}, or Neuronpedia\'s objects with "index
 
 
 def default_name(promoted: Sequence[str]) -> str:
-    """The first three tokens that a concept promotes, distinct but for case, such as `fire · flame · burn`.
+    """Join the first three promoted tokens that differ by more than case, such as `fire · flame · burn`.
 
-    Blanks and control characters are spelt by signs; pieces of characters count only if there is nothing else.
+    Whitespace and control characters are shown as visible symbols. Incomplete characters are used only if there is
+    nothing else.
     """
-    spelt = [visible(token.strip()) or visible(token).replace(" ", "␣") for token in promoted]
-    whole = [token for token in spelt if token.strip("\ufffd")] or spelt
+    shown = [visible(token.strip()) or visible(token).replace(" ", "␣") for token in promoted]
+    complete = [token for token in shown if token.strip("\ufffd")] or shown
     distinct: dict[str, str] = {}
-    for token in whole:
+    for token in complete:
         distinct.setdefault(token.casefold(), token)
     return " · ".join(list(distinct.values())[:DEFAULT_NAME_TOKENS])
 
 
-# From a file
-
-
 def read_names(path: Path) -> dict[int, str]:
-    """The names in a JSON file, which may be compressed (.gz).
+    """Read the names of concepts from a JSON file, which may be compressed (.gz).
 
-    Either {"12": "name", ...}, or what Neuronpedia exports: a list, or a line each, of objects with `index` and
-    `description`. Of several names of a concept the first counts; empty ones do not.
+    The file holds {"12": "name", ...}, or a Neuronpedia export: objects with `index` and `description`, in a list or
+    one per line. If a concept has several names, the first counts. Empty names are ignored.
 
     Raises:
-        InputError: no such file, or something else in it.
+        InputError: the file is missing, unreadable, or in another format.
     """
     try:
         content = path.read_bytes()
@@ -71,37 +69,35 @@ def read_names(path: Path) -> dict[int, str]:
 
 
 def _entries(content: bytes, name: str) -> Iterator[tuple[str, object, object]]:
-    """Where it stands, concept and name of each entry of a names file."""
+    """Yield location, concept and name of each entry of a names file."""
     for where, value in _values(content, name):
         if isinstance(value, dict) and "index" not in value:
             yield from ((where, concept, named) for concept, named in value.items())
             continue
         for number, record in enumerate(value if isinstance(value, list) else [value], 1):
             if not (isinstance(record, dict) and {"index", "description"} <= record.keys()):
-                raise InputError(
-                    f'{where}: entry {number} has not both "index" and "description": {record!r:.60}; {_EXPECTED}'
-                )
+                raise InputError(f'{where}: entry {number} lacks "index" or "description": {record!r:.60}; {_EXPECTED}')
             yield where, record["index"], record["description"]
 
 
 def _values(content: bytes, name: str) -> list[tuple[str, Any]]:
-    """Where it stands and what it is, of the one JSON value of a names file or of one in each line."""
+    """Return location and content of the JSON value in a names file, or of the one on each line."""
     try:
         return [(name, json.loads(content.decode("utf-8-sig")))]
     except (ValueError, RecursionError) as error:
-        whole = reason(error)
+        problem = reason(error)
     values: list[tuple[str, Any]] = []
     try:
         values.extend((f"{name}, line {number}", value) for number, value in json_lines(BytesIO(content), name))
     except InputError:
         if values:
             raise
-        raise InputError(f"{name} is not JSON that can be read ({whole}); {_EXPECTED}") from None
+        raise InputError(f"{name} is not readable JSON ({problem}); {_EXPECTED}") from None
     return values
 
 
 def _concept_id(written: object) -> int | None:
-    """A concept's number as JSON may hold it; None if it is none."""
+    """Parse a concept id as it may appear in JSON; None if invalid."""
     if isinstance(written, int) and not isinstance(written, bool) and written >= 0:
         return written
     if isinstance(written, str) and written.isascii() and written.isdecimal() and len(written) < 12:
@@ -110,21 +106,21 @@ def _concept_id(written: object) -> int | None:
 
 
 def apply_names(folder: Path, names: dict[int, str], source: str) -> None:
-    """Give concepts of the catalogue in `folder` these names; the others keep theirs.
+    """Rename concepts of the catalog in `folder`; the others keep their names.
 
     Args:
-        folder: the catalogue, whose file is replaced as a whole.
-        names: by concept.
-        source: where they come from, the `name_source` of these concepts.
+        folder: folder of the catalog, whose file is replaced atomically.
+        names: new name by concept.
+        source: where the names come from, the new `name_source`.
 
     Raises:
-        InputError: there is no catalogue, or names for concepts that it does not have.
+        InputError: there is no catalog, or it lacks one of the concepts.
     """
     catalog = open_catalog(folder)
     unknown = [concept_id for concept_id in names if concept_id >= catalog.info.num_concepts]
     if unknown:
         raise InputError(
-            f"{len(unknown)} of {len(names)} names from {source} are of concepts that the catalogue {folder} does not "
+            f"{len(unknown)} of {len(names)} names from {source} are of concepts that the catalog {folder} does not "
             f"have, such as {max(unknown)} (it has {catalog.info.num_concepts}): they belong to another SAE"
         )
     columns = {"name": names, "name_source": dict.fromkeys(names, source)}
@@ -135,17 +131,14 @@ def apply_names(folder: Path, names: dict[int, str], source: str) -> None:
     write_rows(folder / CATALOG_FILE, [table])
 
 
-# From a language model
-
-
 @dataclass(frozen=True)
 class NamingResult:
-    """What became of a catalogue's names.
+    """Result of naming.
 
     Attributes:
         source: where the names come from.
-        named: concepts that carry a name of that source now.
-        unnamed: other concepts of the catalogue.
+        named: number of concepts with a name from that source.
+        unnamed: number of other concepts in the catalog.
     """
 
     source: str
@@ -160,17 +153,17 @@ def name_concepts(
     model: str | None = None,
     limit: int | None = None,
 ) -> NamingResult:
-    """Name the concepts of the catalogue in `folder`, from a file or by a language model.
+    """Name the concepts of the catalog in `folder`, from a file or by a language model.
 
     Args:
-        folder: the catalogue, whose file is replaced.
-        names_file: read by `read_names`.
-        endpoint: address of an OpenAI-compatible service; its key, if it needs one, is in COCOMIX_API_KEY.
-        model: what the service calls its model.
-        limit: with an endpoint, the number of concepts to name: those that are labels most often.
+        folder: folder of the catalog, whose file is replaced.
+        names_file: file for `read_names`.
+        endpoint: base URL of an OpenAI-compatible service. If it needs a key, set COCOMIX_API_KEY.
+        model: name of the model at that service.
+        limit: number of concepts that the endpoint names, those that are labels most often first; all by default.
 
     Raises:
-        InputError: not one source of names, or what `read_names`, `name_by_endpoint` and `apply_names` raise.
+        InputError: not exactly one source of names is given, or as `read_names`, `name_by_endpoint` and `apply_names`.
     """
     if (names_file is None) == (endpoint is None):
         raise InputError("names come from a file or from an endpoint: give one of --names and --endpoint")
@@ -181,7 +174,7 @@ def name_concepts(
     else:
         assert endpoint is not None
         if model is None:
-            raise InputError("an endpoint needs to be told which model to use: give --model")
+            raise InputError("--endpoint needs the name of a model: give --model")
         catalog, source = open_catalog(folder), f"endpoint {model}"
         most_used = np.argsort(-catalog.table["label_count"].to_numpy(), kind="stable")[:limit].tolist()
         names = name_by_endpoint(catalog, endpoint, model, os.environ.get(API_KEY_VARIABLE), most_used)

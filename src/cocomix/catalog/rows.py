@@ -1,4 +1,4 @@
-"""A catalogue as it lies on disk: a row for each concept."""
+"""The concept catalog on disk: one row per concept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cocomix import files
 CATALOG_FILE = "catalog.parquet"
 INFO_FILE = "catalog.json"
 PROMOTED_TOKENS = "promoted tokens"
-"""The source of a name that nobody gave."""
+"""`name_source` of a default name."""
 ROWS_PER_GROUP = 1024
 
 _CONTEXT = pa.struct(
@@ -49,18 +49,18 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class CatalogInfo:
-    """What a catalogue was made from.
+    """How a catalog was built.
 
     Attributes:
         num_concepts: C.
         sae: fingerprint of the SAE whose latents the concepts are.
         active_concepts: concepts that were active at least once.
-        tokens: teacher tokens counted, without padding and beginnings of text.
+        tokens: teacher tokens counted, without padding and beginning-of-text tokens.
         blocks: blocks read.
-        labelled_tokens: tokens of the labelled corpus, which `label_share` refers to.
+        labelled_tokens: tokens of the labeled corpus, the denominator of `label_share`.
         teacher_layer: tapped block.
-        contexts: n, kept per concept at most.
-        context_tokens: tokens before the place where it is active.
+        contexts: n, the maximum number of contexts per concept.
+        context_tokens: tokens shown before the place where the concept is active.
     """
 
     num_concepts: int
@@ -76,16 +76,16 @@ class CatalogInfo:
 
 @dataclass(frozen=True)
 class Context:
-    """A place where a concept is active: `before` + `token` + `after` is the text around it.
+    """A place where a concept is active, with the text around it: `before` + `token` + `after`.
 
     Attributes:
-        before: text before the token, of the same document.
-        token: text of the token; of a character spread over several tokens, the whole character.
-        after: text after it.
-        activation: how active the concept is there.
-        source: where the document was read from; empty if not known.
+        before: text before the token, from the same document.
+        token: text of the token; the complete character if the token is part of one.
+        after: text after the token.
+        activation: activation of the concept there.
+        source: where the document was read from; empty if unknown.
         block: block of the training corpus.
-        position: teacher token in that block.
+        position: index of the teacher token in that block.
     """
 
     before: str
@@ -99,20 +99,20 @@ class Context:
 
 @dataclass(frozen=True)
 class Concept:
-    """A row of the catalogue.
+    """A row of the catalog.
 
     Attributes:
-        concept_id: latent of the SAE.
-        name: a hint, not a definition: what the concept was called, by `name_source`.
-        name_source: "promoted tokens", the name of a file, or "endpoint MODEL".
-        frequency: share of the tokens at which it is active.
-        mean_activation: where it is active; 0 if nowhere.
-        max_activation: the largest; 0 if nowhere.
-        label_count: labels that name it in the labelled corpus.
-        label_share: the same per labelled token.
-        promoted: tokens whose logits its decoder direction raises most, and `promoted_logits`.
-        suppressed: tokens whose logits it lowers most, and `suppressed_logits`.
-        contexts: where it is most active, the strongest first.
+        concept_id: index of the SAE latent.
+        name: a hint, not a definition.
+        name_source: where the name comes from: "promoted tokens", the name of a file, or "endpoint MODEL".
+        frequency: share of tokens at which the concept is active.
+        mean_activation: mean over the tokens at which it is active; 0 if there are none.
+        max_activation: largest activation; 0 if it is never active.
+        label_count: number of labels in the labeled corpus that are this concept.
+        label_share: `label_count` per labeled token.
+        promoted, promoted_logits: the tokens whose logits its decoder direction raises most.
+        suppressed, suppressed_logits: the tokens whose logits it lowers most.
+        contexts: where it is most active, strongest first.
     """
 
     concept_id: int
@@ -131,7 +131,7 @@ class Concept:
 
 
 def write_rows(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write the rows of a catalogue to `path`, whole or not at all."""
+    """Write the rows of a catalog to `path` atomically."""
     unfinished = files.partial(path)
     with files.replacing(path, unfinished), pq.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer:
         for table in tables:
@@ -142,7 +142,7 @@ _SIGNS = {"\n": "⏎", "\r": "⏎", "\t": "⇥", "\u00a0": " "}
 
 
 def visible(text: str) -> str:
-    """The text in one line, without anything that a terminal would obey."""
+    """Return the text on one line, without characters that control a terminal."""
     text = text.replace("\r\n", "\n")
     return "".join(
         char if char.isprintable() else _SIGNS.get(char) or char.encode("unicode_escape").decode() for char in text
@@ -150,4 +150,5 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
+    """Return the text on one line, with each run of whitespace replaced by a space."""
     return visible(" ".join(text.split()))

@@ -1,4 +1,4 @@
-"""Open a catalogue, search it, show what it holds.
+"""Open a concept catalog, search it, and format its concepts.
 
 C concepts (SAE latents).
 """
@@ -34,12 +34,12 @@ from cocomix.errors import InputError
 
 @dataclass(frozen=True)
 class Hit:
-    """A concept that a search found.
+    """A search result.
 
     Attributes:
         concept_id, name, frequency, label_count: as in `Concept`.
-        score: by which hits are ranked (`Catalog.search`).
-        context: the strongest of the contexts that fit the search best; None for one that was never active.
+        score: see `Catalog.search`; higher is better.
+        context: the context that fits the search best; None for a concept that is never active.
     """
 
     concept_id: int
@@ -81,12 +81,12 @@ class _Index(NamedTuple):
 
 
 class Catalog:
-    """A catalogue in memory.
+    """A catalog in memory.
 
     Attributes:
-        folder: where it lies.
-        info: what it was made from.
-        table: its rows, in the order of the concepts (`SCHEMA`).
+        folder: folder of its files.
+        info: how it was built.
+        table: one row per concept, in order (`SCHEMA`).
     """
 
     def __init__(self, folder: Path, info: CatalogInfo, table: pa.Table) -> None:
@@ -96,18 +96,18 @@ class Catalog:
 
     @cached_property
     def names(self) -> dict[int, str]:
-        """The name of each concept."""
+        """The name of each concept, by concept."""
         return dict(enumerate(self.table["name"].to_pylist()))
 
     def concept(self, concept_id: int) -> Concept:
-        """Everything about one concept.
+        """Return the row of one concept.
 
         Raises:
             InputError: there is no such concept.
         """
         if not 0 <= concept_id < self.info.num_concepts:
             raise InputError(
-                f"no concept {concept_id} in the catalogue {self.folder}; it has 0 to {self.info.num_concepts - 1}"
+                f"no concept {concept_id} in the catalog {self.folder}; it has 0 to {self.info.num_concepts - 1}"
             )
         (row,) = self.table.slice(concept_id, 1).to_pylist()
         return Concept(**row | {"contexts": [Context(**context) for context in row["contexts"]]})
@@ -136,13 +136,13 @@ class Catalog:
         return [self._hit(concept_id, score, text.lower().split()) for concept_id, score in found.fetchall()]
 
     def find(self, name: str) -> int:
-        """The concept that a person means by `name`.
+        """Return the concept that `name` refers to.
 
-        That is the one with exactly this name, but for case; without one, the one that a search finds, if it finds no
-        other with at least half of its score.
+        This is the concept with exactly this name, ignoring case. If there is none, it is the best search hit,
+        provided that no other hit has at least half of its score.
 
         Raises:
-            InputError: none fits, or several do; the message lists them.
+            InputError: no concept fits, or several do; the message lists them.
         """
         wanted = name.strip().casefold()
         same = [concept for concept, known in self.names.items() if known.strip().casefold() == wanted]
@@ -203,40 +203,37 @@ _LETTER = r"[\pL\pM\pN_]"
 
 
 def open_catalog(folder: Path) -> Catalog:
-    """Open the catalogue in `folder`.
+    """Open the catalog in `folder`.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: the folder holds no catalog, or a damaged one.
     """
     for name in (INFO_FILE, CATALOG_FILE):
         if not (folder / name).is_file():
-            raise InputError(f"no concept catalogue in {folder}: expected {CATALOG_FILE} and {INFO_FILE}")
+            raise InputError(f"no concept catalog in {folder}: expected {CATALOG_FILE} and {INFO_FILE}")
     try:
         info = CatalogInfo(**files.read_json(folder / INFO_FILE))
         table = pq.read_table(folder / CATALOG_FILE)
-    except Exception as error:  # whatever the readers raise when a file is cut off, or is something else
+    except Exception as error:  # the readers raise many types for truncated files and other formats
         reason = " ".join(f"{type(error).__name__} {error}".split())
-        raise InputError(f"the concept catalogue in {folder} does not open: {reason:.160}; build it again") from None
+        raise InputError(f"cannot open the concept catalog in {folder}: {reason:.160}; build it again") from None
     if not table.schema.equals(SCHEMA) or len(table) != info.num_concepts:
-        raise InputError(f"{folder / CATALOG_FILE} is not a concept catalogue of {info.num_concepts} concepts")
+        raise InputError(f"{folder / CATALOG_FILE} is not a concept catalog of {info.num_concepts} concepts")
     return Catalog(folder, info, table)
 
 
 def search_catalog(folder: Path, text: str, limit: int) -> list[Hit]:
-    """`Catalog.search` in the catalogue in `folder`."""
+    """Open the catalog in `folder` and search it (`Catalog.search`)."""
     return open_catalog(folder).search(text, limit)
 
 
 def show_concept(folder: Path, concept_id: int) -> Concept:
-    """One concept of the catalogue in `folder`."""
+    """Open the catalog in `folder` and return one concept."""
     return open_catalog(folder).concept(concept_id)
 
 
-# Showing it
-
-
 def _highlighted(context: Context) -> str:
-    """The context in one line, the token in «», and bold in a terminal."""
+    """Format a context on one line, with the token in «» and, in a terminal, in bold."""
     token = styled(f"«{visible(context.token)}»", BOLD)
     return f"{visible(context.before)}{token}{visible(context.after)}"
 
@@ -246,7 +243,7 @@ def _percent(share: float) -> str:
 
 
 def describe(concept: Concept) -> str:
-    """A concept as a person reads it, in some lines."""
+    """Format a concept as text of several lines."""
 
     def effects(tokens: list[str], logits: list[float]) -> str:
         return "  ".join(f"«{visible(token)}» {logit:+.1f}" for token, logit in zip(tokens, logits, strict=True))
@@ -255,7 +252,7 @@ def describe(concept: Concept) -> str:
         f"concept {concept.concept_id}: {visible(concept.name)}   (name: {visible(concept.name_source)})",
         f"active:     {_percent(concept.frequency)} of tokens, on average {concept.mean_activation:.3g}, "
         f"at most {concept.max_activation:.3g}",
-        f"label:      {concept.label_count:,} times, {_percent(concept.label_share)} of labelled tokens",
+        f"label:      {concept.label_count:,} times, {_percent(concept.label_share)} of labeled tokens",
         f"promotes:   {effects(concept.promoted, concept.promoted_logits)}",
         f"suppresses: {effects(concept.suppressed, concept.suppressed_logits)}",
     ]
@@ -266,13 +263,13 @@ def describe(concept: Concept) -> str:
 
 
 def hits_table(hits: list[Hit]) -> str:
-    """The concepts that a search found, a line each under a header."""
+    """Format search results as a table with a header."""
     if not hits:
         return "no concept found"
     rows = [["concept", "active", "labels", "name"]]
     rows += [[str(hit.concept_id), _percent(hit.frequency), f"{hit.label_count:,}", visible(hit.name)] for hit in hits]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    # The last column is as long as it likes: signs for bold in it disturb nothing.
+    # The last column is not padded, so escape sequences for bold do not affect the alignment.
     last = ["where", *("" if hit.context is None else _highlighted(hit.context) for hit in hits)]
     lines = []
     for row, context in zip(rows, last, strict=True):

@@ -114,7 +114,7 @@ def test_only_a_line_feed_ends_a_line_of_names(tmp_path):
     path.write_text("\n".join(lines), encoding="utf-8")
     assert read_names(path) == {0: "a heading and what follows", 1: "line end", 2: "feed"}
     path.write_text("\n".join([*lines, '{"index": 3}']), encoding="utf-8")
-    with pytest.raises(InputError, match=r'names.jsonl, line 4: entry 1 has not both "index" and "description"'):
+    with pytest.raises(InputError, match=r'names.jsonl, line 4: entry 1 lacks "index" or "description"'):
         read_names(path)
     path.write_text("\n".join([*lines, '{"index": 3']), encoding="utf-8")
     with pytest.raises(InputError, match=r"names.jsonl, line 4 is not JSON"):
@@ -131,7 +131,7 @@ def test_missing_and_cut_off_files_are_refused(tmp_path):
             read_names(tmp_path / "names.json.gz")
 
 
-def test_names_are_put_into_the_catalogue(catalog):
+def test_names_are_put_into_the_catalog(catalog):
     apply_names(catalog.folder, {2: "lakes", 0: "fire"}, "names.json")
     after = open_catalog(catalog.folder)
     assert after.names == {0: "fire", 1: "token 1", 2: "lakes", 3: "token 3", 4: "token 4"}
@@ -210,7 +210,7 @@ def endpoint(monkeypatch) -> Iterator[Endpoint]:
 
 @pytest.fixture
 def made(tmp_path) -> Callable[[list[Concept]], Catalog]:
-    """made([concept(), …]): a catalogue of just these, numbered in this order."""
+    """made([concept(), …]): a catalog of just these, numbered in this order."""
 
     def make(concepts: list[Concept]) -> Catalog:
         rows = [dataclasses.asdict(concept) | {"concept_id": number} for number, concept in enumerate(concepts)]
@@ -354,7 +354,7 @@ def test_an_address_that_is_none_is_refused(url, catalog):
 
 
 def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(catalog):
-    with pytest.raises(InputError, match="COCOMIX_API_KEY holds signs") as error:
+    with pytest.raises(InputError, match="COCOMIX_API_KEY is not a valid key") as error:
         name_by_endpoint(catalog, "http://localhost", "small", KEY + "\n", [0])
     assert KEY not in str(error.value)
 
