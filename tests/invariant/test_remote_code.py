@@ -31,8 +31,8 @@ for folder in folders:
         results[f"{folder}:logits"] = model(ids).logits
     mask = torch.ones_like(ids)
     results[f"{folder}:text"] = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
-    with torch.no_grad(), model.steered({3: 9.0}):
-        results[f"{folder}:steered"] = model(ids).logits
+    with torch.no_grad():
+        results[f"{folder}:steered"] = model(ids, steering={3: 9.0}).logits
 try:
     import cocomix
 except ImportError:

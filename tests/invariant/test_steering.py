@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -161,8 +160,6 @@ def test_strength_zero_and_no_steering_are_bit_identical(kind, dtype, random_mod
         out = model(IDS, steering=steering, output_concepts=True)
         assert torch.equal(out.logits, plain.logits)
         assert torch.equal(out.concept_logits, plain.concept_logits)
-        with model.steered(steering):
-            assert torch.equal(model(IDS).logits, plain.logits)
 
 
 @torch.no_grad()
@@ -206,8 +203,6 @@ def test_generation_with_the_cache_equals_generation_without(kind, mixing, setti
         found = generated(model, IDS, steering=steering, **settings)
         assert torch.equal(found, generated(model, IDS, steering=steering, use_cache=False, **settings))
         assert not torch.equal(found, generated(model, IDS, **settings))
-        with model.steered(steering):
-            assert torch.equal(generated(model, IDS, **settings), found)
 
 
 @torch.no_grad()
@@ -276,65 +271,13 @@ def test_an_assistant_is_not_steered(random_model, random_teacher):
         assert torch.equal(found, expected)
 
 
-# The context manager
-
-
-@torch.no_grad()
-def test_the_innermost_block_and_the_argument_before_it_count(random_model):
-    model = random_model()
-    plain, one, other = (model(IDS, steering=each).logits for each in (None, {3: 9.0}, {4: 9.0}))
-    assert not torch.equal(one, other)
-    with model.steered({3: 9.0}):
-        assert torch.equal(model(IDS).logits, one)
-        with model.steered({4: 9.0}):
-            assert torch.equal(model(IDS).logits, other)
-        assert torch.equal(model(IDS, steering={}).logits, plain)
-        assert torch.equal(model(IDS).logits, one)
-    assert torch.equal(model(IDS).logits, plain)
-    with pytest.raises(KeyError), model.steered({3: 9.0}):
-        raise KeyError
-    assert torch.equal(model(IDS).logits, plain)
-
-
-@torch.no_grad()
-def test_a_block_steers_its_own_model_alone(random_model):
-    model, other = random_model(), random_model()
-    plain = other(IDS).logits
-    with model.steered({3: 9.0}):
-        assert torch.equal(other(IDS).logits, plain)
-
-
-def test_threads_do_not_mix_their_steering(random_model):
-    model = random_model()
-    wishes: list[Any] = [None, {3: 9.0}, {4: -9.0}, Steering.suppress(range(30))]
-    with torch.no_grad():
-        expected = [model(IDS, steering=wish or {}).logits for wish in wishes]
-    together, wrong = threading.Barrier(len(wishes)), []
-
-    def work(number: int) -> None:
-        with torch.no_grad(), model.steered(wishes[number] or {}):
-            together.wait()
-            for _ in range(5):
-                if not torch.equal(model(IDS).logits, expected[number]):
-                    wrong.append(number)
-            together.wait()
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(wishes))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-
-
 def test_a_compiled_model_is_steered_too(random_model):
     model = random_model()
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
         plain, steered = model(IDS, use_cache=False).logits, model(IDS, steering={3: 9.0}, use_cache=False).logits
         assert_equal(compiled(IDS, use_cache=False).logits, plain)
-        with model.steered({3: 9.0}):
-            assert_equal(compiled(IDS, use_cache=False).logits, steered)
+        assert_equal(compiled(IDS, steering={3: 9.0}, use_cache=False).logits, steered)
         assert_equal(compiled(IDS, use_cache=False).logits, plain)
 
 
@@ -393,9 +336,6 @@ def test_steering_that_does_not_fit_the_model(steering, message, random_model):
         model(IDS, steering=steering)
     with pytest.raises(ValueError, match=message):
         generated(model, IDS, steering=steering)
-    if "entries" not in message:
-        with pytest.raises(ValueError, match=message), model.steered(steering):
-            pass
 
 
 def test_a_forward_pass_knows_no_prompt(random_model):
@@ -421,5 +361,3 @@ def test_a_model_that_mixes_in_no_concepts_has_nothing_to_steer(settings, what, 
     for call in (lambda: model(IDS, steering={3: 1.0}), lambda: generated(model, IDS, steering={3: 1.0})):
         with pytest.raises(ValueError, match=f"this model mixes in {what}, and no concepts; leave it out"):
             call()
-    with pytest.raises(ValueError, match="leave it out"), model.steered({3: 1.0}):
-        pass

@@ -118,7 +118,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             teacher_hidden_states: (B, T, d) targets of predicted hidden states; those at padding are ignored.
             use_cache: return a cache; by default outside training.
             steering: {concept: strength} to add to concept logits before the choice, a `Steering`, or a list with one
-                of either, or None, for each row. By default what a `with model.steered(...)` around the call says.
+                of either, or None, for each row.
             output_concepts: also return the concept logits, (B, T, C).
             output_logits: return the logits. Without them a loss costs less memory and time, as do concept labels
                 without `output_concepts`: neither (B, T, V) nor (B, T, C) lives whole.

@@ -19,7 +19,6 @@ from cocomix.data.pieces import token_pieces
 from cocomix.data.tokenizer import require_unicode
 from cocomix.errors import InputError
 from cocomix.models.mixer import MixerOutput, moments
-from cocomix.models.steerable import active_steering
 from cocomix.models.steering import Steering, as_steering
 from cocomix.steering.trace import Mixture, Trace, TracedConcept, TracedToken
 
@@ -45,7 +44,7 @@ def trace(
         tokenizer: its own.
         text: what to read.
         names: of the concepts, as a catalogue has them.
-        steering: as the model takes it, but not by row; by default what a `with model.steered(...)` around says.
+        steering: as the model takes it, but one for all rows; None for an unsteered pass.
         ablate: M, how many concepts of each token are ablated, the first of `concepts`; 0 for none, K for all.
         positions: of the tokens to look at, counted from 0, in any order; all by default.
         progress: show a bar on stderr.
@@ -62,7 +61,7 @@ def trace(
     places = range(ids.shape[1]) if positions is None else sorted(set(positions))
     if outside := [at for at in places if not 0 <= at < ids.shape[1]]:
         raise InputError(f"position {outside[0]} is not in the text; its tokens are 0 to {ids.shape[1] - 1}")
-    steering = as_steering(active_steering(model) if steering is None else steering)
+    steering = as_steering(steering)
     with _evaluating(model):
         read = _read(model, ids, steering)
         targets = torch.cat((ids[0, 1:], read.token_logprobs[-1:].argmax(-1)))
