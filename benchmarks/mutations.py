@@ -40,7 +40,7 @@ MODEL = "invariant/test_model.py invariant/test_fast_paths.py unit/models unit/o
 TRAINER = "unit/training e2e/test_interruption.py e2e/test_path.py"
 MUTATIONS = [
     Mutation("mixer: the slot keeps the mean of h", "models/mixer.py",
-             "interleave(h, c + h - of_h.mean if residual else c)", "interleave(h, c + h if residual else c)", MODEL),
+             "interleave(h, c + h - stats.mean if residual else c)", "interleave(h, c + h if residual else c)", MODEL),
     Mutation("mixer: the largest magnitudes are mixed", "models/mixer.py",
              "z.topk(self.num_active_concepts, dim=-1)", "z.abs().topk(self.num_active_concepts, dim=-1)", MODEL),
     Mutation("mixer: the pause vector is not trained", "models/mixer.py",

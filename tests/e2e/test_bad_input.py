@@ -115,7 +115,7 @@ def refused(runner: Runner, capsys: pytest.CaptureFixture[str], *words: str, com
             ["teacher.backbone.options.num_hidden_layers overrides the recipe's num_hidden_layers"],
         ),
         ({"backbone": {"options": {"to_dict": 1}}}, ["'to_dict' is not a setting of the gpt2 architecture"]),
-        ({"backbone": {"model_type": "gemma3"}}, ["the recipe's sizes do not reach its text_config"]),
+        ({"backbone": {"model_type": "gemma3"}}, ["the recipe's sizes do not apply to its text_config"]),
         ({"backbone": {"hidden_size": 2**17}}, ["the gpt2 backbone takes", "GB of memory"]),
         ({"sae": {"buffer_tokens": 10**14}}, ["sae.buffer_tokens is 100000000000000, which takes"]),
     ],

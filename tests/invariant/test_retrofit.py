@@ -80,7 +80,7 @@ def test_windows_stay_what_they_are(mixing, random_teacher, ids):
 
 
 def test_windows_and_pairs_are_refused_together(random_teacher):
-    with pytest.raises(ValueError, match=r"slot_attention is 'pair', whose mask knows no sliding window.*'mistral'"):
+    with pytest.raises(ValueError, match=r"slot_attention is 'pair', whose mask supports no sliding window.*'mistral'"):
         Model.from_backbone(random_teacher("mistral", sliding_window=4), 1, **CONCEPTS)
 
 
@@ -151,7 +151,7 @@ def test_what_is_read_above_cannot_be_left_out(random_model, random_teacher):
         random_model("gpt2").to_backbone()
     model = Model.from_backbone(random_teacher("gpt2"), 1, **CONCEPTS)
     model.mixer.compress_weight.data[3, 5] = 1e-3
-    with pytest.raises(ValueError, match="there is no backbone that equals it"):
+    with pytest.raises(ValueError, match="no backbone makes the same predictions"):
         model.to_backbone()
     with pytest.raises(ValueError, match="mixes in pause"):
         random_model("gpt2", content="pause").to_backbone()

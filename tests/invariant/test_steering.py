@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cocomix import CoCoMixForCausalLM, Steering
-from cocomix.models.steering import Operation, steer_batch, steer_kept, steer_logits_
+from cocomix.models.steering import Operation, steer_active, steer_batch, steer_logits_
 
 KINDS = ("gpt2", "llama")
 SEVERAL = (
@@ -96,9 +96,9 @@ def test_operations_after_the_choice_change_kept_values_alone():
     values, indices = torch.tensor([[[3.0, 2.0]], [[3.0, 2.0]]]), torch.tensor([[[4, 1]], [[1, 4]]])
     steering = Steering.scale({4: 5.0}, after_choice=True) + Steering.set({9: 1.0}, after_choice=True)
     batch = steer_batch(steering + Steering.add({4: 100.0}), torch.zeros(1, 1), 2)
-    assert steer_kept(values, indices, batch).tolist() == [[[15.0, 2.0]], [[3.0, 10.0]]]
+    assert steer_active(values, indices, batch).tolist() == [[[15.0, 2.0]], [[3.0, 10.0]]]
     batch = steer_batch([None, Steering.suppress([4], after_choice=True)], torch.zeros(1, 1), 2)
-    assert steer_kept(values, indices, batch).tolist() == [[[3.0, 2.0]], [[3.0, 0.0]]]
+    assert steer_active(values, indices, batch).tolist() == [[[3.0, 2.0]], [[3.0, 0.0]]]
 
 
 @torch.no_grad()
@@ -106,17 +106,17 @@ def test_a_raised_concept_enters_in_the_place_of_the_weakest(random_model):
     model = random_model()
     mixed = Mixed(model)
     z = model(IDS, output_concepts=True).concept_logits
-    before = mixed.passes[0].kept.indices
+    before = mixed.passes[0].active.indices
     outside = int(z[0, 4].argmin())
     model(IDS, steering=Steering.set({outside: 100.0}, positions=[4]))
-    kept = mixed.passes[1].kept
+    kept = mixed.passes[1].active
     assert kept.indices[0, 4].tolist() == [outside, *before[0, 4, :-1].tolist()]
     assert kept.values[0, 4, 0] == 100.0
     assert torch.equal(kept.indices[:, :4], before[:, :4])
     # After the choice it is too late to enter; a scaled logit that stays small stays out.
     for steering in (Steering.set({outside: 100.0}, after_choice=True), Steering.scale({outside: 0.5})):
         model(IDS, steering=steering)
-        assert torch.equal(mixed.passes.pop().kept.indices[0, 4], before[0, 4])
+        assert torch.equal(mixed.passes.pop().active.indices[0, 4], before[0, 4])
 
 
 @torch.no_grad()
@@ -126,10 +126,10 @@ def test_a_suppressed_concept_leaves_for_the_next(random_model):
     z = model(IDS, output_concepts=True).concept_logits
     first = int(z[0, 4].argmax())
     model(IDS, steering=Steering.suppress([first]))
-    assert mixed.passes[1].kept.indices[0, 4].tolist() == z[0, 4].topk(6).indices[1:].tolist()
-    assert not (mixed.passes[1].kept.indices == first).any()
+    assert mixed.passes[1].active.indices[0, 4].tolist() == z[0, 4].topk(6).indices[1:].tolist()
+    assert not (mixed.passes[1].active.indices == first).any()
     model(IDS, steering=Steering.suppress([first], after_choice=True))
-    kept = mixed.passes[2].kept
+    kept = mixed.passes[2].active
     assert kept.indices[0, 4, 0] == first and kept.values[0, 4].tolist() == [0.0, *z[0, 4].topk(5).values[1:].tolist()]
 
 
@@ -138,7 +138,7 @@ def test_suppressed_concepts_add_nothing_where_no_other_is_left(random_model):
     model = random_model(num_concepts=6)
     mixed = Mixed(model)
     logits = model(IDS, steering=Steering.suppress(range(6)) + Steering.scale({1: 0.0})).logits
-    assert not mixed.passes[0].kept.values.any()
+    assert not mixed.passes[0].active.values.any()
     assert torch.isfinite(logits).all()
     after = Steering.suppress(range(6), after_choice=True)
     assert_equal(model(IDS, steering=after).logits, logits)
@@ -246,8 +246,8 @@ def test_generated_positions_begin_after_each_prompt(random_model):
     ids, mask = left_padded([torch.randint(1, 53, (length,)) for length in (5, 3)])
     generated(model, ids, mask, steering=Steering.set({7: 99.0}, positions="generated"), do_sample=False)
     prompt, *later = mixed.passes
-    assert not (prompt.kept.values == 99.0).any()
-    assert len(later) == 5 and all((step.kept.values == 99.0).sum() == 2 for step in later)
+    assert not (prompt.active.values == 99.0).any()
+    assert len(later) == 5 and all((step.active.values == 99.0).sum() == 2 for step in later)
 
 
 @torch.no_grad()

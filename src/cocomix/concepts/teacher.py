@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from cocomix import fingerprint
 from cocomix.errors import InputError
-from cocomix.models.backbones import decoder_blocks, fuse_activations, positions_of
+from cocomix.models.backbones import decoder_blocks, fuse_activations, padded_positions
 from cocomix.models.linear_loss import linear_cross_entropy
 from cocomix.models.losses import IGNORE
 
@@ -85,7 +85,7 @@ def _inputs(input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Tenso
     """Arguments of a forward pass; padding is neither attended to nor counted in positions."""
     inputs: dict[str, Tensor | bool] = {"input_ids": input_ids, "use_cache": False}
     if attention_mask is not None:
-        inputs |= {"attention_mask": attention_mask, "position_ids": positions_of(attention_mask)}
+        inputs |= {"attention_mask": attention_mask, "position_ids": padded_positions(attention_mask)}
     return inputs
 
 

@@ -1,1 +1,5 @@
-"""The model. `causal_lm.py` and what it imports need only torch and transformers: saved models carry them along."""
+"""The models.
+
+`causal_lm.py` and its imports need only torch and transformers. Saved models carry copies of these files, so that they
+load with `trust_remote_code=True` where `cocomix` is not installed.
+"""

@@ -1,7 +1,9 @@
-"""Take any Hugging Face decoder apart: its blocks, its final norm, its two halves.
+"""Split any Hugging Face decoder into two, whatever its type.
 
-Nothing here knows a model by name. A decoder qualifies by its form: one list of `num_hidden_layers`
-blocks, one final norm, a token embedding, and either rotary positions or a learned position table.
+A decoder qualifies by its structure: one list of `num_hidden_layers` blocks, one final norm, a token embedding, and
+either rotary positions or a learned position table.
+
+Dimensions: B sequences, T tokens, D width.
 """
 
 from __future__ import annotations
@@ -20,26 +22,25 @@ class Stacks(NamedTuple):
     """The two halves of a decoder, each an ordinary Hugging Face decoder."""
 
     lower: PreTrainedModel
-    """Token and position embedding and the first blocks; its final norm is the identity."""
+    """Token and position embeddings and the first blocks; its final norm is the identity."""
     upper: PreTrainedModel
-    """The other blocks and the final norm; fed with `inputs_embeds`, without embeddings of its own."""
+    """The other blocks and the final norm; takes `inputs_embeds` and has no embeddings."""
 
 
 class NoPositions(nn.Module):
-    """Stands where a learned position table was: adds nothing, at any position."""
+    """Replaces a learned position table and adds nothing at any position."""
 
     def forward(self, position_ids: Tensor) -> Tensor:
         return torch.zeros((), device=position_ids.device)
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of a decoder's blocks, of the model itself or of its base model.
+    """Find the list of a decoder's blocks: the outermost list of `num_hidden_layers` modules.
 
-    It is the outermost list of `num_hidden_layers` modules: a block may hold lists of its own (experts), and a
-    model may hold its decoder one level down.
+    Blocks may contain further lists (experts), and a model may hold its decoder one level down.
 
     Raises:
-        ValueError: there is none, or more than one equally far out.
+        ValueError: there is no such list, or more than one at the outermost level.
     """
     decoder = model.base_model
     depth = decoder.config.get_text_config().num_hidden_layers
@@ -56,44 +57,45 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def final_norm_name(decoder: PreTrainedModel) -> str:
-    """The attribute that holds the norm after the last block.
+    """Find the attribute that holds the norm after the last block.
 
     Raises:
-        ValueError: there is not exactly one norm beside the blocks.
+        ValueError: there is not exactly one norm outside the blocks.
     """
     names = [name for name, child in decoder.named_children() if "norm" in type(child).__name__.lower()]
     if len(names) != 1:
         raise ValueError(
-            f"{type(decoder).__name__} has {len(names)} norms beside its blocks; exactly one final norm is needed"
+            f"{type(decoder).__name__} has {len(names)} norms outside its blocks; exactly one final norm is needed"
         )
     return names[0]
 
 
 def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model with torch's kernel of GPT-2's activation, which Transformers spells out in eight operations.
+    """Replace GPT-2's activation, eight operations in Transformers, by torch's fused kernel, in place.
 
-    One function in another order of rounding; each operation would write, and keep, four times the hidden states.
+    Both compute the same function up to rounding. Each unfused operation would store four times the hidden states.
     """
-    spelled_out = type(ACT2FN["gelu_new"])
+    unfused = type(ACT2FN["gelu_new"])
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is spelled_out:
+            if type(child) is unfused:
                 setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
     return model
 
 
-def positions_of(attention_mask: Tensor) -> Tensor:
-    """(B, T) positions of tokens in a padded batch: those that the mask keeps are counted, padding gets 0."""
+def padded_positions(attention_mask: Tensor) -> Tensor:
+    """(B, T) positions of tokens in a padded batch, counting unmasked tokens only."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def packed_texts(position_ids: Tensor | None, mask: Tensor | None, cached: bool) -> Tensor | None:
-    """(B, T) number of the text that each token belongs to, where rows hold several texts; None where each holds one.
+    """(B, T) index of the text that each token belongs to, if rows hold several texts; None if each holds one.
 
-    As in Transformers, a text begins where `position_ids` do not continue, if there is neither a mask nor a cache.
+    As in Transformers, a text starts where `position_ids` do not continue, if there is neither a mask nor a cache.
 
     Raises:
-        ValueError: positions start again within a row, and a mask or a cache hides that from Transformers' decoders.
+        ValueError: positions restart within a row together with a mask or a cache, where Transformers' decoders would
+            read one text.
     """
     if position_ids is None or position_ids.shape[-1] == 1:
         return None
@@ -105,24 +107,24 @@ def packed_texts(position_ids: Tensor | None, mask: Tensor | None, cached: bool)
         restarts = restarts & kept[:, 1:] & kept[:, :-1]
     if not torch.compiler.is_compiling() and restarts.any():
         raise ValueError(
-            "position_ids start again within a row, so it holds several texts, which a cache or an attention_mask "
+            "position_ids restart within a row, so it holds several texts, which a cache or an attention_mask "
             "would read as one; leave out attention_mask and past_key_values, and set use_cache to False"
         )
     return None
 
 
 def pair_mask(mask: Tensor | None, slots_in: Tensor, slots: int, past: int, texts: Tensor | None = None) -> Tensor:
-    """(B, 1, slots·T, slots·(past + T)) additive mask under which the slots of a token see each other too.
+    """(B, 1, slots·T, slots·(past + T)) additive mask with which the slots of a token attend to each other.
 
-    Still causal over tokens. Where all slots of a token hold the same, each sees every earlier key equally often and
-    so reads what one slot per token would read.
+    Attention stays causal over tokens. If all slots of a token are equal, each attends to every earlier key equally
+    often, and so reads what one slot per token would read.
 
     Args:
-        mask: (B, past + T), 0 at padding; None where there is none.
-        slots_in: (B, slots·T, D), input of the stack, for its shape and type.
-        slots: per token.
-        past: tokens in the cache.
-        texts: (B, T) or (1, T), as `packed_texts` returns them; a token sees its own text only.
+        mask: (B, past + T), 0 at padding; None without padding.
+        slots_in: (B, slots·T, D) input of the stack, for its shape and dtype.
+        slots: slots per token.
+        past: number of tokens in the cache.
+        texts: (B, T) or (1, T), as `packed_texts` returns them; a token attends to its own text only.
     """
     rows, new = slots_in.shape[0], slots_in.shape[1] // slots
     tokens = torch.arange(past + new, device=slots_in.device)
@@ -130,15 +132,15 @@ def pair_mask(mask: Tensor | None, slots_in: Tensor, slots: int, past: int, text
     if texts is not None:
         seen = seen & (texts[:, :, None] == texts[:, None]).to(seen.device)
     if mask is not None:
-        # Padding sees itself: a row that sees nothing would be no number.
+        # Padding attends to itself: a softmax over nothing would be NaN.
         seen = (seen & mask[:, None].to(seen.device, torch.bool)) | (tokens[past:, None] == tokens)
-    seen = seen.repeat_interleave(slots, dim=1).repeat_interleave(slots, dim=2).unsqueeze(1)
+    seen = seen.repeat_interleave(slots, dim=1).repeat_interleave(slots, dim=2).unsqueeze(1)  # one mask for all heads
     lowest = torch.finfo(slots_in.dtype).min
     return torch.zeros_like(seen, dtype=slots_in.dtype).masked_fill(~seen, lowest)
 
 
 def has_windows(config: PretrainedConfig) -> bool:
-    """Whether some blocks attend to a sliding window only."""
+    """Whether some blocks attend to a sliding window."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         return "sliding_attention" in kinds
@@ -146,7 +148,7 @@ def has_windows(config: PretrainedConfig) -> bool:
 
 
 def widen_windows(stack: PreTrainedModel, slots: int) -> None:
-    """Make a window of that many tokens one of as many slots, where each token takes `slots` positions."""
+    """Multiply a stack's sliding window by `slots`, so that it spans as many tokens as before, in place."""
     if slots == 1 or not has_windows(stack.config):
         return
     window = stack.config.sliding_window
@@ -159,7 +161,7 @@ def _refuse_special_attention(config: PretrainedConfig) -> None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not kinds <= {"full_attention", "sliding_attention"}:
         raise ValueError(
-            f"the backbone {config.model_type!r} has blocks of other kinds than full and sliding-window attention "
+            f"the backbone {config.model_type!r} has other blocks than full and sliding-window attention "
             f"(layer_types {', '.join(sorted(kinds))}), which cannot be split around the mixer"
         )
 
@@ -177,11 +179,11 @@ SCALES = (
     "logits_mup_width_multiplier",
     "output_multiplier",
 )
-"""Settings of decoders that scale their embeddings or logits. Without effect if absent, None, False or 1."""
+"""Settings with which decoders scale their embeddings or logits. No effect if absent, None, False or 1."""
 
 
-def scaling_of(config: PretrainedConfig) -> str | None:
-    """The first of `SCALES` that a configuration uses, or None."""
+def scaling_setting(config: PretrainedConfig) -> str | None:
+    """Return the first of `SCALES` that a configuration uses, or None."""
     for name in SCALES:
         value = getattr(config, name, None)
         if value is True or value not in (None, False, 1):
@@ -190,15 +192,15 @@ def scaling_of(config: PretrainedConfig) -> str | None:
 
 
 def _refuse_scaling(config: PretrainedConfig) -> None:
-    if (name := scaling_of(config)) is not None:
+    if (name := scaling_setting(config)) is not None:
         raise ValueError(
             f"the backbone {config.model_type!r} scales its embeddings or logits ({name} {getattr(config, name)}), "
-            "which two stacks and a plain token head do not repeat; set it to 1 or null"
+            "which two stacks with a plain token head do not reproduce; set it to 1 or null"
         )
 
 
 def _disable_embedding_dropout(stack: PreTrainedModel) -> None:
-    """Turn off the dropout that a decoder applies before its blocks, as a module or as a rate of its own."""
+    """Turn off the dropout that a decoder applies before its blocks, a module or a rate attribute."""
     for child in stack.children():
         if isinstance(child, nn.Dropout):
             child.p = 0.0
@@ -208,20 +210,20 @@ def _disable_embedding_dropout(stack: PreTrainedModel) -> None:
 
 
 def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
-    """Cut `decoder` in two after its first `insert_layer` blocks. The decoder itself becomes `lower`.
+    """Split `decoder` after its first `insert_layer` blocks. The decoder itself becomes `lower`.
 
-    Weights are moved, not copied, so the two halves hold exactly what the decoder held.
+    Weights are moved, not copied.
 
     Raises:
-        ValueError: the decoder is not of a form that can be cut (`decoder_blocks`, `final_norm_name`,
-            blocks of a special kind, scaled embeddings or logits).
+        ValueError: the decoder cannot be split: see `decoder_blocks` and `final_norm_name`, or it has other blocks than
+            attention, or it scales its embeddings or logits.
     """
     config = decoder.config
     _refuse_special_attention(config)
     _refuse_scaling(config)
     blocks, norm = decoder_blocks(decoder), final_norm_name(decoder)
 
-    with torch.device("meta"):  # from its own blocks: some decoders look at all of them when they are made
+    with torch.device("meta"):  # with its own blocks only: some decoders look at all blocks when they are built
         upper = type(decoder)._from_config(
             _with_blocks(config, slice(insert_layer, None)), attn_implementation=config._attn_implementation
         )
@@ -237,7 +239,7 @@ def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
             setattr(upper, name, NoPositions())
     _disable_embedding_dropout(upper)  # the lower half applies it
     upper.config = _with_blocks(config, slice(insert_layer, None))
-    for module in upper_blocks.modules():  # blocks count from 0 in their own stack, as its cache does
+    for module in upper_blocks.modules():  # blocks count from 0 in each stack, as its cache does
         if isinstance(layer := getattr(module, "layer_idx", None), int):
             module.layer_idx = layer - insert_layer  # type: ignore[assignment]  # torch types attributes as modules
         if hasattr(module, "config"):
@@ -250,14 +252,14 @@ def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
 
 
 def _with_blocks(config: PretrainedConfig, blocks: slice) -> PretrainedConfig:
-    """A copy of `config` that describes only these of its blocks."""
+    """Copy `config` and reduce it to some of its blocks."""
     cut = copy.deepcopy(config)
     keep_blocks(cut, blocks)
     return cut
 
 
 def keep_blocks(config: PretrainedConfig, blocks: slice) -> None:
-    """Make `config` describe only these of its blocks."""
+    """Reduce `config` to some of its blocks, in place."""
     kept = range(config.num_hidden_layers)[blocks]
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[index] for index in kept]

@@ -1,4 +1,4 @@
-"""Models from a few sizes: a backbone of any type, and the width that matches a parameter count."""
+"""Build backbones of any type from a few sizes, and match the width to a parameter count."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cocomix.settings import Blocks, Range
 from cocomix.suggest import did_you_mean
 
 MATCH_TOLERANCE = 0.02
-"""Two students are of equal size if their activated parameters differ by no more than this share."""
+"""Largest relative difference in activated parameters between students of equal size."""
 
 SET_BY_RECIPE = {
     "vocab_size": "tokenizer",
@@ -34,22 +34,23 @@ SET_BY_RECIPE = {
     "num_hidden_layers": "num_hidden_layers of the backbone",
     "num_attention_heads": "num_attention_heads of the backbone",
 }
-"""Keys of a Transformers configuration, each with what decides it in a recipe."""
+"""Keys of a Transformers configuration and the recipe keys that set them."""
 BLOCK_CONFIGS = {"attn_config", "ffn_config"}
-"""Configurations inside a configuration that describe parts of a block, not models of their own."""
+"""Nested configurations that describe parts of a block, not separate models."""
 
 
 @dataclass
 class BackboneConfig:
-    """Sizes of a decoder, in Hugging Face's names, or pretrained weights to start from.
+    """Sizes of a decoder, with Hugging Face's names, or pretrained weights to start from.
 
     Args:
         model_type: any decoder type of Transformers: gpt2, llama, …
         hidden_size: D, width of the residual stream.
-        num_hidden_layers: blocks.
-        num_attention_heads: attention heads per block.
-        options: any other key of that type's configuration, e.g. `num_key_value_heads`.
-        source: instead of sizes, a Hugging Face causal language model, folder or id, from whose weights students start.
+        num_hidden_layers: number of blocks.
+        num_attention_heads: number of attention heads per block.
+        options: other keys of that type's configuration, such as `num_key_value_heads`.
+        source: instead of sizes, folder or id of a Hugging Face causal language model with whose weights students
+            start.
     """
 
     model_type: str = "gpt2"
@@ -60,13 +61,15 @@ class BackboneConfig:
     source: str | None = None
 
     def problems(self) -> list[str]:
-        """Return what cannot work about these settings, a line each."""
+        """List what is wrong with these settings, one line each."""
         if self.source is not None:
             default = BackboneConfig(source=self.source)
             own = [each.name for each in dataclasses.fields(self)]
-            beside = [name for name in own if getattr(self, name) != getattr(default, name)]
+            redundant = [name for name in own if getattr(self, name) != getattr(default, name)]
             return (
-                [f"source is {self.source!r}, which has its own sizes; leave out {', '.join(beside)}"] if beside else []
+                [f"source is {self.source!r}, which has its own sizes; leave out {', '.join(redundant)}"]
+                if redundant
+                else []
             )
         names = {key: key for key in SET_BY_RECIPE}
         if self.model_type in CONFIG_MAPPING:
@@ -79,7 +82,7 @@ class BackboneConfig:
 
 
 def _no_dropout(config: PretrainedConfig) -> dict[str, float]:
-    """Dropout keys of a configuration type, all 0: dropout is off unless asked for."""
+    """Dropout keys of a configuration type, all 0: dropout is off by default."""
     return {
         key: 0.0
         for key, value in config.to_dict().items()
@@ -88,10 +91,10 @@ def _no_dropout(config: PretrainedConfig) -> dict[str, float]:
 
 
 def default_options(sizes: BackboneConfig, widened: bool = False) -> dict[str, Any]:
-    """The options that this project sets where `sizes` leaves them out; not the MLP's width of one that is widened.
+    """Return the default options of a backbone; empty for a type that cannot be one.
 
-    No dropout, a tied head, a key and value head per attention head, a gated MLP 8/3 as wide as the model. A type
-    that cannot be a backbone has none.
+    No dropout, a tied head, as many key and value heads as attention heads, and a gated MLP 8/3 as wide as the model,
+    unless `widened`, where the MLP follows from the matched size.
     """
     try:
         default = _default_config(sizes.model_type)
@@ -106,10 +109,10 @@ def default_options(sizes: BackboneConfig, widened: bool = False) -> dict[str, A
 
 
 def _default_config(model_type: str) -> PretrainedConfig:
-    """The configuration of a type as Transformers has it.
+    """Return the default configuration of a type.
 
     Raises:
-        InputError: an unknown type, or one whose size a recipe does not decide.
+        InputError: the type is unknown, or a recipe cannot set its size.
     """
     if model_type not in CONFIG_MAPPING:
         raise InputError(
@@ -118,8 +121,8 @@ def _default_config(model_type: str) -> PretrainedConfig:
         )
     if inner := set(CONFIG_MAPPING[model_type].sub_configs) - BLOCK_CONFIGS:
         raise InputError(
-            f"the {model_type} backbone cannot be built: the recipe's sizes do not reach its "
-            f"{', '.join(sorted(inner))}; use a model of text only"
+            f"the {model_type} backbone cannot be built: the recipe's sizes do not apply to its "
+            f"{', '.join(sorted(inner))}; use a text-only model"
         )
     with _refusals(model_type):
         return AutoConfig.for_model(model_type)
@@ -127,7 +130,7 @@ def _default_config(model_type: str) -> PretrainedConfig:
 
 @contextmanager
 def _refusals(model_type: str) -> Iterator[None]:
-    """Raise what Transformers refuses, which it does in many ways, as InputError."""
+    """Convert the various errors of Transformers to InputError."""
     try:
         yield
     except Exception as error:
@@ -136,12 +139,12 @@ def _refusals(model_type: str) -> Iterator[None]:
 
 
 def backbone_config(sizes: BackboneConfig, *, vocab_size: int, block_size: int, eos_token_id: int) -> PretrainedConfig:
-    """The Hugging Face configuration of a backbone for blocks of `block_size` tokens.
+    """Build the Hugging Face configuration of a backbone for blocks of `block_size` tokens.
 
-    What `options` leave out is as `default_options` has it.
+    `default_options` complete the options.
 
     Raises:
-        InputError: unknown type or option, or sizes that the type refuses or ignores.
+        InputError: an unknown type or option, or sizes that the type refuses or ignores.
     """
     _check_options(sizes)
     required: dict[str, Any] = {
@@ -155,7 +158,7 @@ def backbone_config(sizes: BackboneConfig, *, vocab_size: int, block_size: int, 
         **required,
         "bos_token_id": eos_token_id,
         "eos_token_id": eos_token_id,
-        "pad_token_id": None,  # else the token of that id, a real one in our vocabularies, would have no embedding
+        "pad_token_id": None,  # otherwise a real token of our vocabularies would have no embedding
         **default_options(sizes),
         **sizes.options,
     }
@@ -172,7 +175,7 @@ def backbone_config(sizes: BackboneConfig, *, vocab_size: int, block_size: int, 
 
 
 def _check_options(sizes: BackboneConfig) -> None:
-    """Raise InputError unless every option describes the architecture of the type."""
+    """Raise InputError for an option that is no architecture setting of the type."""
     default, general = _default_config(sizes.model_type), PretrainedConfig()
     for key in sizes.options:
         if key != "tie_word_embeddings" and (not hasattr(default, key) or hasattr(general, key)):
@@ -183,10 +186,10 @@ def _check_options(sizes: BackboneConfig) -> None:
 
 
 def pretrained_config(source: str, block_size: int) -> PretrainedConfig:
-    """Return the configuration of the model at `source`, to be trained in float32 without dropout.
+    """Load the configuration of the model at `source`, for training in float32 without dropout.
 
     Raises:
-        InputError: it does not load, or reads less than a block.
+        InputError: it does not load, or its context is shorter than a block.
     """
     config = load_config(source).get_text_config()
     context = getattr(config, "max_position_embeddings", block_size)
@@ -200,41 +203,41 @@ def pretrained_config(source: str, block_size: int) -> PretrainedConfig:
 
 
 def load_pretrained(source: str, config: PretrainedConfig) -> PreTrainedModel:
-    """Return the causal language model at `source` as `pretrained_config` has it."""
+    """Load the causal language model at `source` with a configuration of `pretrained_config`."""
     return fuse_activations(load_causal_lm(source, torch.float32, copy.deepcopy(config)))
 
 
 def _mlp_width(sizes: BackboneConfig) -> int:
-    """Width of a gated MLP with as many weights as a plain one of 4 D: 8/3 D, a multiple of 8."""
+    """Width of a gated MLP with as many weights as a plain one of width 4 D: 8/3 D, a multiple of 8."""
     return 8 * round(sizes.hidden_size / 3)
 
 
 def build_plain(config: PretrainedConfig) -> PreTrainedModel:
-    """A freshly initialised causal language model of that configuration (seeded by torch's generator)."""
+    """Build a causal language model with random weights from torch's generator."""
     return fuse_activations(AutoModelForCausalLM.from_config(config))
 
 
 def activated_parameters(model: PreTrainedModel) -> int:
-    """Weights that one token uses."""
+    """Count the weights that one token uses."""
     if isinstance(model, CoCoMixForCausalLM):
         return model.num_activated_parameters()
     return model.num_parameters() - idle_weights(model, model.config)
 
 
 def match_parameters(sizes: BackboneConfig, target: int, size_of: Callable[[BackboneConfig], int]) -> BackboneConfig:
-    """`sizes` widened so that a model of it has `target` weights, as near as it can.
+    """Widen `sizes` until a model has as close to `target` weights as possible.
 
-    The width grows by whole multiples of the heads, then the MLP takes up what is left.
+    The width grows in multiples of twice the number of heads, and the width of the MLP absorbs the remainder.
 
     Args:
-        sizes: depth, heads and type are kept.
-        target: weights wanted.
-        size_of: weights of the model that is made of some sizes.
+        sizes: sizes to widen; depth, heads and type stay.
+        target: number of weights.
+        size_of: function that counts the weights of a model with given sizes.
 
     Raises:
-        InputError: no width comes within `MATCH_TOLERANCE`.
+        InputError: no width is within `MATCH_TOLERANCE`.
     """
-    step = 2 * sizes.num_attention_heads  # rotary positions need an even width per head
+    step = 2 * sizes.num_attention_heads  # rotary positions need heads of even width
 
     def widened(steps: int) -> BackboneConfig:
         return dataclasses.replace(sizes, hidden_size=sizes.hidden_size + steps * step)

@@ -2,8 +2,8 @@
 
     layers of the lower stack: one entry per token │ layers of the upper stack: `slots` entries per token
 
-Whoever holds the cache (generation, assisted decoding, a caller that continues a text) counts and crops in tokens.
-Each stack reads its own layers through a view, which counts entries, as the stack does.
+Holders of the cache (generation, assisted decoding, a caller that continues a text) count and crop in tokens. Each
+stack reads its layers through a view, which counts entries.
 """
 
 from __future__ import annotations
@@ -15,45 +15,47 @@ from transformers import Cache, DynamicCache, PretrainedConfig, QuantizedCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 PLAIN = (Cache, DynamicCache, QuantizedCache)
-"""Classes that `StackedCache.of` converts. Another class may count in a way of its own."""
+"""Classes that `StackedCache.convert` converts. Other classes may count differently."""
 
 CROPPED = (DynamicLayer, DynamicSlidingWindowLayer)
-"""Layers that can be cropped. A quantized one inherits the method, which leaves its quantized part as it is."""
+"""Layers that can be cropped. A quantized layer inherits the method, which would skip its quantized part."""
 
 
 class StackView(Cache):
-    """The layers of one stack, shared with the whole cache, which stores the entries (and offloads them)."""
+    """The layers of one stack, as a view of the full cache, which stores (and offloads) the entries."""
 
-    def __init__(self, whole: Cache, layers: slice) -> None:
-        super().__init__(layers=whole.layers[layers])
-        self.whole, self.first = whole, layers.start or 0
+    def __init__(self, cache: Cache, layers: slice) -> None:
+        super().__init__(layers=cache.layers[layers])
+        self.cache, self.first = cache, layers.start or 0
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Add entries to a layer of this stack; return all of its keys and values."""
-        return self.whole.update(key_states, value_states, self.first + layer_idx, *args, **kwargs)
+        """Append entries to a layer of this stack; return all keys and values of the layer."""
+        return self.cache.update(key_states, value_states, self.first + layer_idx, *args, **kwargs)
 
 
 class StackedCache(Cache):
-    """The cache of a lower and an upper stack."""
+    """Cache of a lower and an upper stack."""
 
     split: int
-    """Layers of the lower stack."""
+    """Number of layers in the lower stack."""
     slots: int
-    """Entries of one token in the upper stack."""
+    """Entries per token in the upper stack."""
 
     def __init__(self, lower: PretrainedConfig, upper: PretrainedConfig, slots: int = 1) -> None:
-        """Make an empty cache for two stacks; the sliding windows of `upper` count entries."""
+        """Create an empty cache for two stacks. The sliding windows of `upper` count entries."""
         super().__init__(layers=[*DynamicCache(config=lower).layers, *DynamicCache(config=upper).layers])
         self.split, self.slots = lower.num_hidden_layers, slots
 
     @classmethod
-    def of(cls, cache: Cache | None, lower: PretrainedConfig, upper: PretrainedConfig, slots: int = 1) -> StackedCache:
-        """Return `cache` as the cache of these stacks; make one where it is None.
+    def convert(
+        cls, cache: Cache | None, lower: PretrainedConfig, upper: PretrainedConfig, slots: int = 1
+    ) -> StackedCache:
+        """Convert `cache` to a cache for these stacks; create one from None.
 
-        A plain cache becomes a stacked one in place, because callers pass the same object again.
+        Converts a plain cache in place, because callers pass the same object again.
 
         Raises:
-            ValueError: `cache` has a fixed size, another depth, entries of another model, or an unknown class.
+            ValueError: `cache` has a fixed size, a wrong depth, entries of another model, or an unknown class.
         """
         if cache is None:
             return cls(lower, upper, slots)
@@ -76,20 +78,20 @@ class StackedCache(Cache):
 
     @property
     def lower(self) -> Cache:
-        """The cache of the lower stack."""
+        """View of the lower stack."""
         return StackView(self, slice(self.split))
 
     @property
     def upper(self) -> Cache:
-        """The cache of the upper stack."""
+        """View of the upper stack."""
         return StackView(self, slice(self.split, None))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of which a layer holds entries."""
+        """Return the number of tokens that a layer holds."""
         return super().get_seq_length(layer_idx) // (1 if layer_idx < self.split else self.slots)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last −`tokens_to_remove` tokens; Transformers passes their number as a negative one."""
+        """Remove the last −`tokens_to_remove` tokens. Transformers passes a negative number."""
         if not all(type(layer) in CROPPED for layer in self.layers):
             raise ValueError("a quantized cache cannot be cropped, as assisted decoding does; use another cache")
         self.lower.crop(tokens_to_remove)
@@ -97,8 +99,8 @@ class StackedCache(Cache):
 
 
 def _check_plain(cache: Cache, depth: int, slots: int) -> None:
-    """Raise ValueError unless a cache that is not stacked can become one; give it all its layers."""
-    if cache.layer_class_to_replicate is not None:  # a cache that makes its layers at their first use
+    """Raise ValueError if a plain cache cannot be converted; create its layers if it has none yet."""
+    if cache.layer_class_to_replicate is not None:  # a cache that creates its layers on first use
         cache.layers.extend(cache.layer_class_to_replicate() for _ in range(depth - len(cache)))
     lengths = [layer.get_seq_length() for layer in cache.layers if isinstance(layer, DynamicLayer)]
     if type(cache) not in PLAIN or not depth == len(lengths) == len(cache):

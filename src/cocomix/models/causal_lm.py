@@ -1,9 +1,23 @@
-"""CoCoMix: a decoder that predicts concepts in mid-depth and goes on from its own prediction.
+"""CoCoMix: a decoder that predicts concepts in mid-depth and continues from its own prediction (arXiv 2502.08524).
 
     tokens ─► lower blocks ─► mixer (predict C concepts, keep K, compress) ─► upper blocks ─► next token
+      (B, T)        h (B, T, D)                           (B, slots·T, D)        h (B, T, D)      (B, T, V)
 
-Two ordinary Hugging Face decoders with the mixer between them: whatever the backbone brings (attention
-kernels, gradient checkpointing, sharding) works here. One cache serves both halves (`cache.py`).
+What is special about it:
+
+- Both halves are ordinary Hugging Face decoders (`backbones.py`), so attention kernels, gradient checkpointing and
+  sharding of the backbone work.
+- The mixer (`mixer.py`) predicts C concepts from h, compresses the K strongest into a vector c, and inserts c after
+  each token (`mixing="interleave"`, 2 slots per token above) or adds it to h (`mixing="add"`, 1 slot).
+- The next token is predicted from the last slot of each token.
+- Masks and positions of the upper blocks count slots (`_slot_mask`, `_slot_positions`). One cache serves both halves
+  and counts tokens (`cache.py`).
+- Steering edits the concept logits before or after the K strongest are chosen (`steering.py`, `steerable.py`).
+- Losses need neither (B, T, V) nor (B, T, C) in memory (`linear_loss.py`).
+- `from_backbone` starts from a pretrained decoder without changing its predictions (`retrofit.py`).
+
+Dimensions: B sequences, T tokens, D width, C concepts, K concepts mixed per token, A labels per token, V vocabulary,
+d teacher width.
 """
 
 from __future__ import annotations
@@ -24,37 +38,38 @@ from .experts import idle_weights
 from .losses import IGNORE, concept_loss, hidden_state_loss, mean_loss
 from .mixer import MIXERS, MixedWithLoss, Mixer
 from .retrofit import Retrofit
-from .stacked import Reading, StackedForCausalLM, kept_positions, recorded
+from .stacked import StackedForCausalLM, StackInputs, adds_to_signature, recorded
 from .steerable import Steerable
 
 
 @dataclass
 class CoCoMixOutput(ModelOutput):
-    """What `CoCoMixForCausalLM` returns. B sequences, T tokens, V vocabulary, C concepts."""
+    """Output of `CoCoMixForCausalLM`."""
 
     loss: Tensor | None = None
-    """token_loss + concept_loss_weight · (concept_loss or hidden_loss), of those that were asked for."""
+    """token_loss + concept_loss_weight · (concept_loss or hidden_loss), of the losses whose targets are given."""
     logits: Tensor | None = None
-    """(B, T, V) next-token logits, or fewer positions with `logits_to_keep`."""
+    """(B, T, V) next-token logits, or of fewer positions with `logits_to_keep`."""
     past_key_values: Cache | None = None
     """Cache of both halves, whose length is in tokens."""
     token_loss: Tensor | None = None
-    """Mean next-token cross-entropy, nats; needs `labels`."""
+    """Mean next-token cross-entropy in nats, with `labels`."""
     concept_loss: Tensor | None = None
-    """Concept cross-entropy, nats, not weighted; needs `concept_ids`."""
+    """Concept cross-entropy in nats, unweighted, with `concept_ids`."""
     hidden_loss: Tensor | None = None
-    """Distance to the teacher's hidden states, not weighted; needs `teacher_hidden_states`."""
+    """Distance to the teacher's hidden states, unweighted, with `teacher_hidden_states`."""
     concept_logits: Tensor | None = None
-    """(B, T, C) predicted concepts, with `output_concepts=True`; as steered, where that is before the choice."""
+    """(B, T, C) predicted concepts, with `output_concepts=True`, including steering before the choice."""
     hidden_states: tuple[Tensor, ...] | None = None
     """With `output_hidden_states=True`: embeddings and the output of each block below the mixer, (B, T, D), then the
     output of the mixer and of each block above it, (B, slots·T, D), the last one after the final norm."""
     attentions: tuple[Tensor, ...] | None = None
-    """With `output_attentions=True`: the weights of each block, over T positions below the mixer and slots·T above."""
+    """Attention weights of each block, over T positions below the mixer and slots·T above, with
+    `output_attentions=True`."""
 
 
 class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
-    """A causal language model with continuous concept mixing (arXiv 2502.08524)."""
+    """A causal language model with continuous concept mixing."""
 
     config_class = CoCoMixConfig
     bottom = "lower"
@@ -63,7 +78,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         super().__init__(config)
         if config.slot_attention == "pair" and has_windows(config.backbone_config):
             raise ValueError(
-                f"slot_attention is 'pair', whose mask knows no sliding window, and the backbone "
+                f"slot_attention is 'pair', whose mask supports no sliding window, and the backbone "
                 f"{config.backbone_config.model_type!r} has one; use slot_attention 'causal' or mixing 'add'"
             )
         self.lower, self.upper = split_decoder(self._decoder(config), config.insert_layer)
@@ -78,149 +93,124 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             module.reset_parameters(std=getattr(self.config.backbone_config, "initializer_range", 0.02))
 
     def num_activated_parameters(self) -> int:
-        """Weights that one token uses: without the C − K compress rows that it does not read, and its idle experts."""
+        """Count the weights that one token uses: all but the C − K other compress rows and its idle experts."""
         unused = idle_weights(self, self.config)
         if self.config.mixes_concepts:
             unused += (self.config.num_concepts - self.config.num_active_concepts) * self.config.hidden_size
         return self.num_parameters() - unused
 
     @can_return_tuple
+    @adds_to_signature(StackedForCausalLM.prepare_inputs)
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
+        *args: Any,
         concept_ids: Tensor | None = None,
         teacher_hidden_states: Tensor | None = None,
-        use_cache: bool | None = None,
         steering: Any = None,
         output_concepts: bool = False,
-        output_logits: bool = True,
-        logits_to_keep: int | Tensor = 0,
-        num_items_in_batch: Tensor | int | None = None,
         num_concept_items_in_batch: Tensor | int | None = None,
         num_hidden_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CoCoMixOutput:
-        """Prediction of the next token and of the mixer's content, with their losses where targets are given.
+        """Predict the next token and the mixer's content; compute the losses whose targets are given.
 
         Args:
-            input_ids: (B, T) token ids; or `inputs_embeds`, (B, T, D).
-            attention_mask: (B, past + T), 0 at padding, on either side.
-            position_ids: (B, T); by default counted over the tokens that the mask keeps. Where they start again within
-                a row, the row holds several texts, each of which is read alone.
-            past_key_values: a dynamic cache; extended in place.
-            labels: (B, T) token ids (they are shifted here), −100 for no target.
-            concept_ids: (B, T, A) concept labels, −100 for none.
-            teacher_hidden_states: (B, T, d) targets of predicted hidden states; those at padding are ignored.
-            use_cache: return a cache; by default outside training.
+            args: arguments of `StackedForCausalLM.prepare_inputs`: `input_ids`, `attention_mask`, `labels`, …
+            concept_ids: (B, T, A) concept labels, −100 for none. Unless `output_concepts` is set, (B, T, C) is never
+                materialized.
+            teacher_hidden_states: (B, T, d) targets of predicted hidden states; padding is ignored.
             steering: {concept: strength} to add to concept logits before the choice, a `Steering`, or a list with one
                 of either, or None, for each row.
-            output_concepts: also return the concept logits, (B, T, C).
-            output_logits: return the logits. Without them a loss costs less memory and time, as do concept labels
-                without `output_concepts`: neither (B, T, V) nor (B, T, C) lives whole.
-            logits_to_keep: as in Transformers: the last so many positions, or their indices; 0 for all.
-            num_items_in_batch: number of token targets of the whole batch of which this is a part. Given by
-                Transformers' Trainer.
-            num_concept_items_in_batch: number of tokens with a concept label of that batch. By default
-                `num_items_in_batch`, so that a batch has the same loss in however many parts it is computed; without
-                that, the number of them here.
-            num_hidden_in_batch: number of tokens with a hidden state of that batch; by default the same.
-            kwargs: `output_hidden_states`, `output_attentions`, and `IGNORED_ARGUMENTS`.
+            output_concepts: return the concept logits, (B, T, C).
+            num_concept_items_in_batch: number of tokens with a concept label in the full batch. By default
+                `num_items_in_batch`, so that the loss of a batch does not depend on how it is split; without that,
+                their number here.
+            num_hidden_in_batch: number of tokens with a hidden state in the full batch, with the same defaults.
+            kwargs: arguments of `StackedForCausalLM.prepare_inputs`.
 
         Raises:
-            ValueError: a mask of another shape, a cache of fixed size or of another model, several texts in a row with
-                a mask or a cache, targets of something that is not predicted here, a number of targets without labels,
-                attention weights of a kernel that has none, or steering that is not for this model or comes with
-                concept labels.
-            TypeError: an argument that no Hugging Face decoder knows.
+            TypeError: as `StackedForCausalLM.prepare_inputs`.
+            ValueError: the same; targets of something that this model does not predict; steering that does not fit
+                this model or comes with `concept_ids`.
         """
-        record = self._check_arguments(kwargs, labels, num_items_in_batch)
-        self._check_asked("concepts", concept_ids=concept_ids, output_concepts=output_concepts or None)
-        self._check_asked("hidden_states", teacher_hidden_states=teacher_hidden_states)
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        read = self._reading(inputs_embeds, attention_mask, position_ids, past_key_values, use_cache)
-        lower_cache, upper_cache = (None, None) if read.cache is None else (read.cache.lower, read.cache.upper)
-        steered = self._steered_batch(steering, read.position_ids, len(inputs_embeds))
+        config, slots = self.config, self.config.slots_per_token
+        self._check_content("concepts", concept_ids=concept_ids, output_concepts=output_concepts or None)
+        self._check_content("hidden_states", teacher_hidden_states=teacher_hidden_states)
+        inputs = self.prepare_inputs(*args, **kwargs)
+        steered = self._steered_batch(steering, inputs.position_ids, len(inputs.embeds))
         if steered is not None and concept_ids is not None:
             raise ValueError("concept_ids score what the model itself predicts; leave out steering or them")
 
         lower = self.lower(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=read.position_ids,
-            past_key_values=lower_cache,
-            use_cache=read.use_cache,
-            **record,
-        )
+            inputs_embeds=inputs.embeds,
+            attention_mask=inputs.attention_mask,
+            position_ids=inputs.position_ids,
+            past_key_values=inputs.lower_cache,
+            use_cache=inputs.use_cache,
+            **inputs.record,
+        )  # last_hidden_state (B, T, D)
         mixed = self.mixer(lower.last_hidden_state, None if output_concepts else concept_ids, steered)
-        predicted: Any = None if isinstance(mixed, MixedWithLoss) else mixed.predicted
+        predicted: Any = None if isinstance(mixed, MixedWithLoss) else mixed.predicted  # (B, T, C) or (B, T, d)
         upper = self.upper(
             inputs_embeds=mixed.hidden_states,
-            attention_mask=self._slot_mask(attention_mask, mixed.hidden_states, read),
-            position_ids=self._slot_positions(read.position_ids, self.config.slot_positions),
-            past_key_values=upper_cache,
-            use_cache=read.use_cache,
-            **record,
-        )
-        slots = self.config.slots_per_token
-        h = upper.last_hidden_state[:, slots - 1 :: slots]  # the token is predicted from its last slot
+            attention_mask=self._slot_mask(mixed.hidden_states, inputs),
+            position_ids=self._slot_positions(inputs.position_ids, config.slot_positions),
+            past_key_values=inputs.upper_cache,
+            use_cache=inputs.use_cache,
+            **inputs.record,
+        )  # last_hidden_state (B, slots·T, D)
+        h = upper.last_hidden_state[:, slots - 1 :: slots]  # (B, T, D), the last slot of each token
 
-        kept, whole = kept_positions(logits_to_keep)
-        logits = self.lm_head(h[:, kept]) if output_logits else None
-        token = concept = hidden = None
-        if labels is not None:
-            token = self._token_loss(h, logits if whole else None, labels, num_items_in_batch)
+        logits = self._logits(h, inputs)
+        token = self._token_loss(h, logits, inputs)
+        concept = hidden = None
         if concept_ids is not None:
             total = mixed.concept_loss if isinstance(mixed, MixedWithLoss) else concept_loss(predicted, concept_ids, 1)
-            items = num_items_in_batch if num_concept_items_in_batch is None else num_concept_items_in_batch
+            items = inputs.num_items if num_concept_items_in_batch is None else num_concept_items_in_batch
             concept = mean_loss(total, (concept_ids != IGNORE).any(-1), items)
         if teacher_hidden_states is not None:
-            items = num_items_in_batch if num_hidden_in_batch is None else num_hidden_in_batch
-            is_token = None if attention_mask is None else attention_mask[:, -h.shape[1] :].bool()
-            kind = self.config.regression_loss
-            hidden = hidden_state_loss(predicted, teacher_hidden_states, kind, items, is_token)
+            items = inputs.num_items if num_hidden_in_batch is None else num_hidden_in_batch
+            mask = inputs.attention_mask
+            is_token = None if mask is None else mask[:, -h.shape[1] :].bool()
+            hidden = hidden_state_loss(predicted, teacher_hidden_states, config.regression_loss, items, is_token)
         return CoCoMixOutput(
-            loss=self._total(token, concept if hidden is None else hidden),
+            loss=self._total_loss(token, concept if hidden is None else hidden),
             token_loss=token,
             concept_loss=concept,
             hidden_loss=hidden,
             logits=logits,
             concept_logits=predicted if output_concepts else None,
-            past_key_values=read.cache if read.use_cache else None,
+            past_key_values=inputs.cache if inputs.use_cache else None,
             **recorded((lower, upper)),
         )
 
-    def _check_asked(self, content: str, **asked: object) -> None:
-        """Raise ValueError if something is asked for that belongs to another content than this model's."""
-        for name, value in asked.items():
+    def _check_content(self, content: str, **arguments: object) -> None:
+        """Raise ValueError if an argument is given that needs another `content` than this model has."""
+        for name, value in arguments.items():
             if value is not None and self.config.content != content:
                 raise ValueError(f"{name} was given, but this model mixes in {self.config.content}; leave it out")
 
-    def _total(self, token: Tensor | None, prediction: Tensor | None) -> Tensor | None:
+    def _total_loss(self, token: Tensor | None, prediction: Tensor | None) -> Tensor | None:
+        """Token loss + λ · prediction loss, of those that are given."""
         if prediction is None:
             return token
         weighted = self.config.concept_loss_weight * prediction
         return weighted if token is None else token + weighted.to(token.device)
 
     def _stacked_cache(self, given: Cache | None) -> StackedCache:
-        """The cache of both halves."""
-        return StackedCache.of(given, self.lower.config, self.upper.config, self.config.slots_per_token)
+        """Convert or create the cache of both halves."""
+        return StackedCache.convert(given, self.lower.config, self.upper.config, self.config.slots_per_token)
 
     def _slot_positions(self, position_ids: Tensor, kind: str) -> Tensor:
-        """(B, slots·T) positions in the upper stack, `interleaved` or `repeat`."""
+        """(B, T) positions of tokens to (B, slots·T) positions in the upper stack, `interleaved` or `repeat`."""
         slots = self.config.slots_per_token
         if slots == 1 or kind == "repeat":
             return position_ids.repeat_interleave(slots, dim=-1)
         return torch.stack([slots * position_ids + slot for slot in range(slots)], dim=-1).flatten(-2)
 
-    def _slot_mask(self, mask: Tensor | None, slots_in: Tensor, read: Reading) -> Any:
-        """The attention mask of the upper stack, in a form that the stack takes; None for a plain causal one."""
-        slots, kernel = self.config.slots_per_token, self.upper.config._attn_implementation
+    def _slot_mask(self, slots_in: Tensor, inputs: StackInputs) -> Any:
+        """Attention mask of the upper stack for its input (B, slots·T, D), in a form that it takes; None for causal."""
+        mask, slots, kernel = inputs.attention_mask, self.config.slots_per_token, self.upper.config._attn_implementation
         if slots == 1:
             return mask
         if self.config.slot_attention == "pair":
@@ -229,21 +219,21 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
                     f"slot_attention is 'pair', whose mask the attention implementation {kernel!r} does not take; "
                     "use sdpa or eager, or slot_attention 'causal'"
                 )
-            return pair_mask(mask, slots_in, slots, read.past, read.texts)
+            return pair_mask(mask, slots_in, slots, inputs.past, inputs.texts)
         if self.config.slot_positions == "repeat" and "flash" in kernel:
             raise ValueError(
                 f"slot_positions is 'repeat', which the attention implementation {kernel!r} reads as several texts; "
                 "use sdpa, eager or flex_attention"
             )
         if mask is not None:
-            return mask.repeat_interleave(slots, dim=-1)
+            return mask.repeat_interleave(slots, dim=-1)  # (B, slots·(past + T))
         if self.config.slot_positions != "repeat":
             return None
-        # Transformers would read repeated positions as the seams of packed texts.
-        if read.texts is not None:
-            seams = self._slot_positions(read.position_ids, "interleaved")
-            return create_masks_for_generate(self.upper.config, slots_in, None, None, position_ids=seams)
-        length = slots * read.past + slots_in.shape[1]
+        # Without an explicit mask, Transformers would take repeated positions for boundaries of packed texts.
+        if inputs.texts is not None:
+            boundaries = self._slot_positions(inputs.position_ids, "interleaved")
+            return create_masks_for_generate(self.upper.config, slots_in, None, None, position_ids=boundaries)
+        length = slots * inputs.past + slots_in.shape[1]
         return slots_in.new_ones((slots_in.shape[0], length), dtype=torch.long)
 
 

@@ -1,4 +1,4 @@
-"""Whether a backbone that nothing here knows by name can be trained and split: tried out, not looked up."""
+"""Try out whether an unknown backbone can be trained and split."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ from cocomix.models.building import build_plain
 from cocomix.models.causal_lm import CoCoMixForCausalLM
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit, relative to the largest, that rounding explains."""
-
-
+"""Largest difference between logits, relative to the largest logit, that rounding explains."""
 TRIAL_TOKENS = 8
-"""Context that a configuration must have to be checked, and so every recipe."""
+"""Smallest context length that can be checked, and so the smallest that a recipe may have."""
 
 
 @torch.no_grad()
 def check_backbone(config: PretrainedConfig, is_split: bool) -> None:
-    """Raise InputError unless decoders of this configuration can be trained, and, if asked, split around a mixer.
+    """Raise InputError unless decoders of this configuration can be trained and, with `is_split`, split around a mixer.
 
-    A decoder of two blocks is built. It must be causal and have finite logits and gradients. Split, it must predict
-    the same as whole, and the same read in pieces with a cache as in one pass.
+    Builds a decoder of two blocks, which must be causal and have finite logits and gradients. Splitting it must not
+    change its predictions, nor must reading a text in pieces with a cache.
     """
     problem = None
     with torch.random.fork_rng(devices=[]):
@@ -35,7 +33,7 @@ def check_backbone(config: PretrainedConfig, is_split: bool) -> None:
             small = copy.deepcopy(config)
             try:
                 keep_blocks(small, slice(2))
-            except Exception:  # of types that are no stack of blocks, which are not cheap to try
+            except Exception:  # types that are no stack of blocks are too expensive to try
                 if is_split:
                     raise
                 return
@@ -50,7 +48,7 @@ def check_backbone(config: PretrainedConfig, is_split: bool) -> None:
                 problem = _not_cached(split, ids)
         except ValueError as error:
             problem = " ".join(str(error).split())[:300]
-        except Exception as error:  # the ways in which an unknown decoder can be of another form are many
+        except Exception as error:  # unknown decoders fail in many ways
             problem = f"a trial fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     if problem is not None:
         named = f"the backbone {config.model_type!r} "
@@ -84,7 +82,7 @@ def _not_cached(split: PreTrainedModel, ids: Tensor) -> str | None:
     rest = split(input_ids=ids[:, 5:], past_key_values=first.past_key_values, use_cache=True)
     whole = split(input_ids=ids, use_cache=False).logits
     pieces = torch.cat([first.logits, rest.logits], dim=1)
-    return None if _alike(pieces, whole) else "read in pieces with a cache it predicts something else than in one pass"
+    return None if _alike(pieces, whole) else "its predictions with a cache differ from those of a single pass"
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

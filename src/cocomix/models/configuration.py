@@ -1,7 +1,6 @@
-"""What a CoCoMix model is made of, as saved in its `config.json`.
+"""Configurations of the models, as saved in `config.json`.
 
-Like every file of this package it needs only torch and transformers, so that a saved model carries it
-along and loads with `trust_remote_code=True` where `cocomix` is not installed.
+Dimensions: D width, C concepts, K concepts mixed per token, d teacher width.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 class StackedConfig(PretrainedConfig):
-    """Configuration of a model made of the stacks that a backbone is cut into.
+    """Configuration of a model that splits a backbone into stacks.
 
     Args:
-        backbone_config: configuration of the decoder that is cut, as a Transformers config or as its dictionary
-            (with `model_type`).
-        kwargs: of every Transformers configuration. `tie_word_embeddings` is the backbone's unless given here.
+        backbone_config: configuration of the decoder that is split: a Transformers configuration, or its dictionary
+            with `model_type`.
+        kwargs: arguments of every Transformers configuration. `tie_word_embeddings` defaults to the backbone's.
     """
 
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (Transformers' own class attribute)
@@ -48,15 +47,15 @@ class StackedConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def _check(self) -> None:
-        """Raise ValueError for a value out of its range."""
+        """Raise ValueError if a value is out of its range."""
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
-        """The backbone's configuration, which knows widths, depth and vocabulary."""
+        """Return the backbone's configuration, which holds widths, depth and vocabulary."""
         return self.backbone_config
 
     @property
     def vocab_size(self) -> int:
-        """Entries of the token vocabulary."""
+        """Size of the token vocabulary."""
         return self.backbone_config.vocab_size
 
     @property
@@ -66,7 +65,7 @@ class StackedConfig(PretrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Blocks of all stacks together."""
+        """Number of blocks in all stacks together."""
         return self.backbone_config.num_hidden_layers
 
     @property
@@ -78,28 +77,30 @@ class StackedConfig(PretrainedConfig):
 class CoCoMixConfig(StackedConfig):
     """Configuration of `CoCoMixForCausalLM`.
 
-    The defaults are the published settings but for concept_slot and concept_loss_weight: as published, `concept`, 0.1.
+    The defaults are the published settings except for `concept_slot` (published: `concept`) and `concept_loss_weight`
+    (published: 0.1).
 
     Args:
         backbone_config: configuration of the decoder that is split around the mixer.
         insert_layer: number of backbone blocks that run before the mixer, 0 ≤ insert_layer < blocks.
-        content: what the inserted vector is made of: `concepts` that the model predicts; `hidden_states` of the
-            teacher, predicted in their place; or `pause`, a learned vector and no prediction.
-        num_concepts: C, concepts (SAE latents) that the model predicts.
-        num_active_concepts: K, predicted concepts that are mixed per token, 1 ≤ K ≤ C.
-        mixing: `interleave` puts the vector after each token (twice the positions above), `add` adds it to the
+        content: content of the inserted vector: `concepts` that the model predicts, `hidden_states` of the teacher
+            that it predicts, or `pause`, a learned vector without a prediction.
+        num_concepts: C, number of concepts (SAE latents) that the model predicts.
+        num_active_concepts: K, number of predicted concepts mixed per token, 1 ≤ K ≤ C.
+        mixing: `interleave` inserts the vector after each token (twice the positions above), `add` adds it to the
             token's hidden state, `none` only predicts.
-        concept_slot: what the vector c becomes: `concept`, c as published, or `residual`, c + h − mean(h) where it is
-            interleaved and c − mean(h) where it is added, so that c = mean(h) changes nothing.
-        slot_positions: rotary positions of the two slots of token t: `interleaved` (2t, 2t+1) or
-            `repeat` (t, t). Backbones with learned positions do not use it.
-        slot_attention: `causal`, as published, or `pair`: the two slots of a token see each other.
-        concept_loss_weight: λ, weight of the loss of the prediction beside the token loss.
+        concept_slot: how the vector c enters: `concept`, as c (published), or `residual`, as c + h − mean(h) where it
+            is interleaved and c − mean(h) where it is added, so that c = mean(h) changes nothing.
+        slot_positions: rotary positions of the two slots of token t: `interleaved` (2t, 2t+1) or `repeat` (t, t).
+            No effect on backbones with learned positions.
+        slot_attention: `causal` (published), or `pair`: the two slots of a token attend to each other.
+        concept_loss_weight: λ, weight of the prediction loss relative to the token loss.
         teacher_hidden_size: d, width of the predicted hidden states.
-        regression_loss: of predicted hidden states, l1, l2 or cosine.
+        regression_loss: loss of predicted hidden states: l1, l2 or cosine.
+        kwargs: arguments of `StackedConfig`.
 
     Raises:
-        ValueError: a value is out of its range, or the backbone has none of the needed fields.
+        ValueError: a value is out of its range.
     """
 
     model_type = "cocomix"
@@ -153,17 +154,17 @@ class CoCoMixConfig(StackedConfig):
             )
         if self.content == "hidden_states" and not (self.teacher_hidden_size or 0) >= 1:
             raise ValueError(
-                f"teacher_hidden_size is {self.teacher_hidden_size}; to predict hidden states it must be the "
-                "teacher's width"
+                f"teacher_hidden_size is {self.teacher_hidden_size}; to predict hidden states it must be the width of "
+                "the teacher"
             )
         if self.content == "pause" and self.mixing == "none":
-            raise ValueError("mixing is 'none' with content 'pause', which leaves nothing of it; use interleave or add")
+            raise ValueError("mixing is 'none' with content 'pause', which has no effect; use interleave or add")
         if not self.concept_loss_weight >= 0:
             raise ValueError(f"concept_loss_weight is {self.concept_loss_weight}; it must be 0 or more")
 
     @property
     def slots_per_token(self) -> int:
-        """Positions that one token takes in the upper blocks: 2 when interleaved, else 1."""
+        """Positions that a token takes in the upper blocks: 2 if interleaved, else 1."""
         return 2 if self.mixing == "interleave" else 1
 
     @property

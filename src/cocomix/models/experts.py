@@ -1,7 +1,7 @@
-"""Mixtures of experts: how many of their weights a token uses, for any backbone of Transformers.
+"""Count the expert weights that a token uses, in any mixture-of-experts backbone of Transformers.
 
-Transformers keeps the experts of a block in one module, each kind of weight stacked in a parameter (E, …). The router
-in front of them is a module of its own.
+Transformers keeps the E experts of a block in one module, with each kind of weight stacked in a parameter (E, …). The
+router is a separate module.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from torch import nn
 from transformers import PretrainedConfig
 
 PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
-"""What configurations call the number of experts that a token is sent to."""
+"""Names in configurations of the number of experts per token."""
 
 
 def expert_modules(module: nn.Module) -> Iterator[tuple[nn.Module, int]]:
-    """All modules in `module` that hold the experts of a block, each with the number E of its experts."""
+    """Iterate over the modules in `module` that hold a block's experts, with the number E of experts in each."""
     for child in module.modules():
         stacked = [weight for weight in child.parameters(recurse=False) if weight.dim() == 3]
         if stacked and not isinstance(child, nn.Conv1d):
@@ -24,10 +24,10 @@ def expert_modules(module: nn.Module) -> Iterator[tuple[nn.Module, int]]:
 
 
 def experts_per_token(config: PretrainedConfig) -> int:
-    """Number of experts that a token is sent to.
+    """Return the number of experts that a token is routed to.
 
     Raises:
-        ValueError: the configuration does not name it.
+        ValueError: the configuration does not state it.
     """
     text = config.get_text_config()
     for holder in (text, getattr(text, "ffn_config", None)):
@@ -41,7 +41,7 @@ def experts_per_token(config: PretrainedConfig) -> int:
 
 
 def idle_weights(module: nn.Module, config: PretrainedConfig) -> int:
-    """Weights of experts in `module` that a token is not sent to."""
+    """Count the weights of experts in `module` that a token is not routed to."""
     idle = 0
     for experts, count in expert_modules(module):
         stored = sum(weight.numel() for weight in experts.parameters())

@@ -1,6 +1,6 @@
-"""A linear layer and its cross-entropy, fused in chunks: the full logits are never materialized.
+"""Linear layer and cross-entropy fused in chunks: the full logits are never materialized.
 
-N rows, D width, C classes (concepts or tokens), A labels per row, K logits kept per row.
+Dimensions: N rows, D width, C classes (concepts or tokens), A labels per row, K logits kept per row.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from torch._subclasses import FakeTensor
 from .losses import IGNORE, concept_loss, mean_loss
 
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
-"""Size of a chunk's logits in float32: large enough for fast matrix products."""
+"""Bytes of a chunk's logits in float32, by device type: large enough for fast matrix products."""
 FLOAT16_SCALE = 2.0**14
-"""Factor of probabilities cast to float16: the largest stays below 65504, and the smallest are not flushed to zero."""
+"""Scale of probabilities cast to float16: the largest stays below 65504, and the smallest do not underflow to 0."""
 
 
 class LinearLoss(NamedTuple):
     """Result of `linear_loss` and `linear_cross_entropy`."""
 
     total: Tensor
-    """Sum over the rows with a label of logsumexp(z) − mean of z at the row's labels; 0-dimensional, in nats."""
+    """Scalar in nats: logsumexp(z) − mean of z at the row's labels, summed over rows with a label."""
     values: Tensor
-    """(N, K) the largest logits of each row."""
+    """(N, K) largest logits of each row."""
     indices: Tensor
-    """(N, K) int64, their classes."""
+    """(N, K) int64 classes of these logits."""
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a call of `module` computes x · weightᵀ + bias and nothing else, so that its weight may be read instead.
+    """Whether calling `module` computes x · weightᵀ + bias and nothing else, so that its weight can be used directly.
 
     Adapters, quantization, pruning, sharding and offloading replace the module, its weight or its `forward`, or add
     hooks.
@@ -47,12 +47,12 @@ def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def linear_loss(linear: nn.Module, x: Tensor, labels: Tensor, keep: int = 0) -> LinearLoss:
-    """Cross-entropy of z = linear(x) and the `keep` largest z of each row: fused if `linear` is plain, else by a call.
+    """Cross-entropy of z = linear(x) and the `keep` largest z of each row, fused if `linear` is plain.
 
     Args:
-        linear: maps (N, D) to (N, C).
+        linear: module that maps (N, D) to (N, C).
         x: (N, D).
-        labels: (N, A) int64, `IGNORE` for no label.
+        labels: (N, A) int64, `IGNORE` for an empty label slot.
         keep: K.
     """
     if is_plain(linear):
@@ -64,14 +64,14 @@ def linear_loss(linear: nn.Module, x: Tensor, labels: Tensor, keep: int = 0) -> 
 def linear_token_loss(
     head: nn.Module, h: Tensor, labels: Tensor, num_items: Tensor | int | None = None, ahead: int = 1
 ) -> Tensor:
-    """Cross-entropy of a later token, as `token_loss` of the logits head(h), which are not materialized.
+    """Cross-entropy of a future token: `token_loss` of the logits head(h), without materializing them.
 
     Args:
-        head: the token head.
-        h: (B, T, D), of token t.
-        labels: (B, T), `IGNORE` where there is no target; token t predicts that at t + `ahead`.
-        num_items: what the sum is divided by; by default the number of targets here.
-        ahead: how far ahead.
+        head: token head.
+        h: (B, T, D) hidden states.
+        labels: (B, T), `IGNORE` for no target.
+        num_items: divisor of the sum; by default the number of targets here.
+        ahead: h of token t predicts the label of token t + `ahead`.
     """
     targets = labels[:, ahead:].reshape(-1, 1).to(h.device)
     total = linear_loss(head, h[:, :-ahead].flatten(0, 1), targets).total
@@ -81,17 +81,17 @@ def linear_token_loss(
 def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, keep: int = 0) -> LinearLoss:
     """Cross-entropy of z = x · weightᵀ + bias, and the `keep` largest z of each row.
 
-    Equal to building z (N, C), `topk`, and the loss of it, with gradients to x, weight and bias through the loss and
-    the kept values. The rows are processed in chunks, and each chunk's gradient of z is turned into gradients of x and
-    weight at once: three matrix products, as in the plain form, and nothing is computed twice. The backward pass
-    scales these gradients, so they are formed without over- and underflow: in float32 where the products are in
-    float16, whose loss scale they do not know yet. There is no second derivative; asking for it is an error.
+    Equals computing z (N, C), its `topk` and its loss, with gradients to x, weight and bias through the loss and the
+    kept values. Rows are processed in chunks. The forward pass turns each chunk's gradient of z into gradients of x
+    and weight right away: three matrix products, as in the plain form, and no recomputation. The backward pass only
+    scales these gradients. Since float16 products do not include the loss scale yet, their gradients are accumulated
+    in float32. Second derivatives are not supported and raise an error.
 
     Args:
         x: (N, D).
         weight: (C, D).
         bias: (C,) or None.
-        labels: (N, A) int64; `IGNORE` in a slot means no label, in every slot a row without loss.
+        labels: (N, A) int64, `IGNORE` for an empty label slot; a row with only empty slots has no loss.
         keep: K.
     """
     return LinearLoss(*_LinearCrossEntropy.apply(x, weight, bias, labels, keep))
@@ -105,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
         full = torch.promote_types(x.dtype, torch.float32)
         has = labels != IGNORE
-        share = has.to(full) / has.sum(-1, keepdim=True).clamp(min=1)  # (N, A), of each label in its row's loss
+        share = has.to(full) / has.sum(-1, keepdim=True).clamp(min=1)  # (N, A) weight of each label in its row's loss
         has_loss = has.any(-1, keepdim=True).to(full)
         safe = labels.clamp(min=0)
 
@@ -116,10 +116,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x: list[Tensor] = []
         grad_weight = torch.zeros_like(weight, dtype=full) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=full) if bias is not None and need_bias else None
-        # Cast here, once: autocast would cast the weight again in every product of every chunk.
+        # Cast once here: autocast would cast the weight again in every product of every chunk.
         with torch.autocast(device, enabled=False):
             w, b = weight.to(products), None if bias is None else bias.to(products)
-            rows = _rows_of_chunk(len(x), 4 * len(weight), device)
+            rows = _chunk_rows(len(x), 4 * len(weight), device)
             parts = (each.split(rows) for each in (x.to(products), safe, share, has_loss))
             for x_, labels_, share_, has_loss_ in zip(*parts, strict=True):
                 z = F.linear(x_, w, b)
@@ -130,7 +130,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 total = total - (log_p.gather(-1, labels_) * share_).sum()
                 if not (need_x or need_weight or need_bias):
                     continue
-                # The gradient of z, except that rows without a loss are masked in the products below.
+                # Gradient of z; the products below mask rows without a loss.
                 grad_z = log_p.exp_().scatter_add_(-1, labels_, -share_)
                 if grad_bias is not None:
                     grad_bias += (has_loss_.T @ grad_z).squeeze(0)
@@ -148,55 +148,55 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor | None, grad_values: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` would let it pass as a constant
+        if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` would treat it as a constant
             raise RuntimeError(
-                "the fused cross-entropy has no second derivative (create_graph=True); have the logits built with "
+                "the fused cross-entropy has no second derivative (create_graph=True); materialize the logits with "
                 "output_logits=True and output_concepts=True"
             )
-        *formed, x, weight, indices = ctx.saved_tensors
+        *grads, x, weight, indices = ctx.saved_tensors
         full = torch.promote_types(x.dtype, torch.float32)
         scale = 0.0 if grad_total is None else grad_total
-        grad_x, grad_weight, grad_bias = (None if each is None else each.to(full) * scale for each in formed)
+        grad_x, grad_weight, grad_bias = (None if each is None else each.to(full) * scale for each in grads)
         if grad_values is not None and indices.shape[-1]:
             if grad_x is not None:
                 grad_x += F.embedding_bag(indices, weight, per_sample_weights=grad_values.to(weight.dtype), mode="sum")
             if grad_weight is not None:
-                rows = _rows_of_chunk(len(x), 4 * indices.shape[-1] * x.shape[-1], x.device.type)
+                rows = _chunk_rows(len(x), 4 * indices.shape[-1] * x.shape[-1], x.device.type)
                 grad_values = grad_values.to(full)
                 for i, v, x_ in zip(indices.split(rows), grad_values.split(rows), x.split(rows), strict=True):
                     outer = v.unsqueeze(-1) * x_.to(v.dtype).unsqueeze(-2)  # (rows, K, D)
                     grad_weight.index_add_(0, i.flatten(), outer.flatten(0, 1))
             if grad_bias is not None:
                 grad_bias.index_add_(0, indices.flatten(), grad_values.flatten().to(full))
-        grads = ((grad_x, x), (grad_weight, weight), (grad_bias, weight))
-        return *(None if grad is None else grad.to(leaf.dtype) for grad, leaf in grads), None, None
+        pairs = ((grad_x, x), (grad_weight, weight), (grad_bias, weight))
+        return *(None if grad is None else grad.to(leaf.dtype) for grad, leaf in pairs), None, None
 
 
-def _rows_of_chunk(rows: int, bytes_per_row: int, device: str) -> int:
-    """Rows per chunk: as few chunks as `CHUNK_BYTES` allows, all of about the same size."""
+def _chunk_rows(rows: int, bytes_per_row: int, device: str) -> int:
+    """Compute the rows per chunk: as few chunks as `CHUNK_BYTES` allows, of about equal size."""
     chunks = -(-rows * bytes_per_row // CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]))
     return max(1, -(-rows // max(1, chunks)))
 
 
 def _to_products(grad_z: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """grad_z, which lies between −1 and 1, times a scale, in `dtype`; and the scale."""
+    """Cast grad_z, whose entries lie in [−1, 1], to `dtype`; return it times a scale, and the scale."""
     scale = FLOAT16_SCALE if dtype == torch.float16 else 1.0
     return (grad_z * scale if scale != 1 else grad_z).to(dtype), scale
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product, in float32 if the factors are float16, whose range it may exceed."""
+    """Matrix product, in float32 for float16 factors, since it may exceed the range of float16."""
     if a.dtype != torch.float16:
         return a @ b
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
 def _add_product(total: Tensor, grad_z: Tensor, x: Tensor, scale: float) -> None:
-    """total (C, D) += grad_zᵀ x / scale. Only the sum is in the total's precision if theirs is lower."""
+    """total (C, D) += grad_zᵀ x / scale, accumulated in the precision of `total`."""
     if total.dtype == x.dtype:
         total.addmm_(grad_z.T, x, alpha=1 / scale)
         return
-    # In parts: a product as large as the weight would cost more in memory traffic than in arithmetic.
+    # In parts, because a product as large as the weight would cost more memory traffic than arithmetic.
     rows = max(1, CHUNK_BYTES.get(x.device.type, CHUNK_BYTES["cuda"]) // (32 * x.shape[-1]))
     for part, grad_part in zip(total.split(rows), grad_z.split(rows, dim=1), strict=True):
         part.add_(_product(grad_part.T, x), alpha=1 / scale)

@@ -1,4 +1,4 @@
-"""Load a causal language model from a folder or the Hugging Face hub: complete, or refused in one line."""
+"""Load a causal language model from a folder or the Hugging Face Hub, or refuse it with a one-line error."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from cocomix.errors import InputError, UnreachableError
 CONSTANTS = re.compile(
     r"(^|\.)((attn|attention|self_attn|self_attention)(\.attention)?\.(bias|masked_bias)|rotary_emb\.inv_freq)$"
 )
-"""Causal masks and rotary frequencies, which models now compute and older versions of Transformers saved."""
+"""Names of causal masks and rotary frequencies, which older versions of Transformers saved."""
 
 
 def load_config(source: str | Path) -> PretrainedConfig:
-    """The configuration of the model at `source`, a folder or hub id.
+    """Load the configuration of the model at `source`, a folder or Hub id.
 
     Raises:
-        InputError: it does not load, or its model needs code of its own; UnreachableError where nothing was found.
+        InputError: it does not load, or its model needs custom code; UnreachableError if nothing was found.
     """
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -35,22 +35,22 @@ def load_config(source: str | Path) -> PretrainedConfig:
         raise _refusal(source, error) from error
     classes = getattr(config, "auto_map", None) or {}
     if "AutoModelForCausalLM" in classes and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise _own_code(source)
+        raise _custom_code(source)
     return config
 
 
 def load_causal_lm(
     source: str | Path, dtype: torch.dtype | None = None, config: PretrainedConfig | None = None
 ) -> PreTrainedModel:
-    """The causal language model at `source`, with every weight from its files and every weight of its files used.
+    """Load the causal language model at `source`; its files must hold exactly the weights that it needs.
 
     Args:
-        source: a folder or hub id.
-        dtype: of the weights; by default the one they were saved in.
-        config: instead of its own.
+        source: a folder or Hub id.
+        dtype: dtype of the weights; by default that of the files.
+        config: configuration that replaces the saved one.
 
     Raises:
-        InputError: it does not load, needs code of its own, lacks weights, has others, or some are not finite.
+        InputError: it does not load, needs custom code, lacks weights, has unknown ones, or some are not finite.
     """
     config = config or load_config(source)
     try:
@@ -64,24 +64,28 @@ def load_causal_lm(
         f"{problem} ({_some(info[kind])})"
         for kind, problem in (
             ("missing_keys", "its files lack weights that it needs"),
-            ("unexpected_keys", "its files hold weights that it has no place for"),
-            ("mismatched_keys", "its files hold weights of another shape"),
+            ("unexpected_keys", "its files hold weights that it does not know"),
+            ("mismatched_keys", "its files hold weights of a wrong shape"),
         )
         if info[kind]
     ]
     if not problems and (wrong := _not_finite(model)):
         problems = [f"its weights contain NaN or infinity ({_some(wrong)})"]
     if problems:
-        raise InputError(f"the model {source} is not used: {'; '.join(problems)}; give one that was saved whole")
+        raise InputError(f"the model {source} is not used: {'; '.join(problems)}; give a completely saved model")
     return model
 
 
 def check_vocabulary(
     config: PretrainedConfig, tokens: int, source: str | Path, tokenizer: str | Path | None = None
 ) -> None:
-    """Raise InputError unless the model at `source` has an embedding for each of a tokenizer's `tokens`.
+    """Raise InputError if the model at `source` has fewer embeddings than its tokenizer has tokens.
 
-    The tokenizer is that at `tokenizer`, by default the model's own.
+    Args:
+        config: configuration of the model.
+        tokens: vocabulary size of the tokenizer.
+        source: folder or Hub id of the model.
+        tokenizer: folder or id of the tokenizer; by default the model's.
     """
     known = config.get_text_config().vocab_size
     if tokens > known:
@@ -93,7 +97,7 @@ def check_vocabulary(
 
 
 def _not_finite(model: PreTrainedModel) -> list[str]:
-    """Names of the weights that contain NaN or infinity."""
+    """List the names of weights that contain NaN or infinity."""
     return [
         name
         for name, weight in model.named_parameters()
@@ -102,15 +106,15 @@ def _not_finite(model: PreTrainedModel) -> list[str]:
 
 
 def _some(keys: Any) -> str:
-    """The first of several weights and how many there are."""
+    """Name the first of several weights and count the others."""
     names = sorted(key if isinstance(key, str) else key[0] for key in keys)
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _refusal(source: str | Path, error: Exception) -> InputError:
-    """The error to raise for one that Transformers raised."""
+    """Convert an error of Transformers to the one to raise."""
     if isinstance(error, ValueError) and "trust_remote_code" in str(error):
-        return _own_code(source)
+        return _custom_code(source)
     elsewhere = isinstance(error, OSError) and not Path(source).exists()
     reason = " ".join(str(error).split())
     return (UnreachableError if elsewhere else InputError)(
@@ -118,7 +122,7 @@ def _refusal(source: str | Path, error: Exception) -> InputError:
     )
 
 
-def _own_code(source: str | Path) -> InputError:
+def _custom_code(source: str | Path) -> InputError:
     return InputError(
-        f"the model {source} brings its own code, which cocomix does not run; give one whose type Transformers knows"
+        f"the model {source} needs custom code, which cocomix does not run; give one whose type Transformers knows"
     )

@@ -1,6 +1,6 @@
-"""The losses, as pure functions.
+"""The losses, as pure functions of tensors.
 
-B sequences, T tokens, V vocabulary, C concepts, A labels per token, d teacher width.
+Dimensions: B sequences, T tokens, V vocabulary, C concepts, A labels per token, d teacher width.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
-"""Marks a position without a target and a slot without a label."""
+"""Marks a position without a target and an empty label slot."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision as float32, anything else as it is."""
+    """Cast half precision to float32; return anything else unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def mean_loss(total: Tensor, is_target: Tensor, num_items: Tensor | int | None) -> Tensor:
-    """A summed loss divided by `num_items`, or else by the number of targets here, at least 1."""
+    """Divide a summed loss by `num_items`, by default the number of targets here, at least 1."""
     count = is_target.sum().clamp(min=1) if num_items is None else num_items
     return total / (count.to(total.device) if isinstance(count, Tensor) else count)
 
 
 def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-    """Next-token cross-entropy in nats: the logits of token t against the label of token t + 1.
+    """Next-token cross-entropy in nats: logits of token t against the label of token t + 1.
 
     Args:
         logits: (B, T, V).
-        labels: (B, T), `IGNORE` where there is no target.
-        num_items: what the sum is divided by, for batches that are parts of a larger one; by default
-            the number of targets here, which gives their mean.
+        labels: (B, T), `IGNORE` for no target.
+        num_items: divisor of the sum, for parts of a larger batch; by default the number of targets here, which
+            gives their mean.
     """
     targets = labels[:, 1:].flatten().to(logits.device)
     total = F.cross_entropy(
@@ -41,21 +41,20 @@ def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = 
 
 
 def concept_loss(concept_logits: Tensor, concept_ids: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy of the concept prediction, averaged over each token's labels (arXiv 2502.08524, L_concept).
+    """Concept cross-entropy in nats, averaged over each token's labels (arXiv 2502.08524, L_concept).
 
-    The mean of the A cross-entropies of a token is logsumexp(z) − mean of z at its labels, so one
-    normalizer serves all of them.
+    The mean of the A cross-entropies of a token is logsumexp(z) − mean of z at its labels, so one normalizer suffices.
 
     Args:
         concept_logits: z, (B, T, C).
-        concept_ids: (B, T, A) labels; `IGNORE` in a slot means no label, in every slot an unlabelled token.
-        num_items: what the sum is divided by; by default the number of labelled tokens here.
+        concept_ids: (B, T, A) labels, `IGNORE` for an empty label slot; a token with only empty slots has no loss.
+        num_items: divisor of the sum over tokens; by default the number of labeled tokens here.
     """
     concept_ids = concept_ids.to(concept_logits.device)
-    labelled = concept_ids != IGNORE
+    labeled = concept_ids != IGNORE
     z = at_least_float32(concept_logits)
-    at_labels = z.gather(-1, concept_ids.clamp(min=0).long()).masked_fill(~labelled, 0.0)
-    labels_of_token = labelled.sum(-1)
+    at_labels = z.gather(-1, concept_ids.clamp(min=0).long()).masked_fill(~labeled, 0.0)
+    labels_of_token = labeled.sum(-1)
     per_token = z.logsumexp(-1) - at_labels.sum(-1) / labels_of_token.clamp(min=1)
     has_label = labels_of_token > 0
     total = per_token.masked_fill(~has_label, 0.0).sum()
@@ -69,13 +68,13 @@ def hidden_state_loss(
     num_tokens: Tensor | int | None = None,
     is_token: Tensor | None = None,
 ) -> Tensor:
-    """Distance of predicted hidden states to the teacher's, averaged over tokens (arXiv 2502.08524, figure 6b).
+    """Distance of predicted to teacher hidden states, averaged over tokens (arXiv 2502.08524, figure 6b).
 
     Args:
         predicted, target: (B, T, d).
-        kind: `l1` and `l2`, the mean absolute and squared difference over d, or `cosine`, 1 − cos.
-        num_tokens: what the sum over tokens is divided by; by default their number here.
-        is_token: (B, T), False at padding; by default there is none.
+        kind: `l1` or `l2`, mean absolute or squared difference over d; `cosine`, 1 − cos.
+        num_tokens: divisor of the sum over tokens; by default their number here.
+        is_token: (B, T) bool, False at padding; by default all tokens count.
     """
     predicted = at_least_float32(predicted)
     target = target.to(predicted)

@@ -1,7 +1,14 @@
 """The mixer: predict concepts from the hidden state, keep the strongest, compress them, mix them in.
 
-B sequences, T tokens, D width, C concepts, K concepts mixed per token, d teacher width. Formulas: DESIGN section 2,
-"Student"; the published form is `content="concepts"`, `mixing="interleave"`, `concept_slot="concept"`.
+With h a token's hidden state, mean and std over its width, and n = (h − mean) / (std + ε) − b_pre:
+
+    z = W_pred n + b_pred                                      concept logits
+    c = (Σ over the K largest z_i of z_i · W_comp[i] + b_comp + b_pre) · std + mean
+
+`concept_slot="concept"` mixes in c; `"residual"` mixes in c + h − mean (interleaved) or c − mean (added). The published
+form (arXiv 2502.08524) is `content="concepts"`, `mixing="interleave"`, `concept_slot="concept"`.
+
+Dimensions: B sequences, T tokens, D width, C concepts, K concepts mixed per token, A labels per token, d teacher width.
 """
 
 from __future__ import annotations
@@ -16,10 +23,10 @@ from transformers import initialization as init
 from .configuration import CoCoMixConfig
 from .linear_loss import linear_loss
 from .losses import at_least_float32
-from .steering import SteeredBatch, steer_kept, steer_logits_
+from .steering import SteeredBatch, steer_active, steer_logits_
 
 EPSILON = 1e-5
-"""Added to the standard deviation where the hidden state is divided by it."""
+"""ε, added to the standard deviation that a hidden state is divided by."""
 
 
 class Moments(NamedTuple):
@@ -30,20 +37,20 @@ class Moments(NamedTuple):
 
 
 def moments(h: Tensor) -> Moments:
-    """Moments of h (..., D) over its last dimension."""
+    """Compute the moments of h (..., D) over its last dimension."""
     return Moments(mean=h.mean(-1, keepdim=True), std=h.std(-1, keepdim=True))
 
 
 def compress(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
-    """Σ over the kept concepts of value · row of `weight`: K rows are read per token, never all C.
+    """Sum value · row of `weight` over the active concepts, reading K rows per token instead of C.
 
     Args:
-        values: (B, T, K) kept concept logits.
-        indices: (B, T, K) their concepts.
+        values: (B, T, K) logits of the active concepts.
+        indices: (B, T, K) their ids.
         weight: (C, D).
 
     Returns:
-        (B, T, D)
+        (B, T, D).
     """
     *shape, k = indices.shape
     dtype = weight.dtype
@@ -56,55 +63,55 @@ def compress(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
 
 
 def interleave(h: Tensor, slots: Tensor) -> Tensor:
-    """(h_1, s_1, h_2, s_2, …): two (B, T, D) sequences as one (B, 2T, D)."""
-    return torch.stack((h, slots), dim=2).flatten(1, 2)
+    """Interleave two (B, T, D) sequences to (B, 2T, D): h_1, s_1, h_2, s_2, …"""
+    return torch.stack((h, slots), dim=2).flatten(1, 2)  # (B, T, 2, D) to (B, 2T, D)
 
 
-class Kept(NamedTuple):
+class ActiveConcepts(NamedTuple):
     """The concepts that are mixed in."""
 
     values: Tensor
-    """(B, T, K) their logits, as steered."""
+    """(B, T, K) logits, after steering."""
     indices: Tensor
-    """(B, T, K) which they are."""
+    """(B, T, K) concept ids."""
 
 
 class Prediction(NamedTuple):
-    """What a mixer predicts, and the vector that it makes of it."""
+    """What a mixer predicts, and the continuous vector that it computes."""
 
     predicted: Tensor | None
-    """Concept logits z (B, T, C), steered where that is before the choice, or hidden states of the teacher (B, T, d);
-    None where nothing is predicted."""
+    """Concept logits z (B, T, C), including steering before the choice, or hidden states of the teacher (B, T, d);
+    None if nothing is predicted."""
     c: Tensor | None
-    """(B, T, D) the continuous vector; None with mixing `none`."""
-    kept: Kept | None = None
-    """The concepts in c; None where c is made of something else."""
+    """(B, T, D) continuous vector; None with mixing `none`."""
+    active: ActiveConcepts | None = None
+    """Concepts in c; None if c holds something else."""
 
 
 class MixerOutput(NamedTuple):
-    """What the mixer hands to the upper blocks and to the loss of its prediction."""
+    """Output of a mixer: the input of the upper blocks, and its `Prediction`."""
 
     hidden_states: Tensor
-    """(B, slots·T, D), input of the upper blocks."""
+    """(B, slots·T, D) input of the upper blocks."""
     predicted: Tensor | None
     """As in `Prediction`."""
     c: Tensor | None
-    """The same."""
-    kept: Kept | None
-    """The same."""
+    """As in `Prediction`."""
+    active: ActiveConcepts | None
+    """As in `Prediction`."""
 
 
 class MixedWithLoss(NamedTuple):
-    """The same, with the loss of the prediction in its place."""
+    """Output of a mixer that computes the loss of its prediction instead of returning the prediction."""
 
     hidden_states: Tensor
-    """(B, slots·T, D), input of the upper blocks."""
+    """(B, slots·T, D) input of the upper blocks."""
     concept_loss: Tensor
-    """Sum over labelled tokens of the loss of their prediction, nats."""
+    """Loss summed over labeled tokens, in nats."""
 
 
 class Mixer(nn.Module):
-    """Where and how a vector c enters the hidden states; what c is, the subclasses say."""
+    """Base of the mixers: where and how c enters the hidden states. Subclasses define c."""
 
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__()
@@ -112,48 +119,48 @@ class Mixer(nn.Module):
         self.concept_slot = config.concept_slot
 
     def reset_parameters(self, std: float) -> None:
-        """Weights N(0, std²), biases 0."""
-        # What predicts is drawn first: the order decides what a seed stands for.
+        """Draw weights from N(0, std²) and set biases to 0."""
+        # The predictor is drawn first: the order decides which weights a seed produces.
         for name, parameter in sorted(self.named_parameters(), key=lambda item: not item[0].startswith("predict")):
             if "bias" in name:
                 init.zeros_(parameter)
             else:
                 init.normal_(parameter, mean=0.0, std=std)
 
-    def predict_and_compress(self, h: Tensor, of_h: Moments, steered: SteeredBatch | None = None) -> Prediction:
-        """What is predicted from h (B, T, D), and c; steered only where concepts are mixed in."""
+    def predict_and_compress(self, h: Tensor, stats: Moments, steered: SteeredBatch | None = None) -> Prediction:
+        """Predict from h (B, T, D) with its moments, and compute c. Only concept mixers can be steered."""
         raise NotImplementedError
 
-    def loss_and_compress(self, h: Tensor, of_h: Moments, concept_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The summed loss of the prediction on labels (B, T, A), and c, of a mixer that predicts concepts."""
+    def loss_and_compress(self, h: Tensor, stats: Moments, concept_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute the summed loss on labels (B, T, A), and c. Only concept mixers implement it."""
         raise NotImplementedError
 
     def forward(
         self, h: Tensor, concept_ids: Tensor | None = None, steered: SteeredBatch | None = None
     ) -> MixerOutput | MixedWithLoss:
-        """Mix into h (B, T, D) what is predicted from it, as steered.
+        """Mix into h (B, T, D) what is predicted from it.
 
-        With concept_ids (B, T, A) the prediction is not returned but its loss, and (B, T, C) never lives whole.
+        With concept_ids (B, T, A), return the loss of the prediction, without materializing (B, T, C).
         """
-        of_h = moments(h)
+        stats = moments(h)
         if concept_ids is not None:
-            concept_loss, c = self.loss_and_compress(h, of_h, concept_ids)
-            return MixedWithLoss(h if c is None else self._mix(h, c, of_h), concept_loss)
-        prediction = self.predict_and_compress(h, of_h, steered)
-        return MixerOutput(h if prediction.c is None else self._mix(h, prediction.c, of_h), *prediction)
+            concept_loss, c = self.loss_and_compress(h, stats, concept_ids)
+            return MixedWithLoss(h if c is None else self._mix(h, c, stats), concept_loss)
+        prediction = self.predict_and_compress(h, stats, steered)
+        return MixerOutput(h if prediction.c is None else self._mix(h, prediction.c, stats), *prediction)
 
-    def _mix(self, h: Tensor, c: Tensor, of_h: Moments) -> Tensor:
+    def _mix(self, h: Tensor, c: Tensor, stats: Moments) -> Tensor:
         residual = self.concept_slot == "residual"
         if self.mixing == "add":
-            return h + (c - of_h.mean if residual else c)
-        return interleave(h, c + h - of_h.mean if residual else c)
+            return h + (c - stats.mean if residual else c)
+        return interleave(h, c + h - stats.mean if residual else c)
 
 
 class ConceptMixer(Mixer):
-    """Predicts concepts and mixes them back into the hidden states.
+    """Predict concepts and mix them into the hidden states.
 
-    `predict` is W_pred, b_pred; `compress_weight` holds W_comp with one row per concept;
-    `pre_bias` is subtracted before the prediction and added back after the compression.
+    `predict` holds W_pred and b_pred, `compress_weight` W_comp with one row per concept, `compress_bias` b_comp,
+    `pre_bias` b_pre.
     """
 
     def __init__(self, config: CoCoMixConfig) -> None:
@@ -166,69 +173,69 @@ class ConceptMixer(Mixer):
             self.compress_weight = nn.Parameter(torch.empty(config.num_concepts, width))
             self.compress_bias = nn.Parameter(torch.zeros(width))
 
-    def predict_and_compress(self, h: Tensor, of_h: Moments, steered: SteeredBatch | None = None) -> Prediction:
-        """z (B, T, C), and c of its K largest."""
-        z = self.predict(self._normalised(h, of_h))
+    def predict_and_compress(self, h: Tensor, stats: Moments, steered: SteeredBatch | None = None) -> Prediction:
+        """Predict z (B, T, C), and compute c from its K largest entries."""
+        z = self.predict(self._normalize(h, stats))
         if self.mixing == "none":
             return Prediction(z, None)
         if steered is not None:
             steer_logits_(z, steered)
         values, indices = z.topk(self.num_active_concepts, dim=-1)
         if steered is not None:
-            values = steer_kept(values, indices, steered)
-        return Prediction(z, self._compressed(values, indices, of_h), Kept(values, indices))
+            values = steer_active(values, indices, steered)
+        return Prediction(z, self._compress(values, indices, stats), ActiveConcepts(values, indices))
 
-    def loss_and_compress(self, h: Tensor, of_h: Moments, concept_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Loss and c, as from z (B, T, C) and `concept_loss`."""
+    def loss_and_compress(self, h: Tensor, stats: Moments, concept_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute `concept_loss` of z and c, without materializing z (B, T, C)."""
         shape = h.shape[:-1]
         found = linear_loss(
             self.predict,
-            self._normalised(h, of_h).flatten(0, -2),
+            self._normalize(h, stats).flatten(0, -2),
             concept_ids.flatten(0, -2).to(h.device, torch.long),
             keep=0 if self.mixing == "none" else self.num_active_concepts,
         )
         if self.mixing == "none":
             return found.total, None
-        return found.total, self._compressed(found.values.view(*shape, -1), found.indices.view(*shape, -1), of_h)
+        return found.total, self._compress(found.values.view(*shape, -1), found.indices.view(*shape, -1), stats)
 
-    def _normalised(self, h: Tensor, of_h: Moments) -> Tensor:
-        """n, what concepts are predicted from."""
-        return (h - of_h.mean) / (of_h.std + EPSILON) - self.pre_bias
+    def _normalize(self, h: Tensor, stats: Moments) -> Tensor:
+        """n (B, T, D), which concepts are predicted from."""
+        return (h - stats.mean) / (stats.std + EPSILON) - self.pre_bias
 
-    def _compressed(self, values: Tensor, indices: Tensor, of_h: Moments) -> Tensor:
-        """c of kept logits and their concepts (B, T, K)."""
+    def _compress(self, values: Tensor, indices: Tensor, stats: Moments) -> Tensor:
+        """c (B, T, D) of the active concepts' logits and ids (B, T, K)."""
         mixed = compress(values, indices, self.compress_weight)
-        return (mixed + self.compress_bias + self.pre_bias) * of_h.std + of_h.mean
+        return (mixed + self.compress_bias + self.pre_bias) * stats.std + stats.mean
 
 
 class HiddenStateMixer(Mixer):
-    """Predicts the teacher's hidden states with an MLP of two layers and mixes them in (paper, figure 6b)."""
+    """Predict the teacher's hidden states with a two-layer MLP and mix them in (arXiv 2502.08524, figure 6b)."""
 
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__(config)
-        width, of_teacher = config.hidden_size, config.teacher_hidden_size
-        assert of_teacher is not None, "the configuration checks it"
-        self.predict = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, of_teacher))
+        width, teacher_width = config.hidden_size, config.teacher_hidden_size
+        assert teacher_width is not None, "the configuration checks it"
+        self.predict = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, teacher_width))
         if self.mixing != "none":
-            self.compress = nn.Linear(of_teacher, width)
+            self.compress = nn.Linear(teacher_width, width)
 
-    def predict_and_compress(self, h: Tensor, of_h: Moments, steered: SteeredBatch | None = None) -> Prediction:
-        """The teacher's hidden states (B, T, d), and c."""
-        predicted = self.predict((h - of_h.mean) / (of_h.std + EPSILON))
+    def predict_and_compress(self, h: Tensor, stats: Moments, steered: SteeredBatch | None = None) -> Prediction:
+        """Predict the teacher's hidden states (B, T, d), and compute c from them."""
+        predicted = self.predict((h - stats.mean) / (stats.std + EPSILON))
         if self.mixing == "none":
             return Prediction(predicted, None)
-        return Prediction(predicted, self.compress(predicted) * of_h.std + of_h.mean)
+        return Prediction(predicted, self.compress(predicted) * stats.std + stats.mean)
 
 
 class PauseMixer(Mixer):
-    """One learned vector at every position: as much computation above, and nothing to say (Goyal et al., 2023)."""
+    """Insert one learned vector at every position: equal computation without a prediction (Goyal et al., 2023)."""
 
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__(config)
         self.vector = nn.Parameter(torch.zeros(config.hidden_size))
 
-    def predict_and_compress(self, h: Tensor, of_h: Moments, steered: SteeredBatch | None = None) -> Prediction:
-        """No prediction, and the vector at every position."""
+    def predict_and_compress(self, h: Tensor, stats: Moments, steered: SteeredBatch | None = None) -> Prediction:
+        """Predict nothing; return the vector at every position."""
         return Prediction(None, self.vector.expand_as(h))
 
 

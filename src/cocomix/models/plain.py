@@ -1,4 +1,4 @@
-"""The next-token loss of any causal language model, without its logits where its token head is a plain linear layer."""
+"""Next-token loss of any causal language model, without its logits if its token head is a plain linear layer."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from .backbones import scaling_of
+from .backbones import scaling_setting
 from .linear_loss import is_plain, linear_token_loss
 from .losses import token_loss
 
 
 @torch.no_grad()
 def plain_head(model: PreTrainedModel) -> nn.Linear | None:
-    """The token head if the logits are its product with what the decoder returns and nothing else, or None.
+    """Return the token head if the logits are its product with the decoder's output and nothing else; else None.
 
-    The configuration tells, and a few tokens are tried if the model has weights (is not on the meta device).
+    Decides by the configuration and, unless the model is on the meta device, by a trial on a few tokens.
     """
     head = model.get_output_embeddings()
-    if not is_plain(head) or scaling_of(model.config.get_text_config()) is not None:
+    if not is_plain(head) or scaling_setting(model.config.get_text_config()) is not None:
         return None
     if model.device.type == "meta":
         return head
@@ -40,10 +40,10 @@ def plain_head(model: PreTrainedModel) -> nn.Linear | None:
 
 
 def with_token_loss(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, whose forward pass takes `output_logits=False`, as that of a CoCoMix model does.
+    """Let a model's forward pass take `output_logits=False`, as CoCoMix models do; changes the model in place.
 
-    With it, `labels` and `num_items_in_batch` it returns the loss only: fused with a plain head (`linear_loss.py`), so
-    that a plain decoder is not slower than it need be, and from the logits with any other head.
+    With `output_logits=False`, `labels` and optionally `num_items_in_batch`, it returns the loss only: fused with a
+    plain head (`linear_loss.py`), or computed from the logits with any other head.
     """
     if "output_logits" in inspect.signature(model.forward).parameters:
         return model

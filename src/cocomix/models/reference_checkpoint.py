@@ -1,4 +1,4 @@
-"""Load weights that the published CoCoMix code saved."""
+"""Load checkpoints of the published CoCoMix code."""
 
 from __future__ import annotations
 
@@ -31,16 +31,15 @@ def load_reference_checkpoint(
     insert_layer: int,
     num_active_concepts: int,
 ) -> CoCoMixForCausalLM:
-    """A `CoCoMixForCausalLM` with weights in the published code's names.
+    """Build a `CoCoMixForCausalLM` from weights with the published code's names.
 
-    Sizes are read from the weights; what they do not show is asked for. Dropout is 0, since the
-    published settings ask for that.
+    Sizes are read from the weights, except for the arguments. Dropout is 0, as in the published settings.
 
     Args:
-        source: a state dict, or the path of a `.safetensors` or a torch file that holds one.
-        num_attention_heads: heads of each block.
-        insert_layer: blocks before the mixer (the published `insert_layer_index`).
-        num_active_concepts: K, concepts that are mixed per token.
+        source: a state dict, or the path of a `.safetensors` or torch file that holds one.
+        num_attention_heads: attention heads per block.
+        insert_layer: number of blocks before the mixer (the published `insert_layer_index`).
+        num_active_concepts: K, number of concepts mixed per token.
 
     Raises:
         ValueError: the weights are not those of a published CoCoMix model.
@@ -72,7 +71,7 @@ def load_reference_checkpoint(
         concept_loss_weight=0.1,
     )
     model = CoCoMixForCausalLM(config).to(state["transformer.wte.weight"].dtype)
-    renamed = {_renamed(name, insert_layer): _laid_out(name, value) for name, value in state.items()}
+    renamed = {_rename(name, insert_layer): _transpose(name, value) for name, value in state.items()}
     try:
         model.load_state_dict(renamed)
     except RuntimeError as error:
@@ -86,7 +85,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _renamed(name: str, insert_layer: int) -> str:
+def _rename(name: str, insert_layer: int) -> str:
     if name in _MIXER:
         return _MIXER[name]
     if match := re.match(r"transformer\.h\.(\d+)\.(.*)", name):
@@ -97,6 +96,6 @@ def _renamed(name: str, insert_layer: int) -> str:
     return name.replace("transformer", "lower", 1)
 
 
-def _laid_out(name: str, value: Tensor) -> Tensor:
-    """The published compress matrix is (D, C); ours has one row per concept, so that rows can be gathered."""
+def _transpose(name: str, value: Tensor) -> Tensor:
+    """Transpose the compress matrix from (D, C) to (C, D), whose rows can be gathered."""
     return value.T.contiguous() if name == "transformer.compress_layer.weight" else value

@@ -1,10 +1,10 @@
-"""From a pretrained decoder to a CoCoMix model that at first predicts the same, and back.
+"""Convert a pretrained decoder to a CoCoMix model with the same initial predictions, and back.
 
-Compress weights and biases start at zero, so the continuous vector c is mean(h) whatever concepts are predicted, and
-with `concept_slot="residual"` a slot is a copy of its token's hidden state. Added, that changes nothing. Interleaved,
-two more settings are needed: the slots of a token have one position (`slot_positions="repeat"`) and see each other
-(`slot_attention="pair"`). Then every block meets each key twice, which leaves attention as it was, and the copies stay
-copies up to the last block. Training moves the compress weights away from zero at its first step.
+Compress weights and biases start at zero, so the continuous vector c equals mean(h) whatever concepts are predicted,
+and with `concept_slot="residual"` a slot is a copy of its token's hidden state. With `mixing="add"` nothing changes.
+With `mixing="interleave"`, the slots of a token must also share one position (`slot_positions="repeat"`) and attend to
+each other (`slot_attention="pair"`). Then every block reads each key twice, which leaves attention unchanged, and the
+copies stay equal up to the last block. The first training step moves the compress weights away from zero.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ NEUTRAL = {
     "add": {"concept_slot": "residual"},
     "interleave": {"concept_slot": "residual", "slot_positions": "repeat", "slot_attention": "pair"},
 }
-"""Settings with which zero compress weights change nothing, by `mixing`."""
+"""By `mixing`: settings with which zero compress weights change nothing."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 """Largest change of a logit, relative to the largest logit; 2e-2 in half precision."""
 
 
 class Retrofit:
-    """The two ways between a decoder and its CoCoMix model."""
+    """Mixin with the conversions between a decoder and its CoCoMix model."""
 
     @classmethod
     def from_backbone(
@@ -42,9 +42,9 @@ class Retrofit:
         mixing: str = "interleave",
         concept_loss_weight: float = 1.0,
     ) -> Any:
-        """A CoCoMix model with the weights of a pretrained causal language model, whose predictions it has at first.
+        """Build a CoCoMix model with the weights and the initial predictions of a pretrained causal language model.
 
-        The weights are copied. The module's own text says why predictions stay; here it is checked on a few tokens.
+        Copies the weights, and verifies the predictions on a few tokens.
 
         Args:
             pretrained: any Hugging Face decoder that can be split.
@@ -52,10 +52,10 @@ class Retrofit:
             num_concepts: C.
             num_active_concepts: K.
             mixing: interleave, add or none.
-            concept_loss_weight: λ, as published 0.1.
+            concept_loss_weight: λ (published: 0.1).
 
         Raises:
-            ValueError: the decoder cannot be split, or would predict something else.
+            ValueError: the decoder cannot be split, or its predictions would change.
         """
         config = cls.config_class(
             backbone_config=copy.deepcopy(pretrained.config.get_text_config()),
@@ -70,10 +70,10 @@ class Retrofit:
 
     @classmethod
     def retrofit(cls: Any, pretrained: PreTrainedModel, config: Any) -> Any:
-        """Return a model of the CoCoMix configuration `config` with the weights of `pretrained`; see `from_backbone`.
+        """Build a model of the configuration `config` with the weights of `pretrained`; see `from_backbone`.
 
         Raises:
-            ValueError: the decoder cannot be split, or with this configuration it would predict something else.
+            ValueError: the decoder cannot be split, or its predictions would change with this configuration.
         """
         head = pretrained.get_output_embeddings()
         if getattr(head, "bias", None) is not None:
@@ -91,7 +91,7 @@ class Retrofit:
                 if getattr(config, name) != value:
                     raise ValueError(
                         f"{name} is {getattr(config, name)!r}; with pretrained weights it must be {value!r}, so that "
-                        "predictions stay as they are at first"
+                        "the initial predictions do not change"
                     )
         config.tie_word_embeddings = head.weight is pretrained.get_input_embeddings().weight
         with torch.device("meta"):
@@ -111,7 +111,7 @@ class Retrofit:
         return model
 
     def to_backbone(self: Any) -> PreTrainedModel:
-        """The plain decoder, where leaving the mixer out changes no prediction: nothing is mixed in, or only zeros.
+        """Build the plain decoder, if removing the mixer changes no prediction: it mixes in nothing, or only zeros.
 
         Raises:
             ValueError: the upper blocks read what the mixer mixes in.
@@ -125,7 +125,7 @@ class Retrofit:
             if not neutral or any(bool(weight.any()) for weight in mixed):
                 raise ValueError(
                     f"the upper blocks of this model read the concepts that it mixes in (mixing {config.mixing}); "
-                    "without them it would predict something else, so there is no backbone that equals it"
+                    "no backbone makes the same predictions without them"
                 )
         if not is_plain(self.lm_head):
             raise ValueError(
@@ -153,7 +153,7 @@ class Retrofit:
 
 @torch.no_grad()
 def _check_predictions(model: Any, pretrained: PreTrainedModel) -> None:
-    """Raise ValueError unless both predict the same on a few tokens."""
+    """Raise ValueError unless both make the same predictions on a few tokens."""
     ids = torch.arange(1, 9, device=model.device).unsqueeze(0) % pretrained.config.get_text_config().vocab_size
     training = model.training
     expected = pretrained.eval()(input_ids=ids, use_cache=False).logits
@@ -163,7 +163,7 @@ def _check_predictions(model: Any, pretrained: PreTrainedModel) -> None:
     apart = ((found - expected).abs().max() / expected.abs().max()).item()
     if not apart <= TOLERANCE.get(expected.dtype, 2e-2):
         raise ValueError(
-            f"the backbone {pretrained.config.model_type!r} would predict something else after being split (logits "
+            f"the backbone {pretrained.config.model_type!r} would make other predictions after the split (logits "
             f"{apart:.1e} apart): "
             + (
                 "use mixing 'add' and concept_slot 'concept', with which a pause vector of zeros changes nothing"

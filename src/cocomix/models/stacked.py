@@ -1,9 +1,13 @@
-"""What all models share that are made of the stacks of one decoder: embedding at the bottom, one token head."""
+"""Base of the models that run the blocks of one Hugging Face decoder in several stacks, under one token head.
+
+Dimensions: B sequences, T tokens, D width, V vocabulary.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -11,33 +15,74 @@ from torch import Tensor, nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .backbones import fuse_activations, packed_texts, positions_of
+from .backbones import fuse_activations, packed_texts, padded_positions
 from .cache import StackedCache
 from .configuration import StackedConfig
 from .linear_loss import linear_token_loss
 from .losses import token_loss
 
 IGNORED_ARGUMENTS = frozenset({"cache_position", "token_type_ids"})
-"""Passed by callers that treat all Hugging Face decoders alike; without effect here."""
+"""Arguments without effect here, which callers pass to every Hugging Face decoder."""
 
 
-class Reading(NamedTuple):
-    """How a model of stacks reads an input of T tokens."""
+class StackInputs(NamedTuple):
+    """The shared arguments of a forward pass, checked and completed."""
 
+    embeds: Tensor
+    """(B, T, D) token embeddings."""
+    attention_mask: Tensor | None
+    """(B, past + T), 0 at padding; None without padding."""
     position_ids: Tensor
     """(B, T) or (1, T)."""
     texts: Tensor | None
     """(B, T) or (1, T), as `packed_texts` returns them."""
     past: int
-    """Tokens in the cache, before this input."""
+    """Number of tokens that the cache holds before this pass."""
     cache: StackedCache | None
-    """What the stacks extend."""
+    """Cache that the stacks extend."""
     use_cache: bool
     """Whether to return the cache."""
+    record: dict[str, bool]
+    """`output_hidden_states` and `output_attentions`, where the stacks shall record them."""
+    labels: Tensor | None
+    """(B, T) token targets."""
+    num_items: Tensor | int | None
+    """Number of token targets in the full batch."""
+    output_logits: bool
+    """Whether to return logits."""
+    logits_to_keep: slice | Tensor
+    """Index of the positions whose logits are returned."""
+    keeps_all_logits: bool
+    """Whether these are all positions."""
+
+    @property
+    def lower_cache(self) -> Cache | None:
+        """Cache of the lower stack."""
+        return None if self.cache is None else self.cache.lower
+
+    @property
+    def upper_cache(self) -> Cache | None:
+        """Cache of the upper stack."""
+        return None if self.cache is None else self.cache.upper
+
+
+def adds_to_signature(shared: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Show the parameters of `shared` in the signature of a method that passes its *args and **kwargs on to it.
+
+    Transformers inspects the signature of `forward` to find out which arguments a model takes.
+    """
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        own = [each for each in inspect.signature(method).parameters.values() if each.kind is each.KEYWORD_ONLY]
+        *passed_on, kwargs = inspect.signature(shared).parameters.values()
+        method.__signature__ = inspect.Signature([*passed_on, *own, kwargs])  # type: ignore[attr-defined]
+        return method
+
+    return decorate
 
 
 class StackedForCausalLM(PreTrainedModel, GenerationMixin):
-    """A causal language model of stacks; the first of them is the attribute named by `bottom`."""
+    """A causal language model of stacks. The attribute named by `bottom` is the first stack, with the embeddings."""
 
     bottom: str
     base_model_prefix = ""
@@ -50,12 +95,12 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
 
     @staticmethod
     def _decoder(config: StackedConfig) -> PreTrainedModel:
-        """The backbone's decoder, freshly made, to be taken apart."""
+        """Build the backbone's decoder, to be split into stacks."""
         backbone = copy.deepcopy(config.backbone_config)  # the stacks change theirs
         return fuse_activations(AutoModel.from_config(backbone, attn_implementation=backbone._attn_implementation))
 
     def _add_head(self) -> None:
-        """Make the token head; it is the token embedding where the configuration ties them."""
+        """Add the token head, tied to the token embedding if the configuration says so."""
         self.lm_head: nn.Module = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
         embedding = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embedding)
@@ -66,7 +111,7 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
         return getattr(self, self.bottom)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The token embedding, at the bottom of the first stack."""
+        """Return the token embedding of the first stack."""
         return self._bottom.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -74,29 +119,89 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
         self._bottom.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The token head."""
+        """Return the token head."""
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the token head."""
         self.lm_head = new_embeddings
 
-    def _check_arguments(self, arguments: dict[str, Any], labels: Tensor | None, num_items: object) -> dict[str, bool]:
-        """Refuse what a forward pass cannot honor.
+    def prepare_inputs(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_logits: bool = True,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> StackInputs:
+        """Check and complete the arguments that the forward passes of all stacked models share.
 
         Args:
-            arguments: those that `forward` does not name.
-            labels: token targets.
-            num_items: number of token targets that the caller divides by.
-
-        Returns:
-            Which of `output_hidden_states` and `output_attentions` the stacks shall record; the configuration decides
-            where the caller does not.
+            input_ids: (B, T) token ids, unless `inputs_embeds` are given.
+            attention_mask: (B, past + T), 0 at padding, on either side.
+            position_ids: (B, T); by default the number of unmasked tokens before each token. Where positions restart
+                within a row, the row holds several texts, and attention stays within each.
+            past_key_values: a dynamic cache, which is extended in place.
+            inputs_embeds: (B, T, D) token embeddings.
+            labels: (B, T) token ids, −100 for no target; the model shifts them.
+            use_cache: return a cache; by default outside training.
+            output_logits: return the logits. Without them a loss takes less memory and time, because (B, T, V) is
+                never materialized.
+            logits_to_keep: as in Transformers: the number of last positions, or their indices; 0 for all.
+            num_items_in_batch: number of token targets in the full batch of which this is a part. Transformers'
+                Trainer passes it.
+            kwargs: `output_hidden_states`, `output_attentions`, and `IGNORED_ARGUMENTS`.
 
         Raises:
             TypeError: an argument that no Hugging Face decoder has.
-            ValueError: attention weights of a kernel that has none, some hidden states by index, or a number of
-                targets without targets.
+            ValueError: `num_items_in_batch` without `labels`, attention weights of a kernel that returns none, a mask
+                of a wrong shape, a cache of fixed size or of another model, or several texts per row together with a
+                mask or a cache.
+        """
+        record = self._check_arguments(kwargs, labels, num_items_in_batch)
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        cache = None if past_key_values is None else self._stacked_cache(past_key_values)
+        past = 0 if cache is None else cache.get_seq_length()
+        expected = (inputs_embeds.shape[0], past + inputs_embeds.shape[1])
+        if attention_mask is not None and attention_mask.shape != expected:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; expected (batch, past + tokens), here "
+                f"{expected}"
+            )
+        texts = packed_texts(position_ids, attention_mask, cached=bool(use_cache) or cache is not None)
+        if use_cache is None:
+            use_cache = texts is None and self._uses_cache()
+        if use_cache and cache is None:
+            cache = self._stacked_cache(None)
+        if position_ids is None:
+            position_ids = self._positions(inputs_embeds, attention_mask, past)
+        return StackInputs(
+            embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            texts=texts,
+            past=past,
+            cache=cache,
+            use_cache=use_cache,
+            record=record,
+            labels=labels,
+            num_items=num_items_in_batch,
+            output_logits=output_logits,
+            logits_to_keep=slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep,
+            keeps_all_logits=isinstance(logits_to_keep, int) and logits_to_keep == 0,
+        )
+
+    def _check_arguments(self, arguments: dict[str, Any], labels: Tensor | None, num_items: object) -> dict[str, bool]:
+        """Reject arguments that have no effect; return which states the stacks shall record.
+
+        Where the caller does not decide on `output_hidden_states` and `output_attentions`, the configuration does.
         """
         recorded = ("output_hidden_states", "output_attentions")
         if unknown := arguments.keys() - IGNORED_ARGUMENTS - set(recorded):
@@ -119,15 +224,33 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
         return {name: True for name, on in asked.items() if on}
 
     def _uses_cache(self) -> bool:
-        """Whether a pass returns a cache by default: outside training, unless a configuration says no."""
+        """Whether a pass returns a cache by default: outside training, unless a configuration turns it off."""
         configs = (self.config, self.config.backbone_config)
         return not self.training and all(getattr(config, "use_cache", True) for config in configs)
 
-    def _token_loss(self, h: Tensor, logits: Tensor | None, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-        """Next-token loss of the logits, or of h (B, T, D) without materializing them."""
-        if logits is not None:
-            return token_loss(logits, labels, num_items)
-        return linear_token_loss(self.lm_head, h, labels, num_items)
+    @staticmethod
+    def _positions(inputs_embeds: Tensor, mask: Tensor | None, past: int) -> Tensor:
+        """(B, T) or (1, T) default positions, which count unmasked tokens only."""
+        length = inputs_embeds.shape[1]
+        if mask is not None:
+            return padded_positions(mask)[:, -length:]
+        return torch.arange(past, past + length, device=inputs_embeds.device).unsqueeze(0)
+
+    def _stacked_cache(self, given: Cache | None) -> StackedCache:
+        """Convert a cache to one for this model's stacks; create one from None."""
+        raise NotImplementedError
+
+    def _logits(self, h: Tensor, inputs: StackInputs) -> Tensor | None:
+        """(B, T, V) logits of h (B, T, D), or of the positions to keep; None if they are not asked for."""
+        return self.lm_head(h[:, inputs.logits_to_keep]) if inputs.output_logits else None
+
+    def _token_loss(self, h: Tensor, logits: Tensor | None, inputs: StackInputs) -> Tensor | None:
+        """Next-token loss of complete logits, else of h (B, T, D) without materializing them; None without labels."""
+        if inputs.labels is None:
+            return None
+        if logits is not None and inputs.keeps_all_logits:
+            return token_loss(logits, inputs.labels, inputs.num_items)
+        return linear_token_loss(self.lm_head, h, inputs.labels, inputs.num_items)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse paged caches, in which Transformers keeps one entry per token and layer."""
@@ -137,63 +260,14 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def _get_candidate_generator(self, **kwargs: Any) -> Any:
-        """Refuse early exit: Transformers would cut the blocks of one decoder, and there are several."""
+        """Refuse early exit, for which Transformers would cut the blocks of a single decoder."""
         if kwargs["generation_config"].assistant_early_exit is not None:
             raise ValueError(f"a {type(self).__name__} takes no assistant_early_exit; pass an assistant_model")
         return super()._get_candidate_generator(**kwargs)
 
-    def _stacked_cache(self, given: Cache | None) -> StackedCache:
-        """The given cache as that of this model's stacks, or a new one."""
-        raise NotImplementedError
-
-    def _reading(
-        self,
-        inputs_embeds: Tensor,
-        mask: Tensor | None,
-        position_ids: Tensor | None,
-        given: Cache | None,
-        use_cache: bool | None,
-    ) -> Reading:
-        """How the stacks read the input; the arguments are those of `forward`.
-
-        Raises:
-            ValueError: a mask of another shape, a cache that is not for this model, or several texts in a row with a
-                mask or a cache.
-        """
-        cache = None if given is None else self._stacked_cache(given)
-        past = 0 if cache is None else cache.get_seq_length()
-        expected = (inputs_embeds.shape[0], past + inputs_embeds.shape[1])
-        if mask is not None and mask.shape != expected:
-            raise ValueError(
-                f"attention_mask has shape {tuple(mask.shape)}; expected (batch, past + tokens), here {expected}"
-            )
-        texts = packed_texts(position_ids, mask, cached=bool(use_cache) or cache is not None)
-        if use_cache is None:
-            use_cache = texts is None and self._uses_cache()
-        if use_cache and cache is None:
-            cache = self._stacked_cache(None)
-        if position_ids is None:
-            position_ids = self._positions(inputs_embeds, mask, past)
-        return Reading(position_ids, texts, past, cache, use_cache)
-
-    @staticmethod
-    def _positions(inputs_embeds: Tensor, mask: Tensor | None, past: int) -> Tensor:
-        """(B, T) or (1, T) positions of the given tokens, not counting padding."""
-        length = inputs_embeds.shape[1]
-        if mask is not None:
-            return positions_of(mask)[:, -length:]
-        return torch.arange(past, past + length, device=inputs_embeds.device).unsqueeze(0)
-
-
-def kept_positions(logits_to_keep: int | Tensor) -> tuple[slice | Tensor, bool]:
-    """Index of the positions whose logits are returned, and whether these are all."""
-    if isinstance(logits_to_keep, int):
-        return slice(-logits_to_keep, None), logits_to_keep == 0
-    return logits_to_keep, False
-
 
 def recorded(stacks: Iterable[ModelOutput]) -> dict[str, tuple[Tensor, ...] | None]:
-    """`hidden_states` and `attentions` of all stacks, one after the other; None for what was not recorded."""
+    """Concatenate the `hidden_states` and `attentions` of all stacks; None for what was not recorded."""
     found: dict[str, tuple[Tensor, ...] | None] = {"hidden_states": None, "attentions": None}
     for stack in stacks:
         for name, before in found.items():

@@ -1,10 +1,10 @@
-"""Steering: change what a model thinks of while it runs, by editing the logits of the concepts that it mixes.
+"""Steering: edit the logits of a model's concepts while it runs.
 
-B sequences, T tokens, C concepts, K concepts mixed per token, z concept logits.
+An operation changes the logit z_i of one concept: `add` to z_i + s, `scale` to z_i · s, `set` to s; `suppress` keeps
+the concept from being mixed in. Operations before the choice of the K largest logits act on all C logits: a raised
+concept can enter and displace the weakest. Operations after the choice act on the K active concepts only.
 
-An operation says what becomes of one concept's logit z_i: `add` z_i + s, `scale` z_i · s, `set` s, and `suppress`
-that the concept is mixed in no more. Before the choice of the K largest, all C logits can change, so a raised concept
-enters and the weakest of the others leaves. After it only the K kept values change: what is not among them stays out.
+Dimensions: B sequences, T tokens, C concepts, K concepts mixed per token.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from torch import Tensor
 
 KINDS = ("add", "scale", "set", "suppress")
 LARGEST_VALUE = 1e4
-"""Of an operation, either way: logits are of the order of 10, and what is mixed must stay finite."""
+"""Largest absolute value of an operation. Logits are of the order of 10, and what is mixed must stay finite."""
 ALL = "all"
 GENERATED = "generated"
 FOREVER = sys.maxsize
-"""End of a span of positions that has none."""
+"""End of an open span of positions."""
 
 Positions = str | range | tuple[int, ...]
-"""Tokens counted from 0 at the beginning of their text, without padding: `all`, `generated`, or these."""
+"""`all`, `generated`, or token positions, counted from 0 at the start of each text, without padding."""
 Strengths = Mapping[int, float]
 PER_ROW = (list, tuple)
-"""What holds one steering for each row of a batch."""
+"""Types that hold one steering per row of a batch."""
 
 
 def _positions(given: Any) -> Positions:
-    """`all`, `generated`, a slice, a range or numbers, as they are kept."""
+    """Normalize `all`, `generated`, a slice, a range or numbers to `Positions`."""
     if isinstance(given, str):
         if given not in (ALL, GENERATED):
             raise ValueError(f"positions are {given!r}; expected 'all', 'generated', numbers, or slice(first, end)")
@@ -71,17 +71,17 @@ def _whole(what: str, given: Any) -> int:
 
 @dataclass(frozen=True)
 class Operation:
-    """What becomes of one concept's logit.
+    """An edit of one concept's logit.
 
     Attributes:
         kind: add, scale, set or suppress.
-        concept: number of the concept.
-        value: what is added, multiplied with or set; 0 with suppress.
-        positions: where, as in `Positions`.
-        after_choice: change the kept values only, after the choice of the K largest logits.
+        concept: concept id.
+        value: summand, factor or new logit; 0 for suppress.
+        positions: where it applies, as `Positions`.
+        after_choice: act after the choice of the K largest logits, on active concepts only.
 
     Raises:
-        ValueError: an unknown kind, a concept or position below 0, a value that is no number or beyond
+        ValueError: an unknown kind, a negative concept or position, or a value that is no number or beyond
             `LARGEST_VALUE`.
     """
 
@@ -111,12 +111,12 @@ class Operation:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether it leaves every logit what it is, to the last bit."""
+        """Whether it leaves every logit bit-identical."""
         neutral = {"add": 0.0, "scale": 1.0}
         return neutral.get(self.kind) == self.value or (not isinstance(self.positions, str) and not self.positions)
 
-    def applied(self, z: Tensor) -> Tensor:
-        """Logits z of the concept, of any shape, as they become."""
+    def apply(self, z: Tensor) -> Tensor:
+        """Return the edited logits of the concept; z has any shape."""
         if self.kind == "add":
             return z + self.value
         if self.kind == "scale":
@@ -126,23 +126,23 @@ class Operation:
         return torch.full_like(z, 0.0 if self.after_choice else -torch.inf)
 
     def where(self, positions: Tensor) -> Tensor:
-        """Mask of the positions, any shape, at which it applies."""
+        """Return a mask of the positions, of any shape, at which it applies."""
         if self.positions == ALL:
             return torch.ones_like(positions, dtype=torch.bool)
         if isinstance(self.positions, range):
             return (positions >= self.positions.start) & (positions < self.positions.stop)
-        assert not isinstance(self.positions, str), "the positions of generated tokens are put in by `generate`"
+        assert not isinstance(self.positions, str), "`generate` resolves `generated`"
         return torch.isin(positions, torch.tensor(self.positions, device=positions.device))
 
 
 @dataclass(frozen=True)
 class Steering:
-    """Operations on concepts, which take effect one after the other; a suppressed concept stays suppressed.
+    """A sequence of operations on concepts; suppression always wins.
 
-    `Steering.add({123: 4.0}) + Steering.suppress([7], positions="generated")` is one, too.
+    Combine them with `+`: `Steering.add({123: 4.0}) + Steering.suppress([7], positions="generated")`.
 
     Attributes:
-        operations: what to do, in order.
+        operations: operations in order.
     """
 
     operations: tuple[Operation, ...] = ()
@@ -152,33 +152,33 @@ class Steering:
 
     @classmethod
     def add(cls, strengths: Strengths, *, positions: Any = ALL, after_choice: bool = False) -> Steering:
-        """z_i + strength of each concept i of `strengths`."""
-        return cls._of("add", strengths, positions, after_choice)
+        """Add a strength to the logit of each concept."""
+        return cls._build("add", strengths, positions, after_choice)
 
     @classmethod
     def scale(cls, factors: Strengths, *, positions: Any = ALL, after_choice: bool = False) -> Steering:
-        """z_i · factor, as the paper steers, by −10 to 10. A concept that stays below the K largest stays out."""
-        return cls._of("scale", factors, positions, after_choice)
+        """Multiply the logit of each concept by a factor, as the paper does with −10 to 10."""
+        return cls._build("scale", factors, positions, after_choice)
 
     @classmethod
     def set(cls, logits: Strengths, *, positions: Any = ALL, after_choice: bool = False) -> Steering:
-        """The given logit, whatever was predicted."""
-        return cls._of("set", logits, positions, after_choice)
+        """Replace the logit of each concept."""
+        return cls._build("set", logits, positions, after_choice)
 
     @classmethod
     def suppress(cls, concepts: Iterable[int], *, positions: Any = ALL, after_choice: bool = False) -> Steering:
-        """Not mixed in: before the choice another takes its place, after it nothing does."""
-        return cls._of("suppress", dict.fromkeys(concepts, 0.0), positions, after_choice)
+        """Keep concepts from being mixed in. Before the choice, another takes the place; after it, none does."""
+        return cls._build("suppress", dict.fromkeys(concepts, 0.0), positions, after_choice)
 
     @classmethod
-    def _of(cls, kind: str, values: Strengths, positions: Any, after_choice: bool) -> Steering:
+    def _build(cls, kind: str, values: Strengths, positions: Any, after_choice: bool) -> Steering:
         return cls(tuple(Operation(kind, each, value, positions, after_choice) for each, value in values.items()))
 
     def __add__(self, other: Steering) -> Steering:
         return Steering(self.operations + other.operations)
 
     def after_prompt(self, tokens: int) -> Steering:
-        """The same with `generated` put in numbers: from the end of a prompt of so many tokens on."""
+        """Resolve `generated` to the positions after a prompt of that many tokens."""
         span = range(tokens, FOREVER)
         return Steering(
             tuple(replace(each, positions=span) if each.positions == GENERATED else each for each in self.operations)
@@ -186,16 +186,16 @@ class Steering:
 
 
 def as_steering(given: Any) -> Steering:
-    """A `Steering`, or {concept: strength}, which adds; None is no steering.
+    """Convert {concept: strength}, which adds, or None, which does nothing, to a `Steering`.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: `given` is of another type.
     """
     if given is None:
         return Steering()
     if isinstance(given, Mapping):
         return Steering.add(given)
-    # Not by its class: a model loaded by `trust_remote_code` has a copy of this module for its own.
+    # Not isinstance: a model loaded with `trust_remote_code` has its own copy of this module.
     if (operations := getattr(given, "operations", None)) is not None:
         return Steering(operations)
     raise ValueError(
@@ -204,24 +204,24 @@ def as_steering(given: Any) -> Steering:
 
 
 class SteeredBatch(NamedTuple):
-    """Steering of the rows of a batch."""
+    """Steering of a batch."""
 
     operations: list[tuple[slice, Operation]]
-    """With the rows that each is for; in order, suppressions last."""
+    """Operations and the rows that each applies to, in order, suppressions last."""
     positions: Tensor
     """(B, T) positions of the tokens in their texts."""
 
 
 def steer_batch(steering: Any, positions: Tensor, batch: int) -> SteeredBatch | None:
-    """Steering of a batch; None if it would change nothing.
+    """Convert steering for a batch; None if it changes nothing.
 
     Args:
-        steering: for all rows, as in `as_steering`, or a list of such with one for each.
+        steering: steering of all rows, as in `as_steering`, or a list with one per row.
         positions: (B, T) or (1, T).
         batch: B.
 
     Raises:
-        ValueError: another number of rows, or positions that only `generate` knows.
+        ValueError: a wrong number of rows, or unresolved positions `generated`.
     """
     per_row = isinstance(steering, PER_ROW)
     if per_row and len(steering) != batch:
@@ -241,24 +241,24 @@ def steer_batch(steering: Any, positions: Tensor, batch: int) -> SteeredBatch | 
 
 
 def steer_logits_(z: Tensor, steered: SteeredBatch) -> Tensor:
-    """Operations before the choice on z (B, T, C), in place: (B, T, C) is never there twice."""
+    """Apply the operations before the choice to z (B, T, C) in place, so that (B, T, C) is never copied."""
     for rows, operation in steered.operations:
         if not operation.after_choice:
-            of_concept = z[rows, :, operation.concept]  # (rows, T), a view
+            logits = z[rows, :, operation.concept]  # (rows, T), a view
             where = operation.where(steered.positions[rows])
-            of_concept.copy_(torch.where(where, operation.applied(of_concept), of_concept))
+            logits.copy_(torch.where(where, operation.apply(logits), logits))
     return z
 
 
-def steer_kept(values: Tensor, indices: Tensor, steered: SteeredBatch) -> Tensor:
-    """Kept logits (B, T, K) of the concepts `indices` (B, T, K) after the operations that follow the choice.
+def steer_active(values: Tensor, indices: Tensor, steered: SteeredBatch) -> Tensor:
+    """Apply the operations after the choice to the logits (B, T, K) of the active concepts `indices` (B, T, K).
 
-    A suppressed concept is kept where fewer than K others are left, and then adds nothing.
+    A suppressed concept stays active with value 0 where fewer than K others are left.
     """
     suppressed = values.isneginf()
-    kept = values.masked_fill(suppressed, 0.0)
+    values = values.masked_fill(suppressed, 0.0)
     for rows, operation in steered.operations:
         if operation.after_choice:
             where = operation.where(steered.positions[rows])[..., None] & (indices[rows] == operation.concept)
-            kept[rows] = torch.where(where, operation.applied(kept[rows]), kept[rows])
-    return kept.masked_fill(suppressed, 0.0)
+            values[rows] = torch.where(where, operation.apply(values[rows]), values[rows])
+    return values.masked_fill(suppressed, 0.0)

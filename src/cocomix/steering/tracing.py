@@ -144,8 +144,8 @@ def _read(model: Any, ids: Tensor, steering: Steering) -> _Reading:
     finally:
         hook.remove()
     ((h, output),) = seen
-    assert output.kept is not None and output.c is not None and output.predicted is not None
-    values, indices = output.kept
+    assert output.active is not None and output.c is not None and output.predicted is not None
+    values, indices = output.active
     of_h, mixer, full = moments(h[0].detach()), model.mixer, torch.promote_types(logits.dtype, torch.float32)
     mixture = Mixture(
         values=values[0].detach().to(full),

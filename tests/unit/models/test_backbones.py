@@ -84,7 +84,7 @@ def test_a_window_of_tokens_becomes_one_of_as_many_slots(kind, decoder):
 def test_blocks_that_attend_in_another_way_are_refused(decoder):
     model = decoder("llama")
     model.config.layer_types = ["full_attention", "chunked_attention", "full_attention"]
-    with pytest.raises(ValueError, match=r"'llama' has blocks of other kinds .*chunked_attention"):
+    with pytest.raises(ValueError, match=r"'llama' has other blocks .*chunked_attention"):
         split_decoder(model, 1)
 
 
@@ -99,7 +99,7 @@ def test_a_decoder_with_two_norms_is_refused(decoder):
     model = decoder("gpt2")
     assert final_norm_name(model) == "ln_f"
     model.second = nn.LayerNorm(32)
-    with pytest.raises(ValueError, match="GPT2Model has 2 norms beside its blocks; exactly one final norm"):
+    with pytest.raises(ValueError, match="GPT2Model has 2 norms outside its blocks; exactly one final norm"):
         final_norm_name(model)
 
 

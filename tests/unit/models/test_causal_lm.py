@@ -26,7 +26,7 @@ def test_a_mask_that_leaves_out_the_cache_is_refused(random_model):
 
 @pytest.mark.parametrize("hidden_by", [{"use_cache": True}, {"attention_mask": torch.ones_like(IDS)}], ids=str)
 def test_packed_texts_are_refused_where_they_would_be_read_as_one(hidden_by, random_model):
-    with pytest.raises(ValueError, match="position_ids start again within a row, so it holds several texts"):
+    with pytest.raises(ValueError, match="position_ids restart within a row, so it holds several texts"):
         random_model()(IDS, position_ids=torch.tensor([[0, 1, 0]]), **hidden_by)
 
 

@@ -17,9 +17,9 @@ REFUSED = {
     "gemma2": r"scales its embeddings or logits \(final_logit_softcapping 30.0\)",
     "cohere": r"scales its embeddings or logits \(logit_scale",
     "phi": "has a bias on its token head",
-    "opt": "OPTModel has 0 norms beside its blocks; exactly one final norm",
+    "opt": "OPTModel has 0 norms outside its blocks; exactly one final norm",
     "bloom": "BloomModel has 2 norms",
-    "llama4_text": r"blocks of other kinds than full and sliding-window attention \(layer_types chunked_attention\)",
+    "llama4_text": r"other blocks than full and sliding-window attention \(layer_types chunked_attention\)",
     "bert": "a later token changes its predictions at earlier ones",
     "mamba": "a trial fails",
 }
