@@ -1,25 +1,26 @@
 """CoCoMix: pretrain language models that think in continuous concepts."""
 
-# ruff: noqa: E402
+from typing import TYPE_CHECKING
+
 from cocomix import starting
+from cocomix.version import __version__
 
-starting.end_quietly_while_loading()
+starting.exit_quietly_while_loading()
 
-from transformers import AutoConfig, AutoModelForCausalLM
+if TYPE_CHECKING or not starting.is_command():  # a command loads what it needs: `cocomix --help` takes no torch
+    from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels
+    from cocomix.concepts.sae import Latents, SparseAutoencoder
+    from cocomix.concepts.sae_loading import load_sae
+    from cocomix.errors import InputError
+    from cocomix.models import registration as registration
+    from cocomix.models.causal_lm import CoCoMixForCausalLM, CoCoMixOutput
+    from cocomix.models.configuration import CoCoMixConfig
+    from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
+    from cocomix.models.reference_checkpoint import load_reference_checkpoint
+    from cocomix.models.steering import Steering
+    from cocomix.steering.trace import Trace
+    from cocomix.steering.tracing import trace
 
-from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels
-from cocomix.concepts.sae import Latents, SparseAutoencoder
-from cocomix.concepts.sae_loading import load_sae
-from cocomix.errors import InputError
-from cocomix.models.causal_lm import CoCoMixForCausalLM, CoCoMixOutput
-from cocomix.models.configuration import CoCoMixConfig
-from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
-from cocomix.models.reference_checkpoint import load_reference_checkpoint
-from cocomix.models.steering import Steering
-from cocomix.steering.trace import Trace
-from cocomix.steering.tracing import trace
-
-__version__ = "0.1.0"
 __all__ = [
     "CoCoMixConfig",
     "CoCoMixForCausalLM",
@@ -33,11 +34,8 @@ __all__ = [
     "SparseAutoencoder",
     "Steering",
     "Trace",
+    "__version__",
     "load_reference_checkpoint",
     "load_sae",
     "trace",
 ]
-
-for config, model in ((CoCoMixConfig, CoCoMixForCausalLM), (MultiTokenConfig, MultiTokenForCausalLM)):
-    AutoConfig.register(config.model_type, config)
-    AutoModelForCausalLM.register(config, model)

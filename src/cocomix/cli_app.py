@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from cocomix.cli_options import OptionParser, number
+import typer
+
+from cocomix.cli_options import number, path_argument, path_option
 from cocomix.console import say, show
 from cocomix.errors import InputError
 from cocomix.settings import Range, kind_of
 
-COMMAND = "app"
-SUMMARY = "steer a model, read with it and look up its concepts, in a browser"
 Port = Annotated[int, Range(1, 2**16 - 1)]
 LOCAL = ("127.0.0.1", "localhost")
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Serve the page until it is interrupted; returns the exit code.
+def _seconds() -> Any:
+    from cocomix.app.limits import Limits
 
-    Raises:
-        InputError: no gradio, no such model, a model without concepts, a port that is taken.
+    return kind_of(Limits, "seconds")
+
+
+def app(
+    run: Annotated[
+        Path | None, path_argument("RUN", "Folder of the trained model (default: the quickstart's cocomix student).")
+    ] = None,
+    catalog: Annotated[Path | None, path_option("FOLDER", "Its concept catalog (default: that of its recipe).")] = None,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Where to serve.")] = LOCAL[0],
+    port: Annotated[int | None, number(Port, "PORT", "Default: the first free port from 7860.")] = None,
+    time_limit: Annotated[float, number(_seconds, "SECONDS", "Time limit of a generation.")] = 60.0,
+) -> None:
+    """Steer a model and search its concepts in a browser.
+
+    The page is served until the command is interrupted.
     """
-    options = _parser().parse_args(arguments[1:])
-    # Before gradio is imported: it would announce itself, and ask for its newest version.
+    # Set before gradio is imported, which would otherwise send analytics and look for its newest version.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     if find_spec("gradio") is None:
         raise InputError("the page needs gradio; install it with: pip install 'cocomix[app]'")
@@ -38,55 +48,23 @@ def run(arguments: Sequence[str]) -> int:
     from cocomix.app.serving import check_address, serve
     from cocomix.steering.runs import open_run
 
-    limits = Limits(seconds=options.time_limit)
-    check_address(options.host, options.port)
-    opened = open_run(options.run, options.catalog)
+    limits = Limits(seconds=time_limit)
+    check_address(host, port)
+    opened = open_run(run, catalog)
     if opened.catalog is None:
-        say("No concept catalogue beside this run: concepts have numbers only. `cocomix concepts RECIPE` makes one.")
+        say("This run has no concept catalog, so concepts have numbers only. Build one: cocomix concepts RECIPE")
     page = build_playground(opened, limits)
-    if options.host not in LOCAL:
-        say(
-            f"Warning: the page is served on {options.host}, to everybody who can reach this machine there, and asks "
-            "for no password."
-        )
-    show(f"Page: {serve(page, options.host, options.port)}")
-    say("Ctrl-C ends it.")
+    if host not in LOCAL:
+        say(f"Warning: the page is served on {host} without a password, to everybody who can reach it.")
+    show(f"Page: {serve(page, host, port)}")
+    say("Press Ctrl-C to stop.")
     try:
         wait()
     except KeyboardInterrupt:
         page.close(verbose=False)
-    return 0
 
 
 def wait() -> None:
-    """For an interruption."""
+    """Wait for an interruption."""
     while True:
         time.sleep(3600)
-
-
-def _parser() -> argparse.ArgumentParser:
-    from cocomix.app.limits import Limits
-
-    parser = OptionParser(prog="cocomix app", description=SUMMARY)
-    parser.add_argument(
-        "run",
-        metavar="RUN",
-        nargs="?",
-        type=Path,
-        help="folder of the trained model (default: the quickstart's cocomix student)",
-    )
-    parser.add_argument(
-        "--catalog", metavar="FOLDER", type=Path, help="its concept catalogue (default: that of its recipe)"
-    )
-    parser.add_argument("--host", metavar="HOST", default=LOCAL[0], help=f"where to serve (default: {LOCAL[0]})")
-    parser.add_argument(
-        "--port", metavar="PORT", type=number(Port), help="default: the first that is free from 7860 on"
-    )
-    parser.add_argument(
-        "--time-limit",
-        metavar="SECONDS",
-        type=number(kind_of(Limits, "seconds")),
-        default=60.0,
-        help="of a generation (default: 60)",
-    )
-    return parser

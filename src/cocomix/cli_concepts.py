@@ -1,76 +1,82 @@
-"""`cocomix concepts search | show | name`: use the catalogue that `cocomix concepts RECIPE` made."""
+"""`cocomix concepts search | show | name`: use the catalog that `cocomix concepts RECIPE` built."""
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
-from cocomix.cli_options import OptionParser, number
+import typer
+
+from cocomix.cli_options import Json, number, number_parser, path_option
 from cocomix.console import say, show
 from cocomix.errors import InputError
 from cocomix.locking import locked
 from cocomix.settings import ConceptId, Count
 
-COMMANDS = ("search", "show", "name")
+CatalogFolder = Annotated[Path | None, path_option("FOLDER", "The catalog (default: the only one in runs/).")]
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one of `COMMANDS`; returns the exit code.
+def search(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Words to look for.")],
+    limit: Annotated[int, number(Count, "N", "Number of concepts to list.")] = 10,
+    catalog: CatalogFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Find concepts by name, promoted tokens and contexts."""
+    from cocomix.catalog.search import hits_table, search_catalog
 
-    Raises:
-        InputError: no catalogue, no such concept, names that do not fit, an endpoint that refuses.
+    hits = search_catalog(catalog or _only_catalog(), text, limit)
+    show(json.dumps([asdict(hit) for hit in hits], indent=2) if as_json else hits_table(hits))
+
+
+def show_concept(
+    number: Annotated[
+        int, typer.Argument(metavar="ID", parser=number_parser(ConceptId), help="Number of the concept.")
+    ],
+    catalog: CatalogFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Show everything that the catalog has on one concept."""
+    from cocomix.catalog import search
+
+    concept = search.show_concept(catalog or _only_catalog(), number)
+    show(json.dumps(asdict(concept), indent=2) if as_json else search.describe(concept))
+
+
+def name(
+    names: Annotated[Path | None, path_option("FILE", 'JSON: {"12": "name"}, or a Neuronpedia export.')] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="OpenAI-compatible service; its key is read from COCOMIX_API_KEY."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="The service's name of the model.")] = None,
+    limit: Annotated[int | None, number(Count, "N", "Name only the N concepts that are labels most often.")] = None,
+    catalog: CatalogFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Name concepts from a file or with a language model.
+
+    The model is any OpenAI-compatible service that you provide.
     """
-    from cocomix.catalog import naming, search
+    from cocomix.catalog.naming import name_concepts
+    from cocomix.catalog.search import open_catalog
 
-    options = _parser().parse_args(arguments)
-    folder = options.catalog or _only_catalog()
-    if options.command == "search":
-        hits = search.search_catalog(folder, options.text, options.limit)
-        show(json.dumps([asdict(hit) for hit in hits], indent=2) if options.json else search.hits_table(hits))
-    elif options.command == "show":
-        concept = search.show_concept(folder, options.id)
-        show(json.dumps(asdict(concept), indent=2) if options.json else search.describe(concept))
+    folder = catalog or _only_catalog()
+    open_catalog(folder)
+    with locked(folder):
+        result = name_concepts(folder, names, endpoint, model, limit)
+    if as_json:
+        show(json.dumps(asdict(result), indent=2))
     else:
-        search.open_catalog(folder)
-        with locked(folder):
-            result = naming.name_concepts(folder, options.names, options.endpoint, options.model, options.limit)
-        if options.json:
-            show(json.dumps(asdict(result), indent=2))
-        else:
-            say(f"{result.named} concepts have a name of {result.source}, {result.unnamed} have another: {folder}")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = OptionParser(prog="cocomix concepts")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def add(name: str, summary: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=summary, description=summary)
-        command.add_argument("--catalog", metavar="FOLDER", type=Path, help="the catalogue (default: that in runs/)")
-        command.add_argument("--json", action="store_true", help="print the results as JSON")
-        return command
-
-    search = add("search", "find concepts by their names, promoted tokens and contexts")
-    search.add_argument("text", metavar="TEXT", help="words to look for")
-    search.add_argument("--limit", metavar="N", type=number(Count), default=10, help="concepts to list (default: 10)")
-    one = add("show", "show all that the catalogue has on one concept")
-    one.add_argument("id", metavar="ID", type=number(ConceptId), help="number of the concept")
-    name = add("name", "name the concepts: from a file, or by a language model that you provide")
-    name.add_argument("--names", metavar="FILE", type=Path, help='JSON: {"12": "name"}, or a Neuronpedia export')
-    name.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible service; its key in COCOMIX_API_KEY")
-    name.add_argument("--model", metavar="NAME", help="what the service calls its model")
-    name.add_argument("--limit", metavar="N", type=number(Count), help="name the N concepts that are labels most often")
-    return parser
+        say(f"{result.named} concepts are named by {result.source}, {result.unnamed} by others: {folder}")
 
 
 def _only_catalog() -> Path:
-    """The one catalogue below runs/."""
+    """Return the folder of the one catalog below runs/."""
     found = sorted(path.parent for path in Path("runs").glob("*/catalog/catalog.json"))
     if len(found) != 1:
         there = f"there are {len(found)} in runs/ ({', '.join(map(str, found))})" if found else "there is none in runs/"
-        raise InputError(f"which catalogue? {there}; give --catalog FOLDER, made by: cocomix concepts RECIPE")
+        raise InputError(f"which catalog? {there}; give --catalog FOLDER, built by: cocomix concepts RECIPE")
     return found[0]

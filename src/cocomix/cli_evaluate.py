@@ -1,106 +1,235 @@
-"""`cocomix evaluate RUN`: a trained model on text and on the tasks of lm-evaluation-harness."""
+"""`cocomix evaluate [concepts | steering] RUN`: measure a trained model on text, on tasks, and its concepts."""
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cocomix import cli_scores
-from cocomix.cli_options import OptionParser, number
+import typer
+
+from cocomix.cli_options import Json, given, number, path_argument, path_option
 from cocomix.console import say, show
 from cocomix.errors import InputError
-from cocomix.settings import kind_of
+from cocomix.settings import Batch, Count, Seed, kind_of
 
-PRECISIONS = ("fp32", "bf16")
+if TYPE_CHECKING:
+    from cocomix.evaluation.record import Evaluation
+    from cocomix.steering.runs import OpenRun
+
+SCALES = (2.0, 4.0, 8.0, 16.0)
+"""Default factors of `evaluate steering --operation scale`."""
+TEXT = "Text"
+TASKS = "Tasks (pip install 'cocomix[eval]')"
+RunFolder = Annotated[Path, path_argument("RUN", "Folder of a trained model.")]
+Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="Precision of matrix products.")]
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Evaluate one model, show what was measured and add it to the model's `evaluation.json`; returns the exit code.
+def evaluate(
+    run: RunFolder,
+    limit: Annotated[int | None, number(Count, "N", "Only the first N documents, and items of each task.")] = None,
+    precision: Precision = "fp32",
+    batch_size: Annotated[int, number(Batch, "N", "Sequences per batch.")] = 8,
+    as_json: Json = False,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="File, folder or hf:NAME, as corpus.source of a recipe.", rich_help_panel=TEXT
+        ),
+    ] = None,
+    text_field: Annotated[
+        str, typer.Option(metavar="NAME", help="Field of records that holds the text.", rich_help_panel=TEXT)
+    ] = "text",
+    window: Annotated[
+        int | None, number(Count, "N", "Tokens per window (default: as in training).", panel=TEXT)
+    ] = None,
+    stride: Annotated[
+        int | None, number(Count, "N", "Tokens that each window scores (default: half a window).", panel=TEXT)
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Tasks, groups or tags of the harness.", rich_help_panel=TASKS),
+    ] = None,
+    tasks_path: Annotated[Path | None, path_option("FOLDER", "Your own task definitions.", panel=TASKS)] = None,
+) -> None:
+    """Evaluate a trained model on text and on benchmark tasks.
 
-    Raises:
-        InputError: no such model, text or task, or settings that do not fit.
+    The tasks are those of lm-evaluation-harness. The default text is the validation documents of the model's own
+    corpus. Results are added to RUN/evaluation.json. `evaluate concepts` and `evaluate steering` measure its concepts.
     """
-    if arguments and arguments[0] in cli_scores.COMMANDS:
-        return cli_scores.run(arguments)
-    options = _parser().parse_args(arguments)
-    _check(options)
+    windowed = [name for name, value in (("--window", window), ("--stride", stride)) if value is not None]
+    if windowed and tasks is not None and text is None:
+        raise InputError(f"{', '.join(windowed)} has no effect on --tasks; leave it out, or give --text too")
+    if tasks is None and tasks_path is not None:
+        raise InputError("--tasks-path has no effect without --tasks; name the tasks, or leave it out")
 
     from cocomix.evaluation.harness import TaskSettings, evaluate_tasks, plan_tasks
-    from cocomix.evaluation.record import EVALUATION_FILE, add_evaluations, check_evaluations
-    from cocomix.evaluation.tables import evaluation_tables
+    from cocomix.evaluation.record import add_evaluations, check_evaluations
     from cocomix.evaluation.text import TextSettings, evaluate_text
     from cocomix.steering.runs import open_model
 
-    opened = open_model(options.run)
-    check_evaluations(options.run)
-    common = {key: getattr(options, key) for key in ("limit", "batch_size", "precision")}
+    opened = open_model(run)
+    check_evaluations(run)
+    common: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "precision": precision}
     plan = None
-    if options.tasks is not None:
-        names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    if tasks is not None:
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
         if not names:
-            raise InputError(f"--tasks names no task: {options.tasks!r}; give some, as in --tasks piqa,arc_easy")
-        plan = plan_tasks(TaskSettings(names, options.tasks_path, **common))
-    found = []
-    if options.text is not None or plan is None:
-        text = TextSettings(options.text, options.text_field, options.window, options.stride, **common)
-        found.append(evaluate_text(opened, text))
-        add_evaluations(options.run, found)
+            raise InputError(f"--tasks names no task: {tasks!r}; give some, as in --tasks piqa,arc_easy")
+        plan = plan_tasks(TaskSettings(names, tasks_path, **common))
+    evaluations = []
+    if text is not None or plan is None:
+        evaluations.append(evaluate_text(opened, TextSettings(text, text_field, window, stride, **common)))
+        add_evaluations(run, evaluations)
     if plan is not None:
-        of_tasks = evaluate_tasks(opened, plan)
-        add_evaluations(options.run, of_tasks)
-        found += of_tasks
-    if options.json:
-        show(json.dumps([asdict(each) for each in found], indent=2))
+        on_tasks = evaluate_tasks(opened, plan)
+        add_evaluations(run, on_tasks)
+        evaluations += on_tasks
+    records = [asdict(each) for each in evaluations]
+    _show(run, records, records, as_json)
+
+
+def evaluate_concepts(
+    run: RunFolder,
+    limit: Annotated[int | None, number(Count, "N", "Only the first N blocks of validation text.")] = None,
+    batch_size: Annotated[int | None, number(Batch, "N", "Blocks per batch (default: 16).")] = None,
+    precision: Precision = "fp32",
+    as_json: Json = False,
+) -> None:
+    """Measure how well a model predicts its concepts.
+
+    Its loss without what it mixes in is measured too.     Results are added to RUN/evaluation.json.
+    """
+    from cocomix.evaluation.prediction import ConceptSettings
+    from cocomix.evaluation.prediction import evaluate_concepts as measure
+    from cocomix.origins import learned_labels
+
+    opened = _open(run)
+    labels = learned_labels(opened) if opened.config.content == "concepts" else None
+    settings = ConceptSettings(**given(limit=limit, batch_size=batch_size, precision=precision))
+    _add_and_show(run, measure(opened, labels, settings), as_json)
+
+
+def _score(key: str) -> Any:
+    """Return the type of a key of `ScoreSettings` when it is needed, because its module loads torch."""
+
+    def kind() -> Any:
+        from cocomix.steering.score import ScoreSettings
+
+        return kind_of(ScoreSettings, key)
+
+    return kind
+
+
+def evaluate_steering(
+    run: RunFolder,
+    concepts: Annotated[
+        int | None, number(_score("concepts"), "N", "Concepts to steer in each frequency band (default: 32).")
+    ] = None,
+    prompts: Annotated[
+        int | None, number(Count, "N", "Beginnings of validation text to continue (default: 4).")
+    ] = None,
+    strengths: Annotated[
+        Sequence[float] | None,
+        number(
+            _score("strengths"),
+            "S,...",
+            "In standard deviations of the concept logits (default: 1,2,4,8), or factors (default: 2,4,8,16).",
+        ),
+    ] = None,
+    teacher_strengths: Annotated[
+        Sequence[float] | None,
+        number(
+            _score("teacher_strengths"),
+            "S,...",
+            "Of the decoder direction, in lengths of the residual stream (default: 0.125,0.25,0.5,1).",
+        ),
+    ] = None,
+    named_tokens: Annotated[
+        Sequence[int] | None,
+        number(_score("named_tokens"), "N,...", "How many tokens the prompt names (default: 1,2,4,8)."),
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, number(Count, "N", "Tokens of a prompt, at most a quarter of the context (default: 16).")
+    ] = None,
+    new_tokens: Annotated[
+        int | None, number(Count, "N", "Tokens to generate, at most a quarter of the context (default: 32).")
+    ] = None,
+    seed: Annotated[int | None, number(Seed, "N", "Seed of concepts, prompts and texts (default: 0).")] = None,
+    batch_size: Annotated[int | None, number(Batch, "N", "Texts per batch (default: 64).")] = None,
+    operation: Annotated[Literal["add", "scale"], typer.Option(help="On the concept logit; the paper scales.")] = "add",
+    as_json: Json = False,
+) -> None:
+    """Measure whether steering shows in the generated text.
+
+    The model's own teacher is the judge. Results are added to RUN/evaluation.json.
+    """
+    from cocomix.steering.experiment import PICTURES, score_steering
+    from cocomix.steering.score import ScoreSettings
+
+    if operation == "scale" and strengths is None:
+        strengths = SCALES
+    options = given(
+        concepts=concepts,
+        prompts=prompts,
+        strengths=strengths,
+        operation=operation,
+        teacher_strengths=teacher_strengths,
+        named_tokens=named_tokens,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    settings = ScoreSettings(**options)
+    opened = _open(run)
+    if not opened.config.mixes_concepts:
+        raise InputError(f"the model in {run} mixes no concepts in, so there are none to steer")
+    score = score_steering(opened, settings)
+    say(f"Picture: {run / PICTURES[settings.operation]}")
+    _add_and_show(run, score, as_json)
+
+
+def _open(folder: Path) -> OpenRun:
+    """Open the run of a model with a mixer.
+
+    Raises:
+        InputError: there is no run, or the model mixes nothing.
+    """
+    from cocomix.evaluation.record import check_evaluations
+    from cocomix.models.configuration import CoCoMixConfig
+    from cocomix.steering.runs import open_model
+    from cocomix.training.run import RUN_FILE
+
+    opened = open_model(folder)
+    check_evaluations(folder)
+    if opened.record is None:
+        raise InputError(f"{folder} has no {RUN_FILE}, which describes its concepts; give a run of cocomix")
+    if not isinstance(opened.config, CoCoMixConfig):
+        raise InputError(
+            f"{folder} was trained with {opened.record.method}, which mixes nothing in; give a run of cocomix"
+        )
+    if opened.config.mixing == "none" and opened.config.content != "concepts":
+        raise InputError(f"{folder} mixes nothing in and predicts no concepts; give another run")
+    return opened
+
+
+def _add_and_show(run: Path, evaluation: Evaluation, as_json: bool) -> None:
+    from cocomix.evaluation.record import add_evaluations
+
+    add_evaluations(run, [evaluation])
+    record = asdict(evaluation)
+    _show(run, [record], record, as_json)
+
+
+def _show(run: Path, evaluations: list[dict[str, Any]], as_printed: Any, as_json: bool) -> None:
+    from cocomix.evaluation.record import EVALUATION_FILE
+    from cocomix.evaluation.tables import evaluation_tables
+
+    if as_json:
+        show(json.dumps(as_printed, indent=2))
     else:
-        show("\n\n".join(evaluation_tables({options.run.name: [asdict(each) for each in found]})))
-        say(f"Kept in {options.run / EVALUATION_FILE}")
-    return 0
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Raise InputError for options that have no effect together."""
-    of_text = [f"--{name.replace('_', '-')}" for name in ("window", "stride") if getattr(options, name) is not None]
-    if of_text and options.tasks is not None and options.text is None:
-        raise InputError(f"{', '.join(of_text)} has no effect on --tasks; leave it out, or give --text too")
-    if options.tasks is None and options.tasks_path is not None:
-        raise InputError("--tasks-path has no effect without --tasks; name the tasks, or leave it out")
-
-
-def _parser() -> argparse.ArgumentParser:
-    from cocomix.evaluation.text import TextSettings
-
-    def in_range(field: str) -> Callable[[str], Any]:
-        return number(kind_of(TextSettings, field))
-
-    parser = OptionParser(
-        prog="cocomix evaluate",
-        description="Evaluate a trained model on text (by default the validation documents of its own corpus) and on "
-        "tasks of lm-evaluation-harness; what was measured is kept in RUN/evaluation.json.",
-        epilog="Also: cocomix evaluate concepts RUN, cocomix evaluate steering RUN.",
-    )
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained model")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument(
-        "--limit", metavar="N", type=in_range("limit"), help="only so many documents, and items of each task"
-    )
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of matrix products (default: fp32)")
-    parser.add_argument(
-        "--batch-size", metavar="N", type=in_range("batch_size"), default=8, help="sequences read at once (default: 8)"
-    )
-    text = parser.add_argument_group("text")
-    text.add_argument("--text", metavar="SOURCE", help="file, folder or hf:NAME, as corpus.source of a recipe")
-    text.add_argument("--text-field", metavar="NAME", default="text", help="field of records that holds the text")
-    text.add_argument(
-        "--window", metavar="N", type=in_range("window"), help="tokens read at once (default: as in training)"
-    )
-    text.add_argument(
-        "--stride", metavar="N", type=in_range("stride"), help="tokens that a window counts (default: half a window)"
-    )
-    tasks = parser.add_argument_group("tasks (pip install 'cocomix[eval]')")
-    tasks.add_argument("--tasks", metavar="NAME,...", help="tasks, groups or tags of the harness")
-    tasks.add_argument("--tasks-path", metavar="FOLDER", type=Path, help="task definitions of your own")
-    return parser
+        show("\n\n".join(evaluation_tables({run.name: evaluations})))
+        say(f"Saved in {run / EVALUATION_FILE}")

@@ -2,161 +2,137 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from cocomix import files
-from cocomix.cli_options import OptionParser, number
+from cocomix.cli_options import Json, given, number, number_parser, path_option
 from cocomix.console import say, show
 from cocomix.errors import InputError
-from cocomix.settings import Concepts, kind_of
+from cocomix.settings import Batch, Concepts, Count, Seed, kind_of
 
 if TYPE_CHECKING:
     from cocomix.models.steering import Steering
     from cocomix.steering.runs import OpenRun
 
-COMMANDS = {
-    "inspect": "show which concepts a model mixes while it reads a text, and what they do",
-    "generate": "go on after a prompt, with concepts raised or lowered",
-}
-EVERY = "all"
+ALL = "all"
+RunFolder = Annotated[
+    Path | None, path_option("FOLDER", "The trained model (default: the quickstart's cocomix student).")
+]
+CatalogFolder = Annotated[Path | None, path_option("FOLDER", "Its concept catalog (default: that of its recipe).")]
+Steer = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="WISH",
+        help="ID=+4 or ID=-4 adds, ID=x5 scales, ID==4 sets, ID=off suppresses; name:WORDS in place of ID looks it "
+        "up; may be repeated.",
+    ),
+]
+Positions = Annotated[
+    str, typer.Option(metavar="WHERE", help="Where to steer: all, generated, or a list such as 0,3,5-9,12-.")
+]
+AfterChoice = Annotated[
+    bool, typer.Option("--after-choice", help="Steer only concepts that are among the strongest anyway.")
+]
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one of `COMMANDS`; returns the exit code.
+@dataclass(frozen=True)
+class SteeringOptions:
+    """The options that steer.
 
-    Raises:
-        InputError: no such model, text or concept, or a setting out of its range.
+    Attributes:
+        steer: operations, each `ID=+4`, `name:WORDS=x5` or such.
+        positions: where they apply.
+        after_choice: they apply only to concepts that the model chooses anyway.
     """
-    options = _parser().parse_args(arguments)
-    return _inspect(options) if options.command == "inspect" else _generate(options)
+
+    steer: list[str]
+    positions: str
+    after_choice: bool
+
+    def read(self, opened: OpenRun) -> Steering:
+        """Return what the options ask for of an opened run.
+
+        Raises:
+            InputError: they cannot be read, or have no effect.
+        """
+        from cocomix.steering.notation import parse_steering
+
+        if not self.steer and (self.positions != ALL or self.after_choice):
+            raise InputError("--positions and --after-choice have no effect without --steer; give --steer")
+        steering = parse_steering(self.steer, opened.catalog, self.positions, self.after_choice)
+        try:
+            opened.model.check_steering(steering)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        if any("name:" in wish for wish in self.steer):
+            concepts = dict.fromkeys(operation.concept for operation in steering.operations)
+            say("Steered: " + ", ".join(f"{each} ({opened.names.get(each)})" for each in concepts))
+        return steering
+
+    def to_json(self, steering: Steering) -> dict[str, Any]:
+        """Return the options as given, and the operations with the concepts that names resolved to."""
+        distinct = dict.fromkeys((each.kind, each.concept, each.value) for each in steering.operations)
+        operations = [{"kind": kind, "concept": concept, "value": value} for kind, concept, value in distinct]
+        where = {"positions": self.positions, "after_choice": self.after_choice}
+        return {"steering": self.steer, "operations": operations, **where}
 
 
-def _parser() -> argparse.ArgumentParser:
-    from cocomix.steering.generation import GenerationSettings
-
-    parser = OptionParser(prog="cocomix")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def add(name: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=COMMANDS[name], description=COMMANDS[name])
-        command.add_argument(
-            "--run", metavar="FOLDER", type=Path, help="the trained model (default: the quickstart's cocomix student)"
-        )
-        command.add_argument(
-            "--catalog", metavar="FOLDER", type=Path, help="its concept catalogue (default: that of its recipe)"
-        )
-        command.add_argument("--json", action="store_true", help="print the results as JSON")
-        command.add_argument(
-            "--steer",
-            metavar="WISH",
-            action="append",
-            default=[],
-            help="ID=+4 or ID=-4 adds, ID=x5 scales, ID==4 sets, ID=off suppresses; name:WORDS in place of ID looks "
-            "it up; may be repeated",
-        )
-        command.add_argument(
-            "--positions", metavar="WHERE", default="all", help="where to steer: all, generated, or such as 0,3,5-9,12-"
-        )
-        command.add_argument(
-            "--after-choice", action="store_true", help="steer only what is among the strongest concepts anyway"
-        )
-        return command
-
-    inspect = add("inspect")
-    inspect.add_argument("text", metavar="TEXT", help="what the model reads")
-    inspect.add_argument(
-        "--concepts",
-        metavar="N",
-        type=_count_or_all,
-        default=4,
-        help="concepts of each token to show and to ablate, or all (default: 4)",
-    )
-    inspect.add_argument("--html", metavar="FILE", type=Path, help="write a page")
-    generate = add("generate")
-    generate.add_argument("prompt", metavar="PROMPT", help="what the text begins with")
-    generate.add_argument("--compare", action="store_true", help="print the plain model's text beside the steered one")
-    for name, metavar, about in (
-        ("max-new-tokens", "N", "tokens to generate at most (default: 40)"),
-        ("temperature", "T", "of sampling; 0 takes the most probable token (default: 0)"),
-        ("top-p", "P", "sample from the most probable tokens that together have probability P (default: 1)"),
-        ("seed", "S", "of sampling (default: 0)"),
-        ("num-beams", "N", "of beam search (default: 1)"),
-        ("num-samples", "N", "texts to print (default: 1)"),
-    ):
-        kind = kind_of(GenerationSettings, name.replace("-", "_"))
-        generate.add_argument(f"--{name}", metavar=metavar, type=number(kind), help=about)
-    return parser
+def _count_or_all(written: Any) -> Any:
+    """Return a number of concepts, or None for all."""
+    return None if written == ALL else number_parser(Concepts)(written)
 
 
-def _count_or_all(written: str) -> int | None:
-    """Number of concepts; None for all."""
-    return None if written == EVERY else number(Concepts)(written)
+def inspect(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What the model reads.")],
+    concepts: Annotated[
+        int | None,
+        typer.Option(metavar="N", parser=_count_or_all, help="Concepts of each token to show and to ablate, or `all`."),
+    ] = 4,
+    html: Annotated[Path | None, path_option("FILE", "Write a page.")] = None,
+    run: RunFolder = None,
+    catalog: CatalogFolder = None,
+    steer: Steer = None,
+    positions: Positions = ALL,
+    after_choice: AfterChoice = False,
+    as_json: Json = False,
+) -> None:
+    """Show which concepts a model mixes while it reads a text.
 
-
-def _steering(options: argparse.Namespace, opened: OpenRun) -> Steering:
-    from cocomix.steering.notation import parse_steering
-
-    if not options.steer and (options.positions != EVERY or options.after_choice):
-        raise InputError("--positions and --after-choice have no effect without --steer; say what to steer")
-    steering = parse_steering(options.steer, opened.catalog, options.positions, options.after_choice)
-    try:
-        opened.model.check_steering(steering)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    if any("name:" in wish for wish in options.steer):
-        concepts = dict.fromkeys(operation.concept for operation in steering.operations)
-        say("Steered: " + ", ".join(f"{each} ({opened.names.get(each)})" for each in concepts))
-    return steering
-
-
-def _as_json(options: argparse.Namespace, steering: Steering) -> dict[str, Any]:
-    """What was asked for, with the concepts that names came to."""
-    read = dict.fromkeys((each.kind, each.concept, each.value) for each in steering.operations)
-    operations = [{"kind": kind, "concept": concept, "value": value} for kind, concept, value in read]
-    where = {"positions": options.positions, "after_choice": options.after_choice}
-    return {"steering": options.steer, "operations": operations, **where}
-
-
-def _inspect(options: argparse.Namespace) -> int:
+    What each concept does to the next token is measured by its gradient and by ablation.
+    """
     from cocomix.steering.page import trace_page
     from cocomix.steering.runs import open_run
     from cocomix.steering.terminal import trace_text
     from cocomix.steering.tracing import trace
 
-    if options.positions == "generated":
+    if positions == "generated":
         raise InputError("--positions is generated, but a text that is only read has none; give all, or numbers")
-    if options.html is not None:
-        _check_page(options.html)
-    opened = open_run(options.run, options.catalog)
+    if html is not None:
+        _check_page(html)
+    opened = open_run(run, catalog)
     mixed = opened.model.config.num_active_concepts
-    concepts = mixed if options.concepts is None else min(options.concepts, mixed)
-    steering = _steering(options, opened)
-    found = trace(
-        opened.model,
-        opened.tokenizer,
-        options.text,
-        names=opened.names,
-        steering=steering,
-        ablate=concepts,
-        progress=True,
+    shown = mixed if concepts is None else min(concepts, mixed)
+    options = SteeringOptions(steer or [], positions, after_choice)
+    steering = options.read(opened)
+    traced = trace(
+        opened.model, opened.tokenizer, text, names=opened.names, steering=steering, ablate=shown, progress=True
     )
-    if options.html is not None:
+    if html is not None:
         try:
-            files.write_output(options.html, trace_page(found, f"What {opened.folder.name} thinks", concepts))
+            files.write_output(html, trace_page(traced, f"What {opened.folder.name} thinks", shown))
         except OSError as error:
-            raise InputError(f"--html {options.html} cannot be written: {error.strerror}") from None
-        say(f"Page: {options.html}")
-    if options.json:
-        show(json.dumps({"run": str(opened.folder), **_as_json(options, steering), **found.to_dict()}, indent=2))
-    elif options.html is None:
-        show(trace_text(found, concepts))
-    return 0
+            raise InputError(f"--html {html} cannot be written: {error.strerror}") from None
+        say(f"Page: {html}")
+    if as_json:
+        show(json.dumps({"run": str(opened.folder), **options.to_json(steering), **traced.to_dict()}, indent=2))
+    elif html is None:
+        show(trace_text(traced, shown))
 
 
 def _check_page(page: Path) -> None:
@@ -167,34 +143,88 @@ def _check_page(page: Path) -> None:
         raise InputError(f"--html {page}: there is no folder {page.parent}")
 
 
-def _generate(options: argparse.Namespace) -> int:
+def _generation(key: str) -> Any:
+    """Return the type of a key of `GenerationSettings` when it is needed, because its module loads torch."""
+
+    def kind() -> Any:
+        from cocomix.steering.generation import GenerationSettings
+
+        return kind_of(GenerationSettings, key)
+
+    return kind
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the text begins with.")],
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Print the text of the plain model next to the steered one.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int | None, number(Count, "N", "Maximum number of tokens to generate (default: 40).")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        number(_generation("temperature"), "T", "Sampling temperature; 0 takes the most probable token (default: 0)."),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        number(
+            _generation("top_p"),
+            "P",
+            "Sample from the most probable tokens that together have probability P (default: 1).",
+        ),
+    ] = None,
+    seed: Annotated[int | None, number(Seed, "S", "Sampling seed (default: 0).")] = None,
+    num_beams: Annotated[int | None, number(Batch, "N", "Beams of beam search (default: 1).")] = None,
+    num_samples: Annotated[int | None, number(Batch, "N", "Texts to print (default: 1).")] = None,
+    run: RunFolder = None,
+    catalog: CatalogFolder = None,
+    steer: Steer = None,
+    positions: Positions = ALL,
+    after_choice: AfterChoice = False,
+    as_json: Json = False,
+) -> None:
+    """Continue a prompt, with concepts raised or lowered."""
     from cocomix.models.steering import Steering
     from cocomix.steering.generation import GenerationSettings, continuations
     from cocomix.steering.runs import open_run
+
+    chosen = given(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        num_beams=num_beams,
+        num_samples=num_samples,
+    )
+    settings = GenerationSettings(**chosen)
+    if compare and not steer:
+        raise InputError("--compare without --steer would print the same text twice; give --steer")
+    opened = open_run(run, catalog)
+    options = SteeringOptions(steer or [], positions, after_choice)
+    steering = options.read(opened)
+    steered = continuations(opened, prompt, settings, steering)
+    plain = continuations(opened, prompt, settings, Steering()) if compare else None
+    if as_json:
+        texts: dict[str, Any] = {"steered" if steer else "plain": steered}
+        texts |= {"plain": plain} if plain is not None else {}
+        about = {"run": str(opened.folder), "prompt": prompt, **options.to_json(steering), **asdict(settings)}
+        show(json.dumps(about | texts, indent=2))
+    else:
+        _show_texts(prompt, options.steer, steered, plain)
+
+
+def _show_texts(prompt: str, steer: list[str], steered: list[str], plain: list[str] | None) -> None:
+    """Print texts, each next to that of the plain model if there is one."""
     from cocomix.steering.terminal import harmless, side_by_side
 
-    given = {field.name: getattr(options, field.name) for field in fields(GenerationSettings)}
-    settings = GenerationSettings(**{name: value for name, value in given.items() if value is not None})
-    if options.compare and not options.steer:
-        raise InputError("--compare without --steer would print the same text twice; say what to steer")
-    opened = open_run(options.run, options.catalog)
-    steering = _steering(options, opened)
-    steered = continuations(opened, options.prompt, settings, steering)
-    plain = continuations(opened, options.prompt, settings, Steering()) if options.compare else None
-    if options.json:
-        texts: dict[str, Any] = {"steered" if options.steer else "plain": steered}
-        texts |= {"plain": plain} if plain is not None else {}
-        about = {"run": str(opened.folder), "prompt": options.prompt, **_as_json(options, steering), **asdict(settings)}
-        show(json.dumps(about | texts, indent=2))
-        return 0
     if plain is None:
-        show("\n\n".join(harmless(options.prompt + text) for text in steered))
-        return 0
+        show("\n\n".join(harmless(prompt + text) for text in steered))
+        return
     columns = shutil.get_terminal_size().columns
-    titles = ("plain", "steered: " + ", ".join(options.steer))
+    titles = ("plain", "steered: " + ", ".join(steer))
     pairs = [
-        side_by_side(harmless(options.prompt + one), harmless(options.prompt + other), titles, columns)
+        side_by_side(harmless(prompt + one), harmless(prompt + other), titles, columns)
         for one, other in zip(plain, steered, strict=True)
     ]
     show("\n\n".join(pairs))
-    return 0

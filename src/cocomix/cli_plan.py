@@ -2,65 +2,47 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
-from cocomix.cli_options import OptionParser, number
+import typer
+
+from cocomix.cli_options import Json, RecipeCommand, number
+from cocomix.cli_recipe import RecipeFile
 from cocomix.console import show
 from cocomix.settings import Batch, Count, Range
 
-Utilisation = Annotated[float, Range(0, 1, open_low=True)]
-
-OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--gpu", {"metavar": "NAME", "default": "h100", "help": "kind of GPU (default: h100)"}),
-    ("--gpus", {"metavar": "N", "type": number(Batch), "default": 8, "help": "how many (default: 8)"}),
-    (
-        "--utilisation",
-        {
-            "metavar": "SHARE",
-            "type": number(Utilisation),
-            "default": 0.4,
-            "help": "assumed share of their peak (default: 0.4)",
-        },
-    ),
-    (
-        "--corpus-tokens",
-        {"metavar": "N", "type": number(Count), "help": "training tokens of a corpus that is not packed yet"},
-    ),
-    ("--only", {"metavar": "NAME", "help": "plan just this student"}),
-    ("--json", {"action": "store_true", "help": "print the plan as JSON"}),
-)
+Utilization = Annotated[float, Range(0, 1, open_low=True)]
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Plan a recipe; returns the exit code.
+class PlanCommand(RecipeCommand):
+    """`plan` takes the keys of a recipe and runs in one process."""
 
-    Raises:
-        InputError: the recipe, or an option, cannot work.
+    in_several_processes = False
+
+
+def plan(
+    ctx: typer.Context,
+    recipe: RecipeFile,
+    gpu: Annotated[str, typer.Option(metavar="NAME", help="Kind of GPU.")] = "h100",
+    gpus: Annotated[int, number(Batch, "N", "Number of GPUs.")] = 8,
+    utilisation: Annotated[float, number(Utilization, "SHARE", "Assumed share of their peak.")] = 0.4,
+    corpus_tokens: Annotated[
+        int | None, number(Count, "N", "Training tokens of a corpus that is not packed yet.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(metavar="NAME", help="Plan just this student.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compute the cost of a recipe: FLOPs, memory, storage, hours.
+
+    Nothing is trained or written.
     """
-    options, overrides = _parser().parse_known_args(arguments)
-
     from cocomix.planning.costs import machines
     from cocomix.planning.plan import plan_recipe
     from cocomix.planning.tables import describe
     from cocomix.recipe import load_recipe
 
-    on = machines(options.gpu, options.gpus, options.utilisation)
-    plan = plan_recipe(load_recipe(options.recipe, overrides), on, options.corpus_tokens, options.only)
-    show(json.dumps(asdict(plan), indent=2) if options.json else describe(plan))
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = OptionParser(
-        prog="cocomix plan",
-        description="What a recipe will cost: parameters, FLOPs, memory, storage, hours. Nothing is made.",
-        epilog="Every recipe key is an option too: --training.blocks_per_batch 16; cocomix run --help lists them.",
-    )
-    parser.add_argument("recipe", metavar="RECIPE", help="recipe file (YAML)")
-    for name, about in OPTIONS:
-        parser.add_argument(name, **about)
-    return parser
+    on = machines(gpu, gpus, utilisation)
+    computed = plan_recipe(load_recipe(recipe, ctx.args), on, corpus_tokens, only)
+    show(json.dumps(asdict(computed), indent=2) if as_json else describe(computed))

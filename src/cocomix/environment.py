@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-import cocomix
 from cocomix import processes
+from cocomix.version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "sae-lens", "lm_eval")
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def hardware() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter, as far as they are installed."""
-    found = {"python": platform.python_version(), "cocomix": cocomix.__version__}
+    found = {"python": platform.python_version(), "cocomix": __version__}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

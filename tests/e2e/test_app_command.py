@@ -58,8 +58,8 @@ def test_another_host_is_warned_of(finished, monkeypatch, capsys):
     run = finished.folder / "out" / "students" / "cocomix"
     assert main(["app", str(run), "--host", "0.0.0.0", "--port", str(free_port())]) == 0
     said = capsys.readouterr().err
-    assert "Warning: the page is served on 0.0.0.0, to everybody who can reach this machine there" in said
-    assert "No concept catalogue beside this run: concepts have numbers only" in said
+    assert "Warning: the page is served on 0.0.0.0 without a password, to everybody who can reach it" in said
+    assert "This run has no concept catalog, so concepts have numbers only" in said
 
 
 def test_a_port_that_is_taken(finished, capsys):

@@ -51,7 +51,7 @@ def test_names_from_a_file(catalogued: Path, tmp_path: Path, capsys) -> None:
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"5": "gardens of stone"}))
     assert main(["concepts", "name", "--names", str(names), "--catalog", str(folder)]) == 0
-    assert "1 concepts have a name of names.json" in capsys.readouterr().err
+    assert "1 concepts are named by names.json" in capsys.readouterr().err
     assert main(["concepts", "search", "gardens of stone", "--catalog", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["concept_id"] == 5
     names.write_text(json.dumps({"64": "beyond"}))

@@ -75,7 +75,7 @@ def test_of_a_pause_vector_only_its_use_can_be_told(recipe, capsys) -> None:
     assert figures["channel"]["own"] == pytest.approx(figures["channel"]["of another text"])
     assert (
         refusal(capsys, "steering", run) == f"cocomix: the model in {run} mixes no concepts in, so there are none to "
-        "turn up"
+        "steer"
     )
 
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_scored_is_told_in_one_line(output: Path, tmp_path: Path,
     alone = shutil.copytree(run, tmp_path / "alone" / "students" / "cocomix")
     assert "no labelled corpus at" in refusal(capsys, what, alone)
     (alone / "run.json").unlink()
-    assert "has no run.json, so nothing says what its concepts are" in refusal(capsys, what, alone)
+    assert "has no run.json, which describes its concepts" in refusal(capsys, what, alone)
     info = json.loads((run / "run.json").read_text())
     info["preparation"]["labels"]["fingerprint"] = "0"
     (run / "run.json").write_text(json.dumps(info))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cocomix import cli, starting
+from cocomix import cli, cli_options, starting
 from cocomix.console import show
 from cocomix.errors import InputError
 
@@ -29,7 +29,8 @@ class Interrupt:
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background without it
 sys.meta_path.insert(0, Interrupt)
 sys.orig_argv = [sys.executable, *sys.argv[1:]]
-import cocomix
+from cocomix.cli import main
+main(["compare", "runs/none"])
 """
 
 
@@ -111,7 +112,7 @@ def test_results_that_cannot_be_printed(
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["-m", "cocomix", "run", "r.yaml"], 130, "\ncocomix: interrupted while it was starting; nothing was done\n"),
+        (["-m", "cocomix", "run", "r.yaml"], 130, "\ncocomix: interrupted while starting; nothing was changed\n"),
         (["-m", "somebody.elses"], -signal.SIGINT, "KeyboardInterrupt\n"),
     ],
 )
@@ -126,18 +127,45 @@ def test_interruptions_are_exceptions_again_once_a_command_runs(monkeypatch: pyt
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "cocomix"])
     try:
-        starting.end_quietly_while_loading()
+        starting.exit_quietly_while_loading()
         assert signal.getsignal(signal.SIGINT) not in (before, signal.default_int_handler)
-        starting.interruption_is_an_exception()
+        starting.raise_interruptions()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
 
 
+def test_help_fits_on_a_screen_and_lists_the_commands_in_the_order_of_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= cli.WIDTH
+    listed = [line.strip() for line in lines[lines.index("Start:") :]]
+    names = [name for panel, commands in cli.COMMANDS.items() for name in (f"{panel}:", *commands)]
+    positions = [next(i for i, line in enumerate(listed) if line.startswith(name)) for name in names]
+    assert positions == sorted(positions)
+
+
+def test_every_command_has_a_help_text() -> None:
+    texts = cli.help_texts()
+    assert list(texts) == ["cocomix", *(f"cocomix {name}" for panel in cli.COMMANDS.values() for name in panel)]
+    for name, text in texts.items():
+        assert text.startswith(f"Usage: {name} ") and len(text.splitlines()) < 45
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["generate", "--help"], ["compare"]])
+def test_what_needs_no_libraries_loads_none(arguments: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "cocomix", *arguments]
+    loaded = {
+        line.split("|")[-1].strip()
+        for line in subprocess.run(command, capture_output=True, text=True).stderr.splitlines()
+    }
+    assert "cocomix.cli" in loaded and not {"torch", "transformers", "datasets", "numpy"} & loaded
+
+
 def test_warnings_of_libraries_are_shown_but_for_those_to_developers() -> None:
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("default")
-        cli._quiet_libraries()
+        cli_options.load_libraries()
         for category in (UserWarning, RuntimeWarning, FutureWarning, DeprecationWarning):
             warnings.warn_explicit("said", category, "optimizer.py", 1, module="torch.optim")
     assert [each.category for each in shown] == [UserWarning, RuntimeWarning]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cocomix.cli import next_steps
+from cocomix.cli_recipe import next_steps
 
 
 def results(method: str, mixer: dict[str, Any] | None) -> dict[str, Any]:

@@ -201,14 +201,16 @@ def test_aliases_that_stand_for_millions_of_values_are_refused() -> None:
         (["--training", "3"], "command line: training is 3; expected keys such as max_tokens"),
         (["--backbone.hiden_size", "3"], "unknown key backbone.hiden_size; did you mean 'hidden_size'?"),
         (["--training.max_tokens", "[1"], "--training.max_tokens is not valid YAML"),
+        (["--seed", "-1", "--name", "- x"], "command line: seed is -1; expected a whole number from 0"),
     ],
 )
 def test_a_wrong_option_of_a_recipe_is_refused_in_one_line(
     options: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "r.yaml").write_text(MINIMAL)
-    for command in ("run", "plan"):
-        assert main([command, str(tmp_path / "r.yaml"), *options]) == 2
+    recipe = str(tmp_path / "r.yaml")
+    for arguments in (["run", recipe, *options], ["plan", recipe, *options], ["train", "--json", recipe, *options]):
+        assert main(arguments) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert expected in line
 
@@ -231,7 +233,7 @@ def test_options_are_read_by_the_type_of_their_key(tmp_path: Path) -> None:
         (["inspect", "x", "--concepts", "-1"], "--concepts"),
         (["evaluate", "x", "--limit", "0"], "--limit is 0; expected a whole number from 1"),
         (["evaluate", "x", "--stride", "two"], "--stride is 'two'; expected a whole number"),
-        (["evaluate", "steering", "x", "--strengths", "1,.inf"], "is inf; expected a number above 0 to 100"),
+        (["evaluate", "steering", "x", "--strengths", "1,.inf"], "--strengths[1] is inf; expected a number above 0"),
         (["evaluate", "concepts", "x", "--batch-size", "0"], "--batch-size is 0; expected a whole number"),
         (["concepts", "show", "-3"], "-3"),
         (["concepts", "search", "x", "--limit", "0"], "--limit is 0; expected a whole number"),
@@ -239,8 +241,14 @@ def test_options_are_read_by_the_type_of_their_key(tmp_path: Path) -> None:
         (["app", "x", "--time-limit", ".nan"], "--time-limit is nan; expected a number from 1 to 3,600"),
         (["plan", "x", "--gpus", "0"], "--gpus is 0; expected a whole number from 1"),
         (["plan", "x", "--utilisation", "nan"], "--utilisation is 'nan'; expected a number above 0 to 1"),
-        (["trian", "x"], "invalid choice: 'trian'"),
-        (["compare"], "the following arguments are required: RUN"),
+        (["trian", "x"], "unknown command 'trian'; did you mean 'train'? (see cocomix --help)"),
+        (["compare"], "the following arguments are required: RUN (see cocomix compare --help)"),
+        ([], "Missing command (see cocomix --help)"),
+        (["compare", "--output"], "--output has no value (see cocomix compare --help)"),
+        (["evaluate", "x", "y"], "unknown argument y (see cocomix evaluate --help)"),
+        (["evaluate", "x", "--precision=fp8"], "--precision: 'fp8' is not one of 'fp32', 'bf16'"),
+        (["concepts", "search", "- a text", "--catalog", "nowhere"], "in nowhere"),
+        (["concepts", "search", "--catalog=nowhere", "--", "--text"], "in nowhere"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
