@@ -1,4 +1,4 @@
-"""Where a figure was measured: code, versions, hardware, date."""
+"""The environment of a measurement: commit, versions, hardware, date."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cocomix.version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "sae-lens", "lm_eval")
 ROOT = Path(__file__).parents[2]
-"""Of the checkout that this code runs from, if it runs from one."""
+"""Root of the checkout, if this code runs from one."""
 
 
 def commit(root: Path = ROOT) -> str | None:
-    """Commit of this project's checkout at `root`, with `+` for uncommitted changes; None if there is none.
+    """Return the commit of this project's checkout at `root`, with `+` for uncommitted changes; None outside of one.
 
-    An installed package often lies inside a repository of someone else, whose commit would be wrong here.
+    An installed package often lies inside another project's repository, whose commit would be wrong here.
     """
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
@@ -52,14 +52,14 @@ def _processor() -> str:
 
 
 def hardware() -> str:
-    """Processors and accelerators in words."""
+    """Describe processors and GPUs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return ", ".join([f"{cores} CPU cores ({_processor()})", *gpus])
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter, as far as they are installed."""
+    """Return the versions of Python, cocomix and the installed packages of `PACKAGES`."""
     found = {"python": platform.python_version(), "cocomix": __version__}
     for package in PACKAGES:
         try:
@@ -70,7 +70,7 @@ def versions() -> dict[str, str]:
 
 
 def describe() -> dict[str, object]:
-    """All of it, for a result's file."""
+    """Return the environment for a record."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": commit(),

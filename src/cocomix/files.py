@@ -1,12 +1,12 @@
-"""Files and folders that are whole or absent, whenever the process is killed, and never in place of the user's.
+"""Atomic files and folders: complete or absent whenever the process is killed, and never in place of the user's.
 
 Three rules keep the user's files safe:
 
-- A finished folder gets its name by a rename, which the system refuses where something else has that name.
-- A folder is deleted only if it holds a marker file of ours (`Folder.delete`). The folder is held open from the
-  check to the deletion, so that whatever takes its name meanwhile is not touched.
-- A file that the user names (`write_output`) replaces a regular file only. A link is followed; a device or pipe is
-  written to.
+- A finished folder is renamed into place, which the system refuses if the name is taken.
+- A folder is deleted only if it holds our marker file (`Folder.delete`). The folder stays open from the check to the
+  deletion, so that another folder that takes its name in between is not touched.
+- An output file that the user names (`write_output`) replaces only regular files. Links are followed; devices and
+  pipes are written to.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cocomix.errors import InputError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 TORCH_WRITES = ("PytorchStreamWriter failed", "] . unexpected pos ")
-"""In the messages of torch.save where a file cannot be written."""
+"""Parts of the messages with which torch.save reports that a file cannot be written."""
 
 
 def located(given: str | Path) -> Path:
@@ -45,7 +45,7 @@ def located(given: str | Path) -> Path:
 
 
 def partial(path: Path) -> Path:
-    """Return where the unfinished form of `path` lies: next to it, so that a rename is atomic."""
+    """Return the path of the unfinished form of `path`: in the same folder, so that the rename is atomic."""
     return path.with_name(path.name + ".partial")
 
 
@@ -53,27 +53,27 @@ def partial(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to a file of ours, whole or not at all."""
+    """Write `text` to one of our files, atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write `content` to a file of ours, whole or not at all; nothing is left of an attempt that fails."""
+    """Write `content` to one of our files, atomically; a failed attempt leaves nothing."""
     _replace(path, partial(path), content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to a file of ours, whole or not at all; NaN and infinity are refused."""
+    """Write `value` as indented JSON to one of our files, atomically; ValueError for NaN and infinity."""
     write_text(path, to_json(value))
 
 
 def to_json(value: Any) -> str:
-    """Return `value` as indented JSON; NaN and infinity are refused."""
+    """Return `value` as indented JSON; ValueError for NaN and infinity."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def write_output(path: Path, text: str) -> None:
-    """Write a file that the user named, whole or not at all. A link is followed; a device or pipe is written to."""
+    """Write an output file that the user named, atomically. Links are followed; devices and pipes are written to."""
     path = path.resolve()
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")  # a folder raises IsADirectoryError
@@ -88,7 +88,7 @@ def _replace(path: Path, temporary: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def replacing(path: Path, temporary: Path) -> Iterator[None]:
-    """Put the file `temporary`, which the block writes, in place of `path`; it is removed if anything fails."""
+    """Replace `path` by the file `temporary`, which the block writes; delete `temporary` if anything fails."""
     try:
         yield
         _sync(temporary)
@@ -116,15 +116,15 @@ def _parse_json(content: bytes, path: Path) -> Any:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Return whether an operation failed because no space, or no more of the user's quota, is left."""
+    """Return whether an operation failed because the disk or the user's quota is full."""
     return error.errno in DISK_FULL
 
 
 def system_failure(error: BaseException | None) -> OSError | None:
-    """Return what the system refused, if that is why `error` was raised.
+    """Return the system error that caused `error`, or None.
 
-    Libraries that are not written in Python raise errors of their own: Rust's end with the system's number, torch's do
-    not hold it, but stand for a file that could not be written.
+    Native libraries raise other exceptions: the messages of Rust end with the error number; those of torch lack it, but
+    mean that a file could not be written.
     """
     if error is None or (isinstance(error, OSError) and error.errno is not None):
         return error
@@ -139,7 +139,7 @@ def system_failure(error: BaseException | None) -> OSError | None:
 
 
 def check_creatable(folder: Path) -> None:
-    """Raise InputError if something else than a folder, or a folder that is read-only, is in the way of `folder`."""
+    """Raise InputError if `folder` cannot be created because of a file or a read-only folder."""
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise InputError(f"{existing} is not a folder; choose another output folder")
@@ -148,10 +148,10 @@ def check_creatable(folder: Path) -> None:
 
 
 def finish(folder: Path) -> None:
-    """Rename `partial(folder)` to `folder`, once all of it is on the disk.
+    """Flush `partial(folder)` to the disk and rename it to `folder`.
 
     Raises:
-        InputError: something else has that name; it is left alone.
+        InputError: the name is taken; what has it is left alone.
     """
     sync(partial(folder))
     try:
@@ -160,7 +160,7 @@ def finish(folder: Path) -> None:
         if not os.path.lexists(folder):
             raise
         raise InputError(
-            f"{folder} exists and was not created by cocomix ({error.strerror}); what belongs there is kept in "
+            f"{folder} exists and was not created by cocomix ({error.strerror}); the result is kept in "
             f"{partial(folder)}: move the other one away and repeat the command"
         ) from None
     _sync(folder.parent)
@@ -183,9 +183,9 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a fresh folder to write into, which replaces `folder` if the block ends without an error.
+    """Yield an empty folder to write into; it replaces `folder` if the block ends without an error.
 
-    Only for what lies inside a stage's unfinished folder: the stage's claim says that all of it is ours.
+    Only for folders inside a stage's unfinished folder, which belongs to us.
     """
     unfinished = partial(folder)
     if unfinished.exists():
@@ -198,7 +198,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def checkpoints(unfinished: Path) -> list[Path]:
-    """Return the checkpoints in a stage's unfinished folder, cut-off ones included."""
+    """Return the checkpoints in a stage's unfinished folder, including incomplete ones."""
     return [
         path
         for path in unfinished.glob("checkpoint-*")
@@ -207,14 +207,14 @@ def checkpoints(unfinished: Path) -> list[Path]:
 
 
 class Folder:
-    """A folder that is held open: all methods act on this very folder, whatever its name comes to stand for."""
+    """An open folder. All methods act on it even if another folder takes its name."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor = descriptor
 
     def names(self) -> set[str]:
-        """Return the names of what it holds."""
+        """Return the names of its entries."""
         return set(os.listdir(self._descriptor))
 
     def read_json(self, name: str) -> Any:
@@ -223,7 +223,7 @@ class Folder:
             return _parse_json(file.read(), self.path / name)
 
     def write(self, contents: dict[str, bytes]) -> None:
-        """Write files, replacing those of the same names, in this order; none is replaced before all are written."""
+        """Write files and replace those of the same names, in this order, once all of them are written."""
         at = self._descriptor
         temporary = {name: name + ".partial" for name in contents}
         try:
@@ -241,26 +241,26 @@ class Folder:
         os.fsync(at)
 
     def remove(self, name: str) -> None:
-        """Remove one of its files, which is a link if it is a link."""
+        """Remove one of its files; of a link, the link itself."""
         os.unlink(name, dir_fd=self._descriptor)
 
     def delete(self, marker: str) -> None:
-        """Delete the folder and all that it holds, `marker` last.
+        """Delete the folder and its contents, `marker` last.
 
         Raises:
-            InputError: it does not hold the file `marker`, so it is not ours.
+            InputError: it lacks the file `marker`, so it is not ours.
         """
         names = self.names()
         if marker not in names:
             raise InputError(f"{self.path} exists and was not created by cocomix; move it away and repeat the command")
-        self.write({marker: b"{}\n"})  # marks nothing but that the folder is ours, should the deletion be interrupted
+        self.write({marker: b"{}\n"})  # still marks the folder as ours if the deletion is interrupted
         for name in names - {marker}:
             if stat.S_ISDIR(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode):
                 shutil.rmtree(name, dir_fd=self._descriptor)
             else:
                 self.remove(name)
         self.remove(marker)
-        self.path.rmdir()  # refused where another folder, which holds anything, has taken the name
+        self.path.rmdir()  # fails if another folder has taken the name and is not empty
 
     def _open(self, name: str, flags: int) -> int:
         try:
@@ -271,7 +271,7 @@ class Folder:
 
 @contextmanager
 def held(path: Path) -> Iterator[Folder]:
-    """Hold the folder at `path` open, one process at a time; a link in its place raises OSError."""
+    """Open the folder at `path`, for one process at a time; a link raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         with suppress(OSError):  # not every file system has locks

@@ -1,4 +1,4 @@
-"""Short names for contents: equal contents have equal fingerprints, on any machine."""
+"""Fingerprints: equal contents have equal fingerprints on any machine."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 LENGTH = 32
-"""Hexadecimal digits kept of a SHA-256: 128 bits."""
+"""Number of hexadecimal digits kept of a SHA-256 digest: 128 bits."""
 
 
 def of_json(value: Any) -> str:
-    """Fingerprint of a JSON value; the order of keys does not matter."""
+    """Return the fingerprint of a JSON value; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
 
 def of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Fingerprint of named tensors: names, types, shapes and every value."""
+    """Return the fingerprint of named tensors: names, dtypes, shapes and all values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())

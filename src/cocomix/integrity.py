@@ -1,4 +1,4 @@
-"""Whether the files of a checkpoint are as they were written."""
+"""Check the files of a checkpoint for damage."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def require_readable(checkpoint: Path) -> None:
     for path in sorted(checkpoint.iterdir()):
         try:
             READERS.get(path.suffix, Path.stat)(path)
-        except Exception as error:  # each library raises its own kinds
+        except Exception as error:  # every library raises different exceptions
             reason = " ".join(str(error).split()) or type(error).__name__
             raise damaged(checkpoint, f"{path.name} cannot be read ({reason})") from None
 
 
 def damaged(checkpoint: Path, problem: str) -> InputError:
-    """The error that names a damaged checkpoint."""
+    """Return the error that names a damaged checkpoint and its remedy."""
     return InputError(
         f"the checkpoint {checkpoint} is damaged: {problem}; delete this folder to resume from the checkpoint before "
         "it, or to start again if there is none"
@@ -35,14 +35,14 @@ def damaged(checkpoint: Path, problem: str) -> InputError:
 
 
 def _check_archive(path: Path) -> None:
-    """Compare the checksums of everything that torch.save wrote."""
+    """Verify the checksums of a file written by torch.save."""
     with zipfile.ZipFile(path) as archive:
         if (bad := archive.testzip()) is not None:
             raise ValueError(f"wrong checksum of {bad}")
 
 
 def _check_weights(path: Path) -> None:
-    with safe_open(path, "pt"):  # compares the sizes in its header with the file's
+    with safe_open(path, "pt"):  # compares the sizes in the header with the file size
         pass
 
 

@@ -1,4 +1,4 @@
-"""One command at a time writes a folder."""
+"""Locks, so that one command at a time writes a folder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the name `folder` for this process; the system releases it when the process ends, however it ends.
+    """Lock the name `folder` for this process. The system releases the lock when the process ends.
 
-    The folder itself need not exist. A place that nobody can write to needs no lock, and a file system without locks
-    has none. Parents that were created for the lock are removed with it, if nothing else is in them.
+    The folder need not exist. There is no lock in read-only places and on file systems without locks. Parent folders
+    that were created for the lock are removed with it if they are empty.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
     """
     created = [path for path in folder.parents if not path.exists()]
     path = lock_file(folder)
@@ -51,7 +51,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def lock_file(folder: Path) -> Path:
-    """Return the file whose lock holds `folder`: next to it, because the folder comes into place by a rename."""
+    """Return the lock file of `folder`. It lies next to the folder, which is renamed into place."""
     return folder.with_name(f".{folder.name}.lock")
 
 
@@ -68,4 +68,4 @@ def _lock(path: Path, folder: Path) -> TextIO:
             raise InputError(
                 f"{folder} is being written by {holder}; wait until it has ended, or choose another output folder"
             ) from None
-        lock.close()  # its holder removed it between our opening and locking it
+        lock.close()  # the holder deleted the file before we locked it

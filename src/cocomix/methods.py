@@ -52,7 +52,7 @@ class MixerConfig:
     concept_loss_weight: LossWeight = DEFAULTS.concept_loss_weight
     regression_loss: str = DEFAULTS.regression_loss
 
-    def of_pretrained(self) -> MixerConfig:
+    def for_pretrained(self) -> MixerConfig:
         """Return the mixer of a student that starts from pretrained weights: both slots of a token share a position."""
         return dataclasses.replace(self, slot_positions="repeat") if self.mixing == "interleave" else self
 

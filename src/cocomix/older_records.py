@@ -1,7 +1,7 @@
-"""Older records leave out settings whose value was the default: fill in what each default was then.
+"""Complete older records, which omit settings that had the default value, with the defaults of their time.
 
-A record written today holds every setting, so these functions return it unchanged. The values below are those of the
-last version that left settings out; a default that changes later does not change them.
+Current records hold every setting, so these functions return them unchanged. The values below are the defaults of the
+last version that omitted settings; they do not change when a default changes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_ACTIVE = 256
 
 
 def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a run, with every setting; ValueError for what is no recipe."""
+    """Return the recipe of a run with every setting; ValueError if it is not a recipe."""
     try:
         found = portable.recipe_record(recipe)
         completed = {"students": complete_students(found), "sae": _sae(found["sae"])}
@@ -37,7 +37,7 @@ def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def complete_students(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The students of a run's or report's recipe, with every setting."""
+    """Return the students of a run's or report's recipe with every setting."""
     return {
         name: _student(student, recipe["backbone"], recipe["training"]["learning_rate"], recipe["labels"])
         for name, student in recipe["students"].items()
@@ -45,9 +45,9 @@ def complete_students(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a stage's record, with all that today's records of the stage hold; damaged ones as they are.
+    """Return the settings of a stage's record with every setting of a current record; damaged ones unchanged.
 
-    Labels that a student shared with its recipe are those of `wanted`: the labels among its inputs identify them.
+    If a student used the labels of its recipe, they are taken from `wanted`: the student's inputs identify them.
     """
     try:
         return _complete_settings(recorded, wanted)

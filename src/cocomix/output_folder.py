@@ -1,4 +1,4 @@
-"""Where a recipe may write: not over, into or around anything that belongs to the user."""
+"""Checks of the output folder: a recipe must not write over, into or around the user's files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cocomix.stages import Stage
 
 
 def check_output(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
-    """Raise InputError if what is missing of the stages `wanted` cannot be made in the output folder.
+    """Raise InputError if the missing stages of `wanted` must not be written to the output folder.
 
-    Refused are a folder that cannot be written to, one that lies inside the text of the corpus, one that is the
-    home, root or current folder or contains the current one, unless it is an output folder already, and stages that
-    would be made where something lies that the recipe reads.
+    Refused are: a folder that is not writable; a folder inside the text of the corpus; the home, root or current folder
+    or a parent of it, unless it already is an output folder; and a stage whose folder holds something that the recipe
+    reads.
     """
     missing = [stage for stage in wanted if not stage.is_done()]
     if not missing:
@@ -31,15 +31,17 @@ def check_output(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
                 raise InputError(f"output is {folder}, which lies inside {name} {read[name]}; choose another folder")
     begun = any(stage.is_done() or stage.is_begun() for stage in pipeline.stages())
     if folder in _crowded() and not begun and any(folder.iterdir()):
-        raise InputError(f"output is {folder}, which holds other things; give a folder for this recipe alone")
+        raise InputError(f"output is {folder}, which holds other files; give this recipe a separate folder")
     for stage in missing:
         for name, source in read.items():
             if any(source.is_relative_to(made.resolve()) for made in (stage.folder, files.partial(stage.folder))):
-                raise InputError(f"{name} {source} lies where {stage.name} is to be made; choose another output folder")
+                raise InputError(
+                    f"{name} {source} lies where {stage.name} would be written; choose another output folder"
+                )
 
 
 def _local_sources(recipe: Recipe) -> dict[str, Path]:
-    """Return what the recipe reads on this machine, by key."""
+    """Return the local paths that the recipe reads, by key."""
     given = {
         "corpus.source": recipe.corpus.source,
         "corpus.validation_source": recipe.corpus.validation_source,
@@ -56,6 +58,6 @@ def _local_sources(recipe: Recipe) -> dict[str, Path]:
 
 
 def _crowded() -> set[Path]:
-    """Return the folders where people keep all kinds of things."""
+    """Return the folders that usually hold unrelated files."""
     here = Path.cwd()
     return {here, *here.parents, Path("~").expanduser().resolve()}

@@ -1,4 +1,4 @@
-"""Paths as records and reports hold them: nothing of this machine's folders or of its user's name."""
+"""Paths in records and reports, without this machine's folders or its user's name."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 HUB_PREFIX = "hf:"
 SOURCES = ("source", "validation_source")
-"""Keys of a recipe's sections that may hold a path."""
+"""Recipe keys that may hold a path."""
 
 
 def with_tilde(source: str) -> str:
-    """A path with `~` for the home folder, which a recipe may hold again; anything else as it is."""
+    """Replace the home folder by `~`; a recipe with the result can be run again."""
     prefix, path = (HUB_PREFIX, source.removeprefix(HUB_PREFIX)) if source.startswith(HUB_PREFIX) else ("", source)
     home = os.path.expanduser("~").rstrip("/")
     if home and (path == home or path.startswith(home + "/")):
@@ -22,9 +22,9 @@ def with_tilde(source: str) -> str:
 
 
 def short(source: str | Path) -> str:
-    """Shorten an absolute path to what lies below the working folder, else to its last part.
+    """Shorten an absolute path to its part below the working directory, or else to its last component.
 
-    A working folder that holds the home folder does not count, or the user's name would remain.
+    A working directory above the home folder does not count, because the user's name would remain.
     """
     text = str(source)
     prefix, text = (HUB_PREFIX, text.removeprefix(HUB_PREFIX)) if text.startswith(HUB_PREFIX) else ("", text)
@@ -37,7 +37,7 @@ def short(source: str | Path) -> str:
 
 
 def short_apart(paths: Sequence[Path]) -> list[str]:
-    """Shorten several paths, to as many of their last parts as it takes to tell them apart."""
+    """Shorten several paths to the fewest last components that keep them distinct."""
     found = [short(path) for path in paths]
     length = 1
     while len(set(found)) < len({path.absolute() for path in paths}):
@@ -47,13 +47,13 @@ def short_apart(paths: Sequence[Path]) -> list[str]:
 
 
 def short_argument(argument: str) -> str:
-    """An argument of a command, or the value of `--key=value`, as `short` has it."""
+    """Shorten a command-line argument, or the value of `--key=value`."""
     key, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     return key + equals + short(value)
 
 
 def recipe_record(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Recipe settings as a record holds them: `output` short; sources with `~`, so that they can be run again."""
+    """Return recipe settings for a record: a short `output`, and sources with `~`, so that they can be run again."""
     found: dict[str, Any] = {}
     for key, value in recipe.items():
         if isinstance(value, dict):

@@ -33,10 +33,10 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 
 
 def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
-    """Raise one InputError with a line for each thing that cannot work.
+    """Raise one InputError with a line for each problem.
 
-    Settings first, then what is in the output folder, then what the recipe points at; sizes are tried on
-    models without memory. The whole recipe is checked, though only the stages `wanted` are to be made.
+    Checks the settings first, then the output folder, then the sources; sizes are tried on models without memory. All
+    of the recipe is checked, although only the stages `wanted` will run.
     """
     recipe = pipeline.recipe
     _raise(recipe.problems() + _launch_problems(pipeline, wanted))
@@ -69,12 +69,12 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
             attempt(lambda: _check_alignment(recipe))
     stage = pipeline.teacher_stage
     if not problems and recipe.teacher.source is not None and stage in wanted and not stage.is_done():
-        attempt(pipeline.teacher)  # finds damaged weights before the corpus is made
+        attempt(pipeline.teacher)  # finds damaged weights before the corpus is built
     if with_catalog and recipe.labels.source is not None:
         if recipe.teacher.source is None or recipe.sae.source is None:
             problems.append(
-                "a catalogue of labels made elsewhere (labels.source) needs what they were made with: set "
-                "teacher.source and sae.source"
+                "a catalog of external labels (labels.source) needs their teacher and SAE: set teacher.source and "
+                "sae.source"
             )
         else:
             attempt(lambda: _check_teacher(recipe, with_sae=True))
@@ -88,25 +88,25 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
 
 
 def model_problems(pipeline: Pipeline, planned_vocab_size: int | None = None) -> list[str]:
-    """Why models of the recipe that are yet to be trained cannot be built, a line each.
+    """Return a line for each model of the recipe that is not trained yet and cannot be built.
 
     Args:
         pipeline: of the recipe.
-        planned_vocab_size: of the students, in a plan, whose models need not fit into this machine; without it, that
-            of the recipe's tokenizer.
+        planned_vocab_size: vocabulary size in a plan, whose models need not fit into this machine; without it, the
+            vocabulary size of the recipe's tokenizer.
     """
     is_planned = planned_vocab_size is not None
     found = _refusals(
         partial(_check_backbone, pipeline.recipe, sizes, is_split, is_planned)
         for sizes, is_split in _backbones_to_train(pipeline)
     )
-    if found:  # nothing else can be said of a backbone that cannot be used
+    if found:  # the students that use the backbone would repeat it
         return found
     return _refusals(partial(_check_student, pipeline, name, planned_vocab_size) for name in pipeline.recipe.students)
 
 
 def _refusals(checks: Iterable[Callable[[], object]]) -> list[str]:
-    """What the checks refuse, a line each."""
+    """Return the message of each check that fails."""
     found = []
     for check_one in checks:
         try:
@@ -117,7 +117,7 @@ def _refusals(checks: Iterable[Callable[[], object]]) -> list[str]:
 
 
 def _launch_problems(pipeline: Pipeline, wanted: Sequence[Stage]) -> list[str]:
-    """Why trainings among the stages to be made cannot start."""
+    """Return a line for each training among the missing stages that cannot start."""
     recipe, missing = pipeline.recipe, [stage for stage in wanted if not stage.is_done()]
     trainings = {}
     if any(stage in missing for stage in pipeline.student_stages.values()):
@@ -133,7 +133,7 @@ def _raise(problems: list[str]) -> None:
 
 
 def _check_tokenizer(source: str | None, corpus: str) -> None:
-    """The tokenizer loads, and made the corpus' tokens if these tell."""
+    """Check that the tokenizer loads, and that it is the one of token files that name theirs."""
     assert source is not None
     tokenizer = load_tokenizer(source)
     if is_datatrove_folder(corpus):
@@ -141,7 +141,7 @@ def _check_tokenizer(source: str | None, corpus: str) -> None:
 
 
 def _check_teacher(recipe: Recipe, with_sae: bool) -> None:
-    """The teacher, and the SAE that reads it if there is to be one."""
+    """Check the teacher and, with `with_sae`, its SAE."""
     teacher = recipe.teacher
     if teacher.source is None:
         config = backbone_config(
@@ -173,14 +173,14 @@ def _check_teacher(recipe: Recipe, with_sae: bool) -> None:
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
         raise InputError(
-            f"the teacher {teacher.source} is no causal language model: {' '.join(str(error).split())[:160]}"
+            f"the teacher {teacher.source} is not a causal language model: {' '.join(str(error).split())[:160]}"
         ) from None
     if with_sae or recipe.mixes_hidden_states():
         check_reading(recipe, model, sae)
 
 
 def check_reading(recipe: Recipe, teacher: PreTrainedModel, sae: SparseAutoencoder | None = None) -> None:
-    """Raise InputError unless the recipe's layer of the teacher, which may be on meta, can be read."""
+    """Raise InputError if the recipe's teacher layer cannot be read; the teacher may be on the meta device."""
     try:
         check_tap(teacher, recipe.sae.teacher_layer, sae)
     except InputError as error:
@@ -188,7 +188,7 @@ def check_reading(recipe: Recipe, teacher: PreTrainedModel, sae: SparseAutoencod
 
 
 def _check_alignment(recipe: Recipe) -> None:
-    """Labels can be moved by characters only where there are characters, and tokenizers that say where."""
+    """Check that labels can be aligned by characters: the corpus has text, and both tokenizers report offsets."""
     if is_token_folder(recipe.corpus.source):
         raise InputError(
             f"labels.alignment is 'characters', but {recipe.corpus.source} holds token files, which have no text; "
@@ -198,8 +198,8 @@ def _check_alignment(recipe: Recipe) -> None:
     for name, source in sources.items():
         if source is not None and not load_tokenizer(source).is_fast:
             raise InputError(
-                f"{name} {source} has a tokenizer written in Python, which does not say where its tokens lie in the "
-                "text; labels.alignment characters needs a fast one (tokenizer.json)"
+                f"{name} {source} has a tokenizer written in Python, which does not report the character offsets of "
+                "its tokens; labels.alignment characters needs a fast tokenizer (tokenizer.json)"
             )
     teacher = recipe.teacher.source
     if teacher is not None:
@@ -207,10 +207,10 @@ def _check_alignment(recipe: Recipe) -> None:
 
 
 def _check_same_tokenizer(recipe: Recipe, role: str, source: str, config: PretrainedConfig, instead: str = "") -> None:
-    """The pretrained model at `source` reads the tokens of the corpus."""
+    """Check that the pretrained model at `source` uses the tokenizer of the corpus."""
     remedy = f"set tokenizer.source to the {role}'s, e.g. {source}{instead}"
     if recipe.tokenizer.source is None:
-        raise InputError(f"the {role} {source} has a tokenizer of its own, but the recipe trains another one; {remedy}")
+        raise InputError(f"the {role} {source} has a tokenizer, but the recipe trains another one; {remedy}")
     ours = load_tokenizer(recipe.tokenizer.source)
     check_vocabulary(config, vocabulary_size(ours), source, recipe.tokenizer.source)
     if Path(source).is_dir() and not any((Path(source) / name).exists() for name in TOKENIZER_FILES):
@@ -220,7 +220,7 @@ def _check_same_tokenizer(recipe: Recipe, role: str, source: str, config: Pretra
 
 
 def _backbones_to_train(pipeline: Pipeline) -> list[tuple[BackboneConfig, bool]]:
-    """The backbones, each once, of the models yet to be trained, and whether any of those models splits it."""
+    """Return the backbones of the models that are not trained yet, and whether any of these models splits it."""
     recipe = pipeline.recipe
     found: list[tuple[BackboneConfig, bool]] = []
     if recipe.trains_teacher() and not pipeline.teacher_stage.is_done():
@@ -233,12 +233,12 @@ def _backbones_to_train(pipeline: Pipeline) -> list[tuple[BackboneConfig, bool]]
 
 
 def _is_trained(pipeline: Pipeline, name: str) -> bool:
-    """Whether the student is, with every seed."""
+    """Return whether the student is trained with every seed."""
     return all(pipeline.student_stages[name, seed].is_done() for seed in pipeline.recipe.student_seeds())
 
 
 def _check_backbone(recipe: Recipe, sizes: BackboneConfig, is_split: bool, is_planned: bool) -> None:
-    # The vocabulary says nothing about the blocks, so a small one will do.
+    # The blocks do not depend on the vocabulary, so a small one suffices.
     config = backbone_config(sizes, vocab_size=MIN_VOCAB_SIZE, block_size=recipe.block_size, eos_token_id=0)
     with torch.device("meta"):
         weights = build_plain(config).num_parameters()
@@ -249,7 +249,7 @@ def _check_backbone(recipe: Recipe, sizes: BackboneConfig, is_split: bool, is_pl
 
 
 def _check_memory(what: str, numbers: int) -> None:
-    """Raise InputError if so many numbers of 32 bits exceed this machine's memory, where all are built first."""
+    """Raise InputError if `numbers` float32 values exceed this machine's memory, where models are built first."""
     size, memory = numbers * BYTES_PER_NUMBER, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:
         raise InputError(
@@ -258,7 +258,7 @@ def _check_memory(what: str, numbers: int) -> None:
 
 
 def _context(pipeline: Pipeline, vocab_size: int | None = None) -> StudentContext:
-    """What students' sizes depend on, before there is a corpus."""
+    """Return what the students' sizes depend on, before the corpus exists."""
     source = pipeline.recipe.tokenizer.source
     if vocab_size is None:
         vocab_size = vocabulary_size(load_tokenizer(source)) if source else pipeline.recipe.tokenizer.vocab_size
@@ -297,6 +297,6 @@ def _check_student(pipeline: Pipeline, name: str, planned_vocab_size: int | None
 
 
 def _check_start(pipeline: Pipeline, name: str, source: str) -> None:
-    """The pretrained model at `source` loads whole, and the student predicts what it does."""
+    """Check that the pretrained model at `source` loads, and that the student predicts the same."""
     config = student_config(pipeline.recipe, name, _context(pipeline))
     start_from(config, pipeline.backbone(source), name)

@@ -1,4 +1,4 @@
-"""The processes that `torchrun` started, if it did: who is first, who does what, and where all wait for each other."""
+"""Distributed processes as started by `torchrun`: rank, world size, work sharing, barriers."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TIMEOUT = timedelta(days=30)
-"""The others wait while the first trains a teacher; a process that dies is noticed by torchrun at once."""
+"""Of collectives. Ranks may wait long while rank 0 works; torchrun notices at once if a process dies."""
 
 LAUNCHER_SETTINGS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
-"""Environment variables by which `accelerate launch` and its configuration change how a model is trained."""
+"""Prefixes of environment variables by which `accelerate launch` changes how a model is trained."""
 PLACEMENT = {"ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE", "ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE"}
-"""Those of them that change only where it is trained."""
+"""Exceptions that change only where it is trained."""
 
 
 def ignore_launcher_settings() -> None:
-    """Drop what Accelerate would read from the environment, so that the recipe alone decides how models are trained."""
+    """Delete the variables that Accelerate would read, so that only the recipe decides how models are trained."""
     for name in [name for name in os.environ if name.startswith(LAUNCHER_SETTINGS) and name not in PLACEMENT]:
         del os.environ[name]
 
 
 def count() -> int:
-    """Number of processes."""
+    """Return the number of processes (world size)."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_first() -> bool:
-    """Whether this is the process that makes what only one can make, and that speaks."""
+    """Return whether this is rank 0, which writes files and prints messages."""
     return rank() == 0
 
 
 def share(items: Sequence[T]) -> list[T]:
-    """The items that fall to this process; every item falls to exactly one."""
+    """Return the items that this rank works on; each item belongs to exactly one rank."""
     return list(items[rank() :: count()])
 
 
 def sum_arrays(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Arrays of one shape, float64, each summed over all processes."""
+    """Sum float64 arrays of one shape over all ranks."""
     if count() == 1:
         return arrays
     found = torch.from_numpy(np.stack(arrays)).to(device())
@@ -60,7 +60,7 @@ def sum_arrays(arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def sum_over(values: dict[str, float]) -> dict[str, float]:
-    """Each figure summed over all processes, which all have the same names."""
+    """Sum named values over all ranks, which must have the same names."""
     if count() == 1:
         return values
     (summed,) = sum_arrays([np.array(list(values.values()), dtype=np.float64)])
@@ -68,31 +68,28 @@ def sum_over(values: dict[str, float]) -> dict[str, float]:
 
 
 def device() -> str:
-    """The device of this process."""
+    """Return the device of this process."""
     return str(_state().device)
 
 
 def wait_for_all() -> None:
-    """Go on only when every process has come here. Where one of them has failed, the others end quietly."""
+    """Wait at a barrier for all ranks. If one of them has failed, exit without another message."""
     if count() == 1:
         return
     try:
         _state().wait_for_everyone()
-    except RuntimeError:  # the connection broke: the process that failed says why
+    except RuntimeError:  # the connection broke; the rank that failed reports why
         sys.exit(1)
 
 
 def wait_for_first() -> None:
-    """All but the first wait here until it calls them, so that a mistake in the input is told once.
-
-    Where every process meets the same mistake later, the others wait here for the first to end of it.
-    """
+    """Block every rank but 0 until rank 0 calls `call_others`, so that invalid input is reported once."""
     if not is_first():
         wait_for_all()
 
 
 def call_others() -> None:
-    """What the first does in `run_until` when it has checked everything."""
+    """Release the ranks that wait in `wait_for_first`; rank 0 calls this once it has checked the input."""
     if is_first():
         wait_for_all()
 
@@ -103,4 +100,5 @@ def _state() -> PartialState:
     ignore_launcher_settings()
     if count() == 1:
         return PartialState()
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)  # else it would see no CPU but its own
+    # Without `cpu`, Accelerate ignores the other processes on a machine without GPUs.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)

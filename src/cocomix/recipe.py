@@ -1,4 +1,4 @@
-"""The recipe: everything that decides a run, typed, read from YAML, checked as a whole."""
+"""The recipe: all settings of a run, read from YAML and validated together."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ class TeacherConfig:
 
 @dataclass
 class Recipe:
-    """A run from text to compared models.
+    """Settings of a run, from text to compared models.
 
     Args:
-        name: what the run is called in its report.
-        output: folder of everything that it makes.
-        seed: of every random choice.
-        seeds: of the students, each of which is trained once with each; without them it is `seed`.
+        name: of the run in its report.
+        output: folder for all results.
+        seed: for every random choice.
+        seeds: every student is trained once with each of them; without them, with `seed`.
         block_size: context length in tokens.
-        corpus: where the text comes from.
+        corpus: source of the text.
         tokenizer: trained on the corpus, or an existing one.
-        teacher: whose concepts are learnt.
-        sae: what finds the concepts in the teacher.
-        labels: how the corpus is labelled with them.
-        catalog: what `cocomix concepts` shows of each.
+        teacher: model whose concepts are learned.
+        sae: sparse autoencoder that finds the concepts in the teacher.
+        labels: how the corpus is labeled with concepts.
+        catalog: what `cocomix concepts` shows of each concept.
         backbone: sizes of the students.
         training: how the students are trained.
         parallel: how the processes that torchrun starts share a training: ddp, fsdp or fsdp+cpu-offload.
@@ -88,37 +88,37 @@ class Recipe:
     students: dict[str, StudentConfig] = field(default_factory=dict)
 
     def student_seeds(self) -> list[int]:
-        """The seeds with which every student is trained."""
+        """Return the seeds that every student is trained with."""
         return [self.seed] if self.seeds is None else self.seeds
 
     def require_student(self, name: str) -> None:
-        """Raise InputError unless there is a student of that name."""
+        """Raise InputError if there is no student of that name."""
         if name not in self.students:
             known, hint = ", ".join(self.students), did_you_mean(name, self.students)
             raise InputError(f"--only is {name!r}; the recipe's students are {known}{hint}")
 
     def needs_labels(self) -> bool:
-        """Whether any student learns concepts."""
+        """Return whether any student learns concepts."""
         return any(student.learns_concepts() for student in self.students.values())
 
     def asks_teacher(self) -> bool:
-        """Whether any student learns from the teacher itself."""
+        """Return whether any student learns from the teacher's predictions or hidden states."""
         return any(student.asks_teacher() for student in self.students.values())
 
     def mixes_hidden_states(self) -> bool:
-        """Whether any student predicts the teacher's hidden states."""
+        """Return whether any student predicts the teacher's hidden states."""
         return any(student.mixes_hidden_states() for student in self.students.values())
 
     def needs_teacher(self) -> bool:
-        """Whether a teacher is run."""
+        """Return whether a teacher is needed."""
         return self.asks_teacher() or (self.needs_labels() and self.labels.source is None)
 
     def trains_teacher(self) -> bool:
-        """Whether a teacher is trained from scratch."""
+        """Return whether a teacher is trained from scratch."""
         return self.needs_teacher() and self.teacher.source is None
 
     def runs_teacher(self, student: StudentConfig) -> bool:
-        """Whether the teacher runs in every training step of a student."""
+        """Return whether the teacher runs in every training step of a student."""
         distillation = student.distillation_config()
         return (
             (distillation is not None and distillation.top_k is None)
@@ -127,26 +127,26 @@ class Recipe:
         )
 
     def backbone_of(self, student: StudentConfig) -> BackboneConfig:
-        """The sizes of a student before any widening, or the weights from which it starts."""
+        """Return the sizes of a student before widening, or the source of its pretrained weights."""
         return student.backbone or self.backbone
 
     def training_of(self, student: StudentConfig) -> TrainingConfig:
-        """How a student is trained."""
+        """Return the training settings of a student."""
         if student.learning_rate is None:
             return self.training
         return dataclasses.replace(self.training, learning_rate=student.learning_rate)
 
     def labels_of(self, student: StudentConfig) -> LabelsConfig:
-        """How the labels of a student are made."""
+        """Return the label settings of a student."""
         own = {} if student.labels is None else dataclasses.asdict(student.labels)
         return dataclasses.replace(self.labels, **{key: value for key, value in own.items() if value is not None})
 
     def problems(self) -> list[str]:
-        """What cannot work about these settings as they stand, a line each; nothing is opened."""
+        """Return a line for each setting that cannot work. No file is opened."""
         if out_of_range := settings.problems(self):
             return out_of_range
         unknown = {name: s.method for name, s in self.students.items() if s.method not in METHODS}
-        if unknown:  # then nothing is known of what it needs
+        if unknown:  # other checks need the method
             return [
                 f"students.{name}: method is {method!r}; expected one of {', '.join(METHODS)}"
                 + did_you_mean(method, METHODS)
@@ -183,16 +183,16 @@ class Recipe:
         for name, student in self.students.items():
             lines = student.problems() + self._match_problems(name, student) + self._start_problems(student)
             if not name.replace("-", "").replace("_", "").isalnum():
-                lines.insert(0, "a name is made of letters, digits, - and _, because it becomes a folder")
+                lines.insert(0, "a name may contain letters, digits, - and _ only, because it becomes a folder")
             if student.labels is not None and student.learns_concepts():
                 lines += self.labels_of(student).problems()
             if self.labels.source is not None and self.labels_of(student) != self.labels:
-                lines.append("labels has no effect with labels.source, which has been labelled; leave one of them out")
+                lines.append("labels has no effect with labels.source, which is labeled already; leave one of them out")
             found += [f"students.{name}: {line}" for line in lines]
         return found
 
     def _built_backbones(self) -> dict[str, BackboneConfig]:
-        """The backbones of which models are built, by their keys."""
+        """Return the backbones that models are built from, by their keys."""
         found = {f"students.{name}.backbone": each.backbone for name, each in self.students.items()}
         shared = {
             "backbone": self.backbone,
@@ -201,7 +201,7 @@ class Recipe:
         return {key: sizes for key, sizes in {**shared, **found}.items() if sizes is not None}
 
     def _streaming_problems(self) -> list[str]:
-        """What a stream of blocks, none of which is stored, cannot be trained on with."""
+        """Return a line for each setting that needs stored blocks although the corpus is streamed."""
         if self.corpus.streaming is None:
             return []
         found = []
@@ -249,7 +249,7 @@ class Recipe:
         return found if self.backbone_of(student).source is not None else []
 
     def resolved(self) -> Recipe:
-        """The same recipe with what it leaves out of students, SAE and teacher written as what it is."""
+        """Return the recipe with every default of students, SAE and teacher filled in."""
         teacher = self.teacher
         if teacher.source is None:
             teacher = dataclasses.replace(
@@ -263,12 +263,12 @@ class Recipe:
         )
 
     def _resolved_student(self, student: StudentConfig) -> StudentConfig:
-        if student.method not in METHODS:  # refused later, with all other problems
+        if student.method not in METHODS:  # `problems` reports it
             return student
         labels, backbone, mixer = self.labels_of(student), self.backbone_of(student), student.mixer_config()
         own_labels = StudentLabels(labels.selection, labels.labels_per_token)
         if mixer is not None and backbone.source is not None:
-            mixer = mixer.of_pretrained()
+            mixer = mixer.for_pretrained()
         return dataclasses.replace(
             student,
             backbone=_with_options(backbone, widened=student.match is not None),
@@ -280,12 +280,12 @@ class Recipe:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested dictionaries of plain values, nothing left out and no home folder named: what records hold."""
+        """Return the resolved recipe as nested dictionaries for records; the home folder is written as `~`."""
         return portable.recipe_record(_without_sizes(dataclasses.asdict(self.resolved())))
 
 
 def _without_sizes(record: dict[str, Any]) -> dict[str, Any]:
-    """Drop the sizes of every backbone that has a source, which has its own."""
+    """Drop the sizes of every backbone that has a source, which defines them."""
     if "model_type" in record and record["source"] is not None:
         return {"source": record["source"]}
     return {key: _without_sizes(value) if isinstance(value, dict) else value for key, value in record.items()}
@@ -324,7 +324,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _expand_home(recipe: Recipe) -> None:
-    """Expand `~` in whatever the recipe reads, since no shell does; `Pipeline` does it for the output."""
+    """Expand `~` in every path that the recipe reads; `Pipeline` expands it in the output."""
     own = [student.backbone for student in recipe.students.values() if student.backbone is not None]
     parts: list[Any] = [
         recipe.corpus,
@@ -341,10 +341,10 @@ def _expand_home(recipe: Recipe) -> None:
 
 
 def recipe_of_run(content: dict[str, Any], folder: Path) -> Recipe:
-    """The recipe that the run in `folder` was made with, as its run.json keeps it.
+    """Return the recipe recorded in the run.json of `folder`.
 
     Raises:
-        InputError: this version knows another form of recipe.
+        InputError: this version cannot read it.
     """
     recipe, problems = settings.read(Recipe, content)
     if problems:
@@ -355,7 +355,7 @@ def recipe_of_run(content: dict[str, Any], folder: Path) -> Recipe:
 
 
 def _overrides(options: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The values of command line options by their dotted keys, and what is wrong with the options, a line each."""
+    """Return the values of command-line options by their dotted keys, and a line for each invalid option."""
     given: dict[str, Any] = {}
     problems: list[str] = []
     rest = list(options)
@@ -378,7 +378,7 @@ def _overrides(options: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _set(content: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """Set a key of nested dictionaries; what is no dictionary on the way there is replaced."""
+    """Set a key of nested dictionaries; values in the way that are not dictionaries are replaced."""
     for key in keys[:-1]:
         inner = content.get(key)
         content[key] = dict(inner) if isinstance(inner, dict) else {}

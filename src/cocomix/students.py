@@ -1,4 +1,4 @@
-"""From a recipe's students to models."""
+"""Build the models of a recipe's students."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from cocomix.recipe import Recipe
 
 
 class StudentContext(NamedTuple):
-    """What a student's sizes depend on beside the recipe."""
+    """What a student's sizes depend on, in addition to the recipe."""
 
     vocab_size: int
     eos_token_id: int
     num_concepts: int
-    """C, of the labels; 0 where no student learns any."""
+    """C, number of concepts; 0 if no student learns concepts."""
     teacher_hidden_size: int
     """d, width of the teacher's residual stream."""
 
 
 def student_config(recipe: Recipe, name: str, context: StudentContext) -> PretrainedConfig:
-    """Configuration of the student `name`, widened to its match if it has one.
+    """Return the configuration of the student `name`, widened if it is matched to another student.
 
     Raises:
-        InputError: sizes or settings that cannot be.
+        InputError: sizes or settings are impossible.
     """
     student = recipe.students[name]
 
     def checked(backbone: PretrainedConfig) -> PretrainedConfig:
         try:
-            return _of_method(student, backbone, context, pretrained=sizes.source is not None)
+            return _model_config(student, backbone, context, pretrained=sizes.source is not None)
         except ValueError as error:
             raise InputError(f"students.{name}: {error}") from None
 
@@ -64,10 +64,10 @@ def student_config(recipe: Recipe, name: str, context: StudentContext) -> Pretra
 
 
 def start_from(config: PretrainedConfig, pretrained: PreTrainedModel, name: str) -> PreTrainedModel:
-    """Return the student `name` of this configuration with the weights of `pretrained`, whose predictions it has.
+    """Return the student `name` with the weights of `pretrained` and, before training, the same predictions.
 
     Raises:
-        InputError: the pretrained model cannot be split, or the student would predict something else.
+        InputError: the pretrained model cannot be split, or the student's predictions would differ.
     """
     if not isinstance(config, CoCoMixConfig):
         return pretrained
@@ -77,17 +77,17 @@ def start_from(config: PretrainedConfig, pretrained: PreTrainedModel, name: str)
         raise InputError(f"students.{name}: {error}") from None
 
 
-def _of_method(
+def _model_config(
     student: StudentConfig, backbone: PretrainedConfig, context: StudentContext, pretrained: bool
 ) -> PretrainedConfig:
-    """The configuration of the model that a method trains; ValueError for what it refuses."""
+    """Return the configuration of the student's model; ValueError if its settings are impossible."""
     config: PretrainedConfig = backbone
     mixer = student.mixer_config()
     if (future_tokens := student.future_tokens()) is not None:
         config = MultiTokenConfig(backbone, num_future_tokens=future_tokens)
     elif mixer is not None:
         content = METHODS[student.method].content or mixer.content
-        mixer = mixer.of_pretrained() if pretrained else mixer
+        mixer = mixer.for_pretrained() if pretrained else mixer
         config = CoCoMixConfig(
             backbone_config=backbone,
             insert_layer=mixer.insert_layer,
@@ -108,13 +108,13 @@ def _of_method(
 
 
 def _activated(config: PretrainedConfig) -> int:
-    """Weights that one token uses."""
+    """Return the number of weights that one token uses."""
     with torch.device("meta"):
         return activated_parameters(build_student(config))
 
 
 def build_student(config: PretrainedConfig) -> PreTrainedModel:
-    """A freshly initialised student (seeded by torch's generator)."""
+    """Return a newly initialized student; torch's generator is the seed."""
     if isinstance(config, CoCoMixConfig):
         return CoCoMixForCausalLM(config)
     return MultiTokenForCausalLM(config) if isinstance(config, MultiTokenConfig) else build_plain(config)

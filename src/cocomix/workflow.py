@@ -1,4 +1,4 @@
-"""What the commands do: run a recipe up to a stage, or compare runs."""
+"""Workflows behind the commands: run a recipe up to a stage, report, compare."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from cocomix.stages import Stage
 
 
 def command_line() -> str:
-    """The command as it was typed, but with the program by its name and short paths."""
+    """Return the command line with short paths."""
     return shlex.join([program(), *map(portable.short_argument, sys.argv[1:])])
 
 
 def program() -> str:
-    """How the person calls this program: a path inside the working directory, or just its name."""
+    """Return how the user calls this program: a path inside the working directory, or its name."""
     called = Path(sys.argv[0])
     return str(called) if called.name == "cocomix" and not called.is_absolute() else "cocomix"
 
 
 def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
-    """Check a recipe, then make its stages up to `until`: corpus, teacher, sae, labels, catalog or students.
+    """Check a recipe, then run its stages up to `until`: corpus, teacher, sae, labels, catalog or students.
 
     Args:
-        recipe: what to run.
+        recipe: to run.
         until: the last stage.
-        only: of the students, just this one, with all its seeds.
+        only: train this student only, with all its seeds.
 
     Raises:
-        InputError: with a line for each thing that cannot work; nothing was made then.
+        InputError: a line for each problem; nothing was written.
     """
     with _prepared(recipe, until, only) as pipeline:
         _make(pipeline, until, only)
@@ -60,9 +60,9 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
 
 @contextmanager
 def _prepared(recipe: Recipe, until: str, only: str | None = None) -> Iterator[Pipeline]:
-    """Check a recipe, then yield its pipeline, with a lock on each stage that is to be made or may be repaired.
+    """Check a recipe, then yield its pipeline with a lock on each stage that will run or may be repaired.
 
-    Commands that make other stages of the same recipe, such as other students, may run at the same time.
+    Other commands may run other stages of the same recipe, such as other students, at the same time.
     """
     pipeline = Pipeline(recipe)
     with ExitStack() as stack:
@@ -92,7 +92,7 @@ def _make(pipeline: Pipeline, until: str, only: str | None = None) -> None:
 
 
 def _wanted(pipeline: Pipeline, until: str, only: str | None) -> list[Stage]:
-    """The stages to be made; InputError for one that the recipe has not."""
+    """Return the stages to run; InputError if the recipe lacks one."""
     if only is None:
         return pipeline.stages_until(until)
     recipe = pipeline.recipe
@@ -102,10 +102,10 @@ def _wanted(pipeline: Pipeline, until: str, only: str | None) -> list[Stage]:
 
 
 def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:
-    """Count the labels of each side of a labelled corpus, and draw how often each concept is one into its folder.
+    """Count the labels of each side of a labeled corpus, and plot the frequency of each concept into its folder.
 
     Raises:
-        InputError: there is no labelled corpus, or it is damaged.
+        InputError: there is no labeled corpus, or it is damaged.
     """
     labelled = load_labels(folder)
     sides = {"train": labelled.train, "validation": labelled.validation}
@@ -116,27 +116,27 @@ def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:
     }
     try:
         plot_concept_frequency(next(iter(found.values())), folder / CURVE_FILE)
-    except OSError as error:  # somebody else's labels, say, which may only be read
-        say(f"Not drawn: {folder / CURVE_FILE} cannot be written ({error.strerror}).")
+    except OSError as error:  # the labels may be read-only
+        say(f"Skipped the plot: {folder / CURVE_FILE} cannot be written ({error.strerror}).")
     return found
 
 
 def labelling_remarks(folder: Path) -> str:
-    """What was counted while a corpus was labelled, which the labels themselves do not show."""
+    """Return the statistics that were collected during labeling and cannot be computed from the labels."""
     info = read_labels_info(folder)
-    lines = [f"Made with selection {info.selection}, teacher layer {info.teacher_layer}."]
+    lines = [f"Labeled with selection {info.selection}, teacher layer {info.teacher_layer}."]
     if info.selection in ("attribution", "attribution_negative"):
         lines.append(
-            f"{info.fewer_positive_share:.4%} of the labelled tokens have fewer than {info.labels_per_token} concepts "
+            f"{info.fewer_positive_share:.4%} of the labeled tokens have fewer than {info.labels_per_token} concepts "
             "with a positive score."
         )
     if info.cut_tokens:
-        lines.append(f"{info.cut_tokens:,} labelled tokens had more active latents than sae.max_active.")
+        lines.append(f"{info.cut_tokens:,} labeled tokens had more active latents than sae.max_active.")
     return "\n".join(lines)
 
 
 def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
-    """Run a whole recipe and write its report, if it is not there; returns the results, in the first process."""
+    """Run a recipe and write its report unless it is up to date. Return the results on rank 0, else None."""
     report = files.located(recipe.output) / "report"
     if processes.is_first() and load_results(report) is None:
         check_report_folder(report)
@@ -146,7 +146,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _reported(pipeline: Pipeline, report: Path) -> dict[str, Any]:
-    """Return the results of the finished students; the report is written unless it is up to date."""
+    """Return the results of the finished students; write the report unless it is up to date."""
     folders = [stage.folder for stage in pipeline.student_stages.values()]
     inputs: dict[str, Any] = {stage.name: stage.record().fingerprint for stage in pipeline.stages()}
     evaluations = [asdict(each) for folder in folders for each in load_evaluations(folder)]
@@ -155,7 +155,7 @@ def _reported(pipeline: Pipeline, report: Path) -> dict[str, Any]:
     if catalog is not None:
         inputs["catalog"] = fingerprint.of_json(catalog.names)
     results = load_results(report)
-    # The order counts too: it is that of the tables, and the first of several ntp students is the baseline.
+    # The order matters: tables follow it, and the first ntp student is the baseline.
     if results is not None and list(results.get("inputs", {}).items()) == list(inputs.items()):
         return results
     results = {
@@ -172,13 +172,13 @@ def _reported(pipeline: Pipeline, report: Path) -> dict[str, Any]:
 
 
 def _catalog(pipeline: Pipeline) -> Catalog | None:
-    """The catalogue of the recipe's concepts, if it is made and still theirs."""
+    """Open the recipe's concept catalog; None if it does not exist or does not match the labels."""
     stage = pipeline.catalog_stage
     return open_catalog(stage.folder) if stage.is_done() and not stage.problems() else None
 
 
 def _showcase(pipeline: Pipeline, catalog: Catalog | None) -> dict[str, Any] | None:
-    """What the first student that mixes concepts thinks of."""
+    """Return the showcase of the first student that mixes concepts."""
     from cocomix.steering.showcase import showcase
 
     for (name, _), stage in pipeline.student_stages.items():
@@ -194,7 +194,7 @@ def _preparation(pipeline: Pipeline) -> list[Stage]:
 
 
 def compare(folders: list[Path], output: Path | None) -> dict[str, Any]:
-    """Compare finished runs; with `output`, write a report there.
+    """Compare finished runs, and write a report to `output` if it is given.
 
     Raises:
         InputError: the runs cannot be compared, or `output` exists and is not a report.

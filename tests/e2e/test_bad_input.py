@@ -462,7 +462,7 @@ def test_a_teacher_that_is_no_language_model(
     T5Config(d_model=32, num_layers=3, num_heads=2, vocab_size=300).save_pretrained(tmp_path / "t5")
     tokenizer = {"source": str(finished.folder / "out" / "corpus" / "tokenizer")}
     runner = recipe(teacher={"source": str(tmp_path / "t5")}, tokenizer=tokenizer)
-    refused(runner, capsys, "is no causal language model", "T5Config")
+    refused(runner, capsys, "is not a causal language model", "T5Config")
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_inspect_prints_and_draws(finished: Runner, capsys) -> None:
     printed = capsys.readouterr().out
     assert "| tokens with at least one label" in printed
     assert str(labels / "concept_frequency.png") in printed
-    assert "of the labelled tokens have fewer than 2 concepts with a positive score." in printed
+    assert "of the labeled tokens have fewer than 2 concepts with a positive score." in printed
     assert Image.open(labels / "concept_frequency.png").size == (1050, 600)
     assert Runner(labels.parent)("run") == 2  # no recipe there; the next is about the folder itself
     from cocomix.cli import main

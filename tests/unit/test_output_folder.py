@@ -41,12 +41,12 @@ def refused(output: str, words: str, source: str = "texts") -> None:
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        (".", "here, which holds other things"),
-        ("new/..", "here, which holds other things"),
-        ("..", "work, which holds other things"),
-        ("~", "home, which holds other things"),
-        ("link-to-home", "home, which holds other things"),
-        ("/", "output is /, which holds other things"),
+        (".", "here, which holds other files"),
+        ("new/..", "here, which holds other files"),
+        ("..", "work, which holds other files"),
+        ("~", "home, which holds other files"),
+        ("link-to-home", "home, which holds other files"),
+        ("/", "output is /, which holds other files"),
         ("texts", "texts, which lies inside corpus.source"),
         ("texts/new", "texts/new, which lies inside corpus.source"),
         ("link-to-texts/new", "texts/new, which lies inside corpus.source"),
@@ -64,7 +64,7 @@ def test_outputs_that_are_refused(here: Path, output: str, words: str) -> None:
 def test_a_corpus_where_the_packed_one_is_to_be_made_is_kept(here: Path, folder: str) -> None:
     (here / "out").mkdir()
     (here / "texts").rename(here / "out" / folder)
-    refused("out", f"out/{folder} lies where corpus is to be made", source=f"out/{folder}")
+    refused("out", f"out/{folder} lies where corpus would be written", source=f"out/{folder}")
 
 
 def test_a_corpus_elsewhere_in_the_output_serves(here: Path) -> None:
