@@ -14,13 +14,13 @@ LENGTH = 32
 """Number of hexadecimal digits kept of a SHA-256 digest: 128 bits."""
 
 
-def of_json(value: Any) -> str:
+def hash_json(value: Any) -> str:
     """Return the fingerprint of a JSON value; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
 
-def of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Return the fingerprint of named tensors: names, dtypes, shapes and all values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):

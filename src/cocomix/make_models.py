@@ -171,7 +171,7 @@ def make_student(
         )
     if processes.is_first():
         save_run(run, unfinished)
-    return StageResult(fingerprint.of_json(run.curve), _reported(run))
+    return StageResult(fingerprint.hash_json(run.curve), _reported(run))
 
 
 def _pretrain(

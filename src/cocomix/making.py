@@ -198,7 +198,7 @@ def make_predictions(
         blocks_per_batch=batching.blocks_per_batch,
         blocks_per_shard=batching.blocks_per_shard,
     )
-    return StageResult(fingerprint.of_json(dataclasses.asdict(info)), dataclasses.asdict(info))
+    return StageResult(fingerprint.hash_json(dataclasses.asdict(info)), dataclasses.asdict(info))
 
 
 def make_catalog(
@@ -231,4 +231,4 @@ def make_catalog(
         blocks_per_batch,
         folder,
     )
-    return StageResult(fingerprint.of_json(dataclasses.asdict(info)), dataclasses.asdict(info))
+    return StageResult(fingerprint.hash_json(dataclasses.asdict(info)), dataclasses.asdict(info))

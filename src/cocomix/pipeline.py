@@ -211,7 +211,7 @@ class Pipeline:
     def backbone(self, source: str) -> PreTrainedModel:
         """Load a pretrained model that students start from; InputError if it is not the one that was recorded."""
         model = load_pretrained(source, pretrained_config(source, self.recipe.block_size))
-        found = fingerprint.of_tensors(model.state_dict().items())
+        found = fingerprint.hash_tensors(model.state_dict().items())
         require_unchanged(self.backbone_stage_of(source), found, f"the backbone {source}")
         return model
 

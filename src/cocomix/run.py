@@ -112,7 +112,7 @@ def _backbone(pipeline: Pipeline, folder: Path, source: str) -> StageResult:
     summary = make_models.examine_pretrained(
         model, "backbone", source, pipeline.corpus().validation, training.blocks_per_batch
     )
-    found = fingerprint.of_tensors(model.state_dict().items())
+    found = fingerprint.hash_tensors(model.state_dict().items())
     return StageResult(found, {**summary, "stored_parameters": model.num_parameters()})
 
 

@@ -150,10 +150,10 @@ def _reported(pipeline: Pipeline, report: Path) -> dict[str, Any]:
     folders = [stage.folder for stage in pipeline.student_stages.values()]
     inputs: dict[str, Any] = {stage.name: stage.record().fingerprint for stage in pipeline.stages()}
     evaluations = [asdict(each) for folder in folders for each in load_evaluations(folder)]
-    inputs |= {"form": FORM, "evaluations": fingerprint.of_json(evaluations)}
+    inputs |= {"form": FORM, "evaluations": fingerprint.hash_json(evaluations)}
     catalog = _catalog(pipeline)
     if catalog is not None:
-        inputs["catalog"] = fingerprint.of_json(catalog.names)
+        inputs["catalog"] = fingerprint.hash_json(catalog.names)
     results = load_results(report)
     # The order matters: tables follow it, and the first ntp student is the baseline.
     if results is not None and list(results.get("inputs", {}).items()) == list(inputs.items()):

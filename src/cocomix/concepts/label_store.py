@@ -114,7 +114,7 @@ def read_labels_info(folder: Path) -> LabelsInfo:
 
 def labels_fingerprint(info: LabelsInfo) -> str:
     """Fingerprint of labels: of what they were made from, and what was counted."""
-    return fingerprint.of_json(asdict(info))
+    return fingerprint.hash_json(asdict(info))
 
 
 def labels_whole(folder: Path) -> bool:

@@ -118,7 +118,7 @@ class SparseAutoencoder(nn.Module):
     def fingerprint(self) -> str:
         """Fingerprint of weights and settings: of all that decides what encoding gives."""
         settings = [self.k, self.max_active, self.normalisation, self.subtract_b_dec]
-        return fingerprint.of_json([fingerprint.of_tensors(self.named_buffers()), settings])
+        return fingerprint.hash_json([fingerprint.hash_tensors(self.named_buffers()), settings])
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Latents:

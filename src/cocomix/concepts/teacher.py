@@ -62,7 +62,7 @@ def check_causal(model: PreTrainedModel, role: str, source: str) -> None:
 
 def teacher_fingerprint(teacher: PreTrainedModel) -> str:
     """Fingerprint of the teacher's weights."""
-    return fingerprint.of_tensors(teacher.state_dict().items())
+    return fingerprint.hash_tensors(teacher.state_dict().items())
 
 
 @contextmanager

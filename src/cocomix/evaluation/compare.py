@@ -227,7 +227,7 @@ def _kind(run: Run) -> str:
     # What another student, matched to, has made of it; and text that changed under the same name.
     came_out = [run.stored_parameters, run.training_flops_per_token, run.teacher_flops_per_token, run.corpus]
     student = {key: value for key, value in run.recipe["students"].get(run.name, {}).items() if value is not None}
-    return fingerprint.of_json([run.name, student, recipe, *came_out])
+    return fingerprint.hash_json([run.name, student, recipe, *came_out])
 
 
 def _documents(folders: list[Path]) -> list[DocumentLosses] | None:

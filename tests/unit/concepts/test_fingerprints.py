@@ -15,7 +15,7 @@ TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
 
 
 def of(tensors: dict[str, torch.Tensor]) -> str:
-    return fingerprint.of_tensors(tensors.items())
+    return fingerprint.hash_tensors(tensors.items())
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_tensors_of_any_type_and_scalars_have_a_fingerprint(dtype):
 
 def test_json_values_are_named_by_content_and_not_by_order():
     value = {"a": [1, 2], "b": {"c": None, "d": "é"}}
-    assert fingerprint.of_json(value) == fingerprint.of_json({"b": {"d": "é", "c": None}, "a": [1, 2]})
+    assert fingerprint.hash_json(value) == fingerprint.hash_json({"b": {"d": "é", "c": None}, "a": [1, 2]})
     for other in ({**value, "a": [2, 1]}, {**value, "a": [1, "2"]}, {**value, "e": None}):
-        assert fingerprint.of_json(other) != fingerprint.of_json(value)
+        assert fingerprint.hash_json(other) != fingerprint.hash_json(value)
 
 
 def test_fingerprints_are_the_same_on_every_machine():
     """Recorded once: a change here makes every labelled corpus refuse its own teacher."""
-    assert fingerprint.of_json({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad808"
+    assert fingerprint.hash_json({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad808"
     assert of(TENSORS) == "b8a7fb5a46dda2bc31c51eb485f0e569"
 
 

@@ -130,7 +130,7 @@ def test_a_folder_swapped_while_a_report_is_written_is_kept(folder: Path, monkey
 @pytest.mark.parametrize("form", [FORM, FORM - 1])
 def test_a_report_of_an_earlier_form_is_written_again(monkeypatch: pytest.MonkeyPatch, form: int) -> None:
     written = []
-    found = {"inputs": {"form": form, "evaluations": fingerprint.of_json([])}}
+    found = {"inputs": {"form": form, "evaluations": fingerprint.hash_json([])}}
     monkeypatch.setattr(workflow, "load_results", lambda _: found)
     monkeypatch.setattr(workflow, "compare_runs", lambda _: {})
     monkeypatch.setattr(workflow, "write_report", lambda results, _: written.append(results["inputs"]["form"]))
