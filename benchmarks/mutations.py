@@ -77,7 +77,7 @@ MUTATIONS = [
              "with self.timer.paused():\n            return self._evaluate_now",
              "with contextlib.nullcontext():\n            return self._evaluate_now", TRAINER),
     Mutation("resume: the optimizer starts from nothing", "training/trainer.py",
-             "set_optimizer_state_dict(self.model, self._bare_optimizer(), state, options=WHOLE)",
+             "set_optimizer_state_dict(self.model, self._bare_optimizer(), state, options=FULL_STATE)",
              "del state", TRAINER),
     Mutation("resume: an interrupted checkpoint is used", "training/checkpoints.py",
              "if (checkpoint / COMPLETE).exists():", "if checkpoint.exists():", TRAINER),

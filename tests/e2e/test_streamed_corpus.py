@@ -91,7 +91,7 @@ def test_two_processes_read_documents_of_their_own(streamed: Runner, text: Path,
     capsys.readouterr()
     assert streamed("train", "--output", str(tmp_path / "killed")) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "cocomix cannot go on from" in line and "was streamed with 2 processes, now there are 1;" in line
+    assert "cocomix cannot resume from" in line and "was streamed with 2 processes, now there are 1;" in line
     both = [[*train, str(tmp_path / name)] for name in ("killed", "undisturbed")]
     log = run_in_several(2, tmp_path / "commands", both)
     assert log.endswith("exit code 0"), log

@@ -1,4 +1,4 @@
-"""One object per training method: which columns it reads and what it minimises. The trainer is the same for all."""
+"""One class per training method: the dataset columns it reads and the loss it minimizes. All share one trainer."""
 
 from cocomix.objectives.base import Counts, Losses, Objective
 from cocomix.objectives.cocomix import ConceptMixing

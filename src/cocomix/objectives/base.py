@@ -1,4 +1,7 @@
-"""What a training method has to say."""
+"""Interface of a training method.
+
+Dimensions: B blocks, T tokens, V vocabulary, A labels per token, d teacher width.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +12,46 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 Batch = dict[str, Tensor]
-"""Columns of some blocks: `input_ids` (B, T) int64, and what the objective asks for beside it."""
+"""Columns of a batch of blocks: `input_ids` (B, T) int64, and the other columns that the objective reads."""
 Counts = dict[str, Tensor]
-"""Number of targets of each kind (0-dimensional), in one batch or summed over several."""
+"""Number of targets by kind, as scalars, in one micro-batch or summed over several."""
 
 
 class Losses(NamedTuple):
-    """Losses of one micro-batch, each a sum over its targets divided by the targets of the whole batch.
+    """Losses of one micro-batch, each summed over its targets and divided by the number of targets in the full batch.
 
-    So the micro-batches of a batch, on any number of processes, add up to the batch's mean losses.
+    So the losses of all micro-batches, on any number of processes, add up to the mean losses of the full batch.
     """
 
     total: Tensor
-    """What is minimised; 0-dimensional."""
+    """Scalar to minimize."""
     parts: dict[str, Tensor]
-    """The terms of it, unweighted and without graph, for the log."""
+    """Its terms by name, unweighted and detached, for the log."""
 
 
 class Objective(Protocol):
-    """A training method, as a loss of a model on a batch."""
+    """A training method: a loss of a model on a batch."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Dataset columns that it reads."""
+        """Dataset columns to read."""
         ...
 
     def prepare(self, batches: list[Batch]) -> list[Batch]:
-        """The micro-batches of a step, on the device, with what is computed for them now instead of being stored."""
+        """Add the columns that are computed during training to a step's micro-batches, which are on the device."""
         ...
 
     def count(self, batch: Batch) -> Counts:
-        """Targets in `batch`, by kind."""
+        """Count the targets in `batch`, by kind."""
         ...
 
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
-        """Losses of `batch`, normalised by `counts` of the whole batch of which it is a part."""
+        """Compute the losses of `batch`, divided by the `counts` of the full batch of which it is a part."""
         ...
 
 
 class TeacherSignals(Protocol):
-    """What a teacher computes inside a student's training steps. Each is prepared when a method asks for it."""
+    """Functions with which a teacher contributes to a student's training steps, prepared on first use."""
 
     def labeler(self) -> Callable[[Tensor], Tensor] | None:
         """Return the labeling of blocks (B, T), concept ids (B, T, A), −100 for none; None if labels are stored."""

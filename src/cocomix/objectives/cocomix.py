@@ -1,6 +1,6 @@
-"""Continuous concept mixing: the next token and the teacher's concepts (arXiv 2502.08524, eq. for the total loss).
+"""Continuous concept mixing: predict the next token and the teacher's concepts (arXiv 2502.08524, total loss).
 
-With distillation the teacher's distribution over the next token too, which the paper did not try.
+Optionally with distillation, which the paper did not try.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cocomix.objectives.distillation import Distillation
 from cocomix.objectives.ntp import count_tokens
 
 Labeller = Callable[[Tensor], Tensor]
-"""Concept labels (B, T, A) of blocks (B, T), −100 for none."""
+"""Computes concept labels (B, T, A) of blocks (B, T), −100 for none."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class ConceptMixing:
     """L_token + λ · L_concept of a `CoCoMixForCausalLM`; λ is the model's `concept_loss_weight`.
 
     Args:
-        labeller: computes the labels of each batch; without one they are stored, column `concept_ids`.
-        distillation: whose divergence is added, with its weight.
+        labeller: computes the labels of each batch; by default they are read from the column `concept_ids`.
+        distillation: adds the divergence from the teacher, with its weight.
     """
 
     labeller: Labeller | None = None
@@ -35,13 +35,13 @@ class ConceptMixing:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The labels and predictions too, those that are stored."""
+        """`input_ids`, and the labels and predictions that are stored."""
         labels = () if self.labeller else ("concept_ids",)
         predictions = self.distillation.columns if self.distillation else ()
         return tuple(dict.fromkeys(("input_ids", *labels, *predictions)))
 
     def prepare(self, batches: list[Batch]) -> list[Batch]:
-        """With the labels, made of all at once: the teacher need not read as few blocks at a time as the student."""
+        """Label all micro-batches at once, since the teacher may read more blocks at a time than the student."""
         if self.labeller is None or not batches:
             return batches
         sizes = [len(batch["input_ids"]) for batch in batches]
@@ -49,12 +49,12 @@ class ConceptMixing:
         return [{**batch, "concept_ids": ids} for batch, ids in zip(batches, labels, strict=True)]
 
     def count(self, batch: Batch) -> Counts:
-        """Predicted tokens, and tokens with at least one concept label."""
-        labelled = (batch["concept_ids"] != IGNORE).any(-1).sum()
-        return {"token": count_tokens(batch), "concept": labelled}
+        """Count predicted tokens, and tokens with at least one concept label."""
+        labeled = (batch["concept_ids"] != IGNORE).any(-1).sum()
+        return {"token": count_tokens(batch), "concept": labeled}
 
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
-        """The losses. Logits are built for a divergence only."""
+        """Compute the losses; materialize logits for a divergence only."""
         output = model(
             input_ids=batch["input_ids"],
             labels=batch["input_ids"],
@@ -67,5 +67,5 @@ class ConceptMixing:
         parts = {"token_loss": output.token_loss.detach(), "concept_loss": output.concept_loss.detach()}
         if self.distillation is None:
             return Losses(output.loss, parts)
-        of_teacher = self.distillation.teacher_loss(output.logits, batch, counts)
-        return Losses(output.loss + self.distillation.weight * of_teacher, {**parts, "kd_loss": of_teacher.detach()})
+        kd_loss = self.distillation.teacher_loss(output.logits, batch, counts)
+        return Losses(output.loss + self.distillation.weight * kd_loss, {**parts, "kd_loss": kd_loss.detach()})

@@ -1,4 +1,4 @@
-"""Knowledge distillation: the next token, and the teacher's distribution over it."""
+"""Knowledge distillation: predict the next token and the teacher's distribution over it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from cocomix.objectives.base import Batch, Counts, Losses
 from cocomix.objectives.ntp import NextToken
 
 TeacherLogits = Callable[[Tensor], Tensor]
-"""Logits (B, T, V) of blocks (B, T)."""
+"""Computes logits (B, T, V) of blocks (B, T)."""
 COLUMNS = ("teacher_ids", "teacher_log_probs", "teacher_log_rest")
-"""Of stored predictions: the fields of `TopTokens`."""
+"""Dataset columns of stored predictions: the fields of `TopTokens`."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Distillation(NextToken):
     The divergence is averaged over the predicted tokens, as the token loss is.
 
     Args:
-        weight: of the divergence.
-        temperature: τ, of both distributions.
-        teacher: computes the teacher's logits for each micro-batch; without one its top tokens are stored.
+        weight: weight of the divergence.
+        temperature: τ, temperature of both distributions.
+        teacher: computes the teacher's logits of each micro-batch; by default its top tokens are read from `COLUMNS`.
     """
 
     weight: float = 0.1
@@ -38,21 +38,21 @@ class Distillation(NextToken):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The teacher's predictions too, if they are stored."""
+        """`input_ids`, and the teacher's predictions if they are stored."""
         return ("input_ids",) if self.teacher else ("input_ids", *COLUMNS)
 
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
-        """Both losses."""
+        """Compute both losses."""
         ids = batch["input_ids"]
         logits = model(input_ids=ids, use_cache=False).logits
-        of_tokens = token_loss(logits, ids, counts["token"])
-        of_teacher = self.teacher_loss(logits, batch, counts)
-        parts = {"token_loss": of_tokens.detach(), "kd_loss": of_teacher.detach()}
-        return Losses(of_tokens + self.weight * of_teacher, parts)
+        next_token_loss = token_loss(logits, ids, counts["token"])
+        kd_loss = self.teacher_loss(logits, batch, counts)
+        parts = {"token_loss": next_token_loss.detach(), "kd_loss": kd_loss.detach()}
+        return Losses(next_token_loss + self.weight * kd_loss, parts)
 
     def teacher_loss(self, logits: Tensor, batch: Batch, counts: Counts) -> Tensor:
-        """The divergence of the teacher from logits (B, T, V), not weighted."""
-        # What follows the last token of a block is in no block: no loss is taken there.
+        """Compute the unweighted divergence of the teacher from logits (B, T, V)."""
+        # The target of a block's last token is in no block, so that token has no loss.
         return self._divergence(logits[:, :-1], batch) / counts["token"]
 
     def _divergence(self, logits: Tensor, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Hidden-state regression, the paper's 'direct prediction': the teacher's hidden states in place of its concepts."""
+"""Hidden-state regression, the paper's 'direct prediction': predict hidden states instead of concepts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cocomix.objectives.base import Batch, Counts, Losses
 from cocomix.objectives.ntp import NextToken
 
 HiddenStates = Callable[[Tensor], Tensor]
-"""The teacher's hidden states (B, T, d) of blocks (B, T)."""
+"""Computes the teacher's hidden states (B, T, d) of blocks (B, T)."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,14 @@ class HiddenStateMixing(NextToken):
     """L_token + λ · L_hidden of a `CoCoMixForCausalLM` with content `hidden_states` (arXiv 2502.08524, figure 6b).
 
     Args:
-        teacher: computes the hidden states of each micro-batch; stored, they would be some hundred times the text.
+        teacher: computes the hidden states of each micro-batch. Stored, they would take hundreds of times the size of
+            the text.
     """
 
     teacher: HiddenStates
 
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
-        """Both losses; every token has a hidden state, the last of a block too."""
+        """Compute both losses. Every token has a hidden state, including the last of a block."""
         ids = batch["input_ids"]
         output = model(
             input_ids=ids,
@@ -41,5 +42,5 @@ class HiddenStateMixing(NextToken):
         return Losses(output.loss, parts)
 
     def count(self, batch: Batch) -> Counts:
-        """Predicted tokens, and tokens with a hidden state."""
+        """Count predicted tokens, and tokens with a hidden state."""
         return {**super().count(batch), "hidden": batch["input_ids"].new_tensor(batch["input_ids"].numel())}

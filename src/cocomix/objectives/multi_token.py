@@ -10,16 +10,16 @@ from cocomix.objectives.ntp import NextToken
 
 
 class MultiToken(NextToken):
-    """Σ over the heads of a `MultiTokenForCausalLM` of each one's mean cross-entropy; head i predicts token t + i."""
+    """Sum of the heads' mean cross-entropies of a `MultiTokenForCausalLM`; head i predicts token t + i."""
 
     def count(self, batch: Batch) -> Counts:
-        """Tokens predicted by each head, `token` by the first; a block of T tokens has T − i of head i."""
+        """Count the tokens that head 1 predicts, and blocks; head i predicts T − i tokens of a block."""
         rows, length = batch["input_ids"].shape
         device = batch["input_ids"].device
         return {"token": torch.tensor(rows * (length - 1), device=device), "block": torch.tensor(rows, device=device)}
 
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
-        """The losses of all heads; that of the first, `token_loss`, is next-token prediction's."""
+        """Compute the losses of all heads. `token_loss`, of head 1, is the loss of next-token prediction."""
         ids = batch["input_ids"]
         sums = model(input_ids=ids, labels=ids, use_cache=False, output_all_heads=True, output_logits=False).head_losses
         losses = [total / (counts["block"] * (ids.shape[1] - ahead)) for ahead, total in enumerate(sums, 1)]

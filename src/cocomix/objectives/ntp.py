@@ -1,4 +1,4 @@
-"""Next-token prediction: the baseline, and how teachers are trained."""
+"""Next-token prediction: the baseline, and the objective of teachers."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from cocomix.objectives.base import Batch, Counts, Losses
 
 
 def count_tokens(batch: Batch) -> torch.Tensor:
-    """Tokens of `batch` that are predicted: all but the first of each block."""
+    """Count the predicted tokens of `batch`: all but the first of each block."""
     return torch.tensor(batch["input_ids"][:, 1:].numel(), device=batch["input_ids"].device)
 
 
 @dataclass(frozen=True)
 class NextToken:
-    """Mean next-token cross-entropy of any model `with_token_loss`."""
+    """Mean next-token cross-entropy of a model prepared by `with_token_loss`."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Tokens."""
+        """`input_ids`."""
         return ("input_ids",)
 
     def prepare(self, batches: list[Batch]) -> list[Batch]:
-        """As they are."""
+        """Return the batches unchanged."""
         return batches
 
     def count(self, batch: Batch) -> Counts:
-        """Predicted tokens."""
+        """Count predicted tokens."""
         return {"token": count_tokens(batch)}
 
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
-        """Token loss."""
+        """Compute the token loss."""
         ids = batch["input_ids"]
         loss = model(
             input_ids=ids, labels=ids, num_items_in_batch=counts["token"], output_logits=False, use_cache=False

@@ -30,7 +30,6 @@ CONTROLS = 10
 """Concepts nearest in frequency of which one is the control."""
 STRONGEST = 100
 Strength = Annotated[float, Range(0, STRONGEST, open_low=True)]
-OPERATIONS = ("add", "scale")
 
 
 @dataclass(frozen=True)

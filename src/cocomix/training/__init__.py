@@ -1,1 +1,1 @@
-"""One trainer for every method and for teachers."""
+"""One trainer for all methods and for teachers."""

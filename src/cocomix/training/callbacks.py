@@ -1,4 +1,4 @@
-"""What a run shows and what it remembers of its own time."""
+"""Trainer callbacks: the progress bar, and the time of training."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SHOWN = {
     "kd_loss": "teacher",
     "eval_loss": "validation",
 }
-"""What is logged and also stands on the progress bar, and what it is called there."""
+"""Logged metrics that the progress bar shows, and their labels there."""
 
 
 class TokenProgress(TrainerCallback):
-    """One progress bar that counts tokens and shows the last losses."""
+    """Progress bar that counts tokens and shows the latest losses."""
 
     def __init__(self, description: str, tokens_per_step: int) -> None:
         self.description = description
@@ -70,16 +70,16 @@ class TokenProgress(TrainerCallback):
 
 
 class TrainingTime(TrainerCallback, ExportableState):
-    """Seconds of training; saved with checkpoints, so that a resumed run adds up.
+    """Measure the seconds of training. Checkpoints store them, so that a resumed run continues the count.
 
-    Included, from batch to batch: waiting for and preparing batches, labels and predictions that a teacher computes
-    on the way, forward and backward passes, the optimizer, compilation, and logs. Every reading waits for the device,
-    so its work is included. Excluded: what comes before the first batch, evaluation, and writing checkpoints.
+    Included: loading and preparing batches, labels and predictions that a teacher computes during training, forward
+    and backward passes, the optimizer, compilation, and logging. Every reading first waits for the device. Excluded:
+    setup before the first batch, evaluation, and writing checkpoints.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """Until the last reading."""
+        """Seconds until the last reading."""
         self._since: float | None = None
 
     def on_train_begin(
@@ -95,11 +95,11 @@ class TrainingTime(TrainerCallback, ExportableState):
         self._since = None
 
     def restore(self, state: TrainerState) -> None:
-        """Continue from the seconds in a checkpoint."""
+        """Continue from the seconds in a checkpoint's state."""
         self.seconds = state.stateful_callbacks[type(self).__name__]["attributes"]["seconds"]
 
     def read(self) -> float:
-        """Wait for the device; return the seconds until now."""
+        """Wait for the device, and return the seconds until now."""
         if self._since is not None:
             if torch.accelerator.is_available():
                 torch.accelerator.synchronize()
@@ -110,12 +110,12 @@ class TrainingTime(TrainerCallback, ExportableState):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude what is done meanwhile."""
+        """Exclude the time spent within the block."""
         self.read()
         running, self._since = self._since is not None, None
         yield
         self._since = time.perf_counter() if running else None
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state that checkpoints store."""
         return {"args": {}, "attributes": {"seconds": self.seconds}}

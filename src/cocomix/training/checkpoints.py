@@ -1,4 +1,4 @@
-"""Checkpoints of an interrupted training: which one to resume from, and reading it safely."""
+"""Checkpoints: mark complete ones, keep the newest, find the one to resume from, and load its weights."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from cocomix import files
 from cocomix.integrity import damaged
 
 COMPLETE = "complete"
-"""File that a checkpoint folder gets last; a checkpoint without it was interrupted while being written."""
+"""File written last into a checkpoint; without it, writing the checkpoint was interrupted."""
 WEIGHTS = "*.safetensors"
 
 
 def step_of(checkpoint: Path) -> int:
-    """Optimizer steps done when a checkpoint was written."""
+    """Return the number of optimizer steps before a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def position_file(checkpoint: Path, of: int) -> Path:
-    """File with the position of process `of` in its stream of blocks when a checkpoint was written."""
-    return checkpoint / f"position-{of}.json"
+def position_file(checkpoint: Path, rank: int) -> Path:
+    """Return the file with the position of rank `rank` in its stream of blocks."""
+    return checkpoint / f"position-{rank}.json"
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Mark a checkpoint as written, once the disk has all of it: a power failure leaves no half of a complete one."""
+    """Sync a checkpoint to disk, then mark it complete, so that a power failure leaves no damaged complete one."""
     files.sync(checkpoint)
     files.write_bytes(checkpoint / COMPLETE, b"")
 
@@ -37,12 +37,12 @@ def keep_newest(folder: Path, count: int) -> None:
     """Delete all but the newest `count` checkpoints in `folder`."""
     by_age = sorted(files.checkpoints(folder), key=step_of)
     for older in by_age[:-count]:
-        (older / COMPLETE).unlink(missing_ok=True)  # first, so that none is ever complete and half deleted
+        (older / COMPLETE).unlink(missing_ok=True)  # first, so that no half-deleted checkpoint counts as complete
         shutil.rmtree(older)
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that was completely written; incomplete ones are deleted."""
+    """Return the newest complete checkpoint in `folder`, or None; delete incomplete ones."""
     complete = []
     for checkpoint in files.checkpoints(folder):
         if (checkpoint / COMPLETE).exists():
@@ -53,15 +53,15 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 
 
 def load_weights(checkpoint: Path, model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights of a checkpoint, one for each name in the model's state dict.
+    """Load the weights of a checkpoint, one for each name in the model's state dict.
 
     Raises:
-        InputError: the file lacks a weight of the model, or holds one that the model does not have.
+        InputError: the checkpoint lacks a weight of the model, or has an unknown one.
     """
     found: dict[str, Tensor] = {}
     for path in checkpoint.glob(WEIGHTS):
         found |= load_file(path)
-    for target, source in model.all_tied_weights_keys.items():  # of tied weights, one is in the file
+    for target, source in model.all_tied_weights_keys.items():  # the file holds one of two tied weights
         for name, other in ((target, source), (source, target)):
             if name not in found and other in found:
                 found[name] = found[other]

@@ -1,4 +1,4 @@
-"""How a model is trained: the recipe's `training` sections, and what Transformers' Trainer is told of them."""
+"""Training settings: the `training` sections of a recipe, and the arguments of Transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cocomix.settings import Batch, Count, LearningRate, Range, Share
 from cocomix.suggest import did_you_mean
 
 PRECISIONS = ("fp32", "bf16")
-"""Of models that are only read."""
+"""Precisions of inference."""
 TRAINING_PRECISIONS = (*PRECISIONS, "fp16")
 SCHEDULES = ("cosine", "wsd")
 PARALLEL = ("ddp", "fsdp", "fsdp+cpu-offload")
-"""How several processes train one model: each keeps all of it, or a share, or a share in the memory of the CPU."""
+"""How several processes train one model: each holds all of it, a shard, or a shard in CPU memory."""
 COMPILE_BACKEND = "inductor"
 LOGS_PER_EVALUATION = 10
 MomentDecay = Annotated[float, Range(0, 1, open_high=True)]
@@ -26,29 +26,28 @@ MomentDecay = Annotated[float, Range(0, 1, open_high=True)]
 
 @dataclass
 class TrainingConfig:
-    """How a model is trained.
+    """Settings of a training.
 
     Args:
-        max_tokens: training tokens; the corpus is repeated if it has fewer.
-        tokens_per_step: tokens of one optimiser step, over all its micro-batches.
-        blocks_per_batch: blocks of one micro-batch on one device.
-        learning_rate: peak of the schedule.
-        schedule: after a linear warm-up, cosine to the end, or wsd: constant, then linear decay (warmup-stable-decay).
-        min_learning_rate_ratio: end of the schedule as a share of the peak.
-        warmup_ratio: share of the steps that warm up.
-        decay_ratio: of wsd, share of the steps that decay.
-        weight_decay: AdamW's, on matrices; biases and norms are left out.
-        adam_beta1: AdamW's first moment.
-        adam_beta2: AdamW's second moment.
-        max_grad_norm: gradients are clipped to this norm; 0 leaves them as they are.
-        precision: fp32, or matrix products in bf16 or (on a GPU) fp16, by autocast.
-        gradient_checkpointing: keep only each block's input for the backward pass and compute the rest again.
+        max_tokens: number of training tokens; a smaller corpus is repeated.
+        tokens_per_step: tokens per optimizer step, over all its micro-batches.
+        blocks_per_batch: blocks per micro-batch and device.
+        learning_rate: peak learning rate.
+        schedule: after a linear warm-up, cosine decay, or wsd: constant, then linear decay (warmup-stable-decay).
+        min_learning_rate_ratio: final learning rate as a fraction of the peak.
+        warmup_ratio: fraction of the steps that warm up.
+        decay_ratio: fraction of the steps that decay, with wsd.
+        weight_decay: weight decay of AdamW, on matrices only, not on biases and norms.
+        adam_beta1: decay of AdamW's first moment.
+        adam_beta2: decay of AdamW's second moment.
+        max_grad_norm: norm to which gradients are clipped; 0 for no clipping.
+        precision: fp32, or autocast to bf16 or (on a GPU) fp16.
+        gradient_checkpointing: store only the input of each block for the backward pass and recompute the rest.
         compile: compile the model with torch.compile.
         tokens_per_evaluation: training tokens between two evaluations, each followed by a checkpoint.
-        keep_checkpoints: how many of the newest stay until the training is over.
-        keep_best: leave the weights with the lowest validation loss in `best/`, beside the last.
-        report_to: where metrics go in addition to the log: trackio, tensorboard, wandb, or another integration of
-            Transformers.
+        keep_checkpoints: number of newest checkpoints to keep until training ends.
+        keep_best: also save the weights with the lowest validation loss, in `best/`.
+        report_to: integrations of Transformers that receive the metrics: trackio, tensorboard, wandb, …
     """
 
     max_tokens: Count = 2_000_000
@@ -72,7 +71,7 @@ class TrainingConfig:
     report_to: list[str] = field(default_factory=list)
 
     def problems(self, block_size: int) -> list[str]:
-        """What cannot work about these settings for blocks of `block_size` tokens, a line each."""
+        """List what is wrong with these settings for blocks of `block_size` tokens, one line each."""
         found = []
         batch = self.blocks_per_batch * block_size
         if self.tokens_per_step % batch:
@@ -96,11 +95,11 @@ class TrainingConfig:
         return found + self._report_problems()
 
     def launch_problems(self, block_size: int) -> list[str]:
-        """Why a training cannot start here and now, a line each: what depends on the processes and on logins."""
+        """List what keeps training from starting with these processes and logins, one line each."""
         return self._sharing_problems(block_size) + (_wandb_problems() if "wandb" in self.report_to else [])
 
     def _sharing_problems(self, block_size: int) -> list[str]:
-        """Why these processes cannot share a training in equal parts, a line; nothing if they can."""
+        """List why these processes cannot share the batches equally, one line at most."""
         batch, several = self.blocks_per_batch * block_size, processes.count()
         if several == 1 or self.tokens_per_step % (batch * several) == 0:
             return []
@@ -129,22 +128,22 @@ class TrainingConfig:
         return found
 
     def steps(self) -> int:
-        """Optimiser steps."""
+        """Return the number of optimizer steps."""
         return self.max_tokens // self.tokens_per_step
 
     def steps_per_evaluation(self) -> int:
-        """Optimiser steps between two evaluations."""
+        """Return the number of optimizer steps between two evaluations."""
         return max(1, round(self.tokens_per_evaluation / self.tokens_per_step))
 
 
 def _wandb_problems() -> list[str]:
-    """Why wandb would not take metrics, a line; nothing if it would."""
+    """List why wandb cannot receive metrics, one line at most."""
     import wandb
 
     if wandb.setup().settings.mode != "online":
         return []
     try:
-        problem = None if wandb.login(prompt=False) else "nobody is logged in"
+        problem = None if wandb.login(prompt=False) else "no user is logged in"
     except wandb.errors.Error as error:
         problem = " ".join(str(error).split())
     remedy = "run `wandb login`, set WANDB_MODE=offline, or leave wandb out"
@@ -154,7 +153,7 @@ def _wandb_problems() -> list[str]:
 def training_arguments(
     config: TrainingConfig, folder: Path, block_size: int, seed: int, parallel: str = "ddp", streamed: bool = False
 ) -> TrainingArguments:
-    """The Trainer's arguments for blocks of `block_size` tokens, with checkpoints in `folder`.
+    """Build the Trainer's arguments for blocks of `block_size` tokens, with checkpoints in `folder`.
 
     `parallel` is how the processes share the work, if there are several. A stream of blocks that is gone on with
     begins where it was: nothing of it is skipped.
@@ -176,15 +175,15 @@ def training_arguments(
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
-        tf32=False,  # float32 is float32: Transformers would turn TF32 on for torch.compile, the environment for all
+        tf32=False,  # float32 stays float32: Transformers enables TF32 for torch.compile, and environments may
         **_memory_and_speed(config),
-        use_cpu=not torch.cuda.is_available(),  # on a CPU, bfloat16 is refused unless the CPU was asked for
+        use_cpu=not torch.cuda.is_available(),  # Transformers refuses bf16 on a CPU unless it is requested explicitly
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
         logging_steps=_steps_per_log(every),
-        logging_nan_inf_filter=False,  # it would hide that a training has diverged
+        logging_nan_inf_filter=False,  # filtering would hide divergence
         seed=seed,
         data_seed=seed,
         ignore_data_skip=streamed,
@@ -196,19 +195,19 @@ def training_arguments(
     )
     _keep_precision(arguments)
     assert arguments.device is not None
-    arguments._n_gpu = 1  # of several visible GPUs the Trainer would use all, by DataParallel
+    arguments._n_gpu = 1  # the Trainer would use all visible GPUs, with DataParallel
     return arguments
 
 
 def _sharding(parallel: str) -> dict[str, Any]:
-    """One process trains alone, whatever the recipe says, so that the same recipe runs on a laptop and a cluster."""
+    """Arguments for sharding; none for a single process, so that a recipe runs on a laptop and on a cluster."""
     if parallel == "ddp" or processes.count() == 1:
         return {}
     return {"fsdp": True, "fsdp_config": {"version": 2, "cpu_offload": parallel == "fsdp+cpu-offload"}}
 
 
 def _keep_precision(arguments: TrainingArguments) -> None:
-    """Weights are gathered and gradients summed in float32, products made by autocast: figures are those of ddp."""
+    """Gather weights and reduce gradients in float32 and leave products to autocast, so that results match ddp."""
     if arguments.fsdp_plugin_args is not None:
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -234,5 +233,5 @@ def _schedule(config: TrainingConfig) -> dict[str, Any]:
 
 
 def _steps_per_log(every: int) -> int:
-    """Steps between two logs, such that each evaluation, and so each checkpoint, comes with one."""
+    """Return the number of steps between two logs, a divisor of `every`, so that each evaluation comes with a log."""
     return next(steps for steps in range(max(1, every // LOGS_PER_EVALUATION), 0, -1) if every % steps == 0)

@@ -1,4 +1,4 @@
-"""Train one model from scratch on packed or streamed blocks; interrupted, it goes on from its last checkpoint."""
+"""Train one model on packed or streamed blocks, resuming from the last checkpoint after an interruption."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from cocomix.training.config import TrainingConfig, training_arguments
 from cocomix.training.trainer import ObjectiveTrainer
 
 MEANINGLESS_LOSS = 100.0
-"""Nats per token; a model that diverged is above it, or is not a number."""
+"""Loss in nats per token above which training has diverged."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished run measured.
+    """Measurements of a finished training.
 
     Attributes:
-        metrics: of the last evaluation, see `evaluate_model`.
-        curve: the metrics of every evaluation, with `tokens` seen until then.
-        tokens: training tokens.
-        seconds: time of training over all interruptions, see `TrainingTime` for what is included.
-        seconds_curve: the same, at every evaluation.
+        metrics: metrics of the last evaluation, see `evaluate_model`.
+        curve: metrics of every evaluation, with the number of training `tokens` until then.
+        tokens: number of training tokens.
+        seconds: time of training without interruptions, as `TrainingTime` measures it.
+        seconds_curve: the same at every evaluation.
     """
 
     metrics: dict[str, float]
@@ -65,35 +65,34 @@ def pretrain(
     tokenizer: PreTrainedTokenizerBase | None = None,
     parallel: str = "ddp",
 ) -> TrainingResult:
-    """Train `model` and leave it, with its tokenizer, in `files.partial(folder)`.
+    """Train `model` and save it, with its tokenizer, to `files.partial(folder)`.
 
-    The caller adds what else belongs to the run, deletes the checkpoints and gives the folder its final name, as
-    `stages.Stage` does. Checkpoints lie in the same unfinished folder until then; called again after an interruption,
-    training goes on from the last of them and ends with the same weights; with as many processes as before, or, of
-    packed blocks, with others.
-    Called by every process, all of which train the one model.
+    The caller adds the other files of the run, deletes the checkpoints and renames the folder into place, as
+    `stages.Stage` does. Until then, the unfinished folder holds the checkpoints. Called again after an interruption,
+    training resumes from the last checkpoint and ends with the same weights. On packed blocks the number of processes
+    may change. Every process calls this function.
 
     Args:
-        model: freshly initialised.
-        objective: what is minimised.
-        train: blocks with the columns that the objective reads, enough for a step; or this process' stream of blocks.
-        validation: blocks to evaluate on; all of them, every time.
-        config: settings.
-        folder: final place of the run.
-        description: what the progress bar calls it.
-        seed: of the order of the blocks and of dropout.
-        tokenizer: saved beside the model.
+        model: model with initial weights.
+        objective: loss to minimize.
+        train: blocks with the objective's columns, at least one step; or this process' stream of blocks.
+        validation: blocks for every evaluation.
+        config: training settings.
+        folder: final folder of the run.
+        description: name of the training in the progress bar and in messages.
+        seed: seed of the order of the blocks and of dropout.
+        tokenizer: tokenizer to save with the model.
         parallel: how several processes share the work, see `training.config.PARALLEL`.
 
     Raises:
-        InputError: the training diverged, a checkpoint is damaged, or a stream is not what it was before an
-            interruption; checkpoints stay.
+        InputError: training diverged, a checkpoint is damaged, or a stream has changed since an interruption.
+            Checkpoints stay.
     """
     unfinished = files.partial(folder)
     block_size = len(validation[0]["input_ids"])
     if not isinstance(train, BlockStream):
         per_step = config.tokens_per_step // block_size
-        train = train.select(range(len(train) - len(train) % per_step))  # every step is whole, in every epoch
+        train = train.select(range(len(train) - len(train) % per_step))  # full steps only, in every epoch
     timer = TrainingTime()
     trainer = ObjectiveTrainer(
         model,
@@ -140,7 +139,7 @@ def pretrain(
 
 
 def _wandb_run(config: TrainingConfig, folder: Path, name: str) -> AbstractContextManager[Any]:
-    """A run of wandb's own for this training, with its files in the run's folder, if metrics are to go there."""
+    """Open a separate wandb run for this training, with its files in `folder`, if metrics go to wandb."""
     if "wandb" not in config.report_to or not processes.is_first():
         return nullcontext()
     import wandb
@@ -149,7 +148,7 @@ def _wandb_run(config: TrainingConfig, folder: Path, name: str) -> AbstractConte
 
 
 def _checkpoint_to_resume(unfinished: Path) -> Path | None:
-    """The newest complete checkpoint, if there is any; the first process deletes incomplete ones and checks it."""
+    """Return the newest complete checkpoint, or None. Rank 0 deletes incomplete ones and verifies it."""
     if processes.is_first():
         newest = last_complete_checkpoint(unfinished)
         if newest is not None:
@@ -159,20 +158,20 @@ def _checkpoint_to_resume(unfinished: Path) -> Path | None:
 
 
 def _require_same_stream(checkpoint: Path, stream: BlockStream, description: str) -> None:
-    """Raise InputError unless what was read until `checkpoint` was the same files, by as many processes."""
-    before = files.read_json(position_file(checkpoint, of=0))
+    """Raise InputError if the number of processes or streamed files has changed since `checkpoint`."""
+    before = files.read_json(position_file(checkpoint, rank=0))
     now = {"processes": processes.count(), "files": stream.files}
     changed = [f"{before[what]} {what}, now there are {count}" for what, count in now.items() if before[what] != count]
     if changed:
         processes.wait_for_first()
         raise InputError(
-            f"{description} cannot go on from {checkpoint}: its corpus was streamed with {' and '.join(changed)}; "
-            f"go on as it was, or delete {checkpoint.parent} to start again"
+            f"{description} cannot resume from {checkpoint}: its corpus was streamed with {' and '.join(changed)}; "
+            f"resume with the same number, or delete {checkpoint.parent} to start again"
         )
 
 
 def _curve(history: list[dict[str, Any]], tokens_per_step: int) -> list[dict[str, float]]:
-    """The evaluations in a Trainer's log."""
+    """Extract the evaluations from a Trainer's log."""
     prefix = "eval_"
     return [
         {"tokens": entry["step"] * tokens_per_step}

@@ -1,4 +1,4 @@
-"""What a finished run says about itself: `run.json`, beside the weights."""
+"""Record of a finished run: `run.json`, next to the weights."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ RUN_FILE = "run.json"
 
 @dataclass(frozen=True)
 class Preparation:
-    """Something made once before students were trained.
+    """An artifact that was computed once before students were trained.
 
     Attributes:
-        fingerprint: of what was made; runs that have it in common shared its making.
-        flops: of making it; None where somebody else did.
+        fingerprint: fingerprint of the artifact; runs with equal fingerprints share its cost.
+        flops: FLOPs of computing it; None for a ready-made artifact.
     """
 
     fingerprint: str
@@ -35,29 +35,29 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model's figures.
+    """Record of a trained model.
 
     Attributes:
-        name: what the recipe calls it.
+        name: name of the student in the recipe.
         method: training method.
-        seed: of initialisation and data order.
-        corpus: fingerprint of the packed corpus that it was trained and evaluated on.
+        seed: seed of initial weights and data order.
+        corpus: fingerprint of the packed corpus for training and validation.
         validation: fingerprint of the validation blocks.
         tokenizer: fingerprint of the tokenizer.
         block_size: tokens per block.
-        bytes_per_token: of the validation text.
-        stored_parameters: weights in the file, tied ones once.
-        activated_parameters: weights that one token uses.
-        tokens: training tokens.
-        training_flops_per_token: of the model's own training step, teacher and labels left out.
-        teacher_flops_per_token: of what the teacher computes inside each training step (distillation, online labels).
-        metrics: of the last evaluation; losses in nats.
+        bytes_per_token: mean bytes per token of the validation text.
+        stored_parameters: number of weights in the file, counting tied ones once.
+        activated_parameters: number of weights that one token uses.
+        tokens: number of training tokens.
+        training_flops_per_token: FLOPs of the model's training step, without teacher and labels.
+        teacher_flops_per_token: FLOPs of the teacher inside each training step (distillation, online labels).
+        metrics: metrics of the last evaluation; losses in nats.
         curve: metrics by training tokens.
         timing: `seconds` of training (see `TrainingTime`), the same at every evaluation (`curve`), and
-            `tokens_per_second`; the only part that differs between repeats.
-        recipe: the whole recipe, with the settings that it leaves out.
-        environment: code, versions, hardware, date.
-        preparation: what was made before, once for all runs that learn from it, by kind.
+            `tokens_per_second`. Only timing differs between repetitions of a run.
+        recipe: complete recipe, including default settings.
+        environment: code version, package versions, hardware and date.
+        preparation: artifacts computed before training, by kind.
     """
 
     name: str
@@ -93,7 +93,7 @@ def describe_run(
     teacher_flops_per_token: int = 0,
     preparation: dict[str, Preparation] | None = None,
 ) -> Run:
-    """The figures of a model that has just been trained."""
+    """Build the record of a model that has just been trained."""
     metrics = {
         **result.metrics,
         "perplexity": math.exp(result.metrics["loss"]),
@@ -122,20 +122,20 @@ def describe_run(
         recipe=recipe,
         environment=environment.describe(),
         teacher_flops_per_token=teacher_flops_per_token,
-        preparation={kind: asdict(made) for kind, made in (preparation or {}).items()},
+        preparation={kind: asdict(artifact) for kind, artifact in (preparation or {}).items()},
     )
 
 
 def save_run(run: Run, folder: Path) -> None:
-    """Write `run.json` into `folder`."""
+    """Write `run.json` to `folder`."""
     files.write_json(folder / RUN_FILE, asdict(run))
 
 
 def load_run(folder: Path) -> Run:
-    """Read the run in `folder`.
+    """Read the record of the run in `folder`.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it is invalid.
     """
     if not (folder / RUN_FILE).is_file():
         raise InputError(f"no finished run in {folder}: it has no {RUN_FILE}; give folders of trained models")

@@ -1,4 +1,24 @@
-"""`transformers.Trainer` with an objective in place of a model's own loss, and our own evaluation."""
+"""Transformers' Trainer with an objective instead of the model's loss, and with our evaluation.
+
+One training step, function by function:
+
+1. `training/pretrain.py: pretrain` builds the `ObjectiveTrainer` and calls `Trainer.train`, Transformers' loop.
+2. `data/blocks.py: Blocks.__getitems__` and `collate` read a micro-batch; `data/streaming.py: BlockStream` for streams.
+3. `ObjectiveTrainer.get_batch_samples` collects the micro-batches of the step and calls the objective:
+   `objectives/METHOD.py: prepare` adds what a teacher computes (`concept_ids`), `count` counts the targets, and the
+   counts are summed over micro-batches and processes.
+4. For each micro-batch, `Trainer.training_step` calls `ObjectiveTrainer.compute_loss`, and that
+   `objectives/METHOD.py: __call__` with the counts.
+5. The objective calls the model: `models/causal_lm.py: CoCoMixForCausalLM.forward` for CoCoMix (prepare inputs, lower
+   blocks, mixer, upper blocks, losses); `models/multi_token.py: MultiTokenForCausalLM.forward` for multi-token
+   prediction; `models/plain.py: with_token_loss` for plain decoders.
+6. The losses are sums divided by the counts: `models/linear_loss.py: linear_cross_entropy` without logits,
+   `models/losses.py` with logits.
+7. `Trainer.training_step` runs the backward pass. After the last micro-batch, Transformers' loop clips gradients and
+   steps the optimizer and the schedule of `training/config.py: training_arguments`.
+8. `training/callbacks.py: TokenProgress.on_step_end` advances the bar; at logging steps `ObjectiveTrainer.log` writes
+   losses and speed; at evaluation steps `ObjectiveTrainer.evaluate` and `_save_checkpoint` run.
+"""
 
 from __future__ import annotations
 
@@ -41,29 +61,29 @@ from cocomix.training.checkpoints import (
 
 Evaluate = Callable[[PreTrainedModel, Dataset], dict[str, float]]
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 OPTIMIZER, SCHEDULE = "optimizer.pt", "scheduler.pt"
 BEST = "best"
 
 
 class ObjectiveTrainer(Trainer):
-    """Trains any model on any objective.
+    """Train any model on any objective.
 
-    Every loss is a sum over targets divided by the number of targets in the whole batch, over all
-    micro-batches and processes: how a batch is cut up does not change it.
+    Every loss is a sum over targets divided by the number of targets in the full batch, over all micro-batches and
+    processes, so it does not depend on how the batch is split.
 
     Args:
-        model: the model to train.
+        model: model to train.
         args: Transformers' training arguments.
-        objective: what is minimised.
+        objective: loss to minimize.
         train_dataset: blocks with the objective's columns, or this process' stream of blocks.
         eval_dataset: validation blocks.
-        evaluate: metrics of the model on `eval_dataset`, called at every evaluation.
-        description: what messages call the model.
-        tokens_per_step: of one optimiser step.
-        timer: a callback that counts the seconds of training steps.
-        flops_per_token: of a training step, for the utilisation of a GPU.
-        keep_checkpoints: how many of the newest stay.
+        evaluate: function that computes the metrics of the model on `eval_dataset` at every evaluation.
+        description: name of the model in messages.
+        tokens_per_step: tokens per optimizer step.
+        timer: callback that measures the seconds of training steps.
+        flops_per_token: FLOPs of a training step per token, for the utilization of a GPU.
+        keep_checkpoints: number of newest checkpoints to keep.
         keep_best: keep the weights with the lowest validation loss in `best/`.
     """
 
@@ -91,7 +111,7 @@ class ObjectiveTrainer(Trainer):
         self.model_class = type(model)
         self.objective = objective
         self.evaluate_model = evaluate
-        self.loss_is_scaled_for_ga = True  # the counts below span all accumulated micro-batches
+        self.loss_is_scaled_for_ga = True  # counts span all accumulated micro-batches
         self.description = description
         self.tokens_per_step = tokens_per_step
         self.timer = timer
@@ -103,7 +123,7 @@ class ObjectiveTrainer(Trainer):
         self._logged = (0, 0.0)  # steps and seconds at the last log
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As the Trainer does, but that Accelerate shards on CPUs too, where it would quietly fall back to ddp."""
+        """Create the accelerator, and shard on CPUs too, where Accelerate would silently fall back to ddp."""
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if self.args.fsdp and getattr(state, "fsdp_plugin", None) is None:
@@ -112,20 +132,20 @@ class ObjectiveTrainer(Trainer):
             self.is_fsdp_enabled = True
 
     def get_train_dataloader(self) -> DataLoader:
-        """As the Trainer does; of a stream the batches just as they come, which are this process' own already."""
+        """Return the Trainer's data loader, or for a stream, which is one per process, one that does not distribute."""
         if not isinstance(self.train_dataset, BlockStream):
             return super().get_train_dataloader()
         return DataLoader(
             self.train_dataset,
             self.args.per_device_train_batch_size,
             collate_fn=lambda blocks: {"input_ids": torch.stack(blocks)},
-            generator=torch.Generator(),  # else it would draw from the one that dropout draws from, at each beginning
+            generator=torch.Generator(),  # the default one also drives dropout, and iterators advance it
         )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Any]:
-        """The micro-batches of the next step, and their targets counted over all of them and all processes."""
+        """Return the micro-batches of the next step, and their targets summed over micro-batches and processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = self.objective.prepare([self._prepare_inputs(batch) for batch in batches])
         self._steps_in_parts += 1
@@ -140,18 +160,18 @@ class ObjectiveTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Counts | None = None,
     ) -> Tensor:
-        """The objective's loss; its parts are kept for the next log without waiting for the device."""
-        assert num_items_in_batch is not None and not return_outputs, "evaluation has its own path"
+        """Compute the objective's loss; accumulate its parts for the next log without waiting for the device."""
+        assert num_items_in_batch is not None and not return_outputs, "evaluation does not call compute_loss"
         losses = self.objective(model, inputs, num_items_in_batch)
         for name, part in losses.parts.items():
             self._parts[name] = self._parts.get(name, torch.zeros_like(part)) + part
         return losses.total * self.accelerator.num_processes  # gradients are averaged over processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as the Trainer does; beside the training loss its parts, and how fast it goes.
+        """Log as the Trainer does; add the parts of the training loss and the speed.
 
         Raises:
-            InputError: the loss is not a finite number. No checkpoint is written of such weights.
+            InputError: the loss is not finite; no checkpoint of such weights is written.
         """
         if "loss" in logs:
             steps = self._steps_in_parts
@@ -162,7 +182,7 @@ class ObjectiveTrainer(Trainer):
         super().log(logs, start_time)
 
     def _speed(self) -> dict[str, float]:
-        """Tokens so far and per second since the last log, and the share of the GPU's arithmetic that they used."""
+        """Compute tokens so far, tokens per second since the last log, and model FLOP utilization of the GPU."""
         step, seconds = self.state.global_step, self.timer.read()
         tokens = (step - self._logged[0]) * self.tokens_per_step
         elapsed = seconds - self._logged[1]
@@ -191,7 +211,7 @@ class ObjectiveTrainer(Trainer):
         )
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Metrics on the validation blocks, in evaluation mode; not counted as time of training."""
+        """Compute the metrics on the validation blocks, in evaluation mode and outside the training time."""
         with self.timer.paused():
             return self._evaluate_now(metric_key_prefix)
 
@@ -209,7 +229,7 @@ class ObjectiveTrainer(Trainer):
         return metrics
 
     def _keep_if_best(self, loss: float, prefix: str) -> None:
-        """Save the weights to `best/`, whole or not at all, if no evaluation before had a lower loss."""
+        """Save the weights to `best/` atomically, unless an earlier evaluation had a lower loss."""
         before = [entry[f"{prefix}_loss"] for entry in self.state.log_history if f"{prefix}_loss" in entry]
         if loss < min(before, default=math.inf):
             best = Path(self.args.output_dir) / BEST
@@ -217,10 +237,10 @@ class ObjectiveTrainer(Trainer):
                 self.save_model(str(unfinished))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the whole model into a folder, however it is sharded; every process calls this.
+        """Save the full model, gathering it from all processes if it is sharded. Every process calls this.
 
-        A checkpoint keeps the model's own names of weights, where Transformers would write those of the published
-        format (for experts, others): it is resumed from without any conversion.
+        A checkpoint (`_internal_call`) stores weights under the model's names, not those of the published format (which
+        differ for experts), so that resuming needs no conversion.
         """
         model = self._gathered_model() if self.is_fsdp_enabled else self.model
         if processes.is_first():
@@ -229,19 +249,19 @@ class ObjectiveTrainer(Trainer):
         processes.wait_for_all()
 
     def _gathered_model(self) -> PreTrainedModel:
-        """A model of the class that was given, which sharding has changed; in the first process with all weights."""
-        weights = get_model_state_dict(self.model, options=WHOLE)
+        """Build an unsharded model of the original class; on rank 0 with all weights."""
+        weights = get_model_state_dict(self.model, options=FULL_STATE)
         with torch.device("meta"):
-            whole = self.model_class(self.model.config)
+            gathered = self.model_class(self.model.config)
         if processes.is_first():
-            whole.load_state_dict(weights, assign=True)
-            whole.tie_weights()
-            whole.generation_config = self.model.generation_config
-        return whole
+            gathered.load_state_dict(weights, assign=True)
+            gathered.tie_weights()
+            gathered.generation_config = self.model.generation_config
+        return gathered
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """In one form for any number of processes, each of which may keep all of it or a share."""
-        state = get_optimizer_state_dict(self.model, self._bare_optimizer(), options=WHOLE)
+        """Save both in a form that does not depend on the number of processes or on sharding."""
+        state = get_optimizer_state_dict(self.model, self._bare_optimizer(), options=FULL_STATE)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER)
             torch.save(self._get_schedule().state_dict(), Path(output_dir) / SCHEDULE)
@@ -250,7 +270,7 @@ class ObjectiveTrainer(Trainer):
         if checkpoint is None:
             return
         state = torch.load(Path(checkpoint) / OPTIMIZER, map_location="cpu", weights_only=True)
-        set_optimizer_state_dict(self.model, self._bare_optimizer(), state, options=WHOLE)
+        set_optimizer_state_dict(self.model, self._bare_optimizer(), state, options=FULL_STATE)
         self._get_schedule().load_state_dict(torch.load(Path(checkpoint) / SCHEDULE, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
@@ -274,13 +294,13 @@ class ObjectiveTrainer(Trainer):
             newest = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             if isinstance(self.train_dataset, BlockStream):
                 files.write_json(position_file(newest, processes.rank()), self.train_dataset.state_dict())
-            processes.wait_for_all()  # each has written its random state, and where it reads
+            processes.wait_for_all()  # every process has written its random state and its position in the stream
             if self.args.should_save:
                 mark_complete(newest)
                 keep_newest(newest.parent, self.keep_checkpoints)
-            processes.wait_for_all()  # until it is complete: a process that fails next takes the others with it
+            processes.wait_for_all()  # the checkpoint is complete before any process can fail and end the others
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """Names of the weights that weight decay acts on: matrices; Transformers' rule alone leaves vectors in."""
+        """Return the names of weights with weight decay: matrices only, while Transformers includes some vectors."""
         vectors = {name for name, weight in model.named_parameters() if weight.dim() < 2}
         return [name for name in super().get_decay_parameter_names(model) if name not in vectors]

@@ -184,8 +184,8 @@ def test_a_stream_that_has_changed_is_not_gone_on_with(stream, tmp_path):
     with pytest.raises(InputError) as caught:
         train(tmp_path / "run", data=stream())
     assert str(caught.value) == (
-        f"student ntp cannot go on from {checkpoint}: its corpus was streamed with 2 processes, now there are 1 and "
-        f"2 files, now there are 1; go on as it was, or delete {checkpoint.parent} to start again"
+        f"student ntp cannot resume from {checkpoint}: its corpus was streamed with 2 processes, now there are 1 and "
+        f"2 files, now there are 1; resume with the same number, or delete {checkpoint.parent} to start again"
     )
     assert (checkpoint / "complete").is_file()
 
@@ -285,7 +285,11 @@ def test_settings_that_cannot_work_are_named(settings, expected):
     [
         ("offline", False, []),
         ("online", True, []),
-        ("online", False, [r"report_to names wandb, .*nobody is logged in; run `wandb login`, set WANDB_MODE=offline"]),
+        (
+            "online",
+            False,
+            [r"names wandb, .*no user is logged in; run `wandb login`, set WANDB_MODE=offline"],
+        ),
     ],
 )
 def test_wandb_without_a_login_is_refused_before_anything_starts(mode, logged_in, expected, monkeypatch):
