@@ -394,7 +394,7 @@ def test_comparing_what_cannot_be_compared(
         (other / "run.json").write_text(json.dumps({**run, "name": "other", key: 0}))
         assert main(["compare", str(ntp), str(other)]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
-        assert f"was evaluated with another {what} than" in line
+        assert f"were evaluated with a different {what}; " in line
     (other / "run.json").write_text(json.dumps({**run, "name": "other", "corpus": "more text, the same validation"}))
     assert main(["compare", str(ntp), str(other)]) == 0
     capsys.readouterr()

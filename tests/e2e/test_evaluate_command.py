@@ -147,7 +147,7 @@ def test_weights_saved_in_bfloat16_are_read_in_the_same_precision(
     [
         (["--text", "nowhere"], ["'nowhere' does not exist"]),
         (["--text", "empty.txt"], ["'empty.txt' has no document with text"]),
-        (["--window", "33"], ["--window is 33", "reads 1 to 32 tokens at once"]),
+        (["--window", "33"], ["--window is 33", "expected 1 to 32"]),
         (["--window", "0"], ["--window is 0"]),
         (["--stride", "0"], ["--stride is 0", "from 1"]),
         (["--stride", "33"], ["--stride is 33", "1 to 32"]),
@@ -174,7 +174,7 @@ def test_models_that_are_not_there(local_tasks: Path, tmp_path: Path, output: Pa
     _told(capsys, "no model in", "save_pretrained")
     run = shutil.copytree(output / "students" / "ntp", tmp_path / "elsewhere" / "deep" / "ntp")
     assert main(["evaluate", str(run)]) == 2
-    _told(capsys, "is not beside it; give --text SOURCE")
+    _told(capsys, "is gone or has changed; give --text SOURCE")
     (run / "run.json").unlink()
     assert main(["evaluate", str(run)]) == 2
     _told(capsys, "has no run.json", "give --text SOURCE")
@@ -194,14 +194,14 @@ def test_a_folder_that_cannot_keep_them(output: Path, monkeypatch, capsys) -> No
     (run / EVALUATION_FILE).unlink()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert main(["evaluate", str(run)]) == 2
-    _told(capsys, "cannot be written to")
+    _told(capsys, "is not writable")
 
 
 def test_an_answer_longer_than_the_context(finished: Runner, local_tasks: Path, capsys) -> None:
     """The models of the tiny run read 32 tokens at once, about one character each."""
     run, tasks = finished.folder / "out" / "students" / "ntp", ["--tasks", "piqa_local"]
     assert main(["evaluate", str(run), *tasks, "--tasks-path", str(local_tasks), "--limit", "2"]) == 2
-    _told(capsys, "of task piqa_local has 145 tokens, but the model reads 32 at once")
+    _told(capsys, "of task piqa_local has 145 tokens, more than the model's context of 32")
     assert not (run / EVALUATION_FILE).exists()
 
 

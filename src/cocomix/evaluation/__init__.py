@@ -1,1 +1,1 @@
-"""What trained models are worth: losses, concept predictions, cost, and the comparison of runs."""
+"""Evaluate trained models: losses, concept predictions, costs, and comparisons of runs."""

@@ -1,8 +1,10 @@
-"""Does a model use its continuous vector? Its loss with the vector taken away, or with one from elsewhere.
+"""Measure whether a model uses its continuous vector: its loss without the vector, or with a vector from elsewhere.
 
-A vector that any other would serve as well carries nothing about its token: it is used, but as a constant. So the
-vector of the same text at another token, and of another text at the same token, are tried beside none. A vector of a
-later token could only help, so what that change costs is rather too small than too large. B blocks, T tokens.
+If any other vector served as well, the vector would carry no information about its token. The loss is therefore also
+measured with the vector of another token of the same text, and with that of the same position in another text. A later
+token's vector may help to predict, so the first of these losses underestimates the effect.
+
+B blocks, T tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -19,43 +21,43 @@ from cocomix.evaluation.validation import evaluate_model
 from cocomix.models.mixer import Mixer, Prediction
 
 Change = Callable[[Tensor], Tensor]
-"""Of vectors (B, T, D)."""
+"""Maps vectors (B, T, D) to others."""
 
 
 def zeroed(c: Tensor) -> Tensor:
-    """No vector."""
+    """Replace the vectors with zeros."""
     return torch.zeros_like(c)
 
 
-def of_another_position(c: Tensor) -> Tensor:
-    """That of a token half a text away, so of one that is as often later as earlier."""
+def shift_positions(c: Tensor) -> Tensor:
+    """Replace each vector with that of the token half a block away, equally often later and earlier."""
     return c.roll(c.shape[1] // 2, dims=1)
 
 
-def of_another_text(c: Tensor) -> Tensor:
-    """That of the same position in the block that this one is paired with."""
+def swap_texts(c: Tensor) -> Tensor:
+    """Replace each vector with that of the same position in the paired block."""
     return c.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 CHANGES: dict[str, Change] = {
     "zeroed": zeroed,
-    "of another position": of_another_position,
-    "of another text": of_another_text,
+    "of another position": shift_positions,
+    "of another text": swap_texts,
 }
 
 
 def channel_losses(
     model: PreTrainedModel, blocks: Dataset, batch_size: int, precision: str = "fp32"
 ) -> dict[str, float]:
-    """Validation loss, nats per token, as the model is (`own`) and with each of `CHANGES` to its vector.
+    """Measure the validation loss unchanged (`own`) and with each of `CHANGES` to the vector, nats per token.
 
     Args:
-        model: a CoCoMix model that mixes something in, in evaluation mode.
-        blocks: with the column `input_ids` (T,); two or more, of which an odd last one is left out.
-        batch_size: blocks read at once; it decides nothing.
-        precision: of the model's matrix products.
+        model: a CoCoMix model with mixing, in evaluation mode.
+        blocks: two or more rows with the column `input_ids` (T,); an odd last one is left out.
+        batch_size: blocks per batch; it does not affect the result.
+        precision: precision of matrix products.
     """
-    # Neighbours are mostly of one document: each is paired with the block half of the text away.
+    # Adjacent blocks are often of one document, so each block is paired with one half of the data away.
     half = len(blocks) // 2
     pairs = [block for first in range(half) for block in (first, first + half)]
     blocks = blocks.select_columns("input_ids").select(pairs)
@@ -69,7 +71,7 @@ def channel_losses(
 
 @contextmanager
 def changed(mixer: Mixer, change: Change) -> Iterator[None]:
-    """Within the block, the mixer mixes in what `change` makes of its vector."""
+    """Apply `change` to the mixer's vectors inside the `with` block."""
     predict = mixer.predict_and_compress
 
     def predict_and_change(*arguments: object, **options: object) -> Prediction:

@@ -1,6 +1,6 @@
 """Compare finished runs: losses at equal cost, and the cost at which one reaches another's loss.
 
-Runs of one method that differ in their seed only are one group: its mean is compared, and how it scatters is said.
+Runs that differ only in their seed form a group. Groups are compared by their mean; the spread over seeds is reported.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from cocomix.evaluation.verdicts import LOSS_MARGIN, verdicts
 from cocomix.training.run import Run, load_run
 
 SAME = {"validation": "validation text", "tokenizer": "tokenizer", "block_size": "block size"}
-"""What compared runs must have in common."""
-NOT_OF_THE_MODEL = ("name", "output", "seed", "seeds", "parallel", "students", "catalog")
+"""Fields that compared runs must have in common, and their names in messages."""
+INDEPENDENT_OF_THE_MODEL = ("name", "output", "seed", "seeds", "parallel", "students", "catalog")
 """Recipe keys that may differ between the runs of a group."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """One way of training, with one or more seeds.
+    """Runs that differ only in their seed.
 
     Attributes:
-        name: what tables call it.
-        runs: its runs, by seed.
-        folders: where they are.
-        documents: their losses by validation document, if all have them.
+        name: name in tables.
+        runs: the runs, ordered by seed.
+        folders: their folders.
+        documents: their losses per validation document; None unless all runs have them.
     """
 
     name: str
@@ -53,41 +53,40 @@ class Group:
 
     @property
     def final_losses(self) -> np.ndarray:
-        """(seeds,) validation losses at the end."""
+        """Final validation losses (seeds,)."""
         return np.array([run.metrics["loss"] for run in self.runs])
 
     @property
     def curves(self) -> list[Curve]:
-        """Of each seed, by tokens."""
+        """Validation curve of each seed, against tokens."""
         return [Curve(training_tokens(run, self.runs), losses_of(run)) for run in self.runs]
 
     @property
     def mean_curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and the mean over seeds of the loss, at each evaluation; their recipes are the same."""
+        """Tokens and the mean loss over seeds at each evaluation; all runs evaluate at the same tokens."""
         curves = self.curves
         return curves[0].costs, np.mean([curve.losses for curve in curves], axis=0)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A group against the baseline.
+    """A group compared with the baseline.
 
     Attributes:
         run: name of the group.
         baseline: name of the baseline.
-        seeds: of the group and of the baseline.
-        loss_difference: mean of run − mean of baseline, nats per token at the end; below 0 is better.
-        loss_over_seeds: the same difference seed by seed, with an interval; None unless both have the same seeds, two
-            or more.
-        documents: the same difference over the validation documents, with an interval; None where not recorded.
+        seeds: number of seeds of the group and of the baseline.
+        loss_difference: mean final loss of the group minus that of the baseline, nats per token; negative is better.
+        loss_over_seeds: the same difference over seed pairs, with an interval; None unless both have the same two or
+            more seeds.
+        documents: the same difference over validation documents, with an interval; None if not recorded.
         tokens_to_baseline_loss: training tokens at which the group's mean validation curve first reaches the
             baseline's mean final loss; None if it never does.
-        tokens_ratio: those tokens as a share of the baseline's.
-        tokens_at_most: whether these are upper bounds, because the curve is there by its first evaluation.
-        tokens_over_seeds: such a share less 1, each seed against the baseline's of the same seed; None unless both
-            have the same seeds, two or more.
-        flops_to_baseline_loss: the run's own training FLOPs until then.
-        flops_ratio: those FLOPs as a share of the baseline's.
+        tokens_ratio: those tokens divided by the baseline's.
+        tokens_at_most: whether these are upper bounds, because the first evaluation already reaches the loss.
+        tokens_over_seeds: that ratio minus 1 over seed pairs; None unless both have the same two or more seeds.
+        flops_to_baseline_loss: the group's own training FLOPs until then.
+        flops_ratio: those FLOPs divided by the baseline's.
     """
 
     run: str
@@ -105,7 +104,7 @@ class Comparison:
 
 
 def compare_to_baseline(group: Group, baseline: Group) -> Comparison:
-    """One group against the baseline."""
+    """Compare a group with the baseline."""
     final = float(baseline.final_losses.mean())
     costs, losses = group.mean_curve
     tokens = cost_to_reach(costs, losses, final)
@@ -114,7 +113,7 @@ def compare_to_baseline(group: Group, baseline: Group) -> Comparison:
     paired = None
     if group.documents is not None and baseline.documents is not None:
         counts = [each.tokens for each in (*group.documents, *baseline.documents)]
-        if all(np.array_equal(each, counts[0]) for each in counts):  # else equal blocks of other documents
+        if all(np.array_equal(each, counts[0]) for each in counts):  # otherwise the documents differ
             paired = paired_difference(group.documents, baseline.documents)
     return Comparison(
         run=group.name,
@@ -137,10 +136,10 @@ def _paired(group: Group, baseline: Group) -> bool:
 
 
 def with_verdicts(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Comparisons as dictionaries, each with a verdict on its loss over seeds and one over documents.
+    """Convert comparisons to dictionaries, each with a verdict on its loss over seeds and one over documents.
 
-    A verdict is None where nothing was tested. The verdicts over seeds are corrected for their number, and those over
-    documents for theirs.
+    A verdict is None if there was nothing to test. The verdicts over seeds are corrected for their number; so are the
+    verdicts over documents.
     """
     by_seeds = [each.loss_over_seeds for each in comparisons]
     by_documents = [each.documents for each in comparisons]
@@ -157,19 +156,18 @@ def with_verdicts(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def compare_runs(folders: list[Path]) -> dict[str, Any]:
-    """Results of several runs, at equal cost, and each group against the baseline: the first `ntp` one, or the first.
+    """Compare runs at equal cost, and each group with the baseline: the first `ntp` group, or else the first group.
 
     Raises:
-        InputError: a folder without a run, one that is given twice, or runs that were not evaluated on the same
-            text with the same tokenizer and block size.
+        InputError: a folder has no run or is given twice, or runs were evaluated on different text or with different
+            tokenizers or block sizes.
     """
     runs = [load_run(folder) for folder in folders]
     for folder, run in zip(folders[1:], runs[1:], strict=True):
         for key, what in SAME.items():
             if getattr(run, key) != getattr(runs[0], key):
                 raise InputError(
-                    f"{folder} was evaluated with another {what} than {folders[0]}; losses of these runs cannot be "
-                    "compared"
+                    f"{folder} and {folders[0]} were evaluated with a different {what}; their losses cannot be compared"
                 )
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError(f"the same run is given twice: {', '.join(map(str, folders))}")
@@ -198,13 +196,13 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
 
 
 def _grouped(folders: Sequence[Path], runs: Sequence[Run]) -> list[Group]:
-    """Runs by what they are but for their seed, in the order given."""
+    """Group runs that differ only in their seed; groups keep the order of `runs`."""
     members: defaultdict[str, list[int]] = defaultdict(list)
     for index, run in enumerate(runs):
         members[_kind(run)].append(index)
     found = []
     for indices in members.values():
-        if len({runs[index].seed for index in indices}) < len(indices):  # repeats, of other hardware, say
+        if len({runs[index].seed for index in indices}) < len(indices):  # repeated runs stay separate
             found += [[index] for index in indices]
         else:
             found.append(sorted(indices, key=lambda index: runs[index].seed))
@@ -212,7 +210,7 @@ def _grouped(folders: Sequence[Path], runs: Sequence[Run]) -> list[Group]:
     apart = portable.short_apart(folders)
     return [
         Group(
-            # Of different recipes their folders tell them apart.
+            # Folders distinguish groups of the same name from different recipes.
             name if names.count(name) == 1 else apart[indices[0]],
             [runs[index] for index in indices],
             [folders[index] for index in indices],
@@ -223,11 +221,11 @@ def _grouped(folders: Sequence[Path], runs: Sequence[Run]) -> list[Group]:
 
 
 def _kind(run: Run) -> str:
-    recipe = {key: value for key, value in run.recipe.items() if key not in NOT_OF_THE_MODEL}
-    # What another student, matched to, has made of it; and text that changed under the same name.
-    came_out = [run.stored_parameters, run.training_flops_per_token, run.teacher_flops_per_token, run.corpus]
+    recipe = {key: value for key, value in run.recipe.items() if key not in INDEPENDENT_OF_THE_MODEL}
+    # Sizes depend on the student that this one is matched to; text can change under the same name.
+    outcome = [run.stored_parameters, run.training_flops_per_token, run.teacher_flops_per_token, run.corpus]
     student = {key: value for key, value in run.recipe["students"].get(run.name, {}).items() if value is not None}
-    return fingerprint.hash_json([run.name, student, recipe, *came_out])
+    return fingerprint.hash_json([run.name, student, recipe, *outcome])
 
 
 def _documents(folders: list[Path]) -> list[DocumentLosses] | None:

@@ -1,6 +1,6 @@
-"""How well a model predicts its concepts, beside a table that sees the current token only.
+"""Precision, recall and calibration of concept predictions, compared with a table of the current token.
 
-B blocks, T tokens, N labelled tokens, C concepts, A labels per token, K concepts that the model mixes.
+B blocks, T tokens, N labeled tokens, C concepts, A labels per token, K active concepts.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from cocomix.evaluation.validation import autocast
 from cocomix.models.losses import IGNORE
 
 BANDS = (1.0, 0.1, 0.01, 1e-3, 1e-4, 0.0)
-"""Bounds of the frequency bands: the share of the labelled tokens that have a concept as a label."""
+"""Bounds of the frequency bands: the share of labeled tokens that have a concept as a label."""
 PROMISES = (0.0, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0)
-"""Bounds of the bins in which promised labels are compared with those that are there."""
+"""Bounds of the calibration bins, by the expected number of labels."""
 CHUNK_NUMBERS = 1 << 22
-"""Promises (tokens × concepts) looked at together."""
+"""Predictions (tokens × concepts) that are processed at once."""
 
 
 @dataclass(frozen=True)
 class Promise:
-    """Predictions of about one strength, and what became of them.
+    """A calibration bin: predictions with a similar expected number of labels.
 
     Attributes:
-        promised: labels that the model expects per prediction, mean.
-        found: labels per prediction that are there.
-        predictions: (token, concept) pairs.
+        promised: mean expected number of labels per prediction.
+        found: mean observed number of labels per prediction.
+        predictions: number of (token, concept) pairs.
     """
 
     promised: float
@@ -46,21 +46,21 @@ class Promise:
 
 @dataclass(frozen=True)
 class ConceptBand:
-    """Concepts of about one frequency, and how well a model predicts them.
+    """Concepts of similar frequency, and how well a model predicts them.
 
     Attributes:
-        name: the frequencies.
-        concepts: number of them.
-        labels: of the evaluated tokens that are among them.
-        precision: of each token's A most probable concepts, those of this band: the share that are labels (A being the
-            labels that the token has); None if none is ever predicted.
+        name: range of frequencies.
+        concepts: number of concepts.
+        labels: number of labels on the evaluated tokens.
+        precision: precision at A, where A is the number of labels of the token: the share of labels among the A most
+            probable concepts of each token, restricted to this band; None if no concept is predicted.
         recall_at_a: share of the labels that are among the token's A most probable concepts; None without labels.
-        recall: share of the labels that are among the K that the model mixes; None without labels.
-        table_recall_at_a: the same share as `recall_at_a` for a `TokenTable`; None without labels.
-        table_recall: the same share as `recall` for the table; None without labels.
-        misplaced: labels promised too much or too little, summed over `promises`, as a share of the labels; None
-            without labels. 0 is a calibrated prediction.
-        promises: weakest first.
+        recall: share of the labels that are among the token's K active concepts; None without labels.
+        table_recall_at_a: `recall_at_a` of a `TokenTable`; None without labels.
+        table_recall: `recall` of the table; None without labels.
+        misplaced: calibration error: |expected − observed labels| summed over `promises`, as a share of the labels;
+            None without labels.
+        promises: calibration bins, weakest predictions first.
     """
 
     name: str
@@ -77,18 +77,18 @@ class ConceptBand:
 
 @dataclass(frozen=True)
 class ConceptPredictions:
-    """How a model's predictions of concepts compare with the labels of some text.
+    """A model's concept predictions compared with the labels of some text.
 
     Attributes:
-        bands: of all concepts, then by frequency.
-        tokens: N, those that were evaluated.
-        labels: (C,) of them, by concept.
-        predicted: (C,) tokens at which the concept is among the A most probable, A being the labels of the token.
-        right: (C,) of those, where it is a label.
-        mixed: (C,) tokens at which it is among the K that the model mixes.
-        found: (C,) of those, where it is a label.
-        table_right: (C,) labels that a `TokenTable` predicts with as many predictions as the token has labels.
-        table_found: (C,) labels that it predicts with K predictions.
+        bands: all concepts, then the concepts of each frequency band.
+        tokens: N.
+        labels: (C,) labels per concept.
+        predicted: (C,) tokens at which the concept is among the A most probable; A is the number of labels there.
+        right: (C,) those of `predicted` at which it is a label.
+        mixed: (C,) tokens at which the concept is among the K active ones.
+        found: (C,) those of `mixed` at which it is a label.
+        table_right: (C,) labels that a `TokenTable` predicts with A predictions per token.
+        table_found: (C,) labels that the table predicts with K predictions per token.
     """
 
     bands: list[ConceptBand]
@@ -103,11 +103,11 @@ class ConceptPredictions:
 
     @property
     def f1(self) -> np.ndarray:
-        """(C,) harmonic mean of precision and recall at A; 0 of concepts that are never right."""
+        """Harmonic mean (C,) of precision and recall at A; 0 for concepts that are never predicted correctly."""
         return 2 * self.right / np.maximum(1, self.labels + self.predicted)
 
     def best(self, count: int, least_labels: int) -> list[int]:
-        """The concepts with the largest F1, of those with so many labels; at most `count`, ties by number."""
+        """Return up to `count` concepts with the largest F1 and at least `least_labels` labels; ties by id."""
         order = np.argsort(-self.f1, kind="stable")
         return order[(self.labels >= least_labels)[order] & (self.right > 0)[order]][:count].tolist()
 
@@ -121,19 +121,19 @@ def concept_predictions(
     batch_size: int,
     precision: str = "fp32",
 ) -> ConceptPredictions:
-    """Precision, recall and calibration of predicted concepts, of all, by frequency band, and of each.
+    """Measure precision, recall and calibration of concept predictions, overall, by frequency band and by concept.
 
-    The concept loss of a token is the mean of the cross-entropies of its labels, so it is least where a concept's
-    probability is the expected number of labels with that concept over A: A times the probability is what the model
-    promises, and is compared with what is there.
+    The concept loss of a token is the mean cross-entropy over its A labels. It is minimal where a concept's probability
+    equals its expected number of labels divided by A. Calibration therefore compares A times the probability, the
+    expected number of labels, with the observed number.
 
     Args:
         model: a CoCoMix model that predicts concepts, in evaluation mode.
-        blocks: with columns `input_ids` (T,) and `concept_ids` (T, A).
-        frequencies: (C,) share of the labelled training tokens that have each concept as a label.
-        table: scored on the same tokens.
-        batch_size: blocks read at once.
-        precision: of the model's matrix products; what comes after them is float32.
+        blocks: rows with the columns `input_ids` (T,) and `concept_ids` (T, A).
+        frequencies: (C,) share of labeled training tokens that have each concept as a label.
+        table: baseline to score on the same tokens.
+        batch_size: blocks per batch.
+        precision: precision of the model's matrix products; later operations use float32.
     """
     assert not model.training, "evaluation in training mode"
     k = model.config.num_active_concepts
@@ -146,8 +146,8 @@ def concept_predictions(
         ids, labels = (batch[name].to(model.device) for name in ("input_ids", "concept_ids"))
         with autocast(model.device, precision):
             z = model(input_ids=ids, use_cache=False, output_concepts=True, logits_to_keep=1).concept_logits
-        labelled = (labels != IGNORE).any(-1)
-        z, labels = z[labelled], labels[labelled]  # (N, C), (N, A)
+        labeled = (labels != IGNORE).any(-1)
+        z, labels = z[labeled], labels[labeled]  # (N, C), (N, A)
         size = max(1, CHUNK_NUMBERS // z.shape[-1])
         for z_, labels_ in zip(z.split(size), labels.split(size), strict=True):
             counts.add(z_.float(), labels_, k)
@@ -155,17 +155,17 @@ def concept_predictions(
 
 
 def band_of(frequencies: np.ndarray) -> np.ndarray:
-    """(C,) the band of each concept: the index of its upper bound in `BANDS`."""
+    """Return the band (C,) of each concept: the index of its upper bound in `BANDS`."""
     return np.searchsorted(-np.array(BANDS[1:-1]), -frequencies, side="left")
 
 
 def band_names() -> list[str]:
-    """What each band is called."""
+    """Return the name of each band."""
     return [f"{low:.2%} to {high:.2%}" if low else f"below {high:.2%}" for high, low in pairwise(BANDS)]
 
 
 class _Counts:
-    """Sums over tokens: of each concept, and of each band (C,) by strength of the promise."""
+    """Sums over tokens, by concept (C,), and by band and calibration bin."""
 
     def __init__(self, bands: Tensor, table: TokenTable) -> None:
         def zeros(*shape: int) -> Tensor:
@@ -184,42 +184,42 @@ class _Counts:
         self.table_at_k += torch.from_numpy(at_k).to(self.table_at_k)
 
     def add(self, z: Tensor, labels: Tensor, k: int) -> None:
-        """Tokens with concept logits z (N, C) and labels (N, A)."""
+        """Add tokens with concept logits z (N, C) and labels (N, A)."""
         bands, bins = self.pairs.shape
-        has = labels != IGNORE
-        there = torch.zeros_like(z, dtype=torch.bool)
-        there[has.nonzero()[:, 0], labels[has]] = True
+        valid = labels != IGNORE
+        is_label = torch.zeros_like(z, dtype=torch.bool)
+        is_label[valid.nonzero()[:, 0], labels[valid]] = True
         order = z.topk(max(k, labels.shape[-1]), dim=-1).indices
-        first = torch.zeros_like(there)  # each token's A most probable, A being how many labels it has
+        predicted = torch.zeros_like(is_label)  # the A most probable concepts of each token, A its number of labels
         ranks = torch.arange(labels.shape[-1], device=z.device)
-        first.scatter_(-1, order[:, : labels.shape[-1]], ranks < has.sum(-1, keepdim=True))
-        mixed = torch.zeros_like(there).scatter_(-1, order[:, :k], True)
+        predicted.scatter_(-1, order[:, : labels.shape[-1]], ranks < valid.sum(-1, keepdim=True))
+        mixed = torch.zeros_like(is_label).scatter_(-1, order[:, :k], True)
         self.tokens += len(z)
-        self.labels += there.sum(0)
-        self.predicted += first.sum(0)
-        self.at_a += (first & there).sum(0)
+        self.labels += is_label.sum(0)
+        self.predicted += predicted.sum(0)
+        self.at_a += (predicted & is_label).sum(0)
         self.mixed += mixed.sum(0)
-        self.at_k += (mixed & there).sum(0)
-        promised = z.softmax(-1) * has.sum(-1, keepdim=True)
+        self.at_k += (mixed & is_label).sum(0)
+        promised = z.softmax(-1) * valid.sum(-1, keepdim=True)
         inner = torch.tensor(PROMISES[1:-1], device=z.device)
         cell = (self.band_of * bins + torch.bucketize(promised, inner)).flatten()
-        for total, weights in ((self.pairs, None), (self.promised, promised.double()), (self.found, there.double())):
+        for total, weights in ((self.pairs, None), (self.promised, promised.double()), (self.found, is_label.double())):
             flat = None if weights is None else weights.flatten()
             total += torch.bincount(cell, flat, minlength=bands * bins).view(bands, bins).double()
 
     def predictions(self) -> ConceptPredictions:
-        """All concepts, each band that has some, and each concept."""
+        """Compute the results over all concepts, each non-empty band, and each concept."""
         everything = torch.ones_like(self.band_of, dtype=torch.bool)
         parts = [self._band("all", everything, slice(None))]
         for band, name in enumerate(band_names()):
             if (members := self.band_of == band).any():
                 parts.append(self._band(name, members, slice(band, band + 1)))
-        of_model = (self.labels, self.predicted, self.at_a, self.mixed, self.at_k)
-        counts = (each.cpu().numpy().astype(np.int64) for each in (*of_model, self.table_at_a, self.table_at_k))
+        model = (self.labels, self.predicted, self.at_a, self.mixed, self.at_k)
+        counts = (each.cpu().numpy().astype(np.int64) for each in (*model, self.table_at_a, self.table_at_k))
         return ConceptPredictions(parts, self.tokens, *counts)
 
     def _band(self, name: str, members: Tensor, rows: slice) -> ConceptBand:
-        """Of the concepts `members` (C,) bool, and the same by `rows` of the bands."""
+        """Compute the results over the concepts `members` (C,) bool, which are those of the bands `rows`."""
         labels, at_a, at_k, predicted = (
             float(each[members].sum()) for each in (self.labels, self.at_a, self.at_k, self.predicted)
         )
@@ -240,6 +240,6 @@ class _Counts:
 
 
 def label_frequencies(blocks: Dataset, num_concepts: int) -> np.ndarray:
-    """(C,) share of the labelled tokens that have each concept as a label, in the first `SAMPLE_BLOCKS` blocks."""
+    """Return the share (C,) of labeled tokens with each concept as a label, in the first `SAMPLE_BLOCKS` blocks."""
     found = label_statistics(blocks.select(range(min(SAMPLE_BLOCKS, len(blocks)))), num_concepts)
     return found.concept_counts / max(1, int(found.slots[1:].sum()))

@@ -1,4 +1,4 @@
-"""What a run has cost by each of its evaluations, and what runs are worth at equal cost."""
+"""The cost of a run at each of its evaluations, and losses at equal cost."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ class Axis(NamedTuple):
 
     label: str
     costs: Callable[[Run, Sequence[Run]], np.ndarray]
-    """(evaluations,) of a run among those it is compared with."""
+    """Costs (evaluations,) of a run, given all runs of the comparison."""
 
 
 def training_tokens(run: Run, compared: Sequence[Run]) -> np.ndarray:
-    """Tokens read by each evaluation."""
+    """Return the training tokens until each evaluation."""
     return np.array([point["tokens"] for point in run.curve], dtype=np.float64)
 
 
 def student_flops(run: Run, compared: Sequence[Run]) -> np.ndarray:
-    """FLOPs of the student's own training."""
+    """Return the FLOPs of the student's own training until each evaluation."""
     return training_tokens(run, compared) * run.training_flops_per_token
 
 
 def shared_flops(run: Run, compared: Sequence[Run]) -> np.ndarray:
-    """FLOPs of student and teacher in training, and an equal share of what was prepared for several runs.
+    """Return the FLOPs of student and teacher in training plus an equal share of the preparation.
 
-    A teacher, SAE or labeling is made once for all runs that learn from it; each of those that are compared bears an
-    equal part. What somebody else made costs nothing here.
+    The compared runs that learn from the same teacher, SAE or labels share its FLOPs equally. Artifacts with unknown
+    FLOPs, which come from elsewhere, count as 0.
     """
-    users = Counter((kind, made["fingerprint"]) for each in compared for kind, made in each.preparation.items())
-    share = sum((made["flops"] or 0.0) / users[kind, made["fingerprint"]] for kind, made in run.preparation.items())
+    users = Counter((kind, each["fingerprint"]) for other in compared for kind, each in other.preparation.items())
+    share = sum((each["flops"] or 0.0) / users[kind, each["fingerprint"]] for kind, each in run.preparation.items())
     return share + _flops_in_training(run, compared)
 
 
 def single_run_flops(run: Run, compared: Sequence[Run]) -> np.ndarray:
-    """FLOPs of student and teacher in training, and of everything that was prepared, as if for this run alone."""
-    prepared = sum(made["flops"] or 0.0 for made in run.preparation.values())
+    """Return the FLOPs of student and teacher in training plus all of the preparation."""
+    prepared = sum(each["flops"] or 0.0 for each in run.preparation.values())
     return prepared + _flops_in_training(run, compared)
 
 
@@ -53,7 +53,7 @@ def _flops_in_training(run: Run, compared: Sequence[Run]) -> np.ndarray:
 
 
 def training_seconds(run: Run, compared: Sequence[Run]) -> np.ndarray:
-    """Seconds of training."""
+    """Return the seconds of training until each evaluation."""
     return np.array(run.timing["curve"], dtype=np.float64)
 
 
@@ -65,17 +65,17 @@ AXES = {
     "seconds": Axis("seconds of training", training_seconds),
 }
 PREPARED = ("all_flops", "single_run_flops")
-"""Axes that include what was made before the runs."""
+"""Axes that include the preparation of teacher, SAE and labels."""
 
 
 @dataclass(frozen=True)
 class EqualCost:
-    """Losses of all runs where each has cost the same.
+    """Losses of runs at the same cost.
 
     Attributes:
-        budget: the least that any of the runs cost in all; so each has been there.
-        losses: validation loss of each run at that cost, linear between evaluations, nats per token; None before a
-            run's first evaluation.
+        budget: total cost of the cheapest run.
+        losses: validation loss of each run at that cost, nats per token, interpolated linearly between evaluations;
+            None if the budget is below the cost of the run's first evaluation.
     """
 
     budget: float
@@ -83,21 +83,22 @@ class EqualCost:
 
 
 def at_equal_cost(runs: Sequence[Run], axis: Axis) -> EqualCost:
-    """Compare runs at the cost of the cheapest."""
+    """Compare runs at the total cost of the cheapest."""
     costs = [axis.costs(run, runs) for run in runs]
-    budget = min(float(of_run[-1]) for of_run in costs)
-    return EqualCost(budget, [loss_at(of_run, losses_of(run), budget) for run, of_run in zip(runs, costs, strict=True)])
+    budget = min(float(run_costs[-1]) for run_costs in costs)
+    losses = [loss_at(run_costs, losses_of(run), budget) for run, run_costs in zip(runs, costs, strict=True)]
+    return EqualCost(budget, losses)
 
 
 def loss_at(costs: np.ndarray, losses: np.ndarray, budget: float) -> float | None:
-    """The loss of a curve at a cost; None before its first point."""
+    """Interpolate the loss of a curve at a cost; None below its first point."""
     return None if budget < costs[0] else float(np.interp(budget, costs, losses))
 
 
 def cost_to_reach(costs: np.ndarray, losses: np.ndarray, loss: float) -> float | None:
-    """The cost at which a curve first falls to `loss`, linear between its points.
+    """Return the cost at which a curve first reaches `loss`, interpolated linearly; None if it never does.
 
-    None if it never does. A curve that starts below `loss` gives its first point, an upper bound.
+    If the first point already reaches `loss`, its cost is returned, which is an upper bound.
     """
     reached = np.flatnonzero(losses <= loss)
     if not len(reached):
@@ -109,5 +110,5 @@ def cost_to_reach(costs: np.ndarray, losses: np.ndarray, loss: float) -> float |
 
 
 def losses_of(run: Run) -> np.ndarray:
-    """(evaluations,) validation losses, nats per token."""
+    """Return the validation losses (evaluations,), nats per token."""
     return np.array([point["loss"] for point in run.curve])

@@ -1,7 +1,7 @@
-"""Floating-point operations, counted from a model's shapes: two per multiply-add of its matrix products.
+"""FLOPs of a model, counted from its shapes: two per multiply-add of its matrix products.
 
-Normalisation, activation functions, top-k and the optimiser are left out, as is usual; attention counts
-the whole square of scores, which is what dense kernels are measured by.
+Normalization, activation functions, top-k and the optimizer are not counted, as is usual. Attention counts the full
+square of scores, without the saving of a causal mask.
 """
 
 from __future__ import annotations
@@ -18,36 +18,39 @@ from cocomix.models.experts import expert_modules, experts_per_token
 from cocomix.models.multi_token import MultiTokenForCausalLM
 
 BACKWARD = 2
-"""A backward pass costs two forward passes: gradients of inputs and of weights."""
+"""Cost of a backward pass in forward passes: gradients of inputs and of weights."""
 
 
 def linear_flops(module: nn.Module, config: PretrainedConfig) -> int:
-    """FLOPs of one position through every matrix product of a module; of experts, those that a token is sent to."""
+    """Return the FLOPs per position of a module's matrix products; of experts, only those that a token is routed to."""
     return 2 * sum(_matrices(module, config))
 
 
 def _matrices(module: nn.Module, config: PretrainedConfig) -> Iterator[int]:
-    """Sizes of the matrices that a position is multiplied with."""
+    """Yield the size of each matrix that a position is multiplied by."""
     for layer in module.modules():
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(layer, nn.Embedding):
-            yield weight.numel()  # of linear layers and of routers, which are modules of many names
+            yield weight.numel()  # linear layers and routers; routers have no common class
     for experts, count in expert_modules(module):
         stacked = [weight for weight in experts.parameters(recurse=False) if weight.dim() == 3]
         yield sum(weight.numel() for weight in stacked) * experts_per_token(config) // count
 
 
 def attention_flops(model: PreTrainedModel, blocks: int, positions: int) -> int:
-    """FLOPs of one position for attention scores and weighted values in `blocks` blocks over `positions`."""
+    """Return the FLOPs per position of attention scores and weighted values in `blocks` blocks over `positions`."""
     config = model.config.get_text_config()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return blocks * 2 * 2 * positions * head * config.num_attention_heads
 
 
 def forward_flops_per_token(model: PreTrainedModel, block_size: int, up_to_layer: int | None = None) -> int:
-    """FLOPs of a forward pass, per token, in blocks of `block_size` tokens.
+    """Return the FLOPs of a forward pass, per token.
 
-    With `up_to_layer`, only of the blocks up to that 0-based one, of a model that is not taken apart.
+    Args:
+        model: any causal language model.
+        block_size: tokens per block of data, over which attention runs.
+        up_to_layer: count only the decoder blocks up to this one (0-based); plain models only.
     """
     config = model.config
 
@@ -72,35 +75,36 @@ def forward_flops_per_token(model: PreTrainedModel, block_size: int, up_to_layer
     lower += attention_flops(model, config.insert_layer, block_size)
     upper = products(decoder_blocks(model.upper)) + attention_flops(model, above, slots * block_size)
     compress = 0
-    if config.mixes_concepts:  # K rows are read, no matrix is multiplied
+    if config.mixes_concepts:  # reads K rows; there is no matrix product
         compress = 2 * config.num_active_concepts * config.hidden_size
     return lower + slots * upper + products(model.mixer) + compress + products(model.lm_head)
 
 
 def training_flops_per_token(model: PreTrainedModel, block_size: int) -> int:
-    """FLOPs of a training step, per token."""
+    """Return the FLOPs of a training step, per token."""
     return (1 + BACKWARD) * forward_flops_per_token(model, block_size)
 
 
 class ConceptFlops(NamedTuple):
-    """FLOPs of what makes concepts, by who does them."""
+    """FLOPs of computing concept labels, by model."""
 
     teacher: int
     sae: int
 
     @property
     def total(self) -> int:
-        """Both."""
+        """Sum of both."""
         return self.teacher + self.sae
 
 
 def labelling_flops_per_token(
     teacher: PreTrainedModel, teacher_layer: int, d_sae: int, active: int, block_size: int, selection: str
 ) -> ConceptFlops:
-    """FLOPs of labelling, per token.
+    """Return the FLOPs of labeling, per token.
 
-    The teacher's are its forward pass and the gradient of its activations back to the tap, the SAE's its encoder and
-    the active directions against the gradient; labels by activation need the teacher up to the tap, and the encoder.
+    Attribution needs the teacher's forward pass, the gradient of its activations back to the tapped layer, the SAE's
+    encoder, and the products of the active decoder directions with the gradient. Activation needs only the teacher up
+    to the tapped layer and the encoder.
     """
     width = teacher.config.get_text_config().hidden_size
     if selection == "activation":

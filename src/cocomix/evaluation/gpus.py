@@ -1,4 +1,4 @@
-"""What GPUs can do, by the makers' figures; the one table that utilisation and `cocomix plan` read."""
+"""Memory and peak throughput of GPUs, by the vendors' figures; used for utilization and `cocomix plan`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 
 
 class Gpu(NamedTuple):
-    """A kind of GPU."""
+    """A GPU model."""
 
     memory: float
-    """Bytes that programs can use, about what CUDA reports of an empty one."""
+    """Bytes available to programs, about what CUDA reports for an idle GPU."""
     half: float
-    """Dense matrix products in half precision, FLOPs per second."""
+    """Peak of dense matrix products in half precision, FLOPs per second."""
     single: float
-    """The same in float32, without TF32, which torch leaves off."""
+    """The same in float32 without TF32, which torch disables by default."""
 
     def peak(self, precision: str) -> float:
-        """FLOPs per second of fp32, or of bf16 and fp16."""
+        """Return the peak FLOPs per second in fp32, bf16 or fp16."""
         return self.single if precision == "fp32" else self.half
 
 
@@ -26,16 +26,16 @@ GIB = 2**30
 GPUS = {
     "H200": Gpu(139 * GIB, 989e12, 67e12),
     "H100": Gpu(79 * GIB, 989e12, 67e12),
-    "A100": Gpu(79 * GIB, 312e12, 19.5e12),  # the one of 80 GB
+    "A100": Gpu(79 * GIB, 312e12, 19.5e12),  # the 80 GB version
     "L40S": Gpu(44 * GIB, 362e12, 91.6e12),
     "L4": Gpu(22 * GIB, 121e12, 30.3e12),
     "RTX 4090": Gpu(23.5 * GIB, 165e12, 82.6e12),
 }
-"""By words of torch's name of the device."""
+"""By a part of the device name that torch reports."""
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Half-precision FLOPs per second of a GPU; None of a CPU, or where they are not known."""
+    """Return the half-precision peak of a GPU, FLOPs per second; None for a CPU or an unknown GPU."""
     if device.type != "cuda":
         return None
     words = f" {torch.cuda.get_device_name(device).replace('-', ' ')} "

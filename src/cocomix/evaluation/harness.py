@@ -1,8 +1,7 @@
-"""EleutherAI's lm-evaluation-harness on a saved model: its code and its tasks.
+"""Evaluate a saved model on the tasks of EleutherAI's lm-evaluation-harness.
 
-The model is loaded by `models.loading`, which refuses an incomplete one; otherwise
-`lm_eval --model hf --model_args pretrained=RUN,trust_remote_code=True` gives the same figures to the last digit, at the
-same batch size.
+`lm_eval --model hf --model_args pretrained=RUN,trust_remote_code=True` gives the same figures to the last digit at the
+same batch size. The only difference: `models.loading` loads the model here and refuses incomplete weights.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 NOTES = ("`pretrained` model kwarg is not", "already-initialized model", "Custom kwargs can be passed")
-"""Warnings of the harness about how it is called, which is right here."""
+"""Warnings of the harness about the way this module calls it; they do not apply."""
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """Which tasks, and how a model is evaluated on them.
+    """Settings for evaluating a model on tasks.
 
     Attributes:
-        names: tasks, groups or tags of the harness, `*` for any letters.
+        names: tasks, groups or tags of the harness; `*` matches any characters.
         definitions: folder of additional task definitions.
-        limit: so many items of each task, the first; by default all.
-        batch_size: requests read at once.
+        limit: evaluate only the first `limit` items of each task; None means all.
+        batch_size: requests per batch.
         precision: `fp32`, or `bf16` for matrix products.
     """
 
@@ -58,12 +57,12 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """Tasks that were found, with their data.
+    """Tasks to evaluate, with their data loaded.
 
     Attributes:
-        settings: as asked for.
-        tasks: of the harness.
-        manager: which knows them.
+        settings: the requested settings.
+        tasks: tasks of the harness.
+        manager: the task manager that loaded them.
     """
 
     settings: TaskSettings
@@ -72,10 +71,10 @@ class TaskPlan:
 
 
 def plan_tasks(settings: TaskSettings) -> TaskPlan:
-    """Find the tasks and read their data.
+    """Find the tasks and load their data.
 
     Raises:
-        InputError: the harness is not installed, a task is unknown, or its data cannot be had.
+        InputError: the harness is not installed, a task is unknown, or its data cannot be loaded.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -91,19 +90,19 @@ def plan_tasks(settings: TaskSettings) -> TaskPlan:
         manager = TaskManager(include_path=definitions)
     for name in settings.names:
         if not manager.match_tasks([name]):
-            raise InputError(f"--tasks names {name!r}, which is no task" + did_you_mean(name, manager.all_tasks))
+            raise InputError(f"--tasks names {name!r}, which is not a task" + did_you_mean(name, manager.all_tasks))
     names = manager.match_tasks(settings.names)
     return TaskPlan(settings, [task for name in names for task in _load(manager, name)], manager)
 
 
 def _show_warnings() -> None:
-    """Show the harness' warnings, some of which concern a figure, such as texts that it cuts."""
+    """Show the harness' warnings; some affect the figures, such as truncated texts."""
     logger = logging.getLogger("lm_eval")
     logger.handlers, logger.propagate = [_Warnings(logging.WARNING)], False
 
 
 class _Warnings(logging.Handler):
-    """Prints the first warning from each line of the harness, since some come once for each item."""
+    """Prints only the first warning from each line of the harness' code; some are repeated for every item."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
@@ -117,10 +116,10 @@ class _Warnings(logging.Handler):
 
 
 def _load(manager: TaskManager, name: str) -> list[Task | Group]:
-    """The task, the group or the tasks of the tag that has this name."""
+    """Load the task, the group, or the tasks of the tag with this name."""
     try:
         loaded = manager.load(name)
-    except Exception as error:  # no network, a file that is missing or damaged, a definition that is not valid
+    except Exception as error:  # no network, a missing or damaged file, an invalid definition
         raise InputError(
             f"task {name!r} or its data cannot be loaded ({type(error).__name__}: {reason(error)})"
         ) from error
@@ -129,16 +128,16 @@ def _load(manager: TaskManager, name: str) -> list[Task | Group]:
 
 
 def evaluate_tasks(run: OpenRun, plan: TaskPlan) -> list[Evaluation]:
-    """The harness' figures of each task and group.
+    """Evaluate a model on each task and group.
 
     Raises:
-        InputError: the model does not load, or an answer cannot be scored: it is longer than the model reads at once,
-            or the tokenizer gives it no token of its own.
+        InputError: the model does not load, or an answer cannot be scored because it is longer than the context or the
+            tokenizer merges it into the question.
     """
     from lm_eval.models.huggingface import HFLM
 
     settings = plan.settings
-    with contextlib.redirect_stdout(sys.stderr):  # where the harness speaks of its progress
+    with contextlib.redirect_stdout(sys.stderr):  # the harness prints its progress to stdout
         model = HFLM(
             pretrained=run.model,
             tokenizer=run.tokenizer,
@@ -165,7 +164,7 @@ def evaluate_tasks(run: OpenRun, plan: TaskPlan) -> list[Evaluation]:
 
 
 def _evaluated(model: HFLM, plan: TaskPlan) -> EvalResults:
-    """What the harness returns."""
+    """Run the harness."""
     from jinja2 import TemplateError
     from lm_eval import simple_evaluate
 
@@ -173,18 +172,18 @@ def _evaluated(model: HFLM, plan: TaskPlan) -> EvalResults:
         return simple_evaluate(
             model=model, tasks=plan.tasks, limit=plan.settings.limit, log_samples=False, task_manager=plan.manager
         )
-    except AssertionError as error:  # so the harness refuses an answer that it cannot score
-        refused = _unscored(model, plan.tasks) or f"lm-evaluation-harness stopped ({error or 'an assertion failed'})"
+    except AssertionError as error:  # raised for an answer that the harness cannot score
+        message = _unscored(model, plan.tasks) or f"lm-evaluation-harness stopped ({error or 'an assertion failed'})"
     except TemplateError as error:  # a definition names a column that the data lack
-        refused = f"a task's definition does not fit its data: {reason(error)}"
-    # Only here, where its error is forgotten, do its progress bars end.
-    raise InputError(refused)
+        message = f"a task's definition does not fit its data: {reason(error)}"
+    # Raise outside the handlers: the harness' progress bars close only when its exception is released.
+    raise InputError(message)
 
 
 def _unscored(model: HFLM, tasks: Iterable[Task | Group]) -> str | None:
-    """The first answer that the harness cannot score, and why; None if it can score all.
+    """Describe the first answer that the harness cannot score; None if it can score all of them.
 
-    The harness takes as the tokens of an answer those that question and answer together have beyond the question's.
+    The harness defines an answer's tokens as those of question and answer together, after the question's tokens.
     """
     for task in tasks:
         if hasattr(task, "get_all_tasks"):
@@ -200,28 +199,30 @@ def _unscored(model: HFLM, tasks: Iterable[Task | Group]) -> str | None:
             what = f"the answer {answer!r:.60} of task {task.task_name}"
             if tokens < 1:
                 return (
-                    f"{what} has no token of its own: this tokenizer joins it with the end of its question "
+                    f"{what} has no separate token: this tokenizer merges it with the end of its question "
                     f"{question[-20:]!r}, so it cannot be scored; leave this task out, or use another tokenizer"
                 )
             if tokens > model.max_length:
                 return (
-                    f"{what} has {tokens} tokens, but the model reads {model.max_length} at once: leave this task out"
+                    f"{what} has {tokens} tokens, more than the model's context of {model.max_length}; leave this "
+                    "task out"
                 )
     return None
 
 
 def _metrics(figures: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Value and standard error of each metric, whose keys are `METRIC,FILTER` and `METRIC_stderr,FILTER`."""
+    """Collect value and standard error of each metric; the harness' keys are `METRIC,FILTER` and
+    `METRIC_stderr,FILTER`."""
     metrics = {}
     for key, value in figures.items():
         metric, comma, filtered = key.partition(",")
         if comma and not metric.endswith("_stderr"):
-            called = metric if filtered == "none" else key
+            name = metric if filtered == "none" else key
             error = figures.get(f"{metric}_stderr,{filtered}")
-            metrics[called] = {"value": _finite(value), "stderr": _finite(error)}
+            metrics[name] = {"value": _finite(value), "stderr": _finite(error)}
     return metrics
 
 
 def _finite(value: object) -> float | None:
-    """A number as JSON can hold it; the harness has "N/A" where there is none."""
+    """Return a finite number, or None; the harness uses "N/A" for missing values."""
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None

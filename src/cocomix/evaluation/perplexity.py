@@ -1,10 +1,9 @@
-"""How well a model predicts text: every token of every document once, in windows that overlap.
+"""Perplexity and bits per byte: every token of every document is predicted once, in overlapping windows.
 
 A document of n tokens is read as in training, with end-of-text before it: the model reads end-of-text and tokens 1 to
-n − 1 and predicts tokens 1 to n. End-of-text itself is context, never a target: the sums are over text, and the bytes
-that they are divided by are those of the same text.
+n − 1, and predicts tokens 1 to n. End-of-text is context, never a target, so losses and bytes cover the same text.
 
-N documents, n tokens of a document, W tokens of a window, V vocabulary.
+N documents, n tokens of a document, W tokens of a window, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -31,13 +30,14 @@ from cocomix.evaluation.validation import autocast, bits_per_byte
 from cocomix.models.losses import IGNORE
 
 PER_MILLION = (0, 1, 10, 100, 1000, 10000)
-"""Bounds between token frequencies, occurrences per million tokens; a bucket holds its lower bound."""
+"""Bounds of the token-frequency buckets, occurrences per million tokens; a bucket includes its lower bound."""
 
 
 class Window(NamedTuple):
-    """Part of a document that the model reads at once: tokens `start` ≤ i < `stop`, of which token 0 is end-of-text.
+    """A part of a document: tokens `start` ≤ i < `stop`, where token 0 is end-of-text.
 
-    Token i predicts token i + 1; predictions of tokens `new` ≤ i are counted, those before were by another window.
+    Token i predicts token i + 1. The window scores the predictions of tokens i ≥ `new`; an earlier window scored the
+    others.
     """
 
     start: int
@@ -46,11 +46,11 @@ class Window(NamedTuple):
 
 
 def windows(n: int, size: int, stride: int) -> Iterator[Window]:
-    """The windows of a document of n tokens: each prediction counted once, by one of them.
+    """Yield the windows of a document of n tokens; each prediction is scored by exactly one window.
 
-    Every window is as long as `size` allows. After the first, each counts the `stride` predictions that come next, so
-    none has less than `size` − `stride` + 1 tokens of context, unless the document itself has less before it. With
-    `stride` = `size` these are the windows of lm-evaluation-harness' rolling log-likelihood.
+    The first window scores `size` predictions, each later one the next `stride`. A prediction therefore has at least
+    `size` − `stride` + 1 tokens of context, unless the document has fewer before it. With `stride` = `size`, the
+    windows are those of the harness' `loglikelihood_rolling`.
     """
     new = 0
     while new < n:
@@ -61,11 +61,11 @@ def windows(n: int, size: int, stride: int) -> Iterator[Window]:
 
 @dataclass(frozen=True)
 class LossSums:
-    """Losses of predicted tokens, added up by something that each token has.
+    """Losses of predicted tokens, summed by bin.
 
     Attributes:
-        nll: (bins,) float64, nats.
-        tokens: (bins,) int64.
+        nll: (bins,) float64, summed negative log-likelihood, nats.
+        tokens: (bins,) int64, number of tokens.
     """
 
     nll: np.ndarray
@@ -73,27 +73,27 @@ class LossSums:
 
     @classmethod
     def zeros(cls, bins: int) -> LossSums:
-        """Nothing added yet."""
+        """Create empty sums."""
         return cls(np.zeros(bins), np.zeros(bins, dtype=np.int64))
 
     def add(self, bins: np.ndarray | int, nll: np.ndarray) -> None:
-        """Add tokens: the bin of each, or the one bin of all, and their losses."""
-        of_each = np.broadcast_to(bins, nll.shape)
-        np.add.at(self.nll, of_each, nll)
-        np.add.at(self.tokens, of_each, 1)
+        """Add the losses of tokens, given the bin of each token or one bin for all."""
+        token_bins = np.broadcast_to(bins, nll.shape)
+        np.add.at(self.nll, token_bins, nll)
+        np.add.at(self.tokens, token_bins, 1)
 
 
 @dataclass(frozen=True)
 class TextLosses:
-    """A model's losses on documents, added up in three ways; each of them holds every predicted token.
+    """A model's losses on documents, summed by document, context length and target token.
 
     Attributes:
-        documents: (N,) of each document.
-        document_bytes: (N,) int64, UTF-8 bytes of each.
-        contexts: (W,) by context: entry c of tokens that were predicted from c + 1 tokens, end-of-text included.
-        vocabulary: (V,) of each token of the vocabulary, where it was the target.
-        fingerprint: of the texts, in order.
-        text_changed: share of the texts' characters that their tokens do not give back.
+        documents: (N,) sums by document.
+        document_bytes: (N,) int64, UTF-8 bytes of each document.
+        contexts: (W,) sums by context length; entry c holds tokens predicted from c + 1 tokens, end-of-text included.
+        vocabulary: (V,) sums by target token.
+        fingerprint: hash of the texts, in order.
+        text_changed: share of the characters that decoding the tokens does not restore.
     """
 
     documents: DocumentLosses
@@ -115,19 +115,19 @@ def text_losses(
     batch_size: int,
     precision: str,
 ) -> TextLosses:
-    """The losses of a model in evaluation mode.
+    """Compute a model's losses on documents.
 
     Args:
-        model: any causal language model.
-        tokenizer: the model's; it must have an end-of-text token.
-        texts: documents; each has at least one token.
-        window: W, tokens read at once; at least 1.
-        stride: tokens that each window after a document's first counts, 1 ≤ stride ≤ W.
-        batch_size: windows read at once.
+        model: any causal language model, in evaluation mode.
+        tokenizer: the model's tokenizer, with an end-of-text token.
+        texts: the documents.
+        window: W, tokens per window, at least 1.
+        stride: tokens that each window after a document's first scores, 1 ≤ stride ≤ W.
+        batch_size: windows per batch.
         precision: `fp32`, or `bf16` for matrix products.
 
     Raises:
-        InputError: there is no text, or a loss is not a finite number.
+        InputError: there is no text, or a loss is not finite.
     """
     assert not model.training, "evaluation in training mode"
     assert 1 <= stride <= window
@@ -152,10 +152,10 @@ def text_losses(
                 sizes.append(len(content))
                 digest.update(hashlib.sha256(content).digest())
     if not sum(each.tokens.sum() for each in documents):
-        raise InputError("there is no text to evaluate on, or none of which the tokenizer makes a token")
+        raise InputError("there is no text to evaluate on, or the tokenizer produces no tokens for it")
     nll, tokens = (np.concatenate([getattr(each, name) for each in documents]) for name in ("nll", "tokens"))
     if not np.isfinite(nll).all():
-        raise InputError(f"the model's loss in {precision} is not a finite number; were its weights saved whole?")
+        raise InputError(f"the model's loss in {precision} is not finite; check that its weights are complete")
     return TextLosses(
         DocumentLosses(nll, tokens),
         np.array(sizes),
@@ -167,10 +167,10 @@ def text_losses(
 
 
 class _Predicted(NamedTuple):
-    """What one window counts."""
+    """The predictions that one window scores."""
 
     document: int
-    contexts: np.ndarray  # tokens read before each, less one
+    contexts: np.ndarray  # context length of each, minus one
     targets: np.ndarray
     nll: np.ndarray
 
@@ -184,20 +184,20 @@ def _predicted(
     batch_size: int,
     precision: str,
 ) -> Iterator[_Predicted]:
-    """Every prediction of some documents, given without end-of-text."""
+    """Yield every prediction of some documents, which are given without end-of-text."""
     documents = [torch.tensor([end_of_text, *ids]) for ids in encoded]
     parts = [(number, each) for number, ids in enumerate(encoded) for each in windows(len(ids), window, stride)]
-    parts.sort(key=lambda part: part[1].start - part[1].stop)  # long ones first: windows of a batch are as long
+    parts.sort(key=lambda part: part[1].start - part[1].stop)  # longest first: similar lengths per batch
     for first in range(0, len(parts), batch_size):
         together = parts[first : first + batch_size]
         longest = max(part.stop - part.start for _, part in together)
-        # What pads a shorter window comes after it, where causal attention does not look.
+        # Padding follows the tokens of a shorter window, so causal attention ignores it.
         inputs = torch.full((len(together), longest), end_of_text)
         targets = torch.full((len(together), longest), IGNORE)
         for row, (number, part) in enumerate(together):
-            counted, length = part.new - part.start, part.stop - part.start
+            first_scored, length = part.new - part.start, part.stop - part.start
             inputs[row, :length] = documents[number][part.start : part.stop]
-            targets[row, counted:length] = documents[number][part.new + 1 : part.stop + 1]
+            targets[row, first_scored:length] = documents[number][part.new + 1 : part.stop + 1]
         with autocast(model.device, precision):
             logits = model(input_ids=inputs.to(model.device), use_cache=False).logits
         losses = F.cross_entropy(
@@ -210,33 +210,34 @@ def _predicted(
 
 
 def figures(losses: TextLosses, frequencies: np.ndarray) -> dict[str, Any]:
-    """What `evaluation.json` says of them; losses in nats per token, intervals of 95 % over documents.
+    """Compute the figures for `evaluation.json`: losses in nats per token, 95 % intervals over documents.
 
     Args:
-        losses: of a model on text.
-        frequencies: (V,) how often each token of the vocabulary occurs in some text.
+        losses: losses of a model on text.
+        frequencies: (V,) number of occurrences of each token in a reference text.
 
     Returns:
-        `documents`, `tokens`, `bytes`, counted exactly; `loss`, `perplexity` and `bits_per_byte`, each with its
-        `…_interval`, None for a single document; `text_changed`; `by_context` and `by_frequency`, lists of buckets.
+        `documents`, `tokens` and `bytes`, counted exactly; `loss`, `perplexity` and `bits_per_byte`, each with an
+        `…_interval` that is None for a single document; `text_changed`; `by_context` and `by_frequency`, lists of
+        buckets.
     """
     nll, tokens = losses.documents.nll, losses.documents.tokens
     size, count = int(losses.document_bytes.sum()), int(tokens.sum())
     loss = float(nll.sum() / count)
-    of_loss = of_bits = None
+    loss_interval = bits_interval = None
     if len(nll) > 1:
-        of_loss = percentile_interval(bootstrap_ratios(nll, tokens))
-        of_bits = percentile_interval(bootstrap_ratios(nll / math.log(2), losses.document_bytes))
+        loss_interval = percentile_interval(bootstrap_ratios(nll, tokens))
+        bits_interval = percentile_interval(bootstrap_ratios(nll / math.log(2), losses.document_bytes))
     return {
         "documents": len(nll),
         "tokens": count,
         "bytes": size,
         "loss": loss,
-        "loss_interval": of_loss,
+        "loss_interval": loss_interval,
         "perplexity": math.exp(loss),
-        "perplexity_interval": of_loss and tuple(map(math.exp, of_loss)),
+        "perplexity_interval": loss_interval and tuple(map(math.exp, loss_interval)),
         "bits_per_byte": bits_per_byte(loss, size / count),
-        "bits_per_byte_interval": of_bits,
+        "bits_per_byte_interval": bits_interval,
         "text_changed": losses.text_changed,
         "by_context": _by_context(losses.contexts),
         "by_frequency": _by_frequency(losses.vocabulary, frequencies),
@@ -244,7 +245,7 @@ def figures(losses: TextLosses, frequencies: np.ndarray) -> dict[str, Any]:
 
 
 def _by_context(losses: LossSums) -> list[dict[str, Any]]:
-    """Contexts of 1, 2, 3–4, 5–8, … tokens."""
+    """Compute the mean loss for contexts of 1, 2, 3–4, 5–8, … tokens."""
     window = len(losses.nll)
     edges = [0, *(2**power for power in range((window - 1).bit_length())), window]
     return [
@@ -255,10 +256,10 @@ def _by_context(losses: LossSums) -> list[dict[str, Any]]:
 
 
 def _by_frequency(losses: LossSums, frequencies: np.ndarray) -> list[dict[str, Any]]:
-    """Target tokens by how many of a million tokens they are."""
+    """Compute the mean loss by the target token's occurrences per million tokens."""
     per_million = frequencies * 1e6 / frequencies.sum()
     bounds = [*PER_MILLION, math.inf]
-    buckets: list[tuple[float, float, np.ndarray]] = [(0, 0, per_million == 0)]  # those that never occur
+    buckets: list[tuple[float, float, np.ndarray]] = [(0, 0, per_million == 0)]  # tokens that never occur
     buckets += [(a, b, (per_million > 0) & (per_million >= a) & (per_million < b)) for a, b in pairwise(bounds)]
     return [
         {"from": low, "to": None if high == math.inf else high, **mean}
@@ -268,6 +269,6 @@ def _by_frequency(losses: LossSums, frequencies: np.ndarray) -> list[dict[str, A
 
 
 def _mean(losses: LossSums, chosen: slice | np.ndarray) -> dict[str, Any] | None:
-    """Tokens and mean loss of some bins; None of no token."""
+    """Return the number of tokens and the mean loss of some bins; None without tokens."""
     tokens = int(losses.tokens[chosen].sum())
     return {"tokens": tokens, "loss": float(losses.nll[chosen].sum() / tokens)} if tokens else None

@@ -1,4 +1,4 @@
-"""`cocomix evaluate concepts RUN`: how well a model predicts its concepts, and whether it uses what it mixes in."""
+"""Evaluate concept predictions and the use of the continuous vector: `cocomix evaluate concepts RUN`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ KIND = "concepts"
 
 @dataclass(frozen=True)
 class ConceptSettings:
-    """How concepts are evaluated.
+    """Settings for evaluating concepts.
 
     Attributes:
-        limit: so many validation blocks, the first; by default all.
-        batch_size: blocks read at once.
+        limit: evaluate only the first `limit` validation blocks; None means all.
+        batch_size: blocks per batch.
         precision: `fp32`, or `bf16` for matrix products.
     """
 
@@ -38,13 +38,15 @@ class ConceptSettings:
 
 
 def training_frequencies(labelled: LabelledCorpus) -> np.ndarray:
-    """(C,) share of the labelled tokens that have each concept as a label: in training, or where those labels were made
-    in the training step, in validation."""
+    """Return the share (C,) of labeled tokens that have each concept as a label.
+
+    Counted on the training labels, or on the validation labels if training labels were computed online.
+    """
     return label_frequencies(labelled.train or labelled.validation, labelled.info.num_concepts)
 
 
 def token_table(labelled: LabelledCorpus, model: PreTrainedModel) -> TokenTable:
-    """Count the labels of each token where `training_frequencies` counts them, for all predictions that are scored."""
+    """Build the token table from the same labels as `training_frequencies`."""
     per_token = labelled.validation.features["concept_ids"].feature.length
     return TokenTable.of_blocks(
         labelled.train or labelled.validation,
@@ -55,27 +57,27 @@ def token_table(labelled: LabelledCorpus, model: PreTrainedModel) -> TokenTable:
 
 
 def evaluate_concepts(run: OpenRun, labelled: LabelledCorpus | None, settings: ConceptSettings) -> Evaluation:
-    """Predictions by frequency band, where the model predicts concepts, and losses without its continuous vector.
+    """Measure concept predictions by frequency band, and the losses with a changed continuous vector.
 
     Args:
         run: run of a model with a mixer.
-        labelled: its labels, if it predicts concepts.
-        settings: what is read, and how.
+        labelled: the labels of its corpus; None if the model does not predict concepts.
+        settings: amount of text, batch size and precision.
 
     Raises:
-        InputError: its validation text is not beside it, or too short.
+        InputError: the validation text is not available or too short.
     """
     blocks = _first(labelled.validation if labelled is not None else _validation(run), settings.limit)
     if len(blocks) < 2:
         raise InputError(
-            "a continuous vector of another text needs two blocks of validation text; give --limit 2 or more"
+            "the vector of another text requires at least two blocks of validation text; give --limit 2 or more"
         )
     model = run.model
-    reading = (settings.batch_size, settings.precision)
+    batching = (settings.batch_size, settings.precision)
     bands = None
     if labelled is not None:
         table = token_table(labelled, model)
-        bands = concept_predictions(model, blocks, training_frequencies(labelled), table, *reading).bands
+        bands = concept_predictions(model, blocks, training_frequencies(labelled), table, *batching).bands
     assert run.record is not None
     return Evaluation(
         kind=KIND,
@@ -89,7 +91,7 @@ def evaluate_concepts(run: OpenRun, labelled: LabelledCorpus | None, settings: C
         figures={
             "blocks": len(blocks),
             "bands": None if bands is None else [asdict(band) for band in bands],
-            "channel": None if model.config.mixing == "none" else channel_losses(model, blocks, *reading),
+            "channel": None if model.config.mixing == "none" else channel_losses(model, blocks, *batching),
         },
         environment=environment.describe(),
     )
@@ -97,7 +99,7 @@ def evaluate_concepts(run: OpenRun, labelled: LabelledCorpus | None, settings: C
 
 def _validation(run: OpenRun) -> Dataset:
     if run.corpus is None:
-        raise InputError(f"the corpus that {run.folder} was trained on is not beside it, at OUTPUT/corpus")
+        raise InputError(f"the training corpus of {run.folder}, OUTPUT/corpus, is gone or has changed")
     return load_packed(run.corpus).validation
 
 

@@ -1,4 +1,4 @@
-"""What was measured of a trained model, beside its weights: `evaluation.json`."""
+"""Measurements of a trained model, stored next to its weights in `evaluation.json`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Evaluation:
 
     Attributes:
         kind: `text`, `task`, `concepts` or `steering`.
-        name: of the text or task, or of the operation that steers.
-        settings: what else decides the figures; with kind and name, what tells one measurement from another.
-        figures: what was measured.
-        environment: code, versions, hardware, date.
+        name: name of the text or task, or of the steering operation.
+        settings: other settings that affect the figures; kind, name and settings identify a measurement.
+        figures: the measured figures.
+        environment: commit, versions, hardware and date.
     """
 
     kind: str
@@ -33,15 +33,15 @@ class Evaluation:
     environment: dict[str, Any]
 
     def replaces(self, other: Evaluation) -> bool:
-        """Whether the other is an earlier measurement of the same."""
+        """Return whether the other measurement has the same kind, name and settings."""
         return (self.kind, self.name, self.settings) == (other.kind, other.name, other.settings)
 
 
 def load_evaluations(folder: Path) -> list[Evaluation]:
-    """The measurements of the model in `folder`; none if there is no file.
+    """Load the measurements of the model in `folder`; empty if there is no file.
 
     Raises:
-        InputError: the file holds something else.
+        InputError: the file does not hold measurements.
     """
     path = folder / EVALUATION_FILE
     if not path.is_file():
@@ -53,16 +53,16 @@ def load_evaluations(folder: Path) -> list[Evaluation]:
 
 
 def check_evaluations(folder: Path) -> None:
-    """Raise InputError if measurements could not be added to those of the model in `folder`."""
+    """Raise InputError unless measurements can be added to those of the model in `folder`."""
     load_evaluations(folder)
     if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder} cannot be written to, so no {EVALUATION_FILE} be kept there: copy the model")
+        raise InputError(f"{folder} is not writable, so {EVALUATION_FILE} cannot be saved there; copy the model")
 
 
 def add_evaluations(folder: Path, found: Iterable[Evaluation]) -> None:
-    """Put measurements into the file, in place of earlier ones of the same; the others stay."""
-    with files.held(folder.resolve()):  # two commands that evaluate one model lose nothing
-        kept = load_evaluations(folder)
+    """Add measurements to the file, replacing earlier ones with the same kind, name and settings."""
+    with files.held(folder.resolve()):  # concurrent commands must not lose measurements
+        evaluations = load_evaluations(folder)
         for each in found:
-            kept = [*(other for other in kept if not each.replaces(other)), each]
-        files.write_json(folder / EVALUATION_FILE, {"evaluations": [asdict(each) for each in kept]})
+            evaluations = [*(other for other in evaluations if not each.replaces(other)), each]
+        files.write_json(folder / EVALUATION_FILE, {"evaluations": [asdict(each) for each in evaluations]})

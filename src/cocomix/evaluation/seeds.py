@@ -1,7 +1,7 @@
-"""What training again with other seeds says of two ways of training: differences in pairs, one seed each.
+"""Differences between two groups of runs over seeds, in pairs with the same seed.
 
-Both trainings of a pair have the seed in common, so its order of the data. Intervals are Student's t over the
-pairs: with three seeds they are some 2.5 standard deviations to either side, which is what three seeds can tell.
+The runs of a pair share the seed and so the order of the data. Intervals are Student's t over the pairs; with three
+seeds they extend about 2.5 standard deviations to either side.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Curve:
-    """One training.
+    """The validation curve of a run.
 
     Attributes:
-        costs: (evaluations,) what it had cost by each of its evaluations, ascending.
+        costs: (evaluations,) cost until each evaluation, ascending.
         losses: (evaluations,) validation loss, nats per token.
     """
 
@@ -33,13 +33,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class SeedDifference:
-    """A quantity of one way of training against another's, over seeds.
+    """A difference between two groups of runs over seed pairs.
 
     Attributes:
-        mean: over the pairs.
-        sd: standard deviation; None of a single pair, or of upper bounds.
-        interval: in which the mean of many pairs lies, at 95 %; None where the deviation is.
-        seeds: pairs.
+        mean: mean over the pairs.
+        sd: standard deviation; None for a single pair or for upper bounds.
+        interval: 95 % confidence interval of the mean; None if `sd` is None.
+        seeds: number of pairs.
     """
 
     mean: float
@@ -48,21 +48,21 @@ class SeedDifference:
     seeds: int
 
     def test(self, bound: float, margin: float) -> MarginTest | None:
-        """Test the mean against `bound` ± `margin`; None where its deviation is not known."""
+        """Test the mean against `bound` ± `margin`; None if the deviation is unknown."""
         return None if self.sd is None else t_test(self.mean - bound, self.sd, self.seeds, margin)
 
 
 @dataclass(frozen=True)
 class CostDifference:
-    """What one way of training costs until it is as good as another at its end.
+    """The cost for one group to reach the final loss of another.
 
     Attributes:
-        difference: as a share of what the other cost in all, less 1 (−0.3 is 30 % less); None unless every seed gets
-            there.
-        at_most: whether that is an upper bound, because a seed is there by its first evaluation; its deviation and
-            interval are unknown then.
-        reached: seeds that get there.
-        seeds: pairs.
+        difference: that cost divided by the other group's total cost, minus 1 (−0.3 is 30 % less); None unless every
+            seed reaches the loss.
+        at_most: whether it is an upper bound, because some first evaluation already reaches the loss; deviation and
+            interval are then unknown.
+        reached: number of seeds that reach the loss.
+        seeds: number of pairs.
     """
 
     difference: SeedDifference | None
@@ -72,7 +72,7 @@ class CostDifference:
 
 
 def over_seeds(values: Sequence[float]) -> SeedDifference:
-    """Mean, deviation and interval of a value per pair."""
+    """Compute mean, deviation and interval of one value per pair."""
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return SeedDifference(mean, None, None, count)
@@ -84,12 +84,12 @@ def over_seeds(values: Sequence[float]) -> SeedDifference:
 
 
 def loss_difference(ours: Sequence[Curve], theirs: Sequence[Curve]) -> SeedDifference:
-    """Final loss of ours less theirs, nats per token; the same seeds in the same order."""
+    """Compute the final loss of ours minus theirs, nats per token; both with the same seeds in the same order."""
     return over_seeds([float(our.losses[-1] - their.losses[-1]) for our, their in zip(ours, theirs, strict=True)])
 
 
 def cost_difference(ours: Sequence[Curve], theirs: Sequence[Curve]) -> CostDifference:
-    """What ours costs until the final loss of theirs; each seed against the same seed."""
+    """Compute what it costs ours to reach the final loss of theirs; both with the same seeds in the same order."""
     shares = []
     at_most = False
     for our, their in zip(ours, theirs, strict=True):
@@ -102,11 +102,11 @@ def cost_difference(ours: Sequence[Curve], theirs: Sequence[Curve]) -> CostDiffe
     difference = over_seeds(shares)
     if at_most:
         difference = replace(difference, sd=None, interval=None)
-    elif difference.interval is not None:  # no cost is below 0
+    elif difference.interval is not None:  # costs are not negative
         difference = replace(difference, interval=(max(-1.0, difference.interval[0]), difference.interval[1]))
     return CostDifference(difference, at_most, len(shares), len(ours))
 
 
 def starts_at(losses: np.ndarray, loss: float) -> bool:
-    """Whether a curve has a loss by its first evaluation, so that the cost to reach it is an upper bound."""
+    """Return whether the first evaluation already reaches a loss, so that the cost is an upper bound."""
     return bool(losses[0] <= loss)

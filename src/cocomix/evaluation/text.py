@@ -1,4 +1,4 @@
-"""`cocomix evaluate RUN`: a saved model on text, from the text's source to its figures."""
+"""Evaluate a saved model on text: `cocomix evaluate RUN`."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from cocomix.steering.runs import OpenRun
 from cocomix.training.run import RUN_FILE
 
 OWN_TEXT = "validation"
-"""What the validation documents of a run's own corpus are called."""
+"""Name of the validation documents of a run's own corpus."""
 COUNTED_BLOCKS = 1 << 16
-"""Training blocks in which tokens are counted; of a larger corpus, these say how frequent a token is."""
+"""Number of training blocks from which token frequencies are estimated."""
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How a model is evaluated on text.
+    """Settings for evaluating a model on text.
 
     Attributes:
-        source: as `corpus.source` of a recipe; of nanoGPT's token files, val.bin. None: the validation documents of
-            the run's own corpus.
-        text_field: the field of records that holds the text.
-        window: tokens read at once; by default the block size of training, or the model's context length.
-        stride: tokens that a window counts, those before are context; by default half a window.
-        limit: so many documents, the first; by default all.
-        batch_size: windows read at once.
+        source: source of the text, as `corpus.source` of a recipe; of nanoGPT token files, val.bin is read. None means
+            the validation documents of the run's own corpus.
+        text_field: field of records that holds the text.
+        window: tokens per window; defaults to the block size of training, or else to the model's context length.
+        stride: tokens that each window scores, after its context; defaults to half a window.
+        limit: evaluate only the first `limit` documents; None means all.
+        batch_size: windows per batch.
         precision: `fp32`, or `bf16` for matrix products.
     """
 
@@ -54,10 +54,10 @@ class TextSettings:
 
 
 def evaluate_text(run: OpenRun, settings: TextSettings) -> Evaluation:
-    """Perplexity, bits per byte and losses by context and token frequency.
+    """Measure perplexity, bits per byte, and losses by context length and token frequency.
 
     Raises:
-        InputError: the text is not there, or window and stride do not fit the model.
+        InputError: the text does not exist, or window and stride do not fit the model.
     """
     window, stride = _window(run, settings)
     texts = _texts(run, settings)
@@ -70,8 +70,8 @@ def evaluate_text(run: OpenRun, settings: TextSettings) -> Evaluation:
         batch_size=settings.batch_size,
         precision=settings.precision,
     )
-    of_training = _training_frequencies(run)
-    measured = figures(losses, losses.vocabulary.tokens if of_training is None else of_training)
+    frequencies = _training_frequencies(run)
+    measured = figures(losses, losses.vocabulary.tokens if frequencies is None else frequencies)
     return Evaluation(
         kind="text",
         name=portable.short(settings.source) if settings.source else OWN_TEXT,
@@ -81,29 +81,29 @@ def evaluate_text(run: OpenRun, settings: TextSettings) -> Evaluation:
             "stride": stride,
             "precision": settings.precision,
         },
-        figures={**measured, "frequency_in": "evaluated text" if of_training is None else "training text"},
+        figures={**measured, "frequency_in": "evaluated text" if frequencies is None else "training text"},
         environment=environment.describe(),
     )
 
 
 def _window(run: OpenRun, settings: TextSettings) -> tuple[int, int]:
-    """Window and stride, in tokens."""
+    """Return window and stride, in tokens."""
     longest = run.context_length
     window = settings.window
     if window is None:
         window = run.record.block_size if run.record is not None else longest
     if window is None:
-        raise InputError(f"the configuration of {run.folder} does not say how much it reads at once; give --window")
+        raise InputError(f"the configuration of {run.folder} has no context length; give --window")
     if longest is not None and window > longest:
-        raise InputError(f"--window is {window}; {run.folder} reads 1 to {longest} tokens at once")
+        raise InputError(f"--window is {window}; expected 1 to {longest}, the context length of {run.folder}")
     stride = max(1, window // 2) if settings.stride is None else settings.stride
     if stride > window:
-        raise InputError(f"--stride is {stride}; of windows of {window} tokens it must be 1 to {window}")
+        raise InputError(f"--stride is {stride}; expected 1 to {window}, the size of the window")
     return window, stride
 
 
 def _texts(run: OpenRun, settings: TextSettings) -> Iterable[str]:
-    """The documents to evaluate on, read as they are needed; those without text are left out."""
+    """Return the documents to evaluate on, read lazily, without blank ones."""
     source = settings.source
     if source is None:
         texts = _own_texts(run)
@@ -117,18 +117,18 @@ def _texts(run: OpenRun, settings: TextSettings) -> Iterable[str]:
 
 def _own_texts(run: OpenRun) -> Iterable[str]:
     if run.record is None:
-        raise InputError(f"{run.folder} has no {RUN_FILE}, so no corpus of its own; give --text SOURCE")
+        raise InputError(f"{run.folder} has no {RUN_FILE} that names a corpus; give --text SOURCE")
     if run.corpus is not None and (documents := run.corpus / "documents" / "validation").is_dir():
         return load_from_disk(str(documents))["text"]
     source = os.path.expanduser(run.record.recipe["corpus"]["source"])
     if is_nanogpt_folder(source):
         return validation_texts(Path(source), run.tokenizer)
-    reason = "is not beside it" if run.corpus is None else "is of tokens, whose text was not kept"
-    raise InputError(f"the corpus that {run.folder} was trained on {reason}; give --text SOURCE")
+    reason = "is gone or has changed" if run.corpus is None else "has tokens only, no text"
+    raise InputError(f"the training corpus of {run.folder} {reason}; give --text SOURCE")
 
 
 def _training_frequencies(run: OpenRun) -> np.ndarray | None:
-    """(V,) how often each token occurs in the first `COUNTED_BLOCKS` training blocks; None without them."""
+    """Count each token (V,) in the first `COUNTED_BLOCKS` training blocks; None if the corpus is not available."""
     if run.corpus is None:
         return None
     blocks = load_packed(run.corpus).train

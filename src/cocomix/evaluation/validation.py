@@ -1,6 +1,6 @@
 """Losses and concept predictions of a model on validation blocks.
 
-B blocks, T tokens, C concepts, K concepts that the model mixes, A labels per token.
+B blocks, T tokens, C concepts, K active concepts, A labels per token.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from cocomix.models.losses import IGNORE, concept_loss, token_loss
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """The context in which a model of that precision runs: `fp32`, or `bf16` or `fp16` for its matrix products."""
+    """Return the autocast context of a precision: none for `fp32`, matrix products in `bf16` or `fp16`."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def concept_hits(concept_logits: Tensor, concept_ids: Tensor, k: int) -> Tensor:
-    """Labels that are among their token's k largest concept logits; 0-dimensional count.
+    """Count the labels that are among the k largest concept logits of their token; 0-dimensional.
 
     Args:
         concept_logits: (B, T, C).
-        concept_ids: (B, T, A), −100 for none.
-        k: predictions per token.
+        concept_ids: (B, T, A) labels, padded with −100.
+        k: number of predictions per token.
     """
     predicted = concept_logits.topk(k, dim=-1).indices  # (B, T, K)
     found = predicted.unsqueeze(-1) == concept_ids.unsqueeze(-2)  # (B, T, K, A)
@@ -41,7 +41,7 @@ def concept_hits(concept_logits: Tensor, concept_ids: Tensor, k: int) -> Tensor:
 
 
 def evaluation_sums(model: PreTrainedModel, batch: dict[str, Tensor], precision: str) -> dict[str, Tensor | int]:
-    """What `evaluate_model` adds up, of one batch; 0-dimensional."""
+    """Compute the sums of `evaluate_model` for one batch; 0-dimensional."""
     ids, concept_ids = batch["input_ids"], batch.get("concept_ids")
     with autocast(model.device, precision):
         extra = {} if concept_ids is None else {"output_concepts": True}
@@ -57,40 +57,52 @@ def evaluation_sums(model: PreTrainedModel, batch: dict[str, Tensor], precision:
     }
 
 
+def batches_of_rank(starts: range) -> list[tuple[int, bool]]:
+    """Return the first blocks of this rank's batches, each with whether it counts.
+
+    All ranks get equally many batches, because a sharded model runs on all ranks at once. The padding repeats the first
+    batch and does not count.
+    """
+    mine = processes.share(starts)
+    padding = math.ceil(len(starts) / processes.count()) - len(mine)
+    return [(start, True) for start in mine] + [(starts[0], False)] * padding
+
+
 @torch.no_grad()
 def evaluate_model(
     model: PreTrainedModel, blocks: Dataset, batch_size: int, precision: str = "fp32", progress: bool = True
 ) -> dict[str, float]:
-    """Mean losses over all blocks; the model must be in evaluation mode.
+    """Compute mean losses over all blocks. Call it on every rank; each reads its share and all get the result.
 
-    Called by every process, each reads its share of the blocks; all get the result.
+    Args:
+        model: a causal language model in evaluation mode.
+        blocks: rows with the column `input_ids` (T,); with `concept_ids` (T, A), a CoCoMix model's concept
+            predictions are scored too.
+        batch_size: blocks per batch.
+        precision: `fp32`, or `bf16` or `fp16` for matrix products.
+        progress: show a progress bar.
 
     Returns:
-        `loss`: nats per predicted token. For a CoCoMix model on labelled blocks also `concept_loss` (nats
-        per labelled token), `concept_precision` (share of the K predicted concepts that are labels) and
-        `concept_recall` (share of labels that are predicted), over labelled tokens.
+        `loss` in nats per predicted token. For a CoCoMix model on labeled blocks also, over labeled tokens,
+        `concept_loss` (nats per token), `concept_precision` (share of the K predicted concepts that are labels) and
+        `concept_recall` (share of labels that are predicted).
     """
     assert not model.training, "evaluation in training mode"
     with_concepts = isinstance(model.config, CoCoMixConfig) and "concept_ids" in blocks.column_names
     rows = Blocks(blocks, ["input_ids", "concept_ids"] if with_concepts else ["input_ids"])
     sums: dict[str, float] = dict.fromkeys(("nll", "tokens", "concept_nll", "labelled", "hits", "labels"), 0.0)
-    starts = range(0, len(blocks), batch_size)
-    mine = processes.share(starts)
-    # A sharded model runs in all processes at once: who has none left reads its first, or the first, once more.
-    rounds = math.ceil(len(starts) / processes.count())
-    for turn in tqdm(
-        range(rounds),
+    for start, counts in tqdm(
+        batches_of_rank(range(0, len(blocks), batch_size)),
         desc="validation",
         unit="batch",
         leave=False,
         disable=not (progress and processes.is_first()),
         delay=1.0,
     ):
-        start = mine[turn] if turn < len(mine) else starts[0]
         indices = list(range(start, min(start + batch_size, len(blocks))))
         batch = {name: part.to(model.device) for name, part in collate(rows.__getitems__(indices)).items()}
         found = evaluation_sums(model, batch, precision)
-        if turn < len(mine):
+        if counts:
             for name, value in found.items():
                 sums[name] += float(value)
     sums = processes.sum_over(sums)
@@ -105,5 +117,5 @@ def evaluate_model(
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
-    """Nats per token as bits per byte of text, so that tokenizers compare."""
+    """Convert nats per token to bits per byte of text, which is comparable across tokenizers."""
     return loss / math.log(2) / bytes_per_token

@@ -1,8 +1,8 @@
-"""Verdicts: whether a measured difference is one of interest, is none, or is not decided.
+"""Verdicts: whether a measured difference is of interest, is not of interest, or is not decided.
 
-A difference is of interest if it exceeds a margin. Each hypothesis is tested one-sided at half the level, so a single
-verdict agrees with the 95 % interval: all of it beyond the margin, or all of it within. Verdicts given together are
-corrected for their number (Holm).
+A difference is of interest if it exceeds a margin. Each hypothesis is tested one-sided at half the level. A single
+verdict therefore agrees with the 95 % interval, which lies entirely beyond the margin or entirely within it. Verdicts
+that are reported together are corrected for their number (Holm).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from enum import StrEnum
 import numpy as np
 
 LEVEL = 0.05
-"""Probability of any wrong verdict among those that are given together."""
+"""Probability of any wrong verdict among those that are reported together."""
 LOSS_MARGIN = 0.01
 """Smallest difference of interest between losses, nats per token: about 1 % of perplexity."""
 COST_MARGIN = 0.05
@@ -23,7 +23,7 @@ COST_MARGIN = 0.05
 
 
 class Verdict(StrEnum):
-    """What a difference from a bound is."""
+    """Verdict on a difference from a bound."""
 
     LOWER = "lower"
     HIGHER = "higher"
@@ -33,12 +33,12 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class MarginTest:
-    """One-sided p-values of the hypotheses that speak against each verdict.
+    """One-sided p-values of the null hypotheses that each verdict rejects.
 
     Attributes:
-        lower: that the difference is not below the margin's lower end.
-        higher: that it is not above the upper end.
-        same: that it is not between them.
+        lower: null hypothesis: the difference is not below the lower end of the margin.
+        higher: null hypothesis: the difference is not above the upper end.
+        same: null hypothesis: the difference is not between them.
     """
 
     lower: float
@@ -47,7 +47,7 @@ class MarginTest:
 
     @property
     def strongest(self) -> Verdict:
-        """The verdict with the least p-value."""
+        """The verdict with the smallest p-value."""
         return min(((self.lower, Verdict.LOWER), (self.higher, Verdict.HIGHER), (self.same, Verdict.SAME)))[1]
 
     @property
@@ -60,20 +60,20 @@ def from_tails(below: tuple[float, float], above: tuple[float, float]) -> Margin
     """Combine one-sided p-values at both ends of the margin.
 
     Args:
-        below: probabilities of a difference as low as the observed one if the true one is at the lower, upper end.
-        above: probabilities of one as high.
+        below: probabilities of a difference at most the observed one if the true one is at the lower, upper end.
+        above: probabilities of a difference at least the observed one.
     """
     return MarginTest(lower=below[0], higher=above[1], same=max(above[0], below[1]))
 
 
 def t_test(mean: float, sd: float, count: int, margin: float) -> MarginTest:
-    """Test a mean of pairs by Student's t.
+    """Test a mean over pairs with Student's t.
 
     Args:
-        mean: of the pairs, less the bound that it is held against.
-        sd: over the pairs.
-        count: pairs, two or more.
-        margin: half the width of the interval without interest; 0 if every difference from the bound is of interest.
+        mean: mean over the pairs minus the bound to test.
+        sd: standard deviation over the pairs.
+        count: number of pairs, two or more.
+        margin: smallest difference of interest; 0 if every difference from the bound is of interest.
     """
     from scipy.stats import t as student_t
 
@@ -86,7 +86,7 @@ def t_test(mean: float, sd: float, count: int, margin: float) -> MarginTest:
 
 
 def verdicts(tests: Sequence[MarginTest | None]) -> list[Verdict]:
-    """Decide several tests together by Holm's method; None, which could not be tested, stays undecided."""
+    """Decide several tests together with Holm's method; None, a missing test, stays undecided."""
     tested = [at for at, test in enumerate(tests) if test is not None]
     p_values = np.array([test.p_value for test in tests if test is not None])
     order = np.argsort(p_values, kind="stable")

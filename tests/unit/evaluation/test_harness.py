@@ -261,8 +261,8 @@ def joining(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("choices", "question", "message"),
     [
-        (["C", "D"], "{{q}}", "of task pick has no token of its own: .* joins it with the end of its question 'x:'"),
-        (["C", "@#" * 40], "Is it so, {{q}} really", "of task pick has 81 tokens, but the model reads 64 at once"),
+        (["C", "D"], "{{q}}", "of task pick has no separate token: .* merges it with the end of its question 'x:'"),
+        (["C", "@#" * 40], "Is it so, {{q}} really", "of task pick has 81 tokens, more than the model's context of 64"),
         (["C", "D"], "{{q.upper()}}", "does not fit its data: 'None' has no attribute 'upper'"),
     ],
 )
