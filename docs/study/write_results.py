@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cocomix.console import say
+from cocomix.console import status
 from cocomix.errors import InputError
 from study import add_results, load_study
 from study_page import check_page, write_page
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         study = load_study(options.folder)
         check_page(options.folder)
         add_results(study, options.folder, options.runs)
-        say(f"Wrote {write_page(study, options.folder)}")
+        status(f"Wrote {write_page(study, options.folder)}")
     except InputError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

@@ -1,4 +1,4 @@
-"""`python -m cocomix`, and with it `torchrun -m cocomix`."""
+"""Entry point of `python -m cocomix` and `torchrun -m cocomix`."""
 
 import sys
 

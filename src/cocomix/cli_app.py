@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cocomix.cli_options import number, path_argument, path_option
-from cocomix.console import say, show
+from cocomix.console import show, status
 from cocomix.errors import InputError
 from cocomix.settings import Range, kind_of
 
@@ -52,12 +52,12 @@ def app(
     check_address(host, port)
     opened = open_run(run, catalog)
     if opened.catalog is None:
-        say("This run has no concept catalog, so concepts have numbers only. Build one: cocomix concepts RECIPE")
+        status("This run has no concept catalog, so concepts have numbers only. Build one: cocomix concepts RECIPE")
     page = build_playground(opened, limits)
     if host not in LOCAL:
-        say(f"Warning: the page is served on {host} without a password, to everybody who can reach it.")
+        status(f"Warning: the page is served on {host} without a password, to everybody who can reach it.")
     show(f"Page: {serve(page, host, port)}")
-    say("Press Ctrl-C to stop.")
+    status("Press Ctrl-C to stop.")
     try:
         wait()
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cocomix.cli_options import Json, number, number_parser, path_option
-from cocomix.console import say, show
+from cocomix.console import show, status
 from cocomix.errors import InputError
 from cocomix.locking import locked
 from cocomix.settings import ConceptId, Count
@@ -70,7 +70,7 @@ def name(
     if as_json:
         show(json.dumps(asdict(result), indent=2))
     else:
-        say(f"{result.named} concepts are named by {result.source}, {result.unnamed} by others: {folder}")
+        status(f"{result.named} concepts are named by {result.source}, {result.unnamed} by others: {folder}")
 
 
 def _only_catalog() -> Path:

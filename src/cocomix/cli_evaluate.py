@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cocomix.cli_options import Json, given, number, path_argument, path_option
-from cocomix.console import say, show
+from cocomix.console import show, status
 from cocomix.errors import InputError
 from cocomix.settings import Batch, Count, Seed, kind_of
 
@@ -188,7 +188,7 @@ def evaluate_steering(
     if not opened.config.mixes_concepts:
         raise InputError(f"the model in {run} mixes no concepts in, so there are none to steer")
     score = score_steering(opened, settings)
-    say(f"Picture: {run / PICTURES[settings.operation]}")
+    status(f"Picture: {run / PICTURES[settings.operation]}")
     _add_and_show(run, score, as_json)
 
 
@@ -232,4 +232,4 @@ def _show(run: Path, evaluations: list[dict[str, Any]], as_printed: Any, as_json
         show(json.dumps(as_printed, indent=2))
     else:
         show("\n\n".join(evaluation_tables({run.name: evaluations})))
-        say(f"Saved in {run / EVALUATION_FILE}")
+        status(f"Saved in {run / EVALUATION_FILE}")

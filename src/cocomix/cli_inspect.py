@@ -12,7 +12,7 @@ import typer
 
 from cocomix import files
 from cocomix.cli_options import Json, given, number, number_parser, path_option
-from cocomix.console import say, show
+from cocomix.console import show, status
 from cocomix.errors import InputError
 from cocomix.settings import Batch, Concepts, Count, Seed, kind_of
 
@@ -72,7 +72,7 @@ class SteeringOptions:
             raise InputError(str(error)) from None
         if any("name:" in wish for wish in self.steer):
             concepts = dict.fromkeys(operation.concept for operation in steering.operations)
-            say("Steered: " + ", ".join(f"{each} ({opened.names.get(each)})" for each in concepts))
+            status("Steered: " + ", ".join(f"{each} ({opened.names.get(each)})" for each in concepts))
         return steering
 
     def to_json(self, steering: Steering) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def inspect(
             files.write_output(html, trace_page(traced, f"What {opened.folder.name} thinks", shown))
         except OSError as error:
             raise InputError(f"--html {html} cannot be written: {error.strerror}") from None
-        say(f"Page: {html}")
+        status(f"Page: {html}")
     if as_json:
         show(json.dumps({"run": str(opened.folder), **options.to_json(steering), **traced.to_dict()}, indent=2))
     elif html is None:

@@ -13,8 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cocomix import settings, starting, strict_yaml
-from cocomix.errors import InputError
-from cocomix.suggest import did_you_mean
+from cocomix.errors import InputError, did_you_mean
 
 USER_ERROR = 2
 OPTION = re.compile(r"--[^\W\d][^\s=]*(=.*)?", re.DOTALL)

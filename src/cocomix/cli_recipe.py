@@ -12,7 +12,7 @@ import typer
 from cocomix import files
 from cocomix.cli_compare import show_tables
 from cocomix.cli_options import Json, path_argument
-from cocomix.console import say, show
+from cocomix.console import show, status
 from cocomix.errors import InputError
 
 RecipeFile = Annotated[Path, path_argument("RECIPE", "Recipe file (YAML).")]
@@ -113,7 +113,7 @@ def _run_until(stage: str, recipe: Path, overrides: list[str], as_json: bool, on
         records = {stage.name: stage.record().summary for stage in pipeline.stages() if stage.is_done()}
         show(json.dumps(records, indent=2))
     else:
-        say(f"Done: {pipeline.folder}")
+        status(f"Done: {pipeline.folder}")
 
 
 def _pipeline(stage: str, recipe: Path, overrides: list[str], only: str | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""What a person sees. Progress goes to stderr, so that stdout holds results only."""
+"""Print to the terminal: progress to stderr, results to stdout."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tqdm.auto import tqdm
 from cocomix.errors import InputError
 
 
-def say(text: str) -> None:
-    """A line of progress, without breaking a progress bar."""
+def status(text: str) -> None:
+    """Print a line of progress to stderr without breaking a progress bar."""
     tqdm.write(text, file=sys.stderr)
 
 
 def show(text: str) -> None:
-    """Write a result to standard output.
+    """Print a result to stdout.
 
     Raises:
-        BrokenPipeError: nobody reads it any more, as with `| head`.
-        InputError: it cannot be written.
+        BrokenPipeError: the reader has closed the pipe, as with `| head`.
+        InputError: stdout cannot be written.
     """
     try:
         sys.stdout.write(text + "\n")
@@ -35,13 +35,13 @@ def show(text: str) -> None:
 
 
 def end_progress_bars() -> None:
-    """Leave the progress bars as they are, so that what follows begins on a line of its own."""
+    """Close the progress bars where they are, so that the next output starts on a new line."""
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
 
 
 def prepare_streams() -> None:
-    """Make both streams usable: signs that they cannot encode are escaped, and a closed one is discarded."""
+    """Escape characters that stdout or stderr cannot encode, and replace a closed stream by one that discards."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -51,7 +51,7 @@ def prepare_streams() -> None:
 
 
 def _discard_output() -> None:
-    """Let what is still buffered go nowhere, or Python would fail to write it once more when it exits."""
+    """Discard the buffered output, which Python would otherwise fail to write again when it exits."""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
@@ -60,14 +60,14 @@ BOLD, DIM, RED, GREEN = 1, 2, 31, 32
 
 
 def styled(text: str, *styles: int) -> str:
-    """The text in these styles where a result goes to a terminal, unless NO_COLOR is set (no-color.org)."""
+    """Style text if stdout is a terminal and NO_COLOR is unset (no-color.org)."""
     if not styles or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"\033[{';'.join(map(str, styles))}m{text}\033[0m"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose columns also line up in a terminal: the first to the left, the others to the right."""
+    """Format a Markdown table whose columns line up in a terminal: the first to the left, the others to the right."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
     def line(cells: list[str]) -> str:

@@ -1,14 +1,25 @@
-"""The one exception that means "the person gave something that cannot work"."""
+"""Errors that the user can correct."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """An input that a person can mend.
+    """An invalid input that the user can correct.
 
-    The message is one line that says what was given, what was expected and what to change. The
-    command line prints it without a traceback and exits with 2; Python callers catch it as the
-    `ValueError` that it is. Our own mistakes are assertions, never this.
+    The message is one line: what was given, what was expected, and what to change. The command line prints it without
+    a traceback and exits with 2. Python callers catch it as a `ValueError`. A bug in the program never raises this
+    error.
     """
 
 
 class UnreachableError(InputError):
-    """A source that is not on this machine could not be fetched."""
+    """A remote source could not be fetched."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'X'?` for the known word closest to `word`, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

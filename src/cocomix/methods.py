@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
+from cocomix.errors import did_you_mean
 from cocomix.models.building import BackboneConfig
 from cocomix.models.configuration import CoCoMixConfig
 from cocomix.objectives import ConceptMixing, Distillation, HiddenStateMixing, MultiToken, NextToken, Objective
 from cocomix.objectives.base import TeacherSignals
 from cocomix.settings import BlockIndex, Blocks, Concepts, LabelsPerToken, LearningRate, LossWeight, Range, Vocabulary
-from cocomix.suggest import did_you_mean
 
 NUM_FUTURE_TOKENS = 2
 """Default number of future tokens for `mtp` students."""

@@ -18,12 +18,11 @@ from cocomix.concepts.sae import MAX_ACTIVE
 from cocomix.concepts.sae_training import SAEConfig
 from cocomix.data.corpus import CorpusConfig
 from cocomix.data.tokenizer import MIN_VOCAB_SIZE, TokenizerConfig
-from cocomix.errors import InputError
+from cocomix.errors import InputError, did_you_mean
 from cocomix.methods import METHODS, StudentConfig, StudentLabels
 from cocomix.models.building import BackboneConfig, default_options
 from cocomix.models.checking import TRIAL_TOKENS
 from cocomix.settings import Range, Seed
-from cocomix.suggest import did_you_mean
 from cocomix.training.config import PARALLEL, PRECISIONS, TrainingConfig
 
 

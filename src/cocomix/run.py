@@ -15,7 +15,7 @@ from cocomix.concepts.label_store import labels_fingerprint, labels_whole
 from cocomix.concepts.labelling import LabelsConfig
 from cocomix.concepts.reading import SameTokens, TeacherReader
 from cocomix.concepts.teacher import teacher_fingerprint
-from cocomix.console import say
+from cocomix.console import status
 from cocomix.data.documents import load_documents
 from cocomix.distillation.predictions import predictions_whole
 from cocomix.methods import DistillationConfig
@@ -28,7 +28,7 @@ def run_stages(pipeline: Pipeline, stages: Sequence[Stage]) -> None:
     """Compute what is missing of `stages`, in order. The teacher is in memory only from its first use to its last."""
     for number, stage in enumerate(stages, 1):
         if processes.is_first():
-            say(f"[{number}/{len(stages)}] {stage.name}{': already finished' if stage.is_done() else ''}")
+            status(f"[{number}/{len(stages)}] {stage.name}{': already finished' if stage.is_done() else ''}")
         if stage.kind == "student" and not pipeline.recipe.runs_teacher(pipeline.recipe.students[stage.arguments[0]]):
             pipeline.release_teacher()
         run_stage(pipeline, stage)

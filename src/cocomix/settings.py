@@ -1,6 +1,6 @@
-"""Typed settings: read plain values into dataclasses, with a range for every number.
+"""Read plain values into typed dataclasses, with a range for every number.
 
-A dataclass declares the range where it declares the field: `heads: Annotated[int, Range(1, 64)] = 4`.
+A field declares its range in its type: `heads: Annotated[int, Range(1, 64)] = 4`.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ from typing import Annotated, Any, NewType
 
 from yaml.constructor import SafeConstructor
 
-from cocomix.errors import InputError
-from cocomix.suggest import did_you_mean
+from cocomix.errors import InputError, did_you_mean
 
 BOOLEANS = SafeConstructor.bool_values
-"""YAML's spellings of true and false."""
+"""The spellings of true and false in YAML."""
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 2, 80, 40, 80
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a setting may have.
+    """The valid numbers of a setting.
 
     Attributes:
-        low: the smallest.
-        high: the largest.
-        open_low: `low` itself is excluded.
-        open_high: `high` itself is excluded.
+        low: smallest number.
+        high: largest number.
+        open_low: exclude `low` itself.
+        open_high: exclude `high` itself.
     """
 
     low: float
@@ -54,14 +53,14 @@ class Range:
 
 
 SEED = Range(0, 2**32 - 1)
-"""NumPy's seeds."""
+"""The seeds that NumPy accepts."""
 Seed = Annotated[int, SEED]
 Count = Annotated[int, Range(1, 10**15)]
-"""Tokens, documents, blocks: as many as anybody has."""
+"""Number of tokens, documents or blocks."""
 Batch = Annotated[int, Range(1, 2**20)]
-"""What is processed at once."""
+"""Number of items in a batch."""
 Blocks = Annotated[int, Range(1, 1024)]
-"""Blocks of a decoder."""
+"""Number of blocks of a decoder."""
 BlockIndex = Annotated[int, Range(0, 1023)]
 Vocabulary = Annotated[int, Range(1, 2**22)]
 Concepts = Annotated[int, Range(1, 2**24)]
@@ -74,21 +73,21 @@ Prose = NewType("Prose", str)
 """Text of any number of lines."""
 
 
-def shown(value: Any) -> str:
-    """A value as an error message shows it, shortened."""
+def short_repr(value: Any) -> str:
+    """Return the `repr` of a value, shortened for an error message."""
     return _SHORT.repr(value)
 
 
 def read(kind: Any, value: Any, key: str = "") -> tuple[Any, list[str]]:
-    """Read a plain value, as YAML and JSON have them, as the annotated type `kind`.
+    """Read a plain value, as in YAML or JSON, as the annotated type `kind`.
 
     Args:
         kind: a dataclass, a list or dict of a type, an optional type, int, float, str, bool or Any.
-        value: what was given.
-        key: its name in error messages.
+        value: the plain value.
+        key: name of the value in error messages.
 
     Returns:
-        The value, and what is wrong with it, a line each; with problems the value has no meaning.
+        The typed value, and one line for each problem. With problems, ignore the value.
     """
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         if value is None:
@@ -102,7 +101,7 @@ def read(kind: Any, value: Any, key: str = "") -> tuple[Any, list[str]]:
 
 
 def expected(kind: Any) -> str:
-    """What a value of an annotated type is, in words."""
+    """Describe the valid values of an annotated type in words."""
     kind = without_none(kind)
     if typing.get_origin(kind) in (list, tuple):
         return f"a list, each {expected(typing.get_args(kind)[0])}"
@@ -113,18 +112,18 @@ def expected(kind: Any) -> str:
 
 
 def problems(settings: Any) -> list[str]:
-    """What is out of its type or range in a dataclass of settings, a line each."""
+    """Return one line for each field of a settings dataclass that is outside its type or range."""
     return _read_fields(type(settings), dataclasses.asdict(settings), "")[1]
 
 
 def require(settings: Any) -> None:
-    """Raise InputError unless all of a dataclass of settings is of its type and in its range."""
+    """Raise InputError unless every field of a settings dataclass has its type and is in its range."""
     if found := problems(settings):
         raise InputError("\n".join(found))
 
 
 def kind_of(section: Any, key: str) -> Any:
-    """The annotated type of the dotted `key` of a dataclass; None for an unknown one."""
+    """Return the annotated type of the dotted `key` of a dataclass, or None for an unknown key."""
     kind = section
     for part in key.split("."):
         kind = without_none(kind)
@@ -136,7 +135,7 @@ def kind_of(section: Any, key: str) -> Any:
 
 
 def accepts_text(kind: Any) -> bool:
-    """Whether a type takes text as it stands."""
+    """Return whether values of a type are text, which needs no YAML parsing."""
     return without_none(kind) is str
 
 
@@ -150,7 +149,7 @@ def _is_section(kind: Any) -> bool:
 
 
 def without_none(kind: Any) -> Any:
-    """The type of a value that is given, of an optional type."""
+    """Return the type inside an optional type, or the type itself."""
     if typing.get_origin(kind) not in (typing.Union, types.UnionType):
         return kind
     return next(each for each in typing.get_args(kind) if each is not types.NoneType)
@@ -162,9 +161,9 @@ def _read_section(section: Any, value: Any, key: str) -> tuple[Any, list[str]]:
 
 
 def _read_fields(section: Any, value: Any, key: str) -> tuple[dict[str, Any], list[str]]:
-    """Read the fields of a dataclass that are given, and name those that are missing or unknown."""
+    """Read the given fields of a dataclass, and report missing and unknown ones."""
     if not isinstance(value, Mapping):
-        return {}, [f"{key} is {shown(value)}; expected keys such as {', '.join(list(_hints(section))[:3])}"]
+        return {}, [f"{key} is {short_repr(value)}; expected keys such as {', '.join(list(_hints(section))[:3])}"]
     found: dict[str, Any] = {}
     lines: list[str] = []
     for name, item in value.items():
@@ -182,10 +181,10 @@ def _read_fields(section: Any, value: Any, key: str) -> tuple[dict[str, Any], li
 
 
 def _read_collection(kind: Any, value: Any, key: str) -> tuple[Any, list[str]]:
-    """Read a list, a dictionary whose keys are text, or, as Any, whatever is made of such and of scalars."""
+    """Read a list, a dictionary with text keys, or, as Any, any nesting of both with scalars inside."""
     accepted, inside = typing.get_origin(kind), (typing.get_args(kind) or (Any,))
     if isinstance(value, dict) and accepted in (dict, None):
-        lines = [f"{key} has the key {shown(name)}; expected text" for name in value if not isinstance(name, str)]
+        lines = [f"{key} has the key {short_repr(name)}; expected text" for name in value if not isinstance(name, str)]
         read_items = {name: read(inside[-1], item, f"{key}.{name}") for name, item in value.items()}
         lines += [line for _, wrong in read_items.values() for line in wrong]
         return {name: item for name, (item, _) in read_items.items()}, lines
@@ -193,13 +192,13 @@ def _read_collection(kind: Any, value: Any, key: str) -> tuple[Any, list[str]]:
         items = [read(inside[0], item, f"{key}[{index}]") for index, item in enumerate(value)]
         return (accepted or list)(item for item, _ in items), [line for _, wrong in items for line in wrong]
     if accepted is not None:
-        return None, [f"{key} is {shown(value)}; expected {expected(kind)}"]
+        return None, [f"{key} is {short_repr(value)}; expected {expected(kind)}"]
     if type(value) in (str, float):
         return _read_scalar(type(value), value, key)
     return (
         (value, [])
         if value is None or isinstance(value, (bool, int))
-        else (None, [f"{key} is {shown(value)}; expected a number, text, true or false"])
+        else (None, [f"{key} is {short_repr(value)}; expected a number, text, true or false"])
     )
 
 
@@ -215,11 +214,11 @@ def _read_scalar(kind: Any, value: Any, key: str) -> tuple[Any, list[str]]:
         return convert(value), []
     except (TypeError, ValueError, KeyError, AttributeError):
         hint = ", in quotes" if kind is str and isinstance(value, (bool, int, float)) else ""
-        return None, [f"{key} is {shown(value)}; expected {expected(kind)}{hint}"]
+        return None, [f"{key} is {short_repr(value)}; expected {expected(kind)}{hint}"]
 
 
-def _whole(value: Any) -> int:
-    """A whole number, also where it is written as 1e6."""
+def _integer(value: Any) -> int:
+    """Return a whole number, which may be written as 1e6."""
     if isinstance(value, (str, bool)) or int(value) != value:
         raise ValueError
     return int(value)
@@ -248,7 +247,7 @@ def _boolean(value: Any) -> bool:
 
 
 _SCALARS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
-    int: ("a whole number", _whole),
+    int: ("a whole number", _integer),
     float: ("a number", _number),
     str: ("text of one line", _text),
     Prose: ("text", _prose),

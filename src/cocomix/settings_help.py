@@ -1,4 +1,4 @@
-"""Describe every key of a dataclass of settings: its type, range, default and meaning."""
+"""Describe every key of a settings dataclass: its meaning, type, range and default."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from cocomix import settings
 
 WIDTH = 100
 NAME = "NAME"
-"""Stands for the names that a person gives, as of students."""
+"""Placeholder for names that the user chooses, such as those of students."""
 
 
 def describe(section: Any, prefix: str = "--") -> Iterator[str]:
-    """Yield a paragraph for each key below a dataclass, in order."""
-    meanings = _meanings(section)
+    """Yield one paragraph for each key of a dataclass and of the dataclasses inside it, in order."""
+    descriptions = _descriptions(section)
     for field in dataclasses.fields(section):
         kind = settings.without_none(settings.kind_of(section, field.name))
         key = f"{prefix}{field.name}"
         if typing.get_origin(kind) is dict and dataclasses.is_dataclass(typing.get_args(kind)[1]):
             kind, key = typing.get_args(kind)[1], f"{key}.{NAME}"
         if dataclasses.is_dataclass(kind):
-            yield f"{key[2:]}: {meanings[field.name]}"
+            yield f"{key[2:]}: {descriptions[field.name]}"
             yield from describe(kind, f"{key}.")
         else:
-            about = f"{meanings[field.name]} ({'; '.join(filter(None, (settings.expected(kind), _default(field))))})"
+            about = (
+                f"{descriptions[field.name]} ({'; '.join(filter(None, (settings.expected(kind), _default(field))))})"
+            )
             yield f"  {key}\n" + textwrap.fill(about, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
 
 
@@ -39,8 +41,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return "" if field.default is None else f"default {field.default}"
 
 
-def _meanings(section: Any) -> dict[str, str]:
-    """What the docstring of a dataclass has on each of its fields."""
+def _descriptions(section: Any) -> dict[str, str]:
+    """Return the description of each field from the docstring of a dataclass."""
     found: dict[str, str] = {}
     name = None
     for line in (inspect.getdoc(section) or "").splitlines():

@@ -1,4 +1,4 @@
-"""Read YAML files that people write: what is ambiguous or given twice is an error, never a guess."""
+"""Read hand-written YAML strictly: ambiguous values and duplicate keys are errors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import yaml
 from cocomix.errors import InputError
 
 MAX_VALUES = 100_000
-"""Values of a file with its aliases written out."""
+"""Limit on the values of a file once its aliases are expanded."""
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of version 1.2.
+    """Loader with the scalars of YAML 1.2.
 
-    In version 1.1 `1e-3` is text, `on` is true, `010` is 8 and `1:30` is 90. Here they are 0.001 and texts.
+    YAML 1.1 reads `1e-3` as text, `on` as true, `010` as 8 and `1:30` as 90. Here the first is 0.001, the others text.
     """
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own class attribute)
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (class attribute of PyYAML)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -59,10 +59,10 @@ for _name, (_pattern, _first) in _SCALARS.items():
 
 
 def load(path: Path) -> Any:
-    """The content of a YAML file.
+    """Read a YAML file.
 
     Raises:
-        InputError: not YAML, a key that stands twice or is not text, or aliases that never end.
+        InputError: invalid YAML, a key that is duplicated or not text, or aliases that expand without end.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -72,7 +72,7 @@ def load(path: Path) -> Any:
 
 
 def parse(text: str, where: str) -> Any:
-    """The content of a YAML text; `where` names it in error messages.
+    """Read YAML text; `where` names it in error messages.
 
     Raises:
         InputError: as `load`.
@@ -83,7 +83,7 @@ def parse(text: str, where: str) -> Any:
         if node is None:
             return None
         if _values(node, {}) > MAX_VALUES:
-            raise InputError(f"its aliases stand for more than {MAX_VALUES:,} values")
+            raise InputError(f"its aliases expand to more than {MAX_VALUES:,} values")
         return loader.construct_document(node)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
@@ -92,12 +92,17 @@ def parse(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
         raise InputError(f"{where} is not valid YAML: {line}{error.problem}") from None
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # the last three: values of a wrong tag
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        AttributeError,
+    ) as error:  # the last three: invalid values of a tag
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _values(node: yaml.Node, known: dict[Hashable, int | None]) -> int:
-    """Values below a node, aliases written out."""
+    """Count the values below a node with aliases expanded."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if node not in known:
@@ -105,5 +110,5 @@ def _values(node: yaml.Node, known: dict[Hashable, int | None]) -> int:
         parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
         known[node] = 1 + sum(_values(part, known) for part in parts)
     if (count := known[node]) is None:
-        raise InputError(f"line {node.start_mark.line + 1}: what stands here contains itself")
+        raise InputError(f"line {node.start_mark.line + 1}: this value contains itself")
     return count

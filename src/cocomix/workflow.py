@@ -19,7 +19,7 @@ from cocomix.concepts.label_statistics import (
     plot_concept_frequency,
 )
 from cocomix.concepts.label_store import load_labels, read_labels_info
-from cocomix.console import say
+from cocomix.console import status
 from cocomix.evaluation.compare import compare_runs
 from cocomix.evaluation.record import load_evaluations
 from cocomix.evaluation.report_folder import FORM, check_report_folder, load_results, write_report
@@ -88,7 +88,7 @@ def _make(pipeline: Pipeline, until: str, only: str | None = None) -> None:
     # Verifying checksums takes a while, so only the command that can repair a damaged shard does it.
     repaired = until == "labels" and any([repair_stage(pipeline, stage) for stage in finished])
     if is_complete and not repaired and processes.is_first():
-        say(f"Nothing to do: everything is in {pipeline.folder} already.")
+        status(f"Nothing to do: everything is in {pipeline.folder} already.")
 
 
 def _wanted(pipeline: Pipeline, until: str, only: str | None) -> list[Stage]:
@@ -117,7 +117,7 @@ def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:
     try:
         plot_concept_frequency(next(iter(found.values())), folder / CURVE_FILE)
     except OSError as error:  # the labels may be read-only
-        say(f"Skipped the plot: {folder / CURVE_FILE} cannot be written ({error.strerror}).")
+        status(f"Skipped the plot: {folder / CURVE_FILE} cannot be written ({error.strerror}).")
     return found
 
 

@@ -19,9 +19,9 @@ from cocomix.concepts.attribution import SELECTIONS, ConceptExtractor, ConceptLa
 from cocomix.concepts.label_store import LabelsInfo, features, finish_labels
 from cocomix.concepts.reading import TeacherReader
 from cocomix.data.shards import Part, Shard, describe, make_shards, total_counts
+from cocomix.errors import did_you_mean
 from cocomix.models.losses import IGNORE
 from cocomix.settings import Batch, Count, LabelsPerToken
-from cocomix.suggest import did_you_mean
 
 ALIGNMENTS = ("tokens", "characters")
 

@@ -21,8 +21,7 @@ from torch import Tensor
 from cocomix import files
 from cocomix.concepts.sae import MAX_ACTIVE, SparseAutoencoder
 from cocomix.concepts.sae_checks import listed, precision, require_sizes, require_tensors, require_type
-from cocomix.errors import InputError, UnreachableError
-from cocomix.suggest import did_you_mean
+from cocomix.errors import InputError, UnreachableError, did_you_mean
 
 REGISTRY = "saelens:"
 CONFIG, SAELENS_WEIGHTS, SPARSIFY_WEIGHTS = "cfg.json", "sae_weights.safetensors", "sae.safetensors"

@@ -21,10 +21,9 @@ from transformers import PreTrainedModel
 from cocomix import files
 from cocomix.concepts.activations import ActivationStream
 from cocomix.concepts.teacher import freeze
-from cocomix.errors import InputError
+from cocomix.errors import InputError, did_you_mean
 from cocomix.integrity import require_readable
 from cocomix.settings import BlockIndex, Concepts, Count, LearningRate, Range
-from cocomix.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from sae_lens import SAETrainer

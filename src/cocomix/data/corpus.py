@@ -13,7 +13,7 @@ from typing import Annotated
 import pyarrow as pa
 from tqdm import tqdm
 
-from cocomix.console import say
+from cocomix.console import status
 from cocomix.data.arrow import dataset_writer
 from cocomix.data.datatrove import is_datatrove_folder
 from cocomix.data.sources import (
@@ -268,7 +268,7 @@ class _Sieve:
             text = document.utf8()
             if text is None:
                 if not self.unreadable:
-                    say(f"Skipping {document.source}: not a regular file of UTF-8 text. Others like it are counted.")
+                    status(f"Skipping {document.source}: not a regular file of UTF-8 text. Others like it are counted.")
                 self.unreadable += 1
                 last_unreadable = document.source
                 if len(self.unreadable_examples) < _EXAMPLES:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from cocomix.console import say
+from cocomix.console import status
 from cocomix.data.arrow import dataset_writer
 from cocomix.data.corpus import CorpusConfig, is_held_out
 from cocomix.data.datatrove import TokenDocuments
@@ -102,7 +102,7 @@ def pack_documents(documents: Path, tokenizer: PreTrainedTokenizerBase, block_si
     lengths = {"train": array("q"), "validation": array("q")}
     text_changed = _text_changed(tokenizer, validation)
     if text_changed:
-        say(text_changed_note(text_changed, "the validation text"))
+        status(text_changed_note(text_changed, "the validation text"))
     info = _pack(
         train=_encode(tokenizer, tqdm(train, desc="Packing train", unit=" documents", disable=None), lengths["train"]),
         validation=_encode(tokenizer, validation, lengths["validation"]),

@@ -23,7 +23,7 @@ from datasets import Dataset, Features, List, load_from_disk
 from tqdm.auto import tqdm
 
 from cocomix import files, processes
-from cocomix.console import say
+from cocomix.console import status
 from cocomix.data.arrow import quiet
 from cocomix.errors import InputError
 
@@ -251,7 +251,7 @@ def _discard_damaged(shards: list[Shard]) -> None:
     """Delete the records of those that are no longer what was written, so that they are made anew; names them."""
     for shard in shards:
         if not shard.is_whole():
-            say(f"The shard {shard.path} is damaged (its checksum is not the recorded one) and is made anew.")
+            status(f"The shard {shard.path} is damaged (its checksum is not the recorded one) and is made anew.")
             shard.record_path.unlink(missing_ok=True)
 
 

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cocomix import environment
-from cocomix.console import say
+from cocomix.console import status
 from cocomix.data.records import reason
-from cocomix.errors import InputError
+from cocomix.errors import InputError, did_you_mean
 from cocomix.evaluation.record import Evaluation
 from cocomix.settings import Batch, Count
 from cocomix.steering.runs import OpenRun
-from cocomix.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -112,7 +111,7 @@ class _Warnings(logging.Handler):
         message, place = " ".join(record.getMessage().split()), (record.pathname, record.lineno)
         if place not in self._seen and not any(note in message for note in NOTES):
             self._seen.add(place)
-            say(f"lm-evaluation-harness (first of its kind): {message}")
+            status(f"lm-evaluation-harness (first of its kind): {message}")
 
 
 def _load(manager: TaskManager, name: str) -> list[Task | Group]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cocomix.errors import InputError
+from cocomix.errors import InputError, did_you_mean
 from cocomix.evaluation.gpus import GPUS, Gpu
 from cocomix.planning.memory import Peak
-from cocomix.suggest import did_you_mean
 
 
 @dataclass(frozen=True)

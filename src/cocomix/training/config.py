@@ -10,8 +10,8 @@ import torch
 from transformers import TrainingArguments
 
 from cocomix import processes
+from cocomix.errors import did_you_mean
 from cocomix.settings import Batch, Count, LearningRate, Range, Share
-from cocomix.suggest import did_you_mean
 
 PRECISIONS = ("fp32", "bf16")
 """Precisions of inference."""
