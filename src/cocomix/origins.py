@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix.concepts.alignment import bos_of
+from cocomix.concepts.alignment import leading_bos
 from cocomix.concepts.label_store import LabelledCorpus, labels_fingerprint
 from cocomix.concepts.reading import SameTokens
 from cocomix.concepts.sae import SparseAutoencoder
@@ -77,7 +77,7 @@ def concept_source(run: OpenRun) -> ConceptSource | None:
         sae=sae,
         layer=recipe.sae.teacher_layer,
         tokenizer=tokenizer,
-        prefix=[] if recipe.labels.alignment == "tokens" else bos_of(tokenizer),
+        prefix=[] if recipe.labels.alignment == "tokens" else leading_bos(tokenizer),
         validation=SameTokens(pipeline.teacher_corpus().validation, tokenizer),
         blocks_per_batch=recipe.labels.blocks_per_batch,
     )

@@ -118,4 +118,4 @@ def test_predictions_are_judged_by_the_labels_that_the_run_learnt(recipe):
     shutil.rmtree(own)
     gone = Predictability(opened["other"])
     assert gone.count() is None
-    assert gone.missing.startswith(f"not known: no labelled corpus at {own}")
+    assert gone.missing.startswith(f"not known: no labeled corpus at {own}")

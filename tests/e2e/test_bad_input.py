@@ -42,7 +42,7 @@ def refused(runner: Runner, capsys: pytest.CaptureFixture[str], *words: str, com
         ({"sae": {"k": 65}}, ["sae.k is 65", "64"]),
         ({"sae": {"source": "nowhere"}}, ["no SAE at 'nowhere'"]),
         ({"labels": {"selection": "best"}}, ["selection is 'best'", "attribution"]),
-        ({"labels": {"source": "nowhere"}}, ["no labelled corpus at nowhere"]),
+        ({"labels": {"source": "nowhere"}}, ["no labeled corpus at nowhere"]),
         ({"labels": {"labels_per_token": 0}}, ["labels_per_token is 0"]),
         ({"labels": {"labels_per_token": 65}}, ["students.cocomix: labels.labels_per_token is 65, of 64 concepts"]),
         ({"tokenizer": {"source": "nowhere"}}, ["nowhere", "tokenizer"]),

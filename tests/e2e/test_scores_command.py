@@ -140,7 +140,7 @@ def test_what_cannot_be_scored_is_told_in_one_line(output: Path, tmp_path: Path,
     assert f"{plain} was trained with ntp, which mixes nothing in" in refusal(capsys, what, plain)
     assert "no model in nowhere" in refusal(capsys, what, Path("nowhere"))
     alone = shutil.copytree(run, tmp_path / "alone" / "students" / "cocomix")
-    assert "no labelled corpus at" in refusal(capsys, what, alone)
+    assert "no labeled corpus at" in refusal(capsys, what, alone)
     (alone / "run.json").unlink()
     assert "has no run.json, which describes its concepts" in refusal(capsys, what, alone)
     info = json.loads((run / "run.json").read_text())

@@ -245,7 +245,7 @@ def test_a_transcoder_is_refused_after_it_was_fetched(hub):
     theirs = sae_lens.Transcoder(sae_lens.TranscoderConfig(d_in=D_IN, d_sae=D_SAE, **settings))
     theirs.save_model(hub / "someone/transcoders/layer_5")
     for source in ("saelens:someone/transcoders/layer_5", str(hub / "someone/transcoders/layer_5")):
-        with pytest.raises(InputError, match=r"architecture 'transcoder' .it reads at one place"):
+        with pytest.raises(InputError, match=r"architecture 'transcoder' .it reads at one site"):
             load_sae(source)
 
 

@@ -1,1 +1,1 @@
-"""Which concepts a frozen teacher used at each token: tap, encode, attribute, label."""
+"""Extract the concepts that a frozen teacher uses at each token: tap, encode, attribute, label."""

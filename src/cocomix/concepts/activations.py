@@ -1,6 +1,6 @@
-"""A teacher's residual stream as an endless, shuffled stream of batches that can be saved and gone on with.
+"""Stream a teacher's residual activations as endless, shuffled, resumable batches.
 
-N tokens of a batch, M tokens of the buffer, d teacher width.
+N tokens per batch, M tokens in the buffer, d teacher width.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from transformers import PreTrainedModel
 
 from cocomix.concepts.teacher import residual_stream
 
-_BLOCK_ORDER, _BUFFER_ORDER = 0, 1  # the two things that are drawn, each from a random generator of its own
+_BLOCK_ORDER, _BUFFER_ORDER = 0, 1  # the two random orders, each with its own generator
 
 
 class ActivationStream(Iterator[Tensor]):
-    """Batches (N, d) float32 of the residual stream after one block, over all blocks, round after round.
+    """Yield batches (N, d) float32 of the residual stream after one teacher block, epoch after epoch.
 
-    Blocks come in a new order every round. Their tokens go through a buffer that is shuffled whenever it is
-    full: half of it is served, the other half stays and is mixed with what fills it up again. This is what
-    SAELens' `mixing_buffer` does; that is a generator, whose position and contents nobody can save, so a
-    training that reads from it cannot be resumed exactly.
+    Blocks are shuffled in every epoch. Their tokens pass through a buffer that is shuffled whenever it is full: half
+    of it is served, and the other half is mixed with the activations that refill it. SAELens' `mixing_buffer` does
+    the same, but it is a generator whose state cannot be saved, so training with it cannot be resumed exactly.
 
-    At no time more activations are held than `buffer_tokens` and those of one teacher batch, the batch that
-    is being served apart: the buffer is shuffled by its row numbers, and refilled in place.
+    Memory: `buffer_tokens` activations, one teacher batch, and the batch being served. The buffer is shuffled by row
+    numbers and refilled in place.
 
     Args:
         teacher: frozen.
@@ -36,7 +35,7 @@ class ActivationStream(Iterator[Tensor]):
         layer: 0-based teacher block after which the stream is tapped.
         tokens_per_step: N.
         buffer_tokens: M, at least N.
-        seed: decides both orders.
+        seed: seed of both orders.
     """
 
     def __init__(
@@ -60,15 +59,15 @@ class ActivationStream(Iterator[Tensor]):
         self._served_per_filling = max(1, half // tokens_per_step) * tokens_per_step
         width = teacher.config.get_text_config().hidden_size
         self._buffer = torch.zeros(buffer_tokens, width, device=teacher.device)
-        self._order = torch.arange(buffer_tokens)  # rows of the buffer, in the order in which they are served
-        self._served = buffer_tokens  # how many of them have been: all, so that the first batch fills the buffer
+        self._order = torch.arange(buffer_tokens)  # rows of the buffer, in serving order
+        self._served = buffer_tokens  # number of rows served: all, so that the first batch fills the buffer
         self._fillings = 0
-        self._waiting = self._buffer[:0]  # the rest of a teacher batch for which the buffer had no room
+        self._waiting = self._buffer[:0]  # activations of the last teacher batch that did not fit
         self._round = 0
-        self._blocks_read = 0  # of this round
+        self._blocks_read = 0  # in this round
 
     def __next__(self) -> Tensor:
-        """The next batch (N, d), on the teacher's device."""
+        """Return the next batch (N, d), on the teacher's device."""
         if self._served >= self._served_per_filling:
             self._fill()
         rows = self._order[self._served : self._served + self.tokens_per_step]
@@ -76,7 +75,7 @@ class ActivationStream(Iterator[Tensor]):
         return self._buffer[rows.to(self._buffer.device)]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides the batches to come; tensors of it share no memory with the stream."""
+        """Return everything that determines the following batches; its tensors share no memory with the stream."""
         unserved = self._order[self._served :].to(self._buffer.device)
         return {
             "unserved": self._buffer[unserved],
@@ -87,9 +86,9 @@ class ActivationStream(Iterator[Tensor]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken, of a stream with the same arguments.
+        """Resume from the `state_dict` of a stream with the same arguments.
 
-        Which row an activation lies in is not kept: what is served depends on the order alone.
+        Row numbers are not restored, because the served batches depend on the serving order alone.
         """
         unserved = state["unserved"]
         self._order = torch.arange(len(self._buffer))
@@ -99,11 +98,11 @@ class ActivationStream(Iterator[Tensor]):
         self._fillings, self._round, self._blocks_read = state["fillings"], state["round"], state["blocks_read"]
 
     def _fill(self) -> None:
-        """Put new activations where served ones lie, and shuffle all."""
+        """Replace served activations by new ones, and shuffle the buffer."""
         free = self._order[: self._served].to(self._buffer.device)
         while len(free):
             if not len(self._waiting):
-                self._waiting = self._buffer[:0]  # lets go of the teacher batch that is used up before there is another
+                self._waiting = self._buffer[:0]  # free the used batch before the next one is computed
                 self._waiting = self._read()
             taken = min(len(free), len(self._waiting))
             self._buffer[free[:taken]] = self._waiting[:taken]
@@ -113,7 +112,7 @@ class ActivationStream(Iterator[Tensor]):
         self._fillings += 1
 
     def _read(self) -> Tensor:
-        """The activations of the next blocks of this round, or of the first ones of the next."""
+        """Compute the activations of the next blocks; start the next round if this one is finished."""
         if self._blocks_read >= len(self.blocks):
             self._round, self._blocks_read = self._round + 1, 0
         order = self._permutation(_BLOCK_ORDER, self._round, len(self.blocks))
@@ -123,5 +122,5 @@ class ActivationStream(Iterator[Tensor]):
         return residual_stream(self.teacher, ids, self.layer).flatten(0, 1).float()
 
     def _permutation(self, what: int, number: int, length: int) -> np.ndarray:
-        """The `number`th order of `what`: made from its number, so that no generator has to be saved."""
+        """Return the `number`-th order of `what`, derived from its number so that no generator has to be saved."""
         return np.random.default_rng((self.seed, what, number)).permutation(length)

@@ -1,4 +1,4 @@
-"""Which of a token's active latents are its concepts (DESIGN section 2, "Concept extraction").
+"""Select the concepts of each token among its active latents, by attribution or activation (arXiv 2502.08524, 2.1).
 
 B sequences, T tokens, d teacher width, k active latents per token, A labels per token.
 """
@@ -27,26 +27,26 @@ from cocomix.models.plain import plain_head
 
 SELECTIONS = ("attribution", "attribution_abs", "attribution_negative", "activation")
 GATHER_BUFFER_BYTES = 128 * 2**20
-"""The gathered decoder directions, (chunk, k, d), stay below this size."""
+"""Upper bound for the gathered decoder directions, (chunk, k, d)."""
 
 
 class ConceptLabels(NamedTuple):
-    """The concepts of each token, the most influential first."""
+    """The concepts of each token, most influential first."""
 
     ids: Tensor
-    """(B, T, A) latent ids, int64; −100 in a slot for which no active latent is left."""
+    """(B, T, A) latent ids, int64; −100 in slots without a label."""
     scores: Tensor
-    """(B, T, A) the criterion by which they were chosen; 0 where there is no label. Attributions are
-    in nats of the mean loss over the batch's predicted tokens."""
+    """(B, T, A) the criterion by which they were selected; 0 in slots without a label. Attributions are in nats of
+    the mean loss over the predicted tokens of the batch."""
     cut: Tensor
-    """(B, T) bool, where the SAE had more active latents than were looked at."""
+    """(B, T) bool, True where the SAE had more active latents than `max_active`."""
 
 
 def attribution_scores(latents: Latents, gradient: Tensor, W_dec: Tensor) -> Tensor:
-    """s_i = a_i · ⟨g, W_dec[i]⟩ of the k active latents of each token, (..., k).
+    """Return s_i = a_i · ⟨g, W_dec[i]⟩ for the k active latents of each token, (..., k).
 
-    The linear estimate of what latent i added to the loss: gradient (..., d) against its direction
-    in W_dec (d_sae, d). Only k rows are gathered per token, never all d_sae.
+    This is the linear estimate of what latent i added to the loss. `gradient` is (..., d) and W_dec is (d_sae, d).
+    Only k rows of W_dec are gathered per token.
     """
     indices, g = latents.indices.flatten(0, -2), gradient.flatten(0, -2)
     chunk = max(1, GATHER_BUFFER_BYTES // (indices.shape[-1] * W_dec.shape[-1] * W_dec.element_size()))
@@ -60,14 +60,14 @@ def attribution_scores(latents: Latents, gradient: Tensor, W_dec: Tensor) -> Ten
 def select_labels(
     latents: Latents, attribution: Tensor, has_target: Tensor, labels_per_token: int, selection: str
 ) -> ConceptLabels:
-    """The A active latents with the largest criterion.
+    """Select the A active latents with the largest criterion.
 
     Args:
         latents: (B, T, k); a latent is active where its value is above 0.
-        attribution: (B, T, k) scores s; without effect on `activation`.
-        has_target: (B, T) bool; other tokens have no gradient and get no label.
+        attribution: (B, T, k) scores s; ignored by `activation`.
+        has_target: (B, T) bool; tokens without a target have no gradient and get no label.
         labels_per_token: A.
-        selection: `attribution` (largest s: concepts whose increase raises the loss, as published),
+        selection: `attribution` (largest s, as published: concepts whose increase raises the loss),
             `attribution_negative` (smallest s), `attribution_abs` (largest |s|), `activation` (largest a).
     """
     criterion = {
@@ -89,40 +89,41 @@ def select_labels(
 def check_tap(teacher: PreTrainedModel, teacher_layer: int, sae: SparseAutoencoder | None) -> None:
     """Raise InputError unless `sae` can read this teacher's residual stream after block `teacher_layer`.
 
-    Without an SAE, which is then to be trained, only the teacher is looked at; its weights never are.
+    If `sae` is None (it is yet to be trained), only the teacher is checked. No weights are read.
     """
     try:
         check_teacher_layer(teacher_layer, len(decoder_blocks(teacher)))
     except InputError:
         raise
-    except ValueError as error:  # not a decoder of a form that is known
+    except ValueError as error:  # not a supported decoder
         raise InputError(f"this teacher cannot be tapped: {error}") from None
     if sae is None:
         return
     width = teacher.config.get_text_config().hidden_size
     if sae.d_in != width:
         raise InputError(
-            f"the SAE reads activations of width {sae.d_in}, the teacher's are {width} wide; use an SAE of this teacher"
+            f"the SAE reads activations of width {sae.d_in}, but the teacher's width is {width}; use an SAE of this "
+            "teacher"
         )
     if sae.teacher_layer not in (None, teacher_layer):
         raise InputError(
-            f"teacher_layer is {teacher_layer}; the SAE was trained to read after block {sae.teacher_layer}, "
-            "which its own configuration says; set teacher_layer to that"
+            f"teacher_layer is {teacher_layer}, but according to its configuration the SAE was trained on block "
+            f"{sae.teacher_layer}; set teacher_layer to {sae.teacher_layer}"
         )
 
 
 class ConceptExtractor:
-    """Labels text with the concepts that a teacher used (arXiv 2502.08524, section 2).
+    """Label text with the concepts that a teacher uses (arXiv 2502.08524, section 2).
 
     Args:
-        teacher: any Hugging Face causal language model. It is frozen here.
-        sae: sparse autoencoder over its residual stream.
+        teacher: any Hugging Face causal language model; it is frozen.
+        sae: sparse autoencoder of its residual stream.
         teacher_layer: 0-based block after which the SAE reads.
         labels_per_token: A ≥ 1.
-        selection: one of `SELECTIONS`; as published, attribution.
+        selection: one of `SELECTIONS`. The paper uses attribution.
 
     Raises:
-        InputError: the layer does not exist, the SAE's width is not the teacher's, a bad setting.
+        InputError: the layer does not exist, the SAE's width differs from the teacher's, or a setting is invalid.
     """
 
     def __init__(
@@ -146,20 +147,20 @@ class ConceptExtractor:
         self.selection = selection
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ConceptLabels:
-        """Labels of input_ids (B, T); padding, where attention_mask (B, T) is 0, gets none."""
+        """Label input_ids (B, T). Padding, where attention_mask (B, T) is 0, gets no labels."""
         with torch.autocast(input_ids.device.type, enabled=False):  # the same labels inside a training step
             if self.selection == "activation":
                 return self._most_active(input_ids, attention_mask)
             tapped = tapped_residual(self.teacher, input_ids, self.teacher_layer, attention_mask, self.head)
             latents = self.sae.encode(tapped.residual)
-            # Chosen on the gradient of the summed loss, so that labels do not depend on what shares the batch.
+            # Selected by the gradient of the summed loss, so that labels do not depend on the rest of the batch.
             scores = attribution_scores(latents, tapped.gradient.to(self.sae.W_dec.dtype), self.sae.W_dec)
         labels = select_labels(latents, scores, tapped.has_target, self.labels_per_token, self.selection)
         return labels._replace(scores=labels.scores / tapped.has_target.sum().clamp(min=1))
 
     @torch.no_grad()
     def _most_active(self, input_ids: Tensor, attention_mask: Tensor | None) -> ConceptLabels:
-        """By activation: nothing above the tap runs, and there is no backward pass."""
+        """Label by activation: the blocks above the tap do not run, and there is no backward pass."""
         latents = self.sae.encode(residual_stream(self.teacher, input_ids, self.teacher_layer, attention_mask))
         has_target = next_token_targets(input_ids, attention_mask) != IGNORE
         return select_labels(latents, latents.values, has_target, self.labels_per_token, self.selection)

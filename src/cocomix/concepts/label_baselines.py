@@ -1,4 +1,4 @@
-"""Concept predictions that need no model: the most frequent labels overall, and those of the current token.
+"""Baselines for concept prediction that need no model: the most frequent labels, overall and of the current token.
 
 B blocks, T tokens, N tokens of a batch, V vocabulary, C concepts, A labels per token, K predictions per token.
 """
@@ -20,23 +20,23 @@ BATCH_BLOCKS = 64
 
 
 class TokenTable:
-    """Predict the labels that the current token has most often, whatever the context.
+    """Predict the most frequent labels of the current token, regardless of context.
 
-    Ties and tokens with fewer labels than predictions fall back on the labels that are most frequent overall.
+    Ties, and tokens with fewer distinct labels than predictions, fall back on the most frequent labels overall.
 
     Args:
         counts: (V, C) how often each concept is a label of each token.
         k: predictions per token.
 
     Attributes:
-        concepts: (V, K) predictions for each token, the most frequent first; K is k, or C if that is less.
+        concepts: (V, K) predictions for each token, most frequent first; K = min(k, C).
         frequent: (K,) concepts that are most frequent overall.
     """
 
     def __init__(self, counts: csr_matrix, k: int) -> None:
         overall = np.asarray(counts.sum(0)).ravel()
         self.frequent = np.argsort(-overall, kind="stable")[:k]
-        # Less than one count, so that it never outweighs one.
+        # Below one count, so that it never outweighs an observed label.
         prior = csr_matrix(
             (np.linspace(0.5, 0.25, len(self.frequent)), (np.zeros_like(self.frequent), self.frequent)),
             shape=(1, counts.shape[1]),
@@ -86,7 +86,7 @@ class TokenTable:
     def losses(self, ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """(N,) concept loss of each labeled token, nats: the mean cross-entropy of its labels.
 
-        A token's counts are smoothed by one label that is distributed as all labels are.
+        The counts of each token are smoothed by one label with the overall distribution.
 
         Args:
             ids: (N,) tokens.
@@ -103,19 +103,19 @@ class TokenTable:
 def label_baselines(
     known: Dataset, validation: Dataset, vocab_size: int, num_concepts: int, k: int
 ) -> dict[str, float]:
-    """Score predictions without a model on the validation labels.
+    """Evaluate the baselines on the validation labels.
 
     Args:
         known: blocks in which labels are counted, with `input_ids` (T,) and `concept_ids` (T, A).
-        validation: the same, scored.
+        validation: blocks to evaluate on, with the same columns.
         vocab_size: V.
         num_concepts: C.
         k: predictions per token.
 
     Returns:
-        `constant_recall` and `token_table_recall`, the shares of the labels among the k most frequent labels overall
-        and of the current token; `token_table_loss`, nats per labeled token; and `concept_loss_floor`, the loss of a
-        prediction that knows each token's labels. Empty if there is no validation label.
+        `constant_recall` and `token_table_recall`, the shares of labels among the k most frequent labels overall and
+        of the current token; `token_table_loss`, nats per labeled token; and `concept_loss_floor`, the loss of a
+        prediction that knows the labels of each token. Empty if there are no validation labels.
     """
     table = TokenTable.of_blocks(known, vocab_size, num_concepts, k)
     constant = table_hits = labels_seen = labeled = 0
@@ -140,7 +140,7 @@ def label_baselines(
 
 
 def _batches(blocks: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tokens (N,) and labels (N, A) of some blocks at a time."""
+    """Yield tokens (N,) and labels (N, A) of `BATCH_BLOCKS` blocks at a time."""
     rows = Blocks(blocks, ["input_ids", "concept_ids"])
     for start in range(0, len(blocks), BATCH_BLOCKS):
         batch = collate(rows.__getitems__(list(range(start, min(start + BATCH_BLOCKS, len(blocks))))))

@@ -1,4 +1,4 @@
-"""What a labelled corpus holds: how many labels, and how often each concept is one."""
+"""Count the labels of a labeled corpus, in total and per concept."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ CURVE_FILE = "concept_frequency.png"
 
 @dataclass(frozen=True)
 class LabelStatistics:
-    """Counts over all blocks of one side.
+    """Counts over all blocks of one split.
 
     Attributes:
-        tokens: tokens.
-        slots: (A + 1,) tokens with 0, 1, … A labels.
+        tokens: number of tokens.
+        slots: (A + 1,) number of tokens with 0, 1, … A labels.
         concept_counts: (C,) how often each concept is a label.
     """
 
@@ -28,7 +28,7 @@ class LabelStatistics:
     concept_counts: np.ndarray
 
     def figures(self) -> dict[str, float]:
-        """What there is to say about the counts, shares between 0 and 1."""
+        """Summarize the counts; shares are between 0 and 1."""
         labels = int(self.concept_counts.sum())
         per_token = len(self.slots) - 1
         ordered = np.sort(self.concept_counts)[::-1]
@@ -42,12 +42,12 @@ class LabelStatistics:
             "concepts": len(ordered),
             "concepts_used_share": float((ordered > 0).mean()),
             "most_frequent_share": float(share[0]) if labels else 0.0,
-            # As many equally frequent concepts would be as hard to guess.
+            # The perplexity of a label: this many equally frequent concepts would be as hard to guess.
             "effective_concepts": float(np.exp(-(share * np.log(share)).sum())) if labels else 0.0,
         }
 
     def table(self) -> str:
-        """The figures, to read."""
+        """Format the figures as a table."""
         figures = self.figures()
         per_token = len(self.slots) - 1
         rows = [
@@ -63,7 +63,7 @@ class LabelStatistics:
 
 
 def label_statistics(blocks: Dataset, num_concepts: int) -> LabelStatistics:
-    """Count the labels of blocks with a column `concept_ids` (T, A); one pass, a batch at a time."""
+    """Count the labels of blocks with a column `concept_ids` (T, A) in one pass over batches."""
     per_token = blocks.features["concept_ids"].feature.length
     slots, counts = np.zeros(per_token + 1, np.int64), np.zeros(num_concepts, np.int64)
     for part in blocks.select_columns("concept_ids").with_format("numpy").iter(batch_size=256):
@@ -75,7 +75,7 @@ def label_statistics(blocks: Dataset, num_concepts: int) -> LabelStatistics:
 
 
 def plot_concept_frequency(statistics: LabelStatistics, path: Path) -> None:
-    """Draw how often each concept is a label, the most frequent first, as a PNG."""
+    """Plot how often each concept is a label, most frequent first, to a PNG file."""
     from matplotlib.figure import Figure
 
     ordered = np.sort(statistics.concept_counts)[::-1]
@@ -83,8 +83,8 @@ def plot_concept_frequency(statistics: LabelStatistics, path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.loglog(np.arange(1, len(used) + 1), used)
-    axes.set_xlabel("concept, the most frequent first")
-    axes.set_ylabel("share of tokens labelled with it")
+    axes.set_xlabel("concepts, most frequent first")
+    axes.set_ylabel("share of tokens labeled with it")
     never = len(ordered) - len(used)
     axes.set_title(f"{len(used):,} of {len(ordered):,} concepts are labels, {never:,} never", fontsize=10)
     axes.grid(alpha=0.3, which="both")

@@ -1,10 +1,10 @@
-"""A labelled corpus on disk: what it was made from, and how it is opened and checked.
+"""Store, open, and check a labeled corpus on disk.
 
-    labels.json            what it was made from, and what came out (`LabelsInfo`)
+    labels.json            how it was labeled, and summary counts (`LabelsInfo`)
     train/, validation/    shards (`data.shards`); columns `input_ids` (T,) and `concept_ids` (T, A), −100 for none
-    README.md              a dataset card, so that `datasets.load_dataset` and the hub know the splits
+    README.md              a dataset card, so that `datasets.load_dataset` and the Hub find the splits
 
-T tokens of a block, A labels per token.
+T tokens per block, A labels per token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CARD_FILE = "README.md"
 
 @dataclass(frozen=True)
 class LabelsInfo:
-    """What a labelled corpus was made from, and how much of it has labels.
+    """How a corpus was labeled, and how many of its tokens have labels.
 
     Attributes:
         corpus: fingerprint of the packed corpus.
@@ -34,15 +34,15 @@ class LabelsInfo:
         teacher_layer: tapped block.
         num_concepts: C, latents of the SAE.
         labels_per_token: A.
-        selection: criterion.
-        alignment: how labels come from the teacher's tokens to the students'.
-        online: whether training computes the labels of its own blocks, and only validation's are here.
-        labelled_share: share of the tokens with at least one label.
-        full_share: share of the tokens with A labels.
-        mean_labels: labels per token.
-        fewer_positive_share: of the labelled tokens, the share with fewer than A concepts whose score is positive.
-        cut_tokens: labelled tokens at which the SAE had more active latents than were looked at.
-        shards: number of shards of each side.
+        selection: criterion by which concepts were selected.
+        alignment: how labels are transferred from the teacher's tokens to the students'.
+        online: True if training labels its own blocks, so that only validation labels are stored.
+        labelled_share: share of tokens with at least one label.
+        full_share: share of tokens with A labels.
+        mean_labels: mean number of labels per token.
+        fewer_positive_share: among labeled tokens, the share with fewer than A concepts with a positive score.
+        cut_tokens: labeled tokens at which the SAE had more active latents than `max_active`.
+        shards: number of shards of each split.
     """
 
     corpus: str
@@ -64,9 +64,9 @@ class LabelsInfo:
 
 @dataclass(frozen=True)
 class LabelledCorpus:
-    """A labelled corpus, memory-mapped: columns `input_ids` (T,) and `concept_ids` (T, A).
+    """A memory-mapped labeled corpus with the columns `input_ids` (T,) and `concept_ids` (T, A).
 
-    Where labels are made online, `train` is None.
+    `train` is None if training labels its blocks online.
     """
 
     train: Dataset | None
@@ -75,7 +75,7 @@ class LabelledCorpus:
 
 
 def features(block_size: int, labels_per_token: int, token_type: str, num_concepts: int) -> Features:
-    """Columns of a labelled corpus, each of the smallest type that fits."""
+    """Return the columns of a labeled corpus, each with the smallest type that fits."""
     label_type = "int16" if num_concepts <= np.iinfo(np.int16).max + 1 else "int32"
     return Features(
         {
@@ -86,39 +86,39 @@ def features(block_size: int, labels_per_token: int, token_type: str, num_concep
 
 
 def finish_labels(folder: Path, info: LabelsInfo) -> None:
-    """Say in the folder of whole shards what it holds."""
+    """Write the description of complete shards: `labels.json` and the dataset card."""
     files.write_text(folder / CARD_FILE, _dataset_card(info))
     files.write_json(folder / LABELS_FILE, asdict(info))
 
 
 def load_labels(folder: Path) -> LabelledCorpus:
-    """Open a labelled corpus.
+    """Open a labeled corpus.
 
     Raises:
-        InputError: there is none at `folder`, or something of it is missing, cut off or unreadable.
+        InputError: `folder` holds none, or a part of it is missing, truncated, or unreadable.
     """
     info = read_labels_info(folder)
-    sides = open_shards(folder, info.shards, "labelled corpus")
+    sides = open_shards(folder, info.shards, "labeled corpus")
     return LabelledCorpus(sides.get("train"), sides["validation"], info)
 
 
 def read_labels_info(folder: Path) -> LabelsInfo:
-    """The `labels.json` of a labelled corpus; InputError if there is none that can be read."""
+    """Read the `labels.json` of a labeled corpus; raise InputError if it is missing or unreadable."""
     if not (folder / LABELS_FILE).is_file():
-        raise InputError(f"no labelled corpus at {folder}: expected train/, validation/ and {LABELS_FILE}")
+        raise InputError(f"no labeled corpus at {folder}: expected train/, validation/ and {LABELS_FILE}")
     try:
         return LabelsInfo(**files.read_json(folder / LABELS_FILE))
     except (TypeError, ValueError) as error:
-        raise InputError(f"{folder / LABELS_FILE} does not describe a labelled corpus ({error}); {REPAIR}") from None
+        raise InputError(f"{folder / LABELS_FILE} does not describe a labeled corpus ({error}); {REPAIR}") from None
 
 
 def labels_fingerprint(info: LabelsInfo) -> str:
-    """Fingerprint of labels: of what they were made from, and what was counted."""
+    """Return the fingerprint of labels: a hash of how they were computed and of their counts."""
     return fingerprint.hash_json(asdict(info))
 
 
 def labels_whole(folder: Path) -> bool:
-    """Whether every shard of a labelled corpus is as it was written, and what describes them is there."""
+    """Check that every shard has its recorded checksum and that their description exists."""
     try:
         info = load_labels(folder).info
     except InputError:
@@ -127,13 +127,13 @@ def labels_whole(folder: Path) -> bool:
 
 
 def check_labels(info: LabelsInfo, folder: Path, **expected: object) -> None:
-    """Raise InputError unless each named field of `info` has the expected value."""
+    """Raise InputError unless each of the `expected` fields of `info` has that value."""
     for name, wanted in expected.items():
         found = getattr(info, name)
         if found != wanted:
             raise InputError(
-                f"the labels in {folder} were made with {name} {found!r}, the recipe has {wanted!r}; "
-                "label this corpus again, or change the recipe to what the labels were made with"
+                f"the labels in {folder} were computed with {name} {found!r}, but the recipe has {wanted!r}; "
+                "label this corpus again, or change the recipe to match the labels"
             )
 
 
@@ -147,13 +147,13 @@ configs:
 {splits}
 ---
 
-Blocks of tokens (`input_ids`) with the concepts that a teacher model used at each of them (`concept_ids`,
-ids of sparse autoencoder latents, the most influential first, −100 for none).
+Blocks of tokens (`input_ids`) with the concepts that a teacher model used at each token (`concept_ids`:
+ids of sparse autoencoder latents, most influential first, −100 for none).
 
     from datasets import load_dataset
     blocks = load_dataset("PATH/OF/THIS/FOLDER")
 
-Made by cocomix from:
+Created by cocomix from:
 
 | | |
 |---|---|

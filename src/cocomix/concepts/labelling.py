@@ -1,6 +1,6 @@
-"""Label a packed corpus with concepts, once, for every student, seed and ablation.
+"""Label a packed corpus with concepts, once for all students, seeds, and ablations.
 
-Any number of processes share the work: each makes shards of its own. B blocks, T tokens, A labels per token.
+Any number of processes can share the work; each writes separate shards. B blocks, T tokens, A labels per token.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ ALIGNMENTS = ("tokens", "characters")
 
 @dataclass
 class LabelsConfig:
-    """How the corpus is labelled.
+    """The `labels` section of a recipe.
 
-    As published the selection is attribution; activation, the default, learns sooner in docs/results.md.
+    The paper selects concepts by attribution. The default, activation, learned faster in docs/results.md.
 
     Args:
-        source: a labelled corpus made before, instead of labelling; it must fit the recipe's corpus.
-        online: label the training blocks inside each training step instead of storing their labels. Costs the
-            teacher's time in every run, and no disk.
-        labels_per_token: A, concepts that each token is labelled with.
+        source: an existing labeled corpus to use instead of labeling; it must match the recipe's corpus.
+        online: label the training blocks inside each training step instead of storing their labels. Every run then
+            pays for the teacher, but no disk space is needed.
+        labels_per_token: A, the number of concepts per token.
         selection: activation, attribution, attribution_abs or attribution_negative.
-        alignment: tokens, if the teacher reads the students' tokens; characters, if it has a tokenizer of its own,
-            so that a student's token takes the labels of the teacher's token in which its last character lies.
+        alignment: `tokens` if teacher and students share a tokenizer; `characters` if they do not. A student token
+            then takes the labels of the teacher token that contains its last character.
         blocks_per_batch: blocks that the teacher reads at once.
-        blocks_per_shard: blocks of one shard, which is finished or absent.
+        blocks_per_shard: blocks per shard. Shards are written atomically, so this is the work lost by an interruption.
     """
 
     source: str | None = None
@@ -53,7 +53,7 @@ class LabelsConfig:
     blocks_per_shard: Count = 1024
 
     def problems(self) -> list[str]:
-        """What cannot work about these settings, a line each."""
+        """List the problems of these settings, one line each."""
         found = []
         for name, known in (("selection", SELECTIONS), ("alignment", ALIGNMENTS)):
             value = getattr(self, name)
@@ -64,7 +64,7 @@ class LabelsConfig:
             found.append("labels.source has no effect with labels.online; leave one of them out")
         if self.online and self.alignment == "characters":
             found.append(
-                "labels.online needs a teacher that reads the students' tokens; with labels.alignment characters "
+                "labels.online needs a teacher that reads the students' tokens; with labels.alignment characters, "
                 "store the labels instead"
             )
         return found
@@ -72,10 +72,10 @@ class LabelsConfig:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of the corpus to label.
+    """One split of the corpus to label.
 
     Attributes:
-        blocks: the students' blocks, column `input_ids`.
+        blocks: the students' blocks, with the column `input_ids`.
         reader: the same blocks as the teacher reads them.
     """
 
@@ -86,10 +86,10 @@ class Side:
 def label_in_equal_batches(
     extractor: ConceptExtractor, input_ids: Tensor, attention_mask: Tensor | None, blocks_per_batch: int
 ) -> ConceptLabels:
-    """Labels of input_ids (B, S), the teacher reading exactly `blocks_per_batch` blocks at a time.
+    """Label input_ids (B, S) in batches of exactly `blocks_per_batch` blocks.
 
-    A last batch with fewer is filled up with repetitions: matrix products of another shape can differ in their
-    last bit, and a block's labels must not depend on what it is read with, here or inside a training step.
+    A smaller last batch is padded by repeating a block. Matrix products of another shape can differ in the last bit,
+    and the labels of a block must not depend on its batch, here or inside a training step.
     """
     parts = []
     for start in range(0, len(input_ids), blocks_per_batch):
@@ -103,19 +103,19 @@ def label_in_equal_batches(
 def label_corpus(
     extractor: ConceptExtractor, sides: dict[str, Side], folder: Path, config: LabelsConfig, plan: LabelsInfo
 ) -> LabelsInfo:
-    """Label the sides of a corpus into `folder`, keeping its whole shards: an interrupted attempt goes on.
+    """Label the splits of a corpus into `folder`. Complete shards are kept, so an interrupted call can be resumed.
 
-    Called by every process, each does its share (`make_shards`).
+    Every rank must call this; the ranks share the work (`make_shards`).
 
     Args:
-        extractor: teacher, SAE and selection.
-        sides: what to label, by name.
-        folder: where to.
+        extractor: teacher, SAE, and selection.
+        sides: splits to label, by name.
+        folder: destination.
         config: settings.
-        plan: what the labels are made from; counts are filled in.
+        plan: description of the labels; counts are filled in.
 
     Raises:
-        InputError: the disk is too small, or was full; whole shards are kept.
+        InputError: the disk has too little space; complete shards are kept.
     """
     columns = {name: _columns(extractor, side.blocks) for name, side in sides.items()}
 
@@ -150,8 +150,11 @@ def _columns(extractor: ConceptExtractor, blocks: Dataset) -> Features:
 
 
 def count(labels: ConceptLabels) -> dict[str, int]:
-    """Figures of labelled blocks, in tokens: all, with a label, with one in every slot, and of the labelled ones
-    those with fewer than A positive scores and those whose active latents were cut; and `labels`, which are counted.
+    """Count the tokens and labels of labeled blocks.
+
+    Returns:
+        `tokens`; `labelled`, tokens with a label; `full`, tokens with A labels; `labels`; `fewer_positive`, labeled
+        tokens with fewer than A positive scores; and `cut`, labeled tokens with more active latents than `max_active`.
     """
     has = labels.ids != IGNORE  # (B, T, A)
     labelled = has.any(-1)
@@ -166,7 +169,7 @@ def count(labels: ConceptLabels) -> dict[str, int]:
 
 
 def _with_counts(plan: LabelsInfo, shards: dict[str, list[Shard]]) -> LabelsInfo:
-    """`plan`, completed by what was counted on the first of the sides."""
+    """Fill the counts of the first split into `plan`."""
     total = total_counts(next(iter(shards.values())))
     return dataclasses.replace(
         plan,

@@ -1,6 +1,6 @@
-"""What the teacher reads for the students' blocks.
+"""Read the students' blocks as the teacher does.
 
-B blocks, T tokens of a student; R passages of S tokens of the teacher, one for each block or more.
+B blocks of T student tokens; R passages of S teacher tokens, one or more per block.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from cocomix.data.documents import DocumentTokens
 
 
 class Passages(NamedTuple):
-    """Some blocks, as the teacher reads them."""
+    """Blocks as the teacher reads them."""
 
     input_ids: Tensor
     """(R, S) the teacher's tokens, int64."""
     attention_mask: Tensor | None
-    """(R, S) 0 where a shorter passage is padded, on the right; None where none is."""
+    """(R, S) 0 at padding, which is on the right; None if there is none."""
     token_of: Tensor | None
-    """(B, T) the teacher token, of all R · S, whose concepts each student token is labelled with; None where both
-    read the same tokens."""
+    """(B, T) index among all R · S of the teacher token that labels each student token; None if both read the same
+    tokens."""
     documents: np.ndarray | None
-    """(R, S) number of the document of each teacher token, −1 for none; None where they are not known."""
+    """(R, S) index of the document of each teacher token, −1 for none; None if unknown."""
 
     def to_students(self, concept_ids: Tensor) -> Tensor:
-        """Labels (R, S, A) of the teacher's tokens as labels (B, T, A) of the students'."""
+        """Map labels (R, S, A) of teacher tokens to labels (B, T, A) of student tokens."""
         return concept_ids if self.token_of is None else concept_ids.flatten(0, 1)[self.token_of]
 
 
 class TeacherReader(Protocol):
-    """One side of a corpus, as the teacher reads it."""
+    """One split of a corpus, as the teacher reads it."""
 
     tokenizer: PreTrainedTokenizerBase
-    """The teacher's."""
+    """The teacher's tokenizer."""
 
     def __len__(self) -> int:
         """Number of blocks."""
         ...
 
     def __call__(self, start: int, stop: int) -> Passages:
-        """What the teacher reads for the blocks `start` to `stop` − 1."""
+        """Return what the teacher reads for the blocks `start` to `stop` − 1."""
         ...
 
     def source(self, document: int) -> str:
-        """Where a document was read from, `documents` of some passages being its number."""
+        """Return where a document was read from, given its index in `Passages.documents`."""
         ...
 
 
 class SameTokens:
-    """The reader of a teacher whose tokenizer is the students': it reads their blocks as they are."""
+    """Reader for a teacher that shares the students' tokenizer: it reads their blocks unchanged."""
 
     def __init__(
         self, blocks: Dataset, tokenizer: PreTrainedTokenizerBase, documents: DocumentTokens | None = None

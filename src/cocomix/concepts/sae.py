@@ -1,4 +1,4 @@
-"""Sparse autoencoders as this program uses them: frozen, and sparse from the encoder on.
+"""Frozen sparse autoencoders with sparse encodings.
 
 N tokens, d_in teacher width, d_sae latents, width latents kept per token.
 """
@@ -16,55 +16,54 @@ from cocomix import fingerprint
 from cocomix.errors import InputError
 
 NORM_EPSILON = 1e-5
-"""Added to the standard deviation by SAEs that normalise their input (OpenAI's, SAELens' `layer_norm`)."""
+"""Added to the standard deviation by SAEs that normalize their input (OpenAI's, SAELens' `layer_norm`)."""
 ENCODE_BUFFER_BYTES = 128 * 2**20
-"""What is dense in an encoding, (chunk, d_sae) pre-activations and their mask, stays below this size."""
+"""Upper bound for the dense part of an encoding: (chunk, d_sae) pre-activations and their mask."""
 MAX_ACTIVE = 256
-"""Latents kept per token at most, where the SAE itself sets no limit."""
+"""Default maximum of latents per token for SAEs without a k."""
 NORMALISATIONS = ("none", "centre", "layer_norm", "constant_norm_rescale")
 
 
 class Latents(NamedTuple):
-    """Active latents of each token, sparse."""
+    """Sparse activations of each token."""
 
     values: Tensor
-    """(..., width) activations, ≥ 0; 0 where fewer latents are active."""
+    """(..., width) activations ≥ 0, padded with 0 where fewer latents are active."""
     indices: Tensor
-    """(..., width) latent ids, int64; any valid id where the value is 0."""
+    """(..., width) latent ids, int64; an arbitrary valid id where the value is 0."""
     cut: Tensor | None = None
-    """(...) bool, where more latents were active than are kept; None where that is not known."""
+    """(...) bool, True where more latents were active than are kept; None if unknown."""
 
 
 class SparseAutoencoder(nn.Module):
     """A frozen sparse autoencoder: a = σ(x̂' W_enc + b_enc), x̃ = a W_dec + b_dec, in the units of x.
 
-    One encoder and one decoder with one of two activations σ: TopK keeps the k largest
-    pre-activations, then ReLU; a threshold θ ≥ 0 keeps every pre-activation above it. ReLU is θ = 0
-    and JumpReLU its own θ. A Gated SAE is one too: its gate W x + b_gate > 0, times exp(r_mag) > 0, is
-    a bound on its magnitude m = exp(r_mag) W x + b_mag, so that W_enc = exp(r_mag) W, b_enc = b_mag
-    and θ = max(0, b_mag − exp(r_mag) b_gate) give ReLU(m) where the gate is open.
+    One encoder and one decoder with one of two activations σ. TopK keeps the k largest pre-activations and applies
+    ReLU. A threshold θ ≥ 0 keeps every pre-activation above it: ReLU is θ = 0, and JumpReLU learns θ. A gated SAE has
+    this form too: its gate W x + b_gate > 0, times exp(r_mag) > 0, is a bound on its magnitude
+    m = exp(r_mag) W x + b_mag. Hence W_enc = exp(r_mag) W, b_enc = b_mag, and θ = max(0, b_mag − exp(r_mag) b_gate)
+    give ReLU(m) where the gate is open.
 
     Args:
-        W_enc: (d_in, d_sae); all tensors are held in its precision, and encoding works in it.
+        W_enc: (d_in, d_sae). Its dtype becomes that of all tensors and of encoding.
         b_enc: (d_sae,).
         W_dec: (d_sae, d_in), one direction per latent.
         b_dec: (d_in,).
-        k: latents kept per token, for TopK.
-        threshold: θ (d_sae,) ≥ 0, otherwise.
-        max_active: latents kept per token at most where a threshold decides, the strongest; with
-            TopK it is k.
-        normalisation: from x to x̂, undone in the reconstruction. `none`; `centre`: less its mean over
-            d_in; `layer_norm`: that, divided by the (unbiased) standard deviation + 1e-5;
-            `constant_norm_rescale`: scaled to the norm √d_in.
-        subtract_b_dec: x̂' is x̂ − b_dec; otherwise x̂.
-        teacher_layer: 0-based block after which it was trained to read, if that is on record.
+        k: number of latents kept per token, for TopK.
+        threshold: θ (d_sae,) ≥ 0, for the other architectures.
+        max_active: with a threshold, the maximum number of latents kept per token, strongest first. Ignored by TopK.
+        normalisation: how x̂ is computed from x; undone in the reconstruction. `none`; `centre`: subtract the mean
+            over d_in; `layer_norm`: also divide by the (unbiased) standard deviation + 1e-5;
+            `constant_norm_rescale`: scale to the norm √d_in.
+        subtract_b_dec: if True, x̂' is x̂ − b_dec, else x̂.
+        teacher_layer: 0-based block after which the SAE was trained to read, if known.
 
     Attributes:
-        tokens_cut: tokens so far that had more than max_active active latents.
+        tokens_cut: number of tokens so far with more than `max_active` active latents.
 
     Raises:
-        InputError: weights that are not floating-point, shapes that do not fit, not exactly one of k and threshold, a
-            bad setting.
+        InputError: weights are not floating-point, shapes do not match, k and threshold are not exclusive, or a
+            setting is invalid.
     """
 
     W_enc: Tensor
@@ -107,7 +106,7 @@ class SparseAutoencoder(nn.Module):
 
     @property
     def d_in(self) -> int:
-        """Width of the activations that it reads."""
+        """Width of the input."""
         return self.W_dec.shape[1]
 
     @property
@@ -116,29 +115,29 @@ class SparseAutoencoder(nn.Module):
         return self.W_dec.shape[0]
 
     def fingerprint(self) -> str:
-        """Fingerprint of weights and settings: of all that decides what encoding gives."""
+        """Return the fingerprint of weights and settings, which together determine the encoding."""
         settings = [self.k, self.max_active, self.normalisation, self.subtract_b_dec]
         return fingerprint.hash_json([fingerprint.hash_tensors(self.named_buffers()), settings])
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Latents:
-        """Active latents (..., width) of x (..., d_in), strongest first, in the weights' precision.
+        """Encode x (..., d_in) to active latents (..., width), strongest first, in the dtype of the weights.
 
-        The width is k for TopK; otherwise the largest number of latents that are active at a token
-        of x, at least 1 and at most `max_active`. A surrounding autocast has no effect.
+        The width is k for TopK. Otherwise it is the largest number of active latents of a token, at least 1 and at
+        most `max_active`. A surrounding autocast has no effect.
         """
         with torch.autocast(x.device.type, enabled=False):
-            rows = self._normalised(x.to(self.W_enc.dtype))[0].reshape(-1, self.d_in)
+            rows = self._normalized(x.to(self.W_enc.dtype))[0].reshape(-1, self.d_in)
             if self.subtract_b_dec:
                 rows = rows - self.b_dec
-            # A threshold needs a mask of one byte beside each pre-activation.
+            # A threshold needs a mask, which adds one byte per pre-activation.
             dense_row = self.d_sae * (rows.element_size() + (self.threshold is not None))
             kept = [self._strongest(part) for part in rows.split(max(1, ENCODE_BUFFER_BYTES // dense_row))]
         values, indices = torch.cat([each.values for each in kept]), torch.cat([each.indices for each in kept])
         cut = (values[:, self.max_active :] > 0).any(-1)
         if self.threshold is not None:
             self._count_cut(cut)
-            # Sorted, so a column is in use where any token has that many active.
+            # Values are sorted, so a column is used if any token has that many active latents.
             width = max(1, int((values[:, : self.max_active] > 0).any(0).sum()))
             values, indices = values[:, :width].contiguous(), indices[:, :width].contiguous()
         shape = (*x.shape[:-1], values.shape[-1])
@@ -146,7 +145,7 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """x̃ (..., d_in): decode the encoding of x."""
+        """Encode and decode x; return x̃ (..., d_in)."""
         latents = self.encode(x)
         with torch.autocast(x.device.type, enabled=False):
             rows = F.embedding_bag(
@@ -155,14 +154,14 @@ class SparseAutoencoder(nn.Module):
                 per_sample_weights=latents.values.flatten(0, -2),
                 mode="sum",
             )
-            _, mean, scale = self._normalised(x.to(self.W_enc.dtype))
+            _, mean, scale = self._normalized(x.to(self.W_enc.dtype))
             return ((rows + self.b_dec).view(x.shape) * scale + mean).to(x.dtype)
 
     def _strongest(self, rows: Tensor) -> Latents:
-        """Latents of rows (N, d_in), strongest first; what is dense here is freed on return.
+        """Encode rows (N, d_in), strongest first; dense intermediates are freed on return.
 
-        With a threshold there is one slot more than `max_active`, where there are so many latents:
-        a token whose last slot is active has more of them than are kept.
+        With a threshold there is one slot more than `max_active`, if d_sae allows: a token whose last slot is active
+        has more active latents than are kept.
         """
         before = torch.addmm(self.b_enc, rows, self.W_enc)
         if self.threshold is None:
@@ -173,22 +172,22 @@ class SparseAutoencoder(nn.Module):
         return Latents(values=top.values.relu_(), indices=top.indices)
 
     def _count_cut(self, tokens_cut: Tensor) -> None:
-        """Count the tokens, (N,) bool, that are active beyond `max_active`; warn of the first."""
+        """Count the tokens (N,) with more than `max_active` active latents; warn the first time."""
         cut = int(tokens_cut.sum())
         if cut and not self.tokens_cut:
             warnings.warn(
                 f"{cut} of {len(tokens_cut)} tokens have more than max_active = {self.max_active} active latents; the "
-                "strongest are kept: raise max_active to keep all (said once; tokens_cut counts on)",
+                "strongest are kept; raise max_active to keep all (shown once; see tokens_cut)",
                 stacklevel=2,
             )
         self.tokens_cut += cut
 
-    def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
-        """x̂, and the mean and scale that undo it."""
+    def _normalized(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """Return x̂, and the mean and scale that undo the normalization."""
         if self.normalisation == "none":
             return x, 0.0, 1.0
         if self.normalisation == "constant_norm_rescale":
-            # A token of zeros stays one.
+            # A token of zeros remains zero.
             scale = x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny) / self.d_in**0.5
             return x / scale, 0.0, scale
         mean = x.mean(-1, keepdim=True)
@@ -201,7 +200,7 @@ class SparseAutoencoder(nn.Module):
 def _type_problem(weights: dict[str, Tensor | None]) -> str | None:
     for name, tensor in weights.items():
         if tensor is not None and not tensor.is_floating_point():
-            return f"{name} is of type {tensor.dtype}; expected floating-point numbers"
+            return f"{name} has the dtype {tensor.dtype}; expected a floating-point dtype"
     return None
 
 
@@ -227,7 +226,7 @@ def _setting_problem(
     if k is not None and not 1 <= k <= d_sae:
         return f"k is {k}; with {d_sae} latents it must be 1 to {d_sae}"
     if threshold is not None and bool((threshold < 0).any()):
-        return "threshold has entries below 0; a latent is active above it and never negative, so use 0"
+        return "threshold has negative entries; activations are never negative, so use 0 instead"
     if max_active < 1:
         return f"max_active is {max_active}; expected 1 or more"
     if normalisation not in NORMALISATIONS:

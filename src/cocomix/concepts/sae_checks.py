@@ -1,4 +1,4 @@
-"""Check a sparse autoencoder's files against their configuration before anything is made of them."""
+"""Validate the files of a sparse autoencoder against their configuration."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ NAMES_SHOWN = 24
 
 
 def require_tensors(found: Iterable[str], needed: Set[str], optional: Iterable[str], what: str, advice: str) -> None:
-    """Raise `InputError` unless what is found are the tensors of an SAE, with none too many.
+    """Raise `InputError` unless the tensors are exactly those of an SAE.
 
     Args:
-        found: names.
-        needed: names, all of them.
-        optional: further names that may be there.
+        found: names of the tensors.
+        needed: required names.
+        optional: further names that are allowed.
         what: the SAE, for the message.
-        advice: what to do, for the message.
+        advice: what to change, for the message.
     """
     lacking, unknown = needed - set(found), set(found) - needed - set(optional)
     if lacking or unknown:
@@ -31,7 +31,7 @@ def require_tensors(found: Iterable[str], needed: Set[str], optional: Iterable[s
 
 
 def require_sizes(config: Mapping[str, Any], sizes: Mapping[str, int], where: str) -> None:
-    """Raise `InputError` where a configuration states a size that is not that of the weights; 0 states none."""
+    """Raise `InputError` if a configuration states a size that differs from that of the weights; 0 means unstated."""
     for name, size in sizes.items():
         if config.get(name) and config[name] != size:
             raise InputError(
@@ -41,7 +41,7 @@ def require_sizes(config: Mapping[str, Any], sizes: Mapping[str, int], where: st
 
 
 def require_type(value: T, kind: type, name: str, where: str) -> T:
-    """The value of a setting; `InputError` unless it is exactly of that type."""
+    """Return the value of a setting; raise `InputError` unless it has exactly this type."""
     if type(value) is not kind:
         raise InputError(
             f"the SAE in {where} has {name} {value!r:.40} in its configuration; "
@@ -51,16 +51,16 @@ def require_type(value: T, kind: type, name: str, where: str) -> T:
 
 
 def precision(name: object, where: str) -> torch.dtype:
-    """The floating-point type that a configuration names."""
+    """Parse the floating-point dtype in a configuration."""
     dtype = getattr(torch, str(name).removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(
-            f"the SAE in {where} has the dtype {name!r} in its configuration; expected one such as 'float32'"
+            f"the SAE in {where} has the dtype {name!r} in its configuration; expected a dtype such as 'float32'"
         )
     return dtype
 
 
 def listed(names: list[str]) -> str:
-    """The names, separated by commas; of many, the first ones and the number of the others."""
+    """Join names by commas; after the first `NAMES_SHOWN`, state how many follow."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more

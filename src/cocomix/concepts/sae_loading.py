@@ -1,8 +1,6 @@
-"""Every sparse autoencoder that people have, through `load_sae`.
+"""Load sparse autoencoders from SAELens (folders and registry), EleutherAI's sparsify, and OpenAI's `.pt` files.
 
-SAELens' folders and its registry of published SAEs, EleutherAI's sparsify folders, OpenAI's `.pt`
-files. What cannot serve as one encoder and one decoder over the residual stream between two blocks
-is refused by name.
+SAEs that are not one encoder and one decoder of the residual stream between two blocks are refused with the reason.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ SAELENS_WEIGHTS_OF = {
     "jumprelu": _ENCODER_AND_DECODER | {"threshold"},
     "gated": frozenset({"W_enc", "b_gate", "r_mag", "b_mag", "W_dec", "b_dec"}),
 }
-"""By architecture: all of its tensors, so that none is ignored that its encoder would need."""
+"""All tensors of each architecture. Others are refused, so that no tensor the encoder needs is ignored."""
 SAELENS_SCALES = ("scaling_factor", "finetuning_scaling_factor")
 SPARSIFY_TENSORS = frozenset({"encoder.weight", "encoder.bias", "W_dec", "b_dec"})
 OPENAI_TENSORS = frozenset({"encoder.weight", "decoder.weight", "latent_bias", "pre_bias"})
@@ -45,37 +43,34 @@ REFUSED_ARCHITECTURES = {
     ),
     **dict.fromkeys(
         ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"),
-        "it reads at one place of the model and writes at another",
+        "it reads at one site of the model and writes at another",
     ),
     "abstopk": "its latents may be negative",
-    "matching_pursuit": "it encodes in many steps, not by one matrix",
-    "temporal": "it encodes a token by way of the tokens before it",
+    "matching_pursuit": "it encodes iteratively, not with one matrix",
+    "temporal": "its encoding of a token depends on earlier tokens",
 }
 BLOCK = re.compile(r"(?:[A-Za-z_]\w*\.)*?(?:blocks|layers|layer|h)\.(\d+)(?:\.(?P<within>.+))?")
-"""A block of a decoder or a place within one, as TransformerLens and Transformers name them."""
+"""A decoder block or a module within one, as TransformerLens and Transformers name them."""
 RMS_NORM_FAMILIES = re.compile(r"llama|mi[sx]tral|gemma|qwen|olmo|phi-?[34]|yi-|gpt-oss|apertus", re.IGNORECASE)
 
 
 def load_sae(source: str | Path, max_active: int | None = None) -> SparseAutoencoder:
-    """Load a sparse autoencoder from wherever it comes.
+    """Load a sparse autoencoder.
 
     Args:
-        source: a SAELens folder (`cfg.json`, `sae_weights.safetensors`); `saelens:RELEASE/SAE_ID` of
-            SAELens' registry, where RELEASE may be a hub repository `user/repo`; a sparsify folder
-            (`cfg.json`, `sae.safetensors`); an OpenAI `.pt` file.
-        max_active: latents kept per token at most, for SAEs without a k of their own (256 where it is
-            not given); of no effect on TopK SAEs.
+        source: a SAELens folder (`cfg.json`, `sae_weights.safetensors`); `saelens:RELEASE/SAE_ID` from SAELens'
+            registry, where RELEASE may be a Hub repository `user/repo`; a sparsify folder (`cfg.json`,
+            `sae.safetensors`); or an OpenAI `.pt` file.
+        max_active: maximum number of latents kept per token, for SAEs without a k (default 256); ignored by TopK SAEs.
 
     Raises:
-        InputError: nothing there, not an SAE, or one of a kind that cannot serve.
+        InputError: the source does not exist, is not an SAE, or is of an unsupported kind.
     """
     sae = _opened(source, MAX_ACTIVE if max_active is None else max_active)
     for name, weight in sae.state_dict().items():
-        # A latent with an infinite threshold is merely never active.
+        # An infinite threshold is allowed: its latent is never active.
         if weight.isnan().any() or (name != "threshold" and weight.isinf().any()):
-            raise InputError(
-                f"the SAE {source} is not used: its {name} contains NaN or infinity; give an undamaged one"
-            )
+            raise InputError(f"the SAE {source} is damaged: its {name} contains NaN or infinity; give an undamaged one")
     return sae
 
 
@@ -93,16 +88,16 @@ def _opened(source: str | Path, limit: int) -> SparseAutoencoder:
 
 
 def published_sizes(source: str, max_active: int | None = None) -> tuple[int, int, int]:
-    """d_in, d_sae and the latents kept per token of a `saelens:` source; its weights are not fetched.
+    """Return d_in, d_sae, and the latents kept per token of a `saelens:` source without downloading its weights.
 
     Raises:
-        InputError: no such SAE, or the hub cannot be reached for its configuration.
+        InputError: there is no such SAE, or the Hub cannot be reached.
     """
     release, sae_id, _ = _in_registry(source)
     from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 
     try:
-        config = _today(load_sae_config_from_huggingface(release, sae_id))
+        config = _upgraded(load_sae_config_from_huggingface(release, sae_id))
     except Exception as error:
         raise _not_fetched(source, error, "") from None
     return config["d_in"], config["d_sae"], config.get("k", MAX_ACTIVE if max_active is None else max_active)
@@ -113,7 +108,7 @@ def published_sizes(source: str, max_active: int | None = None) -> tuple[int, in
 
 def _from_saelens_folder(folder: Path, max_active: int) -> SparseAutoencoder:
     with _reading(folder, "a SAELens folder"):
-        config = _today(files.read_json(folder / CONFIG))
+        config = _upgraded(files.read_json(folder / CONFIG))
         _refuse_saelens(config, str(folder))
         _refuse_unfolded(folder)
         weights = load_file(folder / SAELENS_WEIGHTS)
@@ -127,22 +122,23 @@ def _from_registry(source: str, max_active: int) -> SparseAutoencoder:
     from sae_lens import SAE
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they say how to load TransformerLens' models, which are not used here
+        warnings.simplefilter("ignore")  # they concern TransformerLens models, which are not used here
         try:
             theirs = SAE.from_pretrained(release, sae_id, device="cpu")
         except Exception as error:
             hint = did_you_mean(release.split("/")[0], published) if release not in published else ""
             raise _not_fetched(source, error, hint) from None
     with _reading(source, "an SAE that SAELens can load"):
-        config = _today(theirs.cfg.to_dict())
+        config = _upgraded(theirs.cfg.to_dict())
         _refuse_saelens(config, source)
         return _from_saelens(config, theirs.state_dict(), source, max_active)
 
 
 def _in_registry(source: str) -> tuple[str, str, dict[str, list[str]]]:
-    """Release and SAE id of a `saelens:` source, and all that SAELens publishes beside it.
+    """Return release and SAE id of a `saelens:` source, and the SAE ids of every release of SAELens.
 
-    Raises InputError if it has no such SAE, or is not installed.
+    Raises:
+        InputError: there is no such SAE, or SAELens is not installed.
     """
     try:
         from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
@@ -153,7 +149,7 @@ def _in_registry(source: str) -> tuple[str, str, dict[str, list[str]]]:
 
 
 def _release_and_id(text: str, published: Mapping[str, list[str]]) -> tuple[str, str]:
-    """Split RELEASE/SAE_ID or USER/REPO/SAE_ID, the SAE_ID with slashes or without."""
+    """Split RELEASE/SAE_ID or USER/REPO/SAE_ID, where SAE_ID may contain slashes."""
     release, _, sae_id = text.partition("/")
     if release in published:
         if sae_id not in published[release]:
@@ -176,13 +172,13 @@ def _not_fetched(source: str, error: Exception, hint: str) -> InputError:
     if silent:
         return UnreachableError(
             f"{source} is not in the local cache and the Hugging Face hub cannot be reached{hint}; download it on a "
-            "machine with access, or unset HF_HUB_OFFLINE if that is set"
+            "machine with access, or unset HF_HUB_OFFLINE if it is set"
         )
     return InputError(f"SAELens could not load {source}: {_reason(error)}{hint}")
 
 
-def _today(config: dict[str, Any]) -> dict[str, Any]:
-    """A SAELens configuration in the form of version 6; before it was flat, with other names and defaults."""
+def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
+    """Convert a SAELens configuration to the form of version 6; older ones are flat, with other names and defaults."""
     config = {"architecture": "standard", "apply_b_dec_to_input": True, **config}
     activation = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
     if activation == "topk":
@@ -207,31 +203,31 @@ def _refuse_saelens(config: Mapping[str, Any], where: str) -> None:
     if architecture != "topk" and config.get("rescale_acts_by_decoder_norm"):
         raise InputError(
             f"the SAE in {where}, of architecture {architecture!r}, has rescale_acts_by_decoder_norm, which "
-            "SAELens only applies to topk: fold the norms of W_dec into the weights"
+            "SAELens applies only to topk: fold the norms of W_dec into the weights"
         )
     if (reshape := config.get("reshape_activations") or "none") != "none":
         raise InputError(
-            f"the SAE in {where} reads {reshape} (reshape_activations), within a block; expected one over the "
+            f"the SAE in {where} reads {reshape} (reshape_activations), within a block; expected an SAE of the "
             "residual stream between blocks"
         )
 
 
 def _refuse_unfolded(folder: Path) -> None:
-    """Until training ends, SAELens keeps the scale or whitening of the input beside the weights."""
-    beside = folder / "activation_scaler.json"
-    state = files.read_json(beside) if beside.is_file() else {}
+    """Refuse a training checkpoint, where SAELens stores the scale or whitening of the input in a separate file."""
+    scaler = folder / "activation_scaler.json"
+    state = files.read_json(scaler) if scaler.is_file() else {}
     if state.get("scaling_factor") is not None or state.get("has_whitening"):
         raise InputError(
-            f"{folder} is a training checkpoint whose input scaling is not in the weights yet "
-            f"({beside.name}); use the SAE that SAELens saves when training ends"
+            f"{folder} is a training checkpoint whose input scaling is not folded into the weights "
+            f"({scaler.name}); use the SAE that SAELens saves when training ends"
         )
 
 
 def _from_saelens(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str, max_active: int
 ) -> SparseAutoencoder:
-    """Convert what SAELens has, from a folder or from its own loader."""
-    if "log_threshold" in weights and "threshold" not in weights:  # checkpoints of older versions
+    """Convert SAELens weights, from a folder or from SAELens' loader."""
+    if "log_threshold" in weights and "threshold" not in weights:  # older versions
         weights = {**weights, "threshold": weights["log_threshold"].exp()}
         del weights["log_threshold"]
     architecture = config["architecture"]
@@ -245,7 +241,7 @@ def _from_saelens(
     require_sizes(config, {"d_in": weights["W_dec"].shape[-1], "d_sae": len(weights["W_dec"])}, where)
     for name in SAELENS_SCALES:
         if name in weights and not torch.allclose(weights[name], torch.ones_like(weights[name])):
-            raise InputError(f"the SAE in {where} has a {name}, which SAELens 6 cannot use either; fold it into W_dec")
+            raise InputError(f"the SAE in {where} has a {name}, which SAELens 6 does not support; fold it into W_dec")
     return SparseAutoencoder(
         **_saelens_encoder(weights, config, where),
         b_dec=weights["b_dec"],
@@ -257,7 +253,7 @@ def _from_saelens(
 
 
 def _saelens_encoder(weights: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """W_enc, b_enc, W_dec, and k or threshold."""
+    """Return W_enc, b_enc, W_dec, and k or threshold."""
     architecture, W_enc, W_dec = config["architecture"], weights["W_enc"], weights["W_dec"]
     if architecture == "gated":
         magnitude = weights["r_mag"].exp()
@@ -282,38 +278,37 @@ def _saelens_encoder(weights: Mapping[str, Tensor], config: Mapping[str, Any], w
 def _saelens_normalisation(config: Mapping[str, Any], where: str) -> str:
     norm = config["normalize_activations"]
     if norm == "expected_average_only_in":
-        # SAELens folds the scale into the weights when training ends and sets "none". Where that was not
-        # done and the registry knows no scale, SAELens encodes unscaled, and so do we.
+        # SAELens folds the scale into the weights when training ends and then sets "none". If that was not
+        # done and the registry has no scale, SAELens encodes without scaling, and so does this code.
         warnings.warn(
-            f"the SAE in {where} was trained on scaled activations (expected_average_only_in) and does not say "
-            "by how much; it is used unscaled, as SAELens does",
+            f"the SAE in {where} was trained on scaled activations (expected_average_only_in), but its scale is "
+            "unknown; it is used unscaled, as by SAELens",
             stacklevel=2,
         )
         norm = "none"
     if norm not in ("none", "layer_norm", "constant_norm_rescale"):
         raise InputError(
-            f"the SAE in {where} normalises its input by {norm!r}; expected none, expected_average_only_in, "
+            f"the SAE in {where} normalizes its input by {norm!r}; expected none, expected_average_only_in, "
             "layer_norm or constant_norm_rescale (others are folded into the weights when SAELens ends training)"
         )
-    if not _centred(config["metadata"]) or norm == "layer_norm":  # layer_norm takes the mean out itself
+    if not _centred(config["metadata"]) or norm == "layer_norm":  # layer_norm subtracts the mean itself
         return norm
     if norm == "constant_norm_rescale":
         raise InputError(
-            f"the SAE in {where} normalises by {norm!r} and reads a model with center_writing_weights; "
+            f"the SAE in {where} normalizes by {norm!r} and reads a model with center_writing_weights; "
             "expected only one of the two"
         )
     return "centre"
 
 
 def _centred(metadata: Mapping[str, Any]) -> bool:
-    """Whether it was trained on a residual stream without its mean over d.
+    """Check whether the SAE was trained on a residual stream without its mean over d.
 
-    TransformerLens can take the mean over d out of all that writes to the residual stream
-    (center_writing_weights); the LayerNorms that read it do not notice, but the stream that the SAE
-    saw is x less its mean, and that is what the teacher's x must be made into. SAELens records this
-    in model_from_pretrained_kwargs (its registry does so for gpt2-small-res-jb), and has the model
-    loaded without any processing where nothing is recorded. TransformerLens passes the setting over
-    where the norms are RMSNorms, which would notice; only a HookedTransformer knows it.
+    TransformerLens can subtract the mean over d from everything that writes to the residual stream
+    (center_writing_weights). LayerNorms are invariant to this, but the SAE then saw x minus its mean, so the teacher's
+    x must be centered too. SAELens records the setting in model_from_pretrained_kwargs (its registry does for
+    gpt2-small-res-jb); without a record, the model was loaded without processing. TransformerLens ignores the setting
+    for models with RMSNorms, which are not invariant. Only a HookedTransformer has it.
     """
     settings = metadata.get("model_from_pretrained_kwargs") or {}
     return (
@@ -340,8 +335,8 @@ def _from_sparsify(folder: Path) -> SparseAutoencoder:
         require_tensors(weights, SPARSIFY_TENSORS, (), f"the SAE in {folder}", "save it with sparsify")
         latents = len(weights["W_dec"])
         require_sizes(config, {"d_in": weights["W_dec"].shape[-1], "num_latents": latents}, str(folder))
-        # One folder per hookpoint, with one per seed in it if there were several. A hookpoint is a module's
-        # name, and an SAE of a block's output.
+        # There is one folder per hookpoint, with subfolders if there are several seeds. A hookpoint is the name of
+        # the module whose output the SAE reads.
         folder = folder.absolute()
         hookpoint = folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name
         return SparseAutoencoder(
@@ -362,10 +357,8 @@ def _from_openai(path: Path, max_active: int) -> SparseAutoencoder:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise TypeError(f"it holds a {type(state).__name__}")
-        require_tensors(
-            state, OPENAI_TENSORS, OPENAI_OTHERS, f"the SAE in {path}", "one with a tied decoder cannot serve"
-        )
-        # OpenAI's own loader: no activation on record is ReLU, and only TopK comes with the normalisation.
+        require_tensors(state, OPENAI_TENSORS, OPENAI_OTHERS, f"the SAE in {path}", "tied decoders are not supported")
+        # As in OpenAI's loader, a missing activation means ReLU, and only TopK comes with the normalization.
         activation, settings = state.get("activation", "ReLU"), state.get("activation_state_dict") or {}
         after = settings.get("postact_fn", "ReLU")
         if activation not in ("TopK", "ReLU") or after != "ReLU":
@@ -386,11 +379,8 @@ def _from_openai(path: Path, max_active: int) -> SparseAutoencoder:
         )
 
 
-# All
-
-
 def _teacher_layer(hook: str | None, where: str) -> int | None:
-    """The 0-based block whose output `hook` is; None if it names no place that we know."""
+    """Return the 0-based block whose output `hook` names; None for an unknown hook name."""
     match = BLOCK.fullmatch(hook or "")
     if match is None and not re.match(r"hook_|ln_final", hook or ""):
         return None
@@ -399,15 +389,15 @@ def _teacher_layer(hook: str | None, where: str) -> int | None:
         layer, within = layer - 1, None
     if layer < 0 or within not in (None, "hook_resid_post"):
         raise InputError(
-            f"the SAE in {where} reads {hook}; only the residual stream between blocks is tapped: use one of "
-            "hook_resid_post, or of hook_resid_pre from block 1 on"
+            f"the SAE in {where} reads {hook}, but only the residual stream between blocks is supported: use an SAE "
+            "of hook_resid_post, or of hook_resid_pre from block 1 on"
         )
     return layer
 
 
 @contextmanager
 def _reading(what: str | Path, expected: str) -> Iterator[None]:
-    """Whatever a reader raises when a file is cut off, or is something else, as one line."""
+    """Convert the errors that readers raise for truncated or unexpected files to an `InputError` of one line."""
     try:
         yield
     except InputError as error:
@@ -424,8 +414,8 @@ def _nothing_at(path: Path) -> InputError:
     inside = [each.parent.relative_to(path) for depth in ("*", "*/*") for each in path.glob(f"{depth}/{CONFIG}")]
     if inside:
         names = sorted(map(str, inside), key=lambda name: ([int(n) for n in re.findall(r"\d+", name)], name))
-        return InputError(f"{path} holds an SAE in each of several folders; name one: {listed(names)}")
+        return InputError(f"{path} holds several SAEs; give the folder of one: {listed(names)}")
     return InputError(
-        f"no SAE at {str(path)!r}: expected a SAELens folder or a sparsify folder (with {CONFIG}), a .pt file of "
+        f"no SAE at {str(path)!r}: expected a SAELens or sparsify folder (with {CONFIG}), a .pt file in "
         f"OpenAI's format, or {REGISTRY}RELEASE/SAE_ID"
     )

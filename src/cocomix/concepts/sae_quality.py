@@ -1,4 +1,4 @@
-"""How well a sparse autoencoder stands in for a teacher's residual stream, measured on validation text."""
+"""Measure on validation text how well a sparse autoencoder reconstructs a teacher's residual stream."""
 
 from __future__ import annotations
 
@@ -20,25 +20,24 @@ from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import freeze, loss_with_residual
 
 EVALUATION_TOKENS = 300_000
-"""Validation tokens that are read, if there are so many. A latent that is active at one token in 50,000 is then
-missed, and called dead, with a probability of only e^-6 = 0.2 %; more tokens would say little more."""
+"""Maximum number of validation tokens. A latent that is active at one token in 50,000 is then counted as dead with a
+probability of only e^-6 = 0.2 %."""
 QUALITY_FILE, HISTOGRAM_FILE = "quality.json", "latent_frequency.png"
 
 
 @dataclass(frozen=True)
 class SAEQuality:
-    """The figures.
+    """Quality of an SAE.
 
     Attributes:
         fraction_variance_unexplained: Σ|x − x̃|² / Σ|x − mean x|².
         dead_share: share of latents that were never active on `tokens` tokens.
-        mean_active: active latents per token (L0).
-        teacher_loss: nats per token, the residual stream as it is.
+        mean_active: mean number of active latents per token (L0).
+        teacher_loss: loss of the unchanged teacher, in nats per token.
         spliced_loss: the same with x̃ in place of x.
         zero_loss: the same with 0 in place of x.
-        loss_recovered: (zero − spliced) / (zero − teacher); 0 where zeros cost nothing, so that there is nothing
-            to recover.
-        tokens: validation tokens measured on.
+        loss_recovered: (zero − spliced) / (zero − teacher); 0 if zero ablation does not raise the loss.
+        tokens: number of validation tokens.
     """
 
     fraction_variance_unexplained: float
@@ -52,15 +51,15 @@ class SAEQuality:
 
 
 class MeasuredSAE(NamedTuple):
-    """What was found out about an SAE."""
+    """Results of `sae_quality`."""
 
     quality: SAEQuality
     frequency: Tensor
-    """(d_sae,) share of the tokens at which each latent is active, float64."""
+    """(d_sae,) share of tokens at which each latent is active, float64."""
 
 
 class _Splice:
-    """Puts x̃ in place of x (B, T, d), and adds up what there is to say about both."""
+    """Replace x (B, T, d) by x̃, and accumulate statistics of both."""
 
     def __init__(self, sae: SparseAutoencoder) -> None:
         self.sae = sae
@@ -81,7 +80,7 @@ class _Splice:
         return reconstruction
 
     def fraction_variance_unexplained(self) -> float:
-        """Σ|x − x̃|² / Σ|x − mean x|²; where x never varies, 0 if it is met exactly, else 1."""
+        """Return Σ|x − x̃|² / Σ|x − mean x|². If x is constant, return 0 for an exact reconstruction, else 1."""
         variance = self.squares - (self.total.square().sum() / self.tokens).item()
         return self.squared_error / variance if variance > 0 else float(self.squared_error > 0)
 
@@ -90,7 +89,7 @@ class _Splice:
 def sae_quality(
     teacher: PreTrainedModel, sae: SparseAutoencoder, blocks: Dataset, layer: int, blocks_per_batch: int
 ) -> MeasuredSAE:
-    """Measure an SAE on the first EVALUATION_TOKENS tokens of `blocks`, in three forward passes: x, x̃ and 0."""
+    """Measure an SAE on the first `EVALUATION_TOKENS` tokens of `blocks`, with forward passes of x, x̃, and 0."""
     freeze(teacher)
     rows = blocks.with_format("numpy")
     wanted = min(len(rows), -(-EVALUATION_TOKENS // len(rows[0]["input_ids"])))
@@ -127,16 +126,16 @@ def write_quality(measured: MeasuredSAE, folder: Path) -> None:
 
 
 def plot_frequencies(measured: MeasuredSAE, path: Path) -> None:
-    """Histogram of how often the latents are active, on a logarithmic axis, with a bar of its own for the dead."""
+    """Plot a histogram of how often latents are active, on a logarithmic axis with a separate bar for dead latents."""
     from matplotlib.figure import Figure
 
     quality = measured.quality
     alive = measured.frequency[measured.frequency > 0].log10().numpy()
     dead = len(measured.frequency) - len(alive)
-    # A bar is a quarter of a power of ten wide. Once in all tokens is the least that can be seen.
+    # Each bar spans a quarter of a decade. The lowest observable frequency is once in all tokens.
     least = np.floor(-np.log10(quality.tokens) * 4) / 4
     edges = np.arange(least, 0.01, 0.25)
-    in_range = alive.clip(edges[0], edges[-1])  # rounding must not lose the rarest
+    in_range = alive.clip(edges[0], edges[-1])  # so that rounding does not drop the rarest
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.hist(
@@ -162,5 +161,5 @@ def plot_frequencies(measured: MeasuredSAE, path: Path) -> None:
 
 
 def _one_in(log10_frequency: float) -> str:
-    """A frequency in words."""
+    """Format a frequency as "1 in N"."""
     return "every token" if log10_frequency >= 0 else f"1 in {10**-log10_frequency:,.0f}"

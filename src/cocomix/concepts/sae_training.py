@@ -1,6 +1,6 @@
-"""Train a sparse autoencoder on a teacher's residual stream, with SAELens.
+"""Train a sparse autoencoder on a teacher's residual stream with SAELens.
 
-A training that is interrupted goes on from its last checkpoint and ends with the same weights, bit for bit.
+Interrupted training resumes from the last checkpoint and yields bit-identical weights.
 """
 
 from __future__ import annotations
@@ -30,36 +30,37 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("topk", "batchtopk", "jumprelu")
 ONLY_FOR = {"k": ("topk", "batchtopk"), "l0_coefficient": ("jumprelu",)}
-"""Settings that have no effect with the other architectures."""
+"""Settings that apply only to some architectures."""
 CHECKPOINTS = 20
-"""One every 5 % of the steps: what a kill costs at most."""
+"""Number of checkpoints per training, so an interruption loses at most 5 % of the steps."""
 STREAM_FILE = "stream.pt"
 
 
 @dataclass
 class SAEConfig:
-    """The sparse autoencoder whose latents are the concepts.
+    """The `sae` section of a recipe: the sparse autoencoder whose latents are the concepts.
 
-    The architecture decides how sparsity comes about. `topk` keeps the k strongest latents of every token,
-    `batchtopk` as many on average, more where a token needs more. `jumprelu` learns a threshold for each latent,
-    and an active latent costs up to `l0_coefficient`, as much as an error of that size: the squared error over
-    the teacher's d dimensions, which is about d where nothing is reconstructed. The price rises from 0 over the
-    whole training. A larger coefficient leaves fewer active; how many depends on the teacher, so look at the
-    report and try again (0.1 left 17 at a width of 128).
+    The architecture determines how sparsity is enforced. `topk` keeps the k strongest latents of every token.
+    `batchtopk` keeps k per token on average, and more for tokens that need more. `jumprelu` learns a threshold for
+    each latent and adds up to `l0_coefficient` per active latent to the loss, which is otherwise the squared error
+    summed over the teacher's d dimensions (about d if nothing is reconstructed). This penalty rises linearly from 0
+    during training. A larger coefficient leaves fewer latents active. How many depends on the teacher, so adjust it
+    by the report (0.1 left 17 active at a width of 128).
 
     Args:
-        source: what `load_sae` takes (a folder, `saelens:RELEASE/SAE_ID`, an OpenAI .pt file), instead of training one.
-        teacher_layer: 0-based teacher block after which it reads.
+        source: an SAE for `load_sae` to use instead of training one: a folder, `saelens:RELEASE/SAE_ID`, or an OpenAI
+            .pt file.
+        teacher_layer: 0-based teacher block after which the SAE reads.
         architecture: topk, batchtopk or jumprelu.
-        d_sae: C, latents of the trained SAE; beside a source, this and k are what `cocomix plan` counts with where
-            that cannot be reached.
-        k: active latents per token, of topk and batchtopk.
-        l0_coefficient: price of an active latent, of jumprelu.
-        max_active: latents looked at per token at most (256 where it is not given); of no effect on TopK.
-        training_tokens: activations that it is trained on.
-        tokens_per_step: activations of one optimiser step.
-        learning_rate: Adam's, constant after the warm-up, then linear to 0 over the last fifth.
-        buffer_tokens: activations that are shuffled together.
+        d_sae: C, the number of latents of the trained SAE. With a source, `cocomix plan` uses this and k if the source
+            cannot be reached.
+        k: number of active latents per token, for topk and batchtopk.
+        l0_coefficient: penalty per active latent, for jumprelu.
+        max_active: maximum number of active latents used per token (default 256); ignored by TopK.
+        training_tokens: number of activations to train on.
+        tokens_per_step: activations per optimizer step.
+        learning_rate: of Adam: constant after the warm-up, then linear to 0 over the last fifth.
+        buffer_tokens: number of activations that are shuffled together.
     """
 
     source: str | None = None
@@ -75,7 +76,7 @@ class SAEConfig:
     buffer_tokens: Count = 65_536
 
     def problems(self) -> list[str]:
-        """What cannot work about these settings, a line each."""
+        """List the problems of these settings, one line each."""
         found = self._architecture_problems()
         if self.training_tokens < self.tokens_per_step:
             found.append(f"sae.training_tokens is {self.training_tokens}, less than one step of {self.tokens_per_step}")
@@ -101,25 +102,24 @@ class SAEConfig:
         return found
 
     def steps(self) -> int:
-        """Optimiser steps."""
+        """Return the number of optimizer steps."""
         return self.training_tokens // self.tokens_per_step
 
 
 def require_saelens() -> None:
-    """Raise InputError unless SAELens is installed; it is not imported, which takes seconds."""
+    """Raise InputError unless SAELens is installed. It is not imported, because that takes seconds."""
     if importlib.util.find_spec("sae_lens") is None:
         raise InputError("training an SAE needs SAELens; install it with: pip install 'cocomix[sae]'")
 
 
 def train_sae(teacher: PreTrainedModel, blocks: Dataset, config: SAEConfig, folder: Path, seed: int) -> None:
-    """Train an SAE and save it to `folder` in SAELens' form for use, which is jumprelu for batchtopk too.
+    """Train an SAE and save it to `folder` in SAELens' inference format, in which batchtopk becomes jumprelu.
 
-    Its input is scaled to the norm √d on average, which is measured on the first batches, and the scale is
-    folded into the weights at the end. Checkpoints lie in `folder` and stay there; called again
-    after an interruption, training goes on from the last of them.
+    The input is scaled to an average norm of √d, measured on the first batches. The scale is folded into the weights
+    at the end. Checkpoints are kept in `folder`; call again after an interruption to resume from the last one.
 
     Raises:
-        InputError: SAELens is not installed, or the loss is no longer a number.
+        InputError: SAELens is not installed, or the loss is not finite.
     """
     require_saelens()
     freeze(teacher)
@@ -147,10 +147,10 @@ def train_sae(teacher: PreTrainedModel, blocks: Dataset, config: SAEConfig, fold
 
 
 def _train(trainer: SAETrainer, stream: ActivationStream, config: SAEConfig, folder: Path) -> None:
-    """Take the steps that are left.
+    """Run the remaining steps.
 
-    `SAETrainer.fit` could go on from a checkpoint too, but it writes its own before it counts the step, so that
-    its counter is one behind after each resumption. `step` is what SAELens offers to loops of others.
+    `SAETrainer.fit` can also resume, but it writes its checkpoint before it counts the step, so its counter is off by
+    one after each resumption. `step` is SAELens' interface for custom loops.
     """
     steps = config.steps()
     every = max(1, steps // CHECKPOINTS)
@@ -169,7 +169,7 @@ def _train(trainer: SAETrainer, stream: ActivationStream, config: SAEConfig, fol
             trainer.n_training_steps += 1
             progress.update(config.tokens_per_step)
             if trainer.n_training_steps % every == 0 or trainer.n_training_steps == steps:
-                # Only now, since reading a loss waits for the device; one that is no number stays so.
+                # Only now, because reading a loss synchronizes with the device. A loss that is NaN stays NaN.
                 figures = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
                 _refuse_divergence(figures["losses/overall_loss"], trainer, config)
                 progress.set_postfix(
@@ -197,7 +197,7 @@ def _new_trainer(teacher: PreTrainedModel, config: SAEConfig, stream: Activation
         total_training_samples=steps * config.tokens_per_step,
         train_batch_size_samples=config.tokens_per_step,
         lr=config.learning_rate,
-        lr_end=config.learning_rate,  # must be given; a constant schedule does not use it
+        lr_end=config.learning_rate,  # required, but not used by a constant schedule
         lr_warm_up_steps=min(100, steps // 20),
         lr_decay_steps=steps // 5,
         device=str(teacher.device),
@@ -208,7 +208,7 @@ def _new_trainer(teacher: PreTrainedModel, config: SAEConfig, stream: Activation
 
 
 def _new_sae(teacher: PreTrainedModel, config: SAEConfig) -> Any:
-    """An untrained SAE of SAELens."""
+    """Create an untrained SAE of SAELens."""
     import sae_lens
 
     common = {
@@ -220,15 +220,15 @@ def _new_sae(teacher: PreTrainedModel, config: SAEConfig) -> Any:
     if config.architecture == "topk":
         sae = sae_lens.TopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(k=config.k, **common))
     elif config.architecture == "batchtopk":
-        # The threshold used after training is a running mean that starts at 0: in short trainings it has to be
-        # a faster one than SAELens' default of 0.01 a step, or it would not have arrived.
+        # The threshold used after training is a running mean that starts at 0. In short runs SAELens' default rate
+        # of 0.01 per step is too slow for it to converge.
         threshold_rate = min(1.0, max(0.01, 10 / config.steps()))
         sae = sae_lens.BatchTopKTrainingSAE(
             sae_lens.BatchTopKTrainingSAEConfig(k=config.k, topk_threshold_lr=threshold_rate, **common)
         )
     else:
-        # Anthropic's settings for it. SAELens' defaults, DeepMind's, move the thresholds too slowly for trainings of
-        # some hundred steps: on a teacher of width 128 they left 130 latents active where these leave 24.
+        # Anthropic's settings. SAELens' defaults (DeepMind's) move the thresholds too slowly for runs of a few
+        # hundred steps: on a teacher of width 128 they left 130 latents active, and these leave 24.
         sae = sae_lens.JumpReLUTrainingSAE(
             sae_lens.JumpReLUTrainingSAEConfig(
                 l0_coefficient=config.l0_coefficient,
@@ -241,15 +241,15 @@ def _new_sae(teacher: PreTrainedModel, config: SAEConfig) -> Any:
                 **common,
             )
         )
-    sae.cfg.metadata.hook_name = f"blocks.{config.teacher_layer}.hook_resid_post"  # where it reads
+    sae.cfg.metadata.hook_name = f"blocks.{config.teacher_layer}.hook_resid_post"
     return sae
 
 
-# Checkpoints: folders `checkpoint-STEPS`, whole or absent.
+# Checkpoints are folders `checkpoint-STEPS`, written atomically.
 
 
 def _save_checkpoint(trainer: SAETrainer, stream: ActivationStream, folder: Path) -> None:
-    """Save all that the rest of the training depends on, and delete older checkpoints."""
+    """Save the complete training state, and delete older checkpoints."""
     newest = folder / f"checkpoint-{trainer.n_training_steps}"
     with files.whole_folder(newest) as unfinished:
         trainer.sae.save_model(unfinished)
@@ -270,7 +270,7 @@ def _load_checkpoint(trainer: SAETrainer, stream: ActivationStream, checkpoint: 
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The whole ones; others are called `checkpoint-STEPS.partial`."""
+    """List complete checkpoints; incomplete ones are named `checkpoint-STEPS.partial`."""
     return [found for found in files.checkpoints(folder) if not found.suffix]
 
 
@@ -279,7 +279,7 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def _discard(checkpoint: Path) -> None:
-    """Delete a checkpoint; it stops being a whole one at once, not file by file."""
+    """Delete a checkpoint. It is renamed first, so that a partly deleted one never looks complete."""
     if not checkpoint.suffix:
         checkpoint = checkpoint.rename(files.partial(checkpoint))
     shutil.rmtree(checkpoint)

@@ -22,22 +22,22 @@ from cocomix.models.losses import IGNORE
 
 
 class TappedResidual(NamedTuple):
-    """The residual stream at the tap, and what the teacher's loss says about it."""
+    """The residual stream at the tap, and the gradient of the teacher's loss there."""
 
     residual: Tensor
-    """x, (B, T, d): the value that leaves the tapped block."""
+    """x, (B, T, d): the output of the tapped block."""
     gradient: Tensor
     """∂(sum of next-token losses)/∂x, (B, T, d), in nats."""
     has_target: Tensor
-    """(B, T) bool: tokens whose next token is known; elsewhere the gradient is 0."""
+    """(B, T) bool, True at tokens whose next token is known; elsewhere the gradient is 0."""
 
 
 class _Tapped(Exception):
-    """Leaves the forward pass at the tap, once all that is wanted of it is there."""
+    """Stops the forward pass at the tap."""
 
 
 def check_teacher_layer(teacher_layer: int, num_blocks: int) -> None:
-    """Raises InputError unless a teacher of `num_blocks` blocks has a block `teacher_layer`."""
+    """Raise InputError unless a teacher of `num_blocks` blocks has a block `teacher_layer`."""
     if not 0 <= teacher_layer < num_blocks:
         raise InputError(
             f"teacher_layer is {teacher_layer}; a teacher of {num_blocks} blocks takes 0 to {num_blocks - 1}"
@@ -45,7 +45,7 @@ def check_teacher_layer(teacher_layer: int, num_blocks: int) -> None:
 
 
 def freeze(teacher: PreTrainedModel) -> PreTrainedModel:
-    """The same model in evaluation mode, none of its weights asking for a gradient."""
+    """Set the model to evaluation mode, disable the gradients of its weights, and return it."""
     return fuse_activations(teacher).eval().requires_grad_(False)
 
 
@@ -56,18 +56,18 @@ def check_causal(model: PreTrainedModel, role: str, source: str) -> None:
     one, other = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     if not torch.allclose(one, other, rtol=1e-2, atol=1e-2 * one.abs().max().item()):
         raise InputError(
-            f"the {role} {source} is no causal language model: a later token changes its predictions at earlier ones"
+            f"the {role} {source} is not a causal language model: a later token changes its predictions at earlier ones"
         )
 
 
 def teacher_fingerprint(teacher: PreTrainedModel) -> str:
-    """Fingerprint of the teacher's weights."""
+    """Return the fingerprint of the teacher's weights."""
     return fingerprint.hash_tensors(teacher.state_dict().items())
 
 
 @contextmanager
 def tap(teacher: PreTrainedModel, layer: int, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While open, the value that leaves block `layer` is replaced by act(value)."""
+    """While open, replace the output of block `layer` by act(output)."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> object:
         if isinstance(output, tuple):
@@ -82,7 +82,7 @@ def tap(teacher: PreTrainedModel, layer: int, act: Callable[[Tensor], Tensor]) -
 
 
 def _inputs(input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor | bool]:
-    """Arguments of a forward pass; padding is neither attended to nor counted in positions."""
+    """Build the arguments of a forward pass; padding is neither attended to nor counted in positions."""
     inputs: dict[str, Tensor | bool] = {"input_ids": input_ids, "use_cache": False}
     if attention_mask is not None:
         inputs |= {"attention_mask": attention_mask, "position_ids": padded_positions(attention_mask)}
@@ -93,7 +93,7 @@ def _inputs(input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Tenso
 def residual_stream(
     teacher: PreTrainedModel, input_ids: Tensor, layer: int, attention_mask: Tensor | None = None
 ) -> Tensor:
-    """x (B, T, d) after block `layer`. The blocks above it do not run."""
+    """Return x (B, T, d) after block `layer`. The blocks above it do not run."""
     tapped: list[Tensor] = []
 
     def take(x: Tensor) -> Tensor:
@@ -109,19 +109,19 @@ def residual_stream(
 
 
 class ReadText(NamedTuple):
-    """What a teacher makes of a text."""
+    """A teacher's output for a text."""
 
     residual: Tensor
-    """x, (B, T, d): the value that leaves the tapped block."""
+    """x, (B, T, d): the output of the tapped block."""
     logits: Tensor
-    """(B, T, V) of the next token."""
+    """(B, T, V) next-token logits."""
 
 
 @torch.no_grad()
 def read_text(
     teacher: PreTrainedModel, input_ids: Tensor, layer: int, attention_mask: Tensor | None = None
 ) -> ReadText:
-    """The residual stream after block `layer` and the logits, by one pass."""
+    """Return the residual stream after block `layer` and the logits, in one forward pass."""
     tapped: list[Tensor] = []
 
     def note(x: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def read_text(
 
 
 def next_token_targets(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """(B, T) the token that follows each token, IGNORE where there is none or where either is padding."""
+    """Return (B, T) the token that follows each token, IGNORE where there is none or where either is padding."""
     targets = torch.full_like(input_ids, IGNORE, dtype=torch.long)
     targets[:, :-1] = input_ids[:, 1:]
     if attention_mask is not None:
@@ -156,10 +156,10 @@ def tapped_residual(
     attention_mask: Tensor | None = None,
     head: nn.Linear | None = None,
 ) -> TappedResidual:
-    """One forward pass, and a backward pass that ends at the tap (DESIGN section 2, extraction 1).
+    """Run a forward pass, and a backward pass that ends at the tap.
 
-    The blocks below the tap build no graph and no weight gets a gradient: the graph starts at x.
-    The teacher must be frozen (`freeze`). With its `plain_head`, its logits (B, T, V) never live whole.
+    The graph starts at x: the blocks below the tap build none, and no weight gets a gradient. The teacher must be
+    frozen (`freeze`). If its `plain_head` is given, the full logits (B, T, V) are never materialized.
     """
     tapped: list[Tensor] = []
 
@@ -183,7 +183,7 @@ def tapped_residual(
 def loss_with_residual(
     teacher: PreTrainedModel, input_ids: Tensor, layer: int, replace: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Sum of the teacher's next-token losses (nats) when the residual after `layer` is replace(x)."""
+    """Return the sum of the teacher's next-token losses (nats) if the residual after `layer` is replace(x)."""
     with tap(teacher, layer, replace):
         logits = teacher(**_inputs(input_ids, None)).logits
     return _sum_of_losses(logits, next_token_targets(input_ids))

@@ -1,1 +1,1 @@
-"""What a teacher predicts at each token, for students that are to predict the same (Hinton et al., 2015)."""
+"""Knowledge distillation (Hinton et al., 2015): stored teacher predictions, and the divergence from them."""

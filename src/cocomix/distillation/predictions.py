@@ -1,9 +1,9 @@
-"""The teacher's most probable next tokens at every token of a corpus, computed once for every student.
+"""Store the teacher's most probable next tokens at every token of a corpus, computed once for all students.
 
-    predictions.json       what they were made from (`PredictionsInfo`)
+    predictions.json       how they were computed (`PredictionsInfo`)
     train/                 shards (`data.shards`); columns `input_ids` (T,) and the fields of `TopTokens`
 
-Only training text: nothing is distilled on validation text. T tokens of a block, k top tokens.
+Only training text is covered, because nothing is distilled on validation text. T tokens per block, k top tokens.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ SIDE = "train"
 
 @dataclass(frozen=True)
 class PredictionsInfo:
-    """What stored predictions were made from.
+    """How stored predictions were computed.
 
     Attributes:
         corpus: fingerprint of the packed corpus.
         teacher: fingerprint of the teacher's weights.
         top_k: k.
         temperature: τ.
-        mean_rest: mass of all other tokens, on average.
-        shards: their number.
+        mean_rest: mean mass of the tokens outside the top k.
+        shards: number of shards.
     """
 
     corpus: str
@@ -57,23 +57,23 @@ def predict_corpus(
     blocks_per_batch: int,
     blocks_per_shard: int,
 ) -> PredictionsInfo:
-    """Store the teacher's top tokens of `blocks` in `folder`; called by every process, each does its share.
+    """Store the teacher's top tokens of `blocks` in `folder`. Every rank must call this; the ranks share the work.
 
     Args:
         teacher: frozen.
         blocks: training blocks.
-        folder: where to; whole shards that lie there are kept.
+        folder: destination; complete shards that it already holds are kept.
         plan: settings; `mean_rest` and `shards` are filled in.
-        vocab_size: V; what the teacher says of tokens beyond, which no text has, is left out.
+        vocab_size: V; logits from this id on belong to no token and are ignored.
         blocks_per_batch: blocks that the teacher reads at once.
-        blocks_per_shard: blocks of one shard.
+        blocks_per_shard: blocks per shard.
 
     Raises:
-        InputError: top_k is not below the vocabulary, the disk is too small, or was full.
+        InputError: top_k is not smaller than the vocabulary, or the disk has too little space.
     """
     if plan.top_k >= vocab_size:
         raise InputError(
-            f"distillation.top_k is {plan.top_k}; there are {vocab_size} tokens: give fewer, or leave it out"
+            f"distillation.top_k is {plan.top_k}, but there are only {vocab_size} tokens: lower it, or leave it out"
         )
     ids = blocks.select_columns("input_ids").with_format("numpy")
     columns = prediction_columns(blocks.features["input_ids"], plan.top_k)
@@ -85,7 +85,7 @@ def predict_corpus(
             logits = teacher(input_ids=torch.from_numpy(batch).to(teacher.device), use_cache=False).logits
             top = top_tokens(logits[..., :vocab_size], plan.top_k, plan.temperature)
             arrays = {f"teacher_{name}": tensor.cpu().numpy() for name, tensor in top._asdict().items()}
-            # Counts are whole numbers, which add up alike in any order.
+            # Counts are integers, whose sum does not depend on the order.
             yield Part(arrays, {"tokens": batch.size, "rest_in_millionths": int(top.log_rest.exp().sum() * 1e6)})
 
     shards = make_shards(
@@ -107,12 +107,12 @@ def predict_corpus(
 
 
 def load_predictions(folder: Path) -> Dataset:
-    """The training blocks with the teacher's predictions; InputError if they are damaged."""
+    """Open the training blocks with the teacher's predictions; raise InputError if they are damaged."""
     return open_shards(folder, {SIDE: read_predictions_info(folder).shards}, "teacher's predictions")[SIDE]
 
 
 def read_predictions_info(folder: Path) -> PredictionsInfo:
-    """The `predictions.json` of a folder; InputError if it cannot be read."""
+    """Read the `predictions.json` of a folder; raise InputError if it is unreadable."""
     try:
         return PredictionsInfo(**files.read_json(folder / PREDICTIONS_FILE))
     except (FileNotFoundError, TypeError, ValueError) as error:
@@ -120,7 +120,7 @@ def read_predictions_info(folder: Path) -> PredictionsInfo:
 
 
 def predictions_whole(folder: Path) -> bool:
-    """Whether every shard is as it was written, and what describes them is there."""
+    """Check that every shard has its recorded checksum and that their description exists."""
     try:
         load_predictions(folder)
     except InputError:
@@ -129,7 +129,7 @@ def predictions_whole(folder: Path) -> bool:
 
 
 def prediction_columns(ids: List, k: int) -> Features:
-    """Columns of stored predictions; `ids` is the corpus' column `input_ids`."""
+    """Return the columns of stored predictions; `ids` is the type of the corpus column `input_ids`."""
     per_token = {
         "teacher_ids": List(Value(ids.feature.dtype), length=k),
         "teacher_log_probs": List(Value("float32"), length=k),

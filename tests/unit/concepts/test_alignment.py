@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from cocomix.concepts.alignment import OtherTokens, teacher_token_of
+from cocomix.concepts.alignment import OtherTokens, align_tokens
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.reading import Passages, SameTokens
 from cocomix.concepts.sae import SparseAutoencoder
@@ -186,18 +186,18 @@ def test_the_index_is_that_of_a_plain_search(seed: int) -> None:
     rng = np.random.default_rng(seed)
     length = int(rng.integers(1, 40))
     student, teacher = random_ends(rng, length), random_ends(rng, length)
-    found = teacher_token_of(student, teacher)
+    found = align_tokens(student, teacher)
     assert found.tolist() == plainly(student, teacher)
     assert (np.diff(found) >= 0).all()
-    assert teacher_token_of(student, student).tolist() == [*range(len(student))]
+    assert align_tokens(student, student).tolist() == [*range(len(student))]
 
 
 def test_the_index_of_a_split_character() -> None:
     # One character at 3 to 4, of four tokens against two, one, three; and the other way round.
-    assert teacher_token_of(np.array([3, 4, 4, 4, 4]), np.array([3, 4, 4])).tolist() == [0, 1, 1, 2, 2]
-    assert teacher_token_of(np.array([4, 4, 4, 4]), np.array([4])).tolist() == [0, 0, 0, 0]
-    assert teacher_token_of(np.array([4, 4]), np.array([1, 4, 4, 4])).tolist() == [2, 3]
-    assert teacher_token_of(np.array([4]), np.array([4, 4, 4, 4])).tolist() == [3]
+    assert align_tokens(np.array([3, 4, 4, 4, 4]), np.array([3, 4, 4])).tolist() == [0, 1, 1, 2, 2]
+    assert align_tokens(np.array([4, 4, 4, 4]), np.array([4])).tolist() == [0, 0, 0, 0]
+    assert align_tokens(np.array([4, 4]), np.array([1, 4, 4, 4])).tolist() == [2, 3]
+    assert align_tokens(np.array([4]), np.array([4, 4, 4, 4])).tolist() == [3]
 
 
 # ---- the same tokenizer
@@ -488,14 +488,14 @@ def test_a_corpus_of_another_tokenizer_is_refused(tokenizers: dict[str, PreTrain
     blocks, documents = corpus(tokenizers["400"], 8)
     for wrong in ("bytes", "1000", "metaspace"):
         other = OtherTokens(blocks, 8, documents, tokenizers[wrong], tokenizers["400"])
-        with pytest.raises(InputError, match=r"^blocks 1 to 4 of the corpus are not what the students' tokenizer"):
+        with pytest.raises(InputError, match=r"^blocks 1 to 4 of the corpus differ from their text"):
             other(1, 5)
 
 
 def test_documents_of_another_corpus_are_refused(tokenizers: dict[str, PreTrainedTokenizerFast]) -> None:
     blocks, _ = corpus(tokenizers["400"], 8)
     _, documents = corpus(tokenizers["400"], 8, TEXTS[:3])
-    with pytest.raises(InputError, match=r"its documents only \d+ tokens: pack it anew$"):
+    with pytest.raises(InputError, match=r"its documents have only \d+ tokens: pack it again$"):
         OtherTokens(blocks, 8, documents, tokenizers["400"], tokenizers["bytes"])
 
 
@@ -504,6 +504,6 @@ def test_a_slow_tokenizer_is_refused(whose: str, tokenizers: dict[str, PreTraine
     fast = tokenizers["400"]
     pair = (ByT5Tokenizer(), fast) if whose == "students'" else (fast, ByT5Tokenizer())
     blocks, documents = corpus(fast, 8)
-    with pytest.raises(InputError, match=rf"^the {whose} tokenizer \(ByT5Tokenizer\) does not say") as raised:
+    with pytest.raises(InputError, match=rf"^the {whose} tokenizer \(ByT5Tokenizer\) does not report") as raised:
         OtherTokens(blocks, 8, documents, *pair)
     assert "\n" not in str(raised.value)

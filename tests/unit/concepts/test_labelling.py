@@ -255,7 +255,7 @@ def test_records_survive_writing_and_reading(extractor, tmp_path):
 def test_a_broken_description_is_refused(content, extractor, tmp_path):
     label(extractor, tmp_path)
     (tmp_path / "labels.json").write_text(content)
-    with pytest.raises(InputError, match=r"labels\.json does not describe a labelled corpus"):
+    with pytest.raises(InputError, match=r"labels\.json does not describe a labeled corpus"):
         load_labels(tmp_path)
 
 

@@ -69,17 +69,17 @@ def refused(source: Path | str, message: str, **arguments: Any) -> None:
 
 
 def test_a_path_with_nothing_there_is_refused(tmp_path):
-    refused(tmp_path / "none.pt", "no SAE at '.*none.pt': expected a SAELens folder")
+    refused(tmp_path / "none.pt", "no SAE at '.*none.pt': expected a SAELens or sparsify folder")
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path):
-    refused(tmp_path, "no SAE at .*: expected a SAELens folder or a sparsify folder")
+    refused(tmp_path, "no SAE at .*: expected a SAELens or sparsify folder")
 
 
 def test_a_folder_of_saes_is_refused_with_their_names(tmp_path):
     for name in ("layers.10", "layers.9", "layers.9.mlp", "layers.2/seed1"):
         sparsify_folder(tmp_path / name)
-    refused(tmp_path, "holds an SAE in each .*: layers.2/seed1, layers.9, layers.9.mlp, layers.10$")
+    refused(tmp_path, "holds several SAEs; give the folder of one: layers.2/seed1, layers.9, layers.9.mlp, layers.10$")
 
 
 def test_the_list_of_names_ends(tmp_path):
@@ -96,11 +96,11 @@ def test_the_list_of_names_ends(tmp_path):
     [
         ("batchtopk", " .a training checkpoint: .*save_inference_model.*"),
         ("matryoshka_batchtopk", " .a training checkpoint: .*save_inference_model.*"),
-        ("skip_transcoder", " .it reads at one place.*"),
-        ("jumprelu_transcoder", " .it reads at one place.*"),
+        ("skip_transcoder", " .it reads at one site.*"),
+        ("jumprelu_transcoder", " .it reads at one site.*"),
         ("abstopk", " .its latents may be negative."),
-        ("matching_pursuit", " .it encodes in many steps.*"),
-        ("temporal", " .it encodes a token by way of.*"),
+        ("matching_pursuit", " .it encodes iteratively.*"),
+        ("temporal", " .its encoding of a token depends.*"),
         ("crosscoder", ""),
         (None, ""),
     ],
@@ -117,11 +117,11 @@ def test_an_old_sae_with_another_activation_is_refused(tmp_path):
 
 def test_a_normalisation_that_is_not_known_here_is_refused(tmp_path):
     folder = saelens_folder(tmp_path, normalize_activations="covariance_whitening")
-    refused(folder, "normalises its input by 'covariance_whitening'; expected none, ")
+    refused(folder, "normalizes its input by 'covariance_whitening'; expected none, ")
 
 
 def test_an_unfolded_average_is_used_as_saelens_does_and_said(tmp_path):
-    with pytest.warns(UserWarning, match="used unscaled, as SAELens does"):
+    with pytest.warns(UserWarning, match="used unscaled, as by SAELens"):
         assert load_sae(saelens_folder(tmp_path, normalize_activations=True)).normalisation == "none"
 
 
@@ -129,7 +129,7 @@ def test_an_unfolded_average_is_used_as_saelens_does_and_said(tmp_path):
 def test_a_checkpoint_whose_scaling_lies_beside_it_is_refused(state, tmp_path):
     folder = saelens_folder(tmp_path)
     (folder / "activation_scaler.json").write_text(json.dumps(state))
-    refused(folder, "is a training checkpoint whose input scaling is not in the weights")
+    refused(folder, "is a training checkpoint whose input scaling is not folded into the weights")
 
 
 def test_a_checkpoint_that_needs_no_scaling_is_taken(tmp_path):
@@ -144,7 +144,7 @@ def test_reshaped_activations_are_refused(tmp_path):
 
 def test_a_finetuned_scale_is_refused_unless_it_is_one(tmp_path):
     folder = saelens_folder(tmp_path, {"scaling_factor": torch.full((D_SAE,), 1.5)})
-    refused(folder, "has a scaling_factor, which SAELens 6 cannot use either")
+    refused(folder, "has a scaling_factor, which SAELens 6 does not support")
     assert load_sae(saelens_folder(tmp_path, {"scaling_factor": torch.ones(D_SAE)})).k == K
 
 
@@ -171,7 +171,7 @@ THRESHOLD = {"threshold": torch.ones(D_SAE)}
         ("gated", {}, "'gated', lacks b_gate, b_mag, r_mag and has b_enc, which would be ignored"),
         ("jumprelu", {"threshold": torch.full((D_SAE,), torch.nan)}, "threshold contains NaN"),
         ("topk", {"b_dec": torch.full((D_IN,), torch.inf)}, "b_dec contains NaN or infinity"),
-        ("topk", {"W_dec": torch.zeros(D_SAE, D_IN, dtype=torch.int8)}, "W_dec is of type torch.int8"),
+        ("topk", {"W_dec": torch.zeros(D_SAE, D_IN, dtype=torch.int8)}, "W_dec has the dtype torch.int8"),
     ],
 )
 def test_weights_that_are_not_those_of_the_architecture_are_refused(architecture, extra, message, tmp_path):
@@ -183,12 +183,12 @@ def test_weights_that_are_not_those_of_the_architecture_are_refused(architecture
     [
         ({"d_in": 9}, "has d_in 8 by its weights and 9 in its configuration"),
         ({"d_sae": 21}, "has d_sae 20 by its weights and 21 in its configuration"),
-        ({"dtype": "int8"}, "dtype 'int8' in its configuration; expected one such as 'float32'"),
+        ({"dtype": "int8"}, "dtype 'int8' in its configuration; expected a dtype such as 'float32'"),
         ({"dtype": 7}, "dtype 7 in its configuration"),
         ({"k": 4.7}, "has k 4.7 in its configuration; expected a value of type int"),
         ({"apply_b_dec_to_input": "False"}, "has apply_b_dec_to_input 'False' in its configuration; expected .* bool"),
         ({"normalize_activations": ["none"]}, "normali[sz]es its input by .'none'.; expected none, "),
-        ({"architecture": "standard", "rescale_acts_by_decoder_norm": True}, "SAELens only applies to topk: fold"),
+        ({"architecture": "standard", "rescale_acts_by_decoder_norm": True}, "SAELens applies only to topk: fold"),
     ],
 )
 def test_a_configuration_of_other_weights_is_refused(changes, message, tmp_path):
@@ -305,7 +305,7 @@ def test_an_old_configuration_names_the_layer_too(tmp_path):
     ],
 )
 def test_a_place_that_is_not_tapped_is_refused(hook, tmp_path):
-    refused(saelens_folder(tmp_path, metadata={"hook_name": hook}), f"reads {hook}; only the residual stream between")
+    refused(saelens_folder(tmp_path, metadata={"hook_name": hook}), f"reads {hook}, but only the residual")
 
 
 @pytest.mark.parametrize(("name", "layer"), [("layers.5", 5), ("transformer.h.7", 7), ("h.2", 2), ("mine", None)])
@@ -315,7 +315,7 @@ def test_a_sparsify_folder_is_named_after_what_it_reads(name, layer, tmp_path):
 
 
 def test_a_sparsify_folder_of_another_place_is_refused(tmp_path):
-    refused(sparsify_folder(tmp_path / "layers.5.mlp"), "reads layers.5.mlp; only the residual stream")
+    refused(sparsify_folder(tmp_path / "layers.5.mlp"), "reads layers.5.mlp, but only the residual stream")
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_an_openai_sae_with_a_tied_decoder_is_refused(tmp_path):
     state = openai_state()
     del state["decoder.weight"]
     torch.save(state, tmp_path / "sae.pt")
-    refused(tmp_path / "sae.pt", "lacks decoder.weight; expected .*: one with a tied decoder cannot serve")
+    refused(tmp_path / "sae.pt", "lacks decoder.weight; expected .*: tied decoders are not supported")
 
 
 def test_an_openai_sae_gives_its_sizes(tmp_path):
@@ -418,7 +418,7 @@ def test_latents_are_at_most_k_and_never_negative():
     [
         ({}, "exactly one of k .* and threshold"),
         ({"k": K, "threshold": torch.zeros(D_SAE)}, "exactly one of k .* and threshold"),
-        ({"threshold": torch.full((D_SAE,), -0.1)}, "threshold has entries below 0"),
+        ({"threshold": torch.full((D_SAE,), -0.1)}, "threshold has negative entries"),
         ({"threshold": torch.zeros(D_SAE + 1)}, "threshold has the shape"),
         ({"k": K, "normalisation": "batch"}, "normalisation is 'batch'; expected one of none, centre"),
         ({"threshold": torch.zeros(D_SAE), "max_active": 0}, "max_active is 0; expected 1 or more"),
