@@ -1,6 +1,6 @@
-"""Three ways of turning a concept up in a text, which are compared: the method's own, and two that need no CoCoMix.
+"""The three compared ways of turning a concept up in a text: CoCoMix steering, and two that need no CoCoMix.
 
-R requests of a batch, d teacher width.
+Dimensions: R requests per batch, d teacher width, C concepts.
 """
 
 from __future__ import annotations
@@ -18,67 +18,66 @@ from cocomix.steering.sampling import SharedNoise, in_tokens, sample
 
 
 class Request(NamedTuple):
-    """A text that is wanted."""
+    """A text to generate."""
 
     prompt: int
-    """Its number among the prompts."""
+    """Index of the prompt."""
     concept: int
-    """What is to be turned up."""
+    """Concept to turn up."""
     strength: float
-    """How much, in the arm's own unit; 0 is a text of the unsteered model."""
+    """Strength in the arm's unit; 0 for a text of the unsteered model."""
 
 
 class Arm(Protocol):
-    """One of the three ways."""
+    """One of the compared ways."""
 
     name: str
     unit: str
-    """What a strength of 1 is."""
+    """Meaning of a strength of 1."""
 
     @property
     def strengths(self) -> Sequence[float]:
-        """To try."""
+        """Strengths to try."""
         ...
 
     def write(self, requests: Sequence[Request]) -> list[str]:
-        """How the texts go on after their prompts."""
+        """Generate the continuation of each request's prompt."""
         ...
 
 
 class Writer(NamedTuple):
-    """A model that goes on after prompts."""
+    """A model that continues prompts."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     prompts: Sequence[str]
     tokens: int
-    """To be written."""
+    """Number of tokens to generate."""
     seed: int
-    beginning: Sequence[int] = ()
-    """Tokens that the model reads before each text."""
+    prefix: Sequence[int] = ()
+    """Token ids that the model reads before each text."""
 
     def write(self, requests: Sequence[Request], prefixes: Sequence[str] | None = None, **options: Any) -> list[str]:
-        """Continuations, with something before the prompts if wanted; what the context has no room for is cut off in
-        front of the prompt."""
+        """Generate continuations, optionally with a text before each prompt, which is truncated to fit the context."""
         prompts = in_tokens(self.tokenizer, [self.prompts[request.prompt] for request in requests])
         before = [[]] * len(prompts) if prefixes is None else in_tokens(self.tokenizer, prefixes)
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        beginnings = []
-        for prefix, prompt in zip(before, prompts, strict=True):
-            room = None if context is None else max(0, context - self.tokens - len(self.beginning) - len(prompt))
-            beginnings.append([*self.beginning, *prefix[:room], *prompt])
+        inputs = []
+        for text, prompt in zip(before, prompts, strict=True):
+            room = None if context is None else max(0, context - self.tokens - len(self.prefix) - len(prompt))
+            inputs.append([*self.prefix, *text[:room], *prompt])
         noise = SharedNoise([request.prompt for request in requests], len(self.prompts), self.seed)
-        return sample(self.model, self.tokenizer, beginnings, noise, self.tokens, **options)
+        return sample(self.model, self.tokenizer, inputs, noise, self.tokens, **options)
 
 
 class SteeredStudent:
-    """Concept logits of a CoCoMix model, before the choice, at every token.
+    """Steer the concept logits of a CoCoMix model, before the choice, at every token.
 
     Args:
-        writer: the model.
-        strengths: to try.
-        operation: `add`, strengths being standard deviations of its concept logits, or `scale`, being factors.
-        deviation: the standard deviation.
+        writer: writer with the CoCoMix model.
+        strengths: strengths to try.
+        operation: `add`, with strengths in standard deviations of the concept logits, or `scale`, with factors.
+        deviation: standard deviation of the concept logits.
     """
 
     def __init__(self, writer: Writer, strengths: Sequence[float], operation: str, deviation: float) -> None:
@@ -98,14 +97,14 @@ class SteeredStudent:
 
 
 class SteeredTeacher:
-    """The concept's decoder direction added to the teacher's residual stream at the tapped block, at every token.
+    """Add the concept's decoder direction to the teacher's residual stream at the tapped block, at every token.
 
     Args:
-        writer: the teacher.
-        strengths: to try, as shares of `norm`.
-        layer: the tapped block.
-        directions: W_dec (C, d); each is scaled to length 1.
-        norm: of the residual stream there.
+        writer: writer with the teacher.
+        strengths: strengths to try, as fractions of `norm`.
+        layer: number of the tapped block.
+        directions: W_dec (C, d); each row is scaled to length 1.
+        norm: length of the residual stream there.
     """
 
     name = "decoder direction in the teacher"
@@ -123,12 +122,12 @@ class SteeredTeacher:
 
 
 class NamingPrompt:
-    """The tokens that a concept promotes, named before the prompt of the unsteered student.
+    """Name the tokens that a concept promotes before the prompt of the unsteered student.
 
     Args:
-        writer: the student.
-        strengths: to try: how many tokens are named.
-        promoted: of each concept, the strongest first.
+        writer: writer with the student.
+        strengths: numbers of named tokens to try.
+        promoted: tokens that each concept promotes, strongest first.
     """
 
     name = "prompt that names its tokens"

@@ -1,6 +1,6 @@
-"""Effect of steering against what it costs in fluency: figures with intervals, and their picture.
+"""Effect of steering against its cost in fluency: estimates with intervals, and their plot.
 
-N concepts, P prompts, S strengths.
+Dimensions: N concepts, P prompts.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from cocomix.steering.judge import Readings
 
 
 class Outcome(NamedTuple):
-    """What the judge says of the texts of one strength, by concept; each (N,), a mean over the prompts."""
+    """The judge's readings of the texts of one strength by concept, each (N,), averaged over the prompts."""
 
     activation: np.ndarray
-    """Of the concept that was turned up."""
+    """Mean activation of the steered concept."""
     active: np.ndarray
-    """Share of the tokens at which it is active."""
+    """Fraction of tokens at which it is active."""
     control_activation: np.ndarray
-    """Of the same concept, where another one was turned up."""
+    """Mean activation of the same concept where its control was steered."""
     control_active: np.ndarray
-    """Share of their tokens."""
+    """Fraction of tokens at which it is active there."""
     nll: np.ndarray
-    """Of the texts in which the concept was turned up, nats per token."""
+    """Negative log-probability of the texts with the steered concept, nats per token."""
     control_nll: np.ndarray
-    """Of those in which the other one was."""
+    """The same of the texts with the steered control."""
     distinct_1: np.ndarray
-    """Of the texts in which the concept was turned up."""
+    """distinct-1 of the texts with the steered concept."""
     distinct_2: np.ndarray
-    """The same."""
+    """distinct-2 of the same texts."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over concepts, and the interval in which it lies in 95 of 100 bootstrap samples of the concepts."""
+    """A mean over concepts with its 95 % bootstrap interval over concepts."""
 
     mean: float
     interval: tuple[float, float]
@@ -47,20 +47,20 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Point:
-    """An arm at one strength, against its own unsteered texts.
+    """Estimates of an arm at one strength, relative to its unsteered texts.
 
     Attributes:
-        strength: in the arm's unit.
-        gain: activation of the steered concept less that in unsteered text, in units of the concept's typical
-            activation: 1 is as active at every token as it typically is where it is active.
-        control: the same where a random concept of about equal frequency was turned up instead.
+        strength: strength in the arm's unit.
+        gain: activation of the steered concept minus that in unsteered text, in units of the concept's typical
+            activation: 1 means as active at every token as it typically is where it is active.
+        control: the same, where a random concept of similar frequency was steered instead.
         specific: gain − control.
-        active: share of the tokens at which the steered concept is active, less that of unsteered text.
-        cost: mean negative log-probability by the teacher less that of unsteered text, nats per token: the logarithm
-            of how many times the perplexity is larger.
-        control_cost: the same of the texts of `control`.
-        perplexity: of the texts, by the teacher: e to the mean over texts.
-        distinct_1, distinct_2: of the texts.
+        active: fraction of tokens at which the steered concept is active, minus that of unsteered text.
+        cost: mean negative log-probability by the teacher minus that of unsteered text, nats per token: the logarithm
+            of the ratio of perplexities.
+        control_cost: the same for the texts of `control`.
+        perplexity: perplexity of the texts by the teacher: e to the mean over texts.
+        distinct_1, distinct_2: fraction of distinct tokens, and of distinct pairs of neighbors.
     """
 
     strength: float
@@ -76,38 +76,38 @@ class Point:
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Of the values of N concepts, (N,)."""
+    """Estimate the mean of values (N,) of N concepts."""
     interval = percentile_interval(bootstrap_ratios(values.astype(np.float64), np.ones(len(values))))
     return Estimate(float(values.mean()), interval)
 
 
 def outcome(steered: Readings, control: Readings, prompts: int) -> Outcome:
-    """Of one strength.
+    """Average the readings of one strength over the prompts.
 
     Args:
-        steered: N · P texts, prompt by prompt for each concept; of every text all N concepts were looked at.
-        control: the same, where the concept's control was turned up.
+        steered: readings of N · P texts, ordered by concept, then prompt, with all N concepts watched in each.
+        control: the same, with each concept's control steered.
         prompts: P.
     """
 
     def own(watched: np.ndarray) -> np.ndarray:
-        """(N,) what N · P texts say of their own concept."""
+        """(N · P, N) readings to (N,): each concept in its own texts."""
         concepts = watched.shape[1]
         by_prompt = watched.reshape(concepts, prompts, concepts)
         return by_prompt[np.arange(concepts), :, np.arange(concepts)].mean(-1)
 
-    of_texts = (steered.nll, control.nll, steered.distinct_1, steered.distinct_2)
+    per_text = (steered.nll, control.nll, steered.distinct_1, steered.distinct_2)
     watched = (steered.activation, steered.active, control.activation, control.active)
-    return Outcome(*map(own, watched), *(each.reshape(-1, prompts).mean(-1) for each in of_texts))
+    return Outcome(*map(own, watched), *(each.reshape(-1, prompts).mean(-1) for each in per_text))
 
 
 def point(strength: float, found: Outcome, unsteered: Readings, typical: np.ndarray) -> Point:
-    """The figures of one strength.
+    """Estimate effect and cost at one strength.
 
     Args:
-        strength: in the arm's unit.
-        found: what became of the texts.
-        unsteered: the P texts of the same model, not steered.
+        strength: strength in the arm's unit.
+        found: outcome of the steered texts.
+        unsteered: readings of the P texts of the same model without steering.
         typical: (N,) mean activation of each concept where it is active in ordinary text.
     """
     before = unsteered.activation.mean(0)
@@ -127,20 +127,20 @@ def point(strength: float, found: Outcome, unsteered: Readings, typical: np.ndar
 
 
 class Line(NamedTuple):
-    """An arm's points, as they are drawn."""
+    """An arm's points in the plot."""
 
     name: str
     points: Sequence[Point]
 
 
 def picture(lines: Sequence[Line], title: str) -> bytes:
-    """Gain against cost, a line per arm with intervals both ways; dashed, its control. A PNG."""
+    """Plot gain against cost as a PNG: a line per arm with intervals in both directions, and its control dotted."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), dpi=120, layout="constrained")
     axes = figure.subplots()
     for number, line in enumerate(lines):
-        colour = f"C{number}"
+        color = f"C{number}"
         for label, gain, cost, style, alpha in (
             (line.name, "gain", "cost", "o-", 1.0),
             (f"{line.name}: control", "control", "control_cost", "x:", 0.5),
@@ -152,7 +152,7 @@ def picture(lines: Sequence[Line], title: str) -> bytes:
                 xerr=_bars(across),
                 yerr=_bars(up),
                 fmt=style,
-                color=colour,
+                color=color,
                 alpha=alpha,
                 markersize=4,
                 elinewidth=0.8,
@@ -165,11 +165,11 @@ def picture(lines: Sequence[Line], title: str) -> bytes:
                 xytext=(4, 4),
                 textcoords="offset points",
                 fontsize=8,
-                color=colour,
+                color=color,
             )
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.set(
-        xlabel="fluency cost: log perplexity by the teacher, less that of unsteered text (nats per token)",
+        xlabel="fluency cost: log perplexity by the teacher, minus that of unsteered text (nats per token)",
         ylabel="gain in activation (1: as active everywhere as it\ntypically is where it is active)",
     )
     axes.set_title(title, fontsize=10)
@@ -181,6 +181,6 @@ def picture(lines: Sequence[Line], title: str) -> bytes:
 
 
 def _bars(estimates: Sequence[Estimate]) -> np.ndarray:
-    """(2, points + 1) lengths of the error bars down and up; the first point is the unsteered text."""
+    """(2, points + 1) lengths of the error bars down and up; the first point is unsteered text."""
     lengths = [(each.mean - each.interval[0], each.interval[1] - each.mean) for each in estimates]
     return np.maximum(0.0, np.array([(0.0, 0.0), *lengths]).T)

@@ -1,4 +1,4 @@
-"""`cocomix evaluate steering RUN`: from a run to the curve of effect against fluency."""
+"""`cocomix evaluate steering RUN`: measure the effect of steering against its cost in fluency."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ from cocomix.steering.score import (
 
 KIND = "steering"
 PICTURES = {"add": "steering.png", "scale": "steering-scale.png"}
-"""By operation."""
+"""File name of the plot, by operation."""
 SURVEYED_TOKENS = 100_000
-"""Tokens of validation text in which the teacher's concepts are counted."""
+"""Number of validation tokens over which typical activations are measured."""
 
 
 def score_steering(run: OpenRun, settings: ScoreSettings) -> Evaluation:
-    """Score three ways of turning concepts up, and draw them into the run's folder.
+    """Score three ways of turning concepts up, and save their plot to the run's folder.
 
     Args:
         run: run of a model that mixes concepts.
-        settings: what is tried.
+        settings: settings of the measurement.
 
     Raises:
-        InputError: the run's corpus, labels, teacher or SAE are not there, or are others; too few concepts or prompts.
+        InputError: the run's corpus, labels, teacher or SAE is gone or has changed; too few concepts or prompts.
     """
-    labelled = learned_labels(run)
-    frequencies = training_frequencies(labelled)
-    choose_concepts(frequencies, frequencies > 0, settings.concepts, settings.seed)  # refuses too many before all work
+    labeled = learned_labels(run)
+    frequencies = training_frequencies(labeled)
+    choose_concepts(frequencies, frequencies > 0, settings.concepts, settings.seed)  # fail early
     source = concept_source(run)
     if source is None:
         raise InputError(f"the recipe of {run.folder} names no teacher and SAE; set teacher.source and sae.source")
@@ -62,7 +62,7 @@ def score_steering(run: OpenRun, settings: ScoreSettings) -> Evaluation:
         )
     model, tokenizer = run.model, run.tokenizer
     settings = _within(settings, model, teacher)
-    prompts = choose_prompts(labelled.validation, tokenizer, settings.prompts, settings.prompt_tokens, settings.seed)
+    prompts = choose_prompts(labeled.validation, tokenizer, settings.prompts, settings.prompt_tokens, settings.seed)
 
     assert run.record is not None
     surveyed = min(len(source.validation), -(-SURVEYED_TOKENS // run.record.block_size))
@@ -95,7 +95,7 @@ def score_steering(run: OpenRun, settings: ScoreSettings) -> Evaluation:
     return Evaluation(
         kind=KIND,
         name=settings.operation,
-        settings={**settings.to_dict(), "labels": labels_fingerprint(labelled.info)},
+        settings={**settings.to_dict(), "labels": labels_fingerprint(labeled.info)},
         figures={
             "arms": [
                 {"name": arm.name, "unit": arm.unit, "points": [asdict(each) for each in found.points]}
@@ -123,7 +123,7 @@ def _column(gains: np.ndarray, concept: int) -> list[float]:
 
 
 def _within(settings: ScoreSettings, *models: PreTrainedModel) -> ScoreSettings:
-    """The same with lengths that leave half of every context to what is named before a prompt."""
+    """Shorten prompts and texts to a quarter of each context, which leaves half for tokens named before a prompt."""
     contexts = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
     quarter = min((context // 4 for context in contexts if context is not None), default=settings.new_tokens)
     return replace(
@@ -136,6 +136,6 @@ def _within(settings: ScoreSettings, *models: PreTrainedModel) -> ScoreSettings:
 def _draw(path: Path, lines: list[Line], settings: ScoreSettings, name: str) -> None:
     title = (
         f"{name}: {settings.concepts} concepts, {settings.prompts} prompts, {settings.new_tokens} tokens each; "
-        "bars: 95 % over concepts;\nnumbers: strength; dotted: another concept of equal frequency turned up instead"
+        "bars: 95 % over concepts;\nnumbers: strength; dotted: another concept of similar frequency steered instead"
     )
     files.write_bytes(path, picture(lines, title))

@@ -1,4 +1,4 @@
-"""Text from a model, plain and steered."""
+"""Generate plain and steered text."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from cocomix.steering.sampling import continuation
 from cocomix.steering.tracing import text_ids
 
 LEAST_TEMPERATURE = 1e-3
-"""Of sampling; logits divided by less may not be finite."""
+"""Smallest temperature of sampling; logits divided by less may overflow."""
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How text is generated.
+    """Settings of generation.
 
     Attributes:
-        max_new_tokens: at most.
-        temperature: of sampling; 0 takes the most probable token.
-        top_p: sample from the most probable tokens that together have this probability.
-        seed: of sampling.
-        num_beams: of beam search; 1 for none.
-        num_samples: texts.
+        max_new_tokens: maximum number of generated tokens.
+        temperature: sampling temperature; 0 for greedy decoding.
+        top_p: probability mass of the most probable tokens to sample from.
+        seed: seed of sampling.
+        num_beams: number of beams; 1 for no beam search.
+        num_samples: number of texts.
 
     Raises:
-        InputError: a value out of its range, or one that has no effect.
+        InputError: a value is out of its range or has no effect.
     """
 
     max_new_tokens: Count = 40
@@ -55,7 +55,7 @@ class GenerationSettings:
             )
 
     def arguments(self) -> dict[str, Any]:
-        """For `generate`."""
+        """Return the arguments of Transformers' `generate`."""
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature else {}
         return {
             "max_new_tokens": self.max_new_tokens,
@@ -67,10 +67,10 @@ class GenerationSettings:
 
 
 def prompt_ids(run: OpenRun, prompt: str, max_new_tokens: int) -> Tensor:
-    """(1, T) the tokens of a prompt, on the model's device.
+    """Encode a prompt to (1, T) token ids on the model's device.
 
     Raises:
-        InputError: the prompt is empty, or leaves no room for what is to follow in the model's context.
+        InputError: the prompt is empty, or leaves no room for the new tokens in the model's context.
     """
     context = run.model.config.max_position_embeddings
     ids = text_ids(run.tokenizer, prompt, context)
@@ -83,11 +83,11 @@ def prompt_ids(run: OpenRun, prompt: str, max_new_tokens: int) -> Tensor:
 
 
 def continuations(run: OpenRun, prompt: str, settings: GenerationSettings, steering: Steering) -> list[str]:
-    """Texts that go on after the prompt, steered.
+    """Generate steered continuations of the prompt.
 
     Raises:
         InputError: the prompt is empty, or leaves no room in the model's context.
-        ValueError: the steering is not for this model.
+        ValueError: the steering does not fit this model.
     """
     inputs = prompt_ids(run, prompt, settings.max_new_tokens)
     set_seed(settings.seed)
@@ -98,5 +98,5 @@ def continuations(run: OpenRun, prompt: str, settings: GenerationSettings, steer
         pad_token_id=run.tokenizer.eos_token_id,
         **settings.arguments(),
     )
-    beginning = inputs[0].tolist()
-    return [continuation(run.tokenizer, beginning, new) for new in found[:, inputs.shape[1] :].tolist()]
+    ids = inputs[0].tolist()
+    return [continuation(run.tokenizer, ids, new) for new in found[:, inputs.shape[1] :].tolist()]

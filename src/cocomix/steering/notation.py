@@ -1,4 +1,4 @@
-"""How a person writes steering down: `123=+4`, `name:website address=x5`, and where it is to apply."""
+"""Parse the command-line notation of steering, such as `123=+4` or `name:website address=x5`, and of positions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cocomix.models.steering import ALL, FOREVER, GENERATED, Operation, Position
 
 NAME = "name:"
 DIGITS = 30
-"""Of a concept or position; Python refuses to read thousands of them."""
+"""Maximum number of digits of a concept or position; Python refuses to parse thousands."""
 FORMS = "CONCEPT=+4 or =-4 (add), =x5 (scale), ==4 (set), =off (suppress)"
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf"
-# A number without a sign could be meant to add or to set; so it has to say which.
+# A number without a sign is ambiguous between add and set, so it is not accepted.
 _WISH = re.compile(
     rf"(?P<concept>.*[^=])=(?:(?P<add>[+-](?:{_NUMBER}))|x(?P<scale>[+-]?(?:{_NUMBER}))"
     rf"|=(?P<set>[+-]?(?:{_NUMBER}))|(?P<suppress>off))",
@@ -25,16 +25,16 @@ _WISH = re.compile(
 def parse_steering(
     wishes: Sequence[str], catalog: Catalog | None, positions: str = ALL, after_choice: bool = False
 ) -> Steering:
-    """The steering that a person asks for.
+    """Parse steering.
 
     Args:
-        wishes: each as in `FORMS`; CONCEPT is a number, or `name:` and words.
-        catalog: where names are looked up.
+        wishes: operations in the notation of `FORMS`; CONCEPT is a number, or `name:` and words.
+        catalog: catalog for names.
         positions: `all`, `generated`, or numbers and spans such as `0,3,5-9,12-`.
-        after_choice: change kept logits only.
+        after_choice: act after the choice, on active concepts only.
 
     Raises:
-        InputError: a wish or position that cannot be read, a name that no or more than one concept has.
+        InputError: an operation or position is invalid, or a name matches no concept or several.
     """
     if not wishes:
         return Steering()
@@ -57,20 +57,20 @@ def _concept(written: str, wish: str, catalog: Catalog | None) -> int:
     if written.isdecimal() and written.isascii() and len(written) <= DIGITS:
         return int(written)
     if not written.startswith(NAME):
-        raise InputError(f"--steer {wish}: {written!r} is no number of a concept; for a name write {NAME}{written}")
+        raise InputError(f"--steer {wish}: {written!r} is not a concept number; for a name write {NAME}{written}")
     if catalog is None:
         raise InputError(
-            f"--steer {wish}: names need the run's concept catalogue, and there is none; make it with "
+            f"--steer {wish}: names need the run's concept catalog, and there is none; create it with "
             "`cocomix concepts RECIPE`, or give the concept's number"
         )
     return catalog.find(written.removeprefix(NAME))
 
 
 def parse_positions(written: str) -> list[Positions]:
-    """`all`, `generated`, or `0,3,5-9,12-` as numbers and spans, ends included.
+    """Parse positions: `all`, `generated`, or numbers and spans such as `0,3,5-9,12-`, whose ends are included.
 
     Raises:
-        InputError: it is none of these.
+        InputError: they are none of these.
     """
     if written in (ALL, GENERATED):
         return [written]
@@ -81,10 +81,10 @@ def parse_positions(written: str) -> list[Positions]:
         first, dash, last = read.groups()
         end = int(last) + 1 if last else FOREVER if dash else int(first) + 1
         if end <= int(first):
-            raise InputError(f"cannot read positions {written!r}: {part.strip()} ends before it begins")
+            raise InputError(f"cannot read positions {written!r}: {part.strip()} ends before it starts")
         spans.append((int(first), end))
     merged: list[Positions] = []
-    for first, end in sorted(spans):  # what is said twice is done once
+    for first, end in sorted(spans):  # overlapping spans apply once
         if merged and isinstance(last_one := merged[-1], range) and first <= last_one.stop:
             merged[-1] = range(last_one.start, max(end, last_one.stop))
         else:

@@ -1,4 +1,4 @@
-"""A trace as one web page that needs nothing else: light and dark, on a wide screen and on a phone."""
+"""Render a trace as a self-contained web page, light and dark, for wide screens and phones."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ _STYLE = """
 """
 _BODY = """<h1>{title}</h1>
 <p class="text">{text}</p>
-<p>Tap a token for its concepts. Its colour: what the concept with the largest effect does to the next token, green for
-raising it, red for lowering it.</p>
+<p>Tap a token for its concepts. Its color shows the largest effect of a concept on the next token: green raises it,
+red lowers it.</p>
 {tokens}
 <footer>{footer}</footer>"""
 _HEADER = "<tr><th>concept<th>logit<th>prob.<th>share<th>gradient<th>ablated<th>name</tr>"
 
 
 def trace_page(trace: Trace, title: str, concepts: int) -> str:
-    """The page of a trace, for each token its first `concepts` concepts.
+    """Render a trace.
 
     Args:
-        trace: what to show.
-        title: of the page.
-        concepts: of each token.
+        trace: trace to show.
+        title: title of the page.
+        concepts: number of concepts per token to show.
     """
     effects = [max((concept.effect for concept in token.concepts), key=abs) for token in trace.tokens]
     scale = max(map(abs, effects), default=0.0) or 1.0
@@ -67,9 +67,9 @@ def trace_page(trace: Trace, title: str, concepts: int) -> str:
 
 
 def _chip(token: TracedToken, effect: float) -> str:
-    colour = "up" if effect > 0 else "down"
+    color = "up" if effect > 0 else "down"
     broken = "<br>" if token.text.endswith("\n") else "<wbr>"
-    style = f"--effect: var(--{colour}); --strength: {abs(effect):.2f}"
+    style = f"--effect: var(--{color}); --strength: {abs(effect):.2f}"
     return f'<a href="#t{token.position}" style="{style}">{html.escape(visible(token.text))}</a>{broken}'
 
 
@@ -94,5 +94,5 @@ def _row(concept: TracedConcept) -> str:
 def _effect(effect: float | None) -> str:
     if effect is None:
         return "<td>–"
-    colour = "" if abs(effect) < 0.0005 else f' class="{"up" if effect > 0 else "down"}"'
-    return f"<td{colour}>{effect:+.3f}"
+    color = "" if abs(effect) < 0.0005 else f' class="{"up" if effect > 0 else "down"}"'
+    return f"<td{color}>{effect:+.3f}"

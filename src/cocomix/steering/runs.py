@@ -118,14 +118,14 @@ def _check_catalog(catalog: Catalog, run: OpenRun) -> None:
     """Raise InputError if the catalog describes other concepts than those of the run."""
     if catalog.info.num_concepts != run.config.num_concepts:
         raise InputError(
-            f"the catalogue {catalog.folder} has {catalog.info.num_concepts} concepts and the model in {run.folder} "
+            f"the catalog {catalog.folder} has {catalog.info.num_concepts} concepts and the model in {run.folder} "
             f"{run.config.num_concepts}; give --catalog FOLDER of the concepts that it was trained with"
         )
     preparation = {} if run.record is None else run.record.preparation
     if preparation.get("sae", {}).get("fingerprint") not in (None, catalog.info.sae):
         raise InputError(
-            f"the catalogue {catalog.folder} is of another SAE than the one that {run.folder} learnt concepts of; give "
-            "--catalog FOLDER of the concepts that it was trained with"
+            f"the catalog {catalog.folder} is of another SAE than the one that {run.folder} learned concepts from; "
+            "give --catalog FOLDER of the concepts that it was trained with"
         )
 
 
@@ -135,4 +135,4 @@ def _quickstart_run() -> Path:
     for path in runs:
         if load_run(path.parent).method == "cocomix":
             return path.parent
-    raise InputError(f"which model? there is no cocomix student in {QUICKSTART}; give a folder OUTPUT/students/NAME")
+    raise InputError(f"no model given and no cocomix student in {QUICKSTART}; give a folder OUTPUT/students/NAME")

@@ -1,6 +1,6 @@
-"""Continuations of prompts, sampled with the same random numbers whoever writes and however it is steered.
+"""Sample continuations of prompts with common random numbers across models and steering.
 
-R rows of a batch, P prompts, V vocabulary.
+Dimensions: R rows per batch, P prompts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,61 +16,61 @@ from cocomix.data.tokenizer import encode_documents
 
 
 def gumbel_noise(*shape: int, generator: torch.Generator) -> Tensor:
-    """Independent draws of the standard Gumbel distribution, −log E with E exponential.
+    """Draw from the standard Gumbel distribution: −log E with E exponential.
 
-    On top of logits, it makes their argmax a sample of their softmax (Gumbel, 1954).
+    The argmax of logits plus this noise is a sample of their softmax (Gumbel, 1954).
     """
     return -torch.empty(shape).exponential_(generator=generator).log()
 
 
 class SharedNoise(LogitsProcessor):
-    """Gumbel noise on the logits, step after step.
+    """Add Gumbel noise to the logits of each step.
 
-    Rows of one prompt get the same noise, so that two texts differ only as far as their models do. It depends on the
-    seed, the step and the prompt, not on what else is in the batch.
+    Rows with the same prompt get the same noise, so that their texts differ only because of their models. The noise
+    depends on the seed, the step and the prompt, not on the other rows of the batch.
 
     Args:
-        prompt_of: (R,) the prompt of each row.
-        prompts: P, of all batches.
-        seed: of the noise.
+        row_prompts: (R,) index of each row's prompt.
+        prompts: P, number of prompts in all batches.
+        seed: seed of the noise.
     """
 
-    def __init__(self, prompt_of: Sequence[int], prompts: int, seed: int) -> None:
-        self.prompt_of = torch.tensor(prompt_of)
+    def __init__(self, row_prompts: Sequence[int], prompts: int, seed: int) -> None:
+        self.row_prompts = torch.tensor(row_prompts)
         self.prompts = prompts
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Logits (R, V) of the next step with its noise."""
+        """Add the noise of the next step to logits (R, V)."""
         noise = gumbel_noise(self.prompts, scores.shape[-1], generator=self.generator)
-        return scores.float() + noise[self.prompt_of].to(scores.device)
+        return scores.float() + noise[self.row_prompts].to(scores.device)
 
 
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    beginnings: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
     noise: SharedNoise,
     tokens: int,
     **options: Any,
 ) -> list[str]:
-    """How `model` goes on after each beginning, R of them, by exactly so many tokens: end-of-text is not sampled.
+    """Sample continuations of R prompts with exactly `tokens` tokens each; end-of-text is never sampled.
 
     Args:
         model: any causal language model, in evaluation mode.
-        tokenizer: its own.
-        beginnings: token ids, one or more of each.
-        noise: of these rows.
-        tokens: to sample.
-        options: for the model, `steering` say.
+        tokenizer: tokenizer of the model.
+        prompts: token ids, at least one per prompt.
+        noise: noise of these rows.
+        tokens: number of tokens to sample.
+        options: further arguments of the model, such as `steering`.
     """
-    length = max(map(len, beginnings))
-    ids = torch.full((len(beginnings), length), tokenizer.eos_token_id)
+    length = max(map(len, prompts))
+    ids = torch.full((len(prompts), length), tokenizer.eos_token_id)
     mask = torch.zeros_like(ids)
-    for row, beginning in enumerate(beginnings):  # padded on the left
-        ids[row, length - len(beginning) :] = torch.tensor(beginning)
-        mask[row, length - len(beginning) :] = 1
+    for row, prompt in enumerate(prompts):  # padded on the left
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
     found = model.generate(
         ids.to(model.device),
         attention_mask=mask.to(model.device),
@@ -84,26 +84,24 @@ def sample(
         **options,
     )
     return [
-        continuation(tokenizer, list(beginning), new)
-        for beginning, new in zip(beginnings, found[:, length:].tolist(), strict=True)
+        continuation(tokenizer, list(prompt), new)
+        for prompt, new in zip(prompts, found[:, length:].tolist(), strict=True)
     ]
 
 
-def continuation(tokenizer: PreTrainedTokenizerBase, beginning: list[int], new: list[int]) -> str:
-    """The text of `new` tokens after a beginning, without special tokens.
+def continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:
+    """Decode the tokens `new` that follow a prompt, without special tokens.
 
-    Decoded after the beginning, since a tokenizer may drop the blank before a text that stands alone.
+    Decodes them together with the prompt, since a tokenizer may drop a leading space.
     """
 
     def text(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    whole, lead = text(beginning + new), text(beginning)
-    return whole.removeprefix(lead) if whole.startswith(lead) else text(new)
+    both, lead = text(prompt + new), text(prompt)
+    return both.removeprefix(lead) if both.startswith(lead) else text(new)
 
 
-def in_tokens(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], beginning: Sequence[int] = ()
-) -> list[list[int]]:
-    """The tokens of texts, each after those that the model reads before every text."""
-    return [[*beginning, *ids] for ids in encode_documents(tokenizer, list(texts))]
+def in_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], prefix: Sequence[int] = ()) -> list[list[int]]:
+    """Encode texts, each after the token ids `prefix`."""
+    return [[*prefix, *ids] for ids in encode_documents(tokenizer, list(texts))]

@@ -1,6 +1,6 @@
-"""Does turning a concept up turn it up in the text? The protocol: docs/steering.md.
+"""Measure whether steering a concept makes it more active in generated text. Protocol: docs/steering.md.
 
-C concepts, N that are scored, P prompts.
+Dimensions: C concepts, N scored concepts, P prompts, S strengths.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from cocomix.steering.judge import Judge, Readings
 from cocomix.steering.sampling import in_tokens
 
 CONTROLS = 10
-"""Concepts nearest in frequency of which one is the control."""
+"""Number of concepts nearest in frequency from which the control is drawn."""
 STRONGEST = 100
 Strength = Annotated[float, Range(0, STRONGEST, open_low=True)]
 
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """What is tried.
+    """Settings of the measurement.
 
     Attributes:
-        concepts: N.
-        prompts: P.
-        strengths: of the student's concept logits: with `add` in standard deviations, with `scale` factors.
+        concepts: N, number of scored concepts.
+        prompts: P, number of prompts.
+        strengths: strengths on the student's concept logits: standard deviations for `add`, factors for `scale`.
         operation: add or scale.
-        teacher_strengths: of the decoder direction, as shares of the residual stream's length.
-        named_tokens: tokens that the prompt names.
-        prompt_tokens: of each prompt, at most a quarter of the context.
-        new_tokens: written after it, at most a quarter of the context.
-        seed: of concepts, controls, prompts and texts.
-        batch_size: texts written at once.
+        teacher_strengths: strengths of the decoder direction, as fractions of the residual stream's length.
+        named_tokens: numbers of tokens that the prompt names.
+        prompt_tokens: tokens per prompt, at most a quarter of the context.
+        new_tokens: tokens generated after it, at most a quarter of the context.
+        seed: seed of concepts, controls, prompts and texts.
+        batch_size: texts generated at once.
 
     Raises:
-        InputError: a value out of its range.
+        InputError: a value is out of its range.
     """
 
     concepts: Annotated[int, Range(2, 2**24)] = 32
@@ -68,12 +68,12 @@ class ScoreSettings:
         for name in ("strengths", "teacher_strengths", "named_tokens"):
             given = getattr(self, name)
             if not given or len(set(given)) < len(given):
-                raise InputError(f"{name} is {', '.join(map(str, given))}; expected one number or more, each once")
+                raise InputError(f"{name} is {', '.join(map(str, given))}; expected one or more different numbers")
         if self.operation == "scale" and min(self.strengths) <= 1:
             raise InputError(f"strengths has {min(self.strengths)}; a factor that raises a concept is above 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """All that decides the figures."""
+        """Return the settings that determine the results."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self) if each.name != "batch_size"}
 
 
@@ -82,23 +82,23 @@ def _plain(value: Any) -> Any:
 
 
 class Pair(NamedTuple):
-    """A concept that is scored, and its control."""
+    """A scored concept and its control."""
 
     concept: int
     control: int
 
 
 def choose_concepts(frequencies: np.ndarray, eligible: np.ndarray, count: int, seed: int) -> list[Pair]:
-    """Concepts, as many of each frequency band as there are, and for each a random one of about equal frequency.
+    """Draw concepts evenly from the frequency bands, and for each a control of similar frequency.
 
     Args:
-        frequencies: (C,) share of the labelled tokens that have each concept as a label.
+        frequencies: (C,) fraction of labeled tokens that have each concept as a label.
         eligible: (C,) bool.
         count: N.
-        seed: of the choice.
+        seed: seed of the draw.
 
     Raises:
-        InputError: fewer are eligible.
+        InputError: too few concepts are eligible.
     """
     if (found := int(eligible.sum())) < max(2, count):
         raise InputError(f"{count} concepts are to be scored, but only {found} are ever a label and active; lower it")
@@ -118,24 +118,24 @@ def choose_concepts(frequencies: np.ndarray, eligible: np.ndarray, count: int, s
 def choose_prompts(
     blocks: Dataset, tokenizer: PreTrainedTokenizerBase, count: int, tokens: int, seed: int
 ) -> list[str]:
-    """The beginnings of blocks drawn at random, of those with no end-of-text there, as text.
+    """Draw the starts of random blocks as text, skipping those with an end-of-text token.
 
     Args:
-        blocks: of validation text, with `input_ids` (T,).
-        tokenizer: of these.
+        blocks: blocks of validation text, with `input_ids` (T,).
+        tokenizer: tokenizer of the blocks.
         count: P.
-        tokens: of each.
-        seed: of the choice.
+        tokens: tokens per prompt.
+        seed: seed of the draw.
 
     Raises:
-        InputError: there are fewer.
+        InputError: there are too few.
     """
-    beginnings = blocks.with_format("numpy")[:]["input_ids"][:, :tokens].astype(np.int64)
-    order = np.random.default_rng(seed).permutation(len(beginnings))
-    texts = (tokenizer.decode(beginnings[row].tolist()) for row in order if not _ends(beginnings[row], tokenizer))
+    starts = blocks.with_format("numpy")[:]["input_ids"][:, :tokens].astype(np.int64)
+    order = np.random.default_rng(seed).permutation(len(starts))
+    texts = (tokenizer.decode(starts[row].tolist()) for row in order if not _ends(starts[row], tokenizer))
     found = list(islice((text for each in texts if (text := each.strip("\ufffd")).strip()), count))
     if len(found) < count:
-        raise InputError(f"{count} prompts are wanted, but only {len(found)} blocks of validation text begin with one")
+        raise InputError(f"{count} prompts are wanted, but only {len(found)} blocks of validation text provide one")
     return found
 
 
@@ -145,7 +145,7 @@ def _ends(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 @torch.no_grad()
 def logit_deviation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
-    """Standard deviation of the concept logits of a CoCoMix model, over all concepts and all tokens of some texts."""
+    """Compute the standard deviation of a CoCoMix model's concept logits over all concepts and tokens of some texts."""
     logits = []
     for ids in in_tokens(tokenizer, texts):
         inputs = torch.tensor([ids], device=model.device)
@@ -159,25 +159,24 @@ def residual_length(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     layer: int,
-    beginning: Sequence[int] = (),
+    prefix: Sequence[int] = (),
 ) -> float:
-    """Median length of the residual stream after a block, over the tokens of some texts.
+    """Compute the median length of the residual stream after a block over the tokens of some texts.
 
-    Not the mean: at the first token, which others look at when they have nothing to look at, it can be hundreds of
-    times longer than elsewhere.
+    Not the mean, since at the first token, an attention sink, it can be hundreds of times longer than elsewhere.
     """
     lengths: list[Tensor] = []
-    for ids in in_tokens(tokenizer, texts, beginning):
+    for ids in in_tokens(tokenizer, texts, prefix):
         inputs = torch.tensor([ids], device=teacher.device)
         lengths.append(residual_stream(teacher, inputs, layer)[0].float().norm(dim=-1))
     return float(torch.cat(lengths).median())
 
 
-class Measured(NamedTuple):
-    """What came of one arm."""
+class ArmScores(NamedTuple):
+    """Scores of one arm."""
 
     points: list[Point]
-    """One for each strength."""
+    """S points, one per strength."""
     gains: np.ndarray
     """(S, N) gain of each concept at each strength, as in `Point`."""
 
@@ -190,17 +189,17 @@ def measure(
     typical: np.ndarray,
     batch_size: int,
     progress: tqdm[Any],
-) -> Measured:
-    """Write and judge the texts of an arm: unsteered ones, and at each strength those of each concept and its control.
+) -> ArmScores:
+    """Generate and judge an arm's texts: unsteered ones, and at each strength those of each concept and its control.
 
     Args:
-        arm: what writes.
-        judge: it watches the N concepts of `pairs`, in their order.
-        prompts: P.
-        pairs: N.
+        arm: arm that generates the texts.
+        judge: judge that watches the N concepts of `pairs`, in their order.
+        prompts: P prompts.
+        pairs: N concepts and their controls.
         typical: (N,) typical activation of each concept.
-        batch_size: texts written at once.
-        progress: moved on by each text.
+        batch_size: texts generated at once.
+        progress: bar to advance by each text.
     """
 
     def judged(requests: Sequence[Request]) -> Readings:
@@ -209,7 +208,7 @@ def measure(
             batch = requests[start : start + batch_size]
             parts.append(judge([prompts[request.prompt] for request in batch], arm.write(batch)))
             progress.update(len(batch))
-        return Readings.joined(parts)
+        return Readings.concatenate(parts)
 
     def texts_of(concepts: Sequence[int], strength: float) -> Readings:
         return judged([Request(p, concept, strength) for concept in concepts for p in range(len(prompts))])
@@ -221,10 +220,10 @@ def measure(
         found = outcome(own, control, len(prompts))
         points.append(point(strength, found, unsteered, typical))
         gains.append((found.activation - unsteered.activation.mean(0)) / typical)
-    return Measured(points, np.stack(gains))
+    return ArmScores(points, np.stack(gains))
 
 
 def texts_to_write(settings: ScoreSettings) -> int:
-    """By all arms."""
+    """Count the texts of all arms."""
     strengths = len(settings.strengths) + len(settings.teacher_strengths) + len(settings.named_tokens)
     return settings.prompts * (3 + 2 * settings.concepts * strengths)

@@ -1,4 +1,4 @@
-"""What a report shows of a model's concepts: those that it predicts best, one sentence traced, one text steered."""
+"""Showcase of a model's concepts for the report: best predicted concepts, a traced sentence, a steered text."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from cocomix.steering.trace import Trace
 from cocomix.steering.tracing import trace
 
 BLOCKS = 128
-"""Validation blocks that are read."""
+"""Number of validation blocks to read."""
 BEST = 10
 LEAST_LABELS = 20
-"""Of a concept in these blocks; with fewer, its precision and recall would be chance."""
+"""Fewest labels of a concept in these blocks; with fewer, precision and recall are noise."""
 CONTEXTS = CatalogConfig(contexts=2, context_tokens=8)
 LEAST_TOKENS, LEAST_WORDS = 6, 4
-"""Of a sentence."""
+"""Shortest sentence to trace."""
 TRACED_TOKENS = 16
-"""Of a sentence at most, and at most half of the context."""
+"""Most tokens of the sentence, and at most half of the context."""
 TRACED_CONCEPTS = 3
 NEW_TOKENS = 32
-"""Written after the sentence, at most a quarter of the context."""
+"""Tokens generated after the sentence, at most a quarter of the context."""
 STRENGTH = 4.0
-"""In standard deviations of the concept logits."""
+"""Steering strength in standard deviations of the concept logits."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,14 @@ class BestConcept:
     """A concept that is predicted well.
 
     Attributes:
-        concept_id: which.
-        name: of the catalogue, or the tokens that it promotes; None if neither is known.
-        frequency: share of the labelled training tokens with it.
-        precision: where it is among the A most probable, the share with it as a label, A being the labels of the token.
-        recall: of its labels, the share at which it is among these.
-        table_recall: the same share for a table of each token's most frequent labels.
-        contexts: where it is most active; none if the teacher is not here.
+        concept_id: concept id.
+        name: name in the catalog, or the tokens that it promotes; None if neither is known.
+        frequency: fraction of labeled training tokens that have it as a label.
+        precision: fraction of the tokens with it among the A most probable concepts that have it as a label, where A is
+            the number of the token's labels.
+        recall: fraction of the tokens with it as a label that have it among these A concepts.
+        table_recall: the recall of a table of each token's most frequent labels.
+        contexts: texts in which it is most active; empty without a teacher.
     """
 
     concept_id: int
@@ -65,14 +66,14 @@ class BestConcept:
 
 @dataclass(frozen=True)
 class Sample:
-    """A text and its steered twin, written with the same random numbers.
+    """A text and its steered counterpart, sampled with the same random numbers.
 
     Attributes:
-        concept_id: that was turned up: the best predicted one.
-        name: of it.
-        strength: in standard deviations of the concept logits, added to its own.
-        prompt: the traced sentence.
-        plain, steered: how the model goes on.
+        concept_id: id of the steered concept, the best predicted one.
+        name: its name, or None.
+        strength: strength added to its logit, in standard deviations of the concept logits.
+        prompt: traced sentence.
+        plain, steered: continuations of the prompt.
     """
 
     concept_id: int
@@ -85,7 +86,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TracedStep:
-    """A token of the traced sentence: what follows it, the log-probability of that, and the concepts mixed in first."""
+    """A token of the traced sentence, the next token, its log-probability, and the strongest concepts mixed in."""
 
     text: str
     next_text: str
@@ -95,14 +96,14 @@ class TracedStep:
 
 @dataclass(frozen=True)
 class Showcase:
-    """What is shown.
+    """The showcase of one student.
 
     Attributes:
-        student: whose concepts they are.
-        blocks: of validation text that were read.
-        best: predicted concepts, the best first.
-        trace: of a sentence of validation text.
-        sample: None if no concept is predicted.
+        student: name of the student.
+        blocks: number of validation blocks read.
+        best: best predicted concepts, best first.
+        trace: traced sentence of validation text.
+        sample: steered text; None if no concept is predicted.
     """
 
     student: str
@@ -113,32 +114,35 @@ class Showcase:
 
 
 def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
-    """Of the run in `folder`; None if its model mixes no concepts in, or there is no text.
+    """Compute the showcase of a run; None if its model mixes no concepts in, or there is no text.
 
     Args:
-        folder: of the run.
-        catalog: of its concepts. Without one, names and contexts are made of the few that are shown.
+        folder: folder of the run.
+        catalog: catalog of its concepts. Without one, names and contexts of the shown concepts are computed.
+
+    Raises:
+        InputError: the run's labels, teacher, SAE or corpus is gone or has changed.
     """
     run = open_model(folder)
     if not getattr(run.config, "mixes_concepts", False):
         return None
-    labelled = learned_labels(run)
+    labeled = learned_labels(run)
     assert run.record is not None
     model = run.model
-    blocks = labelled.validation.select(range(min(BLOCKS, len(labelled.validation))))
-    frequencies = training_frequencies(labelled)
+    blocks = labeled.validation.select(range(min(BLOCKS, len(labeled.validation))))
+    frequencies = training_frequencies(labeled)
     training = recipe_of_run(run.record.recipe, folder).training
-    table = token_table(labelled, model)
+    table = token_table(labeled, model)
     predictions = concept_predictions(model, blocks, frequencies, table, training.blocks_per_batch, training.precision)
     best = predictions.best(BEST, LEAST_LABELS)
     tokenizer, context = run.tokenizer, model.config.max_position_embeddings
     texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in blocks["input_ids"])
-    text = a_sentence(texts, tokenizer, min(TRACED_TOKENS, context // 2))
+    text = first_sentence(texts, tokenizer, min(TRACED_TOKENS, context // 2))
     if not text:
         return None
     traced = trace(model, tokenizer, text, ablate=TRACED_CONCEPTS)
     shown = {each.concept_id for token in traced.tokens for each in token.concepts[:TRACED_CONCEPTS]} | {*best}
-    names, contexts = _described(run, catalog, sorted(shown), best)
+    names, contexts = _describe(run, catalog, sorted(shown), best)
 
     sample = None
     if best:
@@ -166,10 +170,10 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
     )
 
 
-def a_sentence(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, most: int) -> str:
-    """The first sentence or line of some texts with enough words and tokens, cut after `most` tokens.
+def first_sentence(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, most: int) -> str:
+    """Return the first sentence or line with enough words and tokens, truncated to `most` tokens.
 
-    The first piece of a text, which may begin anywhere, is only taken if there is nothing else; "" if there is nothing.
+    The first piece of a text may start mid-sentence and is only a fallback; "" if there is nothing.
     """
     fallback = ""
     for text in texts:
@@ -177,20 +181,20 @@ def a_sentence(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, most: i
         for piece in others:
             ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
             if len(ids) >= LEAST_TOKENS and len(piece.split()) >= LEAST_WORDS:
-                return _beginning(tokenizer, ids, most)
+                return _truncate(tokenizer, ids, most)
         fallback = fallback or next((piece for piece in (first, *others) if piece), "")
-    return _beginning(tokenizer, tokenizer(fallback, add_special_tokens=False)["input_ids"], most)
+    return _truncate(tokenizer, tokenizer(fallback, add_special_tokens=False)["input_ids"], most)
 
 
-def _beginning(tokenizer: PreTrainedTokenizerBase, ids: list[int], tokens: int) -> str:
-    """The text of the first tokens, without a character that is cut in two."""
+def _truncate(tokenizer: PreTrainedTokenizerBase, ids: list[int], tokens: int) -> str:
+    """Decode the first `tokens` tokens, without a partial character at the end."""
     return str(tokenizer.decode(ids[:tokens])).strip("\ufffd").strip()
 
 
-def _described(
+def _describe(
     run: OpenRun, catalog: Catalog | None, shown: Sequence[int], best: Sequence[int]
 ) -> tuple[dict[int, str], list[list[Context]]]:
-    """The names of what is shown, and the contexts of the best."""
+    """Return the names of all shown concepts, and the contexts of the best."""
     if catalog is not None:
         contexts = [catalog.concept(concept).contexts[: CONTEXTS.contexts] for concept in best]
         return {concept: catalog.names[concept] for concept in shown}, contexts

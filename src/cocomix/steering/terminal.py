@@ -1,4 +1,4 @@
-"""Traces and generated texts in a terminal."""
+"""Format traces and generated texts for a terminal."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from cocomix.steering.trace import Comparison, Trace, TracedConcept, TracedToken
 
 HEADER = f"{'concept':>10}{'logit':>9}{'prob.':>9}{'share':>9}{'gradient':>10}{'ablated':>9}  name"
 NARROW = 72
-"""Columns of a terminal below which two texts do not fit side by side."""
+"""Terminal width in columns below which two texts do not fit side by side."""
 
 
 def trace_text(trace: Trace, concepts: int) -> str:
-    """A trace: of each token its first `concepts` concepts; green raises the next token, red lowers it."""
+    """Format a trace with the first `concepts` concepts of each token; green raises the next token, red lowers it."""
     blocks = [token_text(token, concepts) for token in trace.tokens]
     return "\n\n".join([styled(HEADER, DIM), *blocks, summary(trace)])
 
 
 def token_text(token: TracedToken, concepts: int) -> str:
-    """A token and its first `concepts` concepts, a line each."""
+    """Format a token and its first `concepts` concepts, one line each."""
     follows = "" if token.next_in_text else " (the model's choice)"
     lines = [
         f"{token.position:>4}  {styled(f'«{visible(token.text)}»', BOLD)} → «{visible(token.next_text)}»{follows}  "
@@ -40,16 +40,16 @@ def _concept_line(concept: TracedConcept) -> str:
 
 
 def _effect(text: str, width: int, effect: float) -> str:
-    """A figure in its column, coloured if it is no rounding of zero."""
+    """Right-align an effect, colored unless it rounds to zero."""
     return styled(text.rjust(width), *([] if abs(effect) < 0.0005 else [GREEN if effect > 0 else RED]))
 
 
 def summary(trace: Trace) -> str:
-    """What holds for all tokens of a trace."""
-    mixed, of = trace.mixture.values.shape[-1], len(trace.mixture.weight)
+    """Summarize a trace, and explain its columns."""
+    mixed, concepts = trace.mixture.values.shape[-1], len(trace.mixture.weight)
     lines = [
-        f"{len(trace.tokens)} tokens, {mixed} of {of:,} concepts mixed in at each. Their parts, the biases and the "
-        f"mean sum to the continuous vector within {trace.verify():.0e} of it.",
+        f"{len(trace.tokens)} tokens, {mixed} of {concepts:,} concepts mixed in at each. Their parts, the biases and "
+        f"the mean sum to the continuous vector within {trace.verify():.0e} of it.",
         "prob.: among all concepts; share: of the continuous vector, of which all concepts and the biases make 100%; "
         "gradient, ablated: nats that the concept adds to log p of the next token.",
     ]
@@ -59,7 +59,7 @@ def summary(trace: Trace) -> str:
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """How far gradient and ablation agree, in a sentence."""
+    """Describe in a sentence how far gradient and ablation agree."""
     correlation = "not defined" if comparison.correlation is None else f"{comparison.correlation:.3f}"
     agreement = "no" if comparison.sign_agreement is None else f"{comparison.sign_agreement:.1%}"
     return (
@@ -69,11 +69,11 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def side_by_side(left: str, right: str, titles: tuple[str, str], columns: int) -> str:
-    """Two texts beside each other; one below the other where the terminal is narrow.
+    """Format two texts in columns, or one below the other in a narrow terminal.
 
     Args:
-        left, right: the texts.
-        titles: of each.
+        left, right: texts.
+        titles: their titles.
         columns: width of the terminal.
     """
     if columns < NARROW:
@@ -90,5 +90,5 @@ def _lines(text: str, width: int) -> list[str]:
 
 
 def harmless(text: str) -> str:
-    """The text in its lines, without anything else that a terminal would obey."""
+    """Escape all control characters but line breaks."""
     return "\n".join(map(visible, text.expandtabs(4).split("\n")))

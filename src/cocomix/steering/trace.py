@@ -1,11 +1,11 @@
-"""A trace: which concepts a model mixes at each token, what they make of the continuous vector, and what they do.
-
-T tokens, D width, C concepts, K concepts mixed per token. The mathematics: docs/steering.md.
+"""A trace: the concepts that a model mixes at each token, their parts of the continuous vector, and their effects.
 
 The continuous vector of a token is a sum, c = Σ_i z_i · W_comp[i] · std(h) + (b_comp + b_pre) · std(h) + mean(h), so
-what concept i puts into it is exact. What it does to the next token has no such sum: `gradient_effect` is
-z_i · ∂ log p / ∂z_i, a first approximation for all concepts at once, and `ablation_effect` is log p less log p without
-it, at the cost of a pass for each.
+the part of each concept is exact. Its effect on the next token has no such sum: `gradient_effect` is
+z_i · ∂ log p / ∂z_i, a first-order approximation for all concepts at once; `ablation_effect` is log p minus log p
+without the concept, at the cost of a pass for each. Details: docs/steering.md.
+
+Dimensions: T tokens, D width, C concepts, K concepts mixed per token.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
-"""Largest deviation of the sum of the parts, relative to the largest number in c; 3e-2 in half precision."""
+"""By dtype: largest deviation of the sum of parts, relative to the largest number in c; 3e-2 in half precision."""
 
 NEGLIGIBLE = 1e-5
-"""Nats: an effect below is not told from rounding."""
+"""Effect in nats below which rounding dominates."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,17 @@ class TracedConcept:
     """A concept that is mixed in at a token.
 
     Attributes:
-        concept_id: which.
-        name: of the catalogue, a hint; None without one.
-        logit: z_i, as mixed in (and so as steered).
+        concept_id: concept id.
+        name: its name in the catalog, a hint; None without a catalog.
+        logit: z_i as mixed in, after steering.
         probability: softmax of z over all C concepts.
-        share: of the continuous vector: ⟨part, v⟩ / ⟨v, v⟩, where v = c − mean(h) is the sum of the parts of all
-            concepts and of the biases. The shares of a token sum to 1; a part that points against v has a negative one.
+        share: share of the continuous vector: ⟨part, v⟩ / ⟨v, v⟩, where v = c − mean(h) is the sum of the parts of all
+            concepts and of the biases. The shares of a token sum to 1. A part that points against v has a negative
+            share.
         norm: length of its part.
-        gradient_effect: on log p of the next token, nats: z_i · ∂ log p / ∂z_i.
-        ablation_effect: on the same, nats: log p less what it is with z_i = 0 at this token; None where not ablated.
+        gradient_effect: effect on log p of the next token, nats: z_i · ∂ log p / ∂z_i.
+        ablation_effect: effect on log p of the next token, nats: log p minus its value with z_i = 0 at this token; None
+            if not ablated.
     """
 
     concept_id: int
@@ -50,24 +52,25 @@ class TracedConcept:
 
     @property
     def effect(self) -> float:
-        """On log p of the next token, nats: by ablation where that was done, else by gradient."""
+        """Effect on log p of the next token, nats: by ablation if available, else by gradient."""
         return self.gradient_effect if self.ablation_effect is None else self.ablation_effect
 
 
 @dataclass(frozen=True)
 class TracedToken:
-    """A token of the text, and what the model thinks at it.
+    """A token of the text and the concepts mixed in at it.
 
     Attributes:
-        position: in the text, from 0.
-        token_id: which.
-        text: of it alone; where it holds part of a character, the whole character.
-        next_id: the token whose log-probability the effects are on: the text's next one, at its end the model's choice.
-        next_text: of that.
-        next_in_text: whether the text goes on with it.
+        position: position in the text, from 0.
+        token_id: token id.
+        text: text of the token; for part of a character, the complete character.
+        next_id: id of the token on whose log-probability the effects act: the next one of the text, or at its end the
+            model's prediction.
+        next_text: text of that token.
+        next_in_text: whether that token is in the text.
         next_logprob: its log-probability after this token, nats.
-        concepts: that are mixed in, K of them, in the order of their choice: the largest logit first.
-        bias_share: of the continuous vector, of the part that is the same at every token but for std(h).
+        concepts: K concepts that are mixed in, largest logit first.
+        bias_share: share of the biases in the continuous vector.
     """
 
     position: int
@@ -83,14 +86,14 @@ class TracedToken:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far the two effects agree, over all concepts of all tokens that were ablated.
+    """Agreement of the two effects over all ablated concepts of all tokens.
 
     Attributes:
-        concepts: that were compared.
-        correlation: Pearson's, of gradient and ablation effect; None where either does not vary.
-        sign_agreement: share in which both have one sign, of those whose ablation has more than a `NEGLIGIBLE` effect;
-            None if none has.
-        largest_difference: of the two, nats.
+        concepts: number of compared concepts.
+        correlation: Pearson correlation of gradient and ablation effects; None if either does not vary.
+        sign_agreement: fraction with equal signs among those whose ablation effect exceeds `NEGLIGIBLE`; None if there
+            are none.
+        largest_difference: largest difference between the two, nats.
     """
 
     concepts: int
@@ -100,34 +103,34 @@ class Comparison:
 
 
 class Mixture(NamedTuple):
-    """The continuous vectors of a text and what they are made of, at least in float32."""
+    """The continuous vectors of a text and their components, at least in float32."""
 
     values: Tensor
     """(T, K) logits of the concepts that are mixed in."""
     indices: Tensor
-    """(T, K) which they are."""
+    """(T, K) ids of these concepts."""
     c: Tensor
-    """(T, D) the continuous vectors, as the mixer made them."""
+    """(T, D) continuous vectors, as the mixer computed them."""
     mean: Tensor
-    """(T, 1) of h."""
+    """(T, 1) mean of h."""
     std: Tensor
-    """(T, 1) of h."""
+    """(T, 1) standard deviation of h."""
     bias: Tensor
     """(D,) b_comp + b_pre."""
     weight: Tensor
-    """(C, D) W_comp, of the model's type: a view of the model's own."""
+    """(C, D) W_comp in the model's dtype, sharing its memory."""
 
     def parts(self, position: int) -> Tensor:
-        """(K, D) what each concept puts into the continuous vector at a token: z_i · W_comp[i] · std(h)."""
+        """(K, D) part of each concept in the continuous vector at a token: z_i · W_comp[i] · std(h)."""
         rows = self.weight[self.indices[position]].to(self.c.dtype)
         return self.values[position, :, None] * rows * self.std[position]
 
     def bias_part(self, position: int) -> Tensor:
-        """(D,) what the biases put into it: (b_comp + b_pre) · std(h)."""
+        """(D,) part of the biases: (b_comp + b_pre) · std(h)."""
         return self.bias * self.std[position]
 
     def shares(self, position: int) -> Tensor:
-        """(K + 1,) shares of the concepts and, last, of the biases in c − mean(h); 0 where that is 0."""
+        """(K + 1,) shares of the concepts and, last, of the biases in c − mean(h); 0 if that is 0."""
         parts = torch.cat((self.parts(position), self.bias_part(position)[None]))
         v = parts.sum(0)
         return parts @ v / v.dot(v).clamp(min=torch.finfo(v.dtype).tiny)
@@ -135,13 +138,13 @@ class Mixture(NamedTuple):
 
 @dataclass(frozen=True)
 class Trace:
-    """What `trace` found.
+    """Result of `trace`.
 
     Attributes:
-        text: that was read.
-        tokens: of it, with their concepts.
-        mixture: the vectors themselves; `mixture.parts(position)` are the exact contributions.
-        dtype: of the model, which decides how exact `verify` can be.
+        text: traced text.
+        tokens: its tokens with their concepts.
+        mixture: the vectors; `mixture.parts(position)` returns the exact parts.
+        dtype: dtype of the model, which sets the tolerance of `verify`.
     """
 
     text: str
@@ -150,24 +153,26 @@ class Trace:
     dtype: torch.dtype
 
     def verify(self) -> float:
-        """The largest deviation of mean(h) + biases + Σ parts from c, relative to the largest number in c.
+        """Return the largest deviation of mean(h) + biases + Σ parts from c, relative to the largest number in c.
 
         Raises:
-            ArithmeticError: it is more than rounding.
+            ArithmeticError: the deviation exceeds rounding.
         """
         apart = 0.0
         for token in self.tokens:
             at = token.position
-            whole = self.mixture.mean[at] + self.mixture.bias_part(at) + self.mixture.parts(at).sum(0)
-            apart = max(apart, (whole - self.mixture.c[at]).abs().max().item())
+            total = self.mixture.mean[at] + self.mixture.bias_part(at) + self.mixture.parts(at).sum(0)
+            apart = max(apart, (total - self.mixture.c[at]).abs().max().item())
         deviation = apart / max(self.mixture.c.abs().max().item(), torch.finfo(self.mixture.c.dtype).tiny)
         if not deviation <= TOLERANCE.get(self.dtype, 3e-2):
-            raise ArithmeticError(f"the parts do not sum to the continuous vector: {deviation:.1e} of it is missing")
+            raise ArithmeticError(
+                f"the parts do not sum to the continuous vector: the relative deviation is {deviation:.1e}"
+            )
         return deviation
 
     @property
     def comparison(self) -> Comparison | None:
-        """Gradient against ablation; None if nothing was ablated."""
+        """Comparison of gradient and ablation effects; None if nothing was ablated."""
         pairs = [
             (concept.gradient_effect, concept.ablation_effect)
             for token in self.tokens
@@ -188,7 +193,7 @@ class Trace:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the vectors, for JSON."""
+        """Return everything but the vectors, for JSON."""
         comparison = self.comparison
         return {
             "text": self.text,

@@ -1,6 +1,6 @@
-"""Make a trace of a text: read it once, ask for a gradient at each token, and leave concepts out.
+"""Trace a text: read it once, take a gradient at each token, and ablate concepts.
 
-T tokens, D width, C concepts, K concepts mixed per token, M of them ablated, V vocabulary.
+Dimensions: T tokens, D width, C concepts, K concepts mixed per token, M of them ablated, V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ def trace(
     positions: Iterable[int] | None = None,
     progress: bool = False,
 ) -> Trace:
-    """Which concepts `model` mixes while it reads `text`, and what they do.
+    """Trace which concepts `model` mixes while it reads `text`, and their effects.
 
-    Costs one pass, a backward pass through the upper blocks for each token that is looked at, and M + 1 passes with a
-    cache where M concepts of each of them are ablated.
+    Costs one pass, and for each traced token a backward pass through the upper blocks and, to ablate M concepts,
+    M + 1 passes over one token with a cache.
 
     Args:
-        model: one that mixes concepts in; it is read in evaluation mode.
-        tokenizer: its own.
-        text: what to read.
-        names: of the concepts, as a catalogue has them.
-        steering: as the model takes it, but one for all rows; None for an unsteered pass.
-        ablate: M, how many concepts of each token are ablated, the first of `concepts`; 0 for none, K for all.
-        positions: of the tokens to look at, counted from 0, in any order; all by default.
-        progress: show a bar on stderr.
+        model: model that mixes concepts, traced in evaluation mode.
+        tokenizer: tokenizer of the model.
+        text: text to trace.
+        names: names of concepts by id.
+        steering: steering as the model takes it, but not one per row.
+        ablate: M, number of concepts to ablate at each token, strongest first; 0 for none, K for all.
+        positions: positions of the tokens to trace, from 0, in any order; all by default.
+        progress: show a progress bar on stderr.
 
     Raises:
-        InputError: a model without concepts, a text without tokens or longer than the model's context, a negative M,
-            a position outside the text.
+        InputError: the model mixes no concepts, the text has no tokens or exceeds the model's context, M is negative,
+            or a position is outside the text.
     """
     if not getattr(model, "mixes_concepts", False):
         raise InputError("this model mixes no concepts in, so there are none to trace; give one trained with cocomix")
     if ablate < 0:
-        raise InputError(f"ablate is {ablate}; expected 0 for none, or how many concepts of each token")
+        raise InputError(f"ablate is {ablate}; expected 0 for none, or a number of concepts per token")
     ids = text_ids(tokenizer, text, model.config.max_position_embeddings)[None].to(model.device)
     places = range(ids.shape[1]) if positions is None else sorted(set(positions))
     if outside := [at for at in places if not 0 <= at < ids.shape[1]]:
@@ -69,11 +69,11 @@ def trace(
         tokens = []
         pieces = token_pieces(tokenizer, [*ids[0].tolist(), int(targets[-1])])
         effects = _ablation_effects(
-            model, ids, read.mixture, min(ablate, read.kept.shape[-1]), targets, steering, places
+            model, ids, read.mixture, min(ablate, read.concept_logits.shape[-1]), targets, steering, places
         )
         bar = tqdm(effects, total=len(places), desc="trace", unit=" tokens", disable=not progress)
         for at, ablated in zip(places, bar, strict=True):
-            (slope,) = torch.autograd.grad(chosen[at], read.kept, retain_graph=True)
+            (slope,) = torch.autograd.grad(chosen[at], read.concept_logits, retain_graph=True)
             tokens.append(
                 TracedToken(
                     position=at,
@@ -91,13 +91,13 @@ def trace(
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, context: int) -> Tensor:
-    """(T,) the tokens of a text for a model with a context of so many.
+    """Encode a text to (T,) token ids for a model with a context of `context` tokens.
 
     Raises:
-        InputError: there are none, or too many; or the text is not valid Unicode.
+        InputError: there are no tokens or too many, or the text is not valid Unicode.
     """
     require_unicode(text)
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)  # as it was trained
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)  # as in training
     if not 0 < len(ids) <= context:
         raise InputError(f"the text has {len(ids)} tokens; this model reads 1 to {context}")
     return ids
@@ -105,7 +105,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, context: int) -> Ten
 
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode with gradients, whatever the caller is in; afterwards as before."""
+    """Switch to evaluation mode with gradients; restore the mode afterwards."""
     training = model.training
     model.eval()
     try:
@@ -116,49 +116,49 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 
 class _Reading(NamedTuple):
-    """What one pass over a text shows."""
+    """Results of one pass over a text."""
 
     token_logprobs: Tensor
-    """(T, V) of the next token, nats; they depend on `kept`."""
-    kept: Tensor
+    """(T, V) log-probabilities of the next token, nats, with a graph from `concept_logits`."""
+    concept_logits: Tensor
     """(1, T, K) logits of the concepts that are mixed in."""
     concept_logprobs: Tensor
-    """(T, C) of all concepts, nats."""
+    """(T, C) log-probabilities of all concepts, nats."""
     mixture: Mixture
-    """What is made of them."""
+    """Continuous vectors."""
 
 
 def _read(model: Any, ids: Tensor, steering: Steering) -> _Reading:
-    """Read ids (1, T) and look into the mixer while it works."""
+    """Read ids (1, T) and record the mixer's output."""
     seen: list[tuple[Tensor, MixerOutput]] = []
     reader = get_ident()
 
-    def look(_module: Any, inputs: tuple[Tensor, ...], output: MixerOutput) -> None:
-        if get_ident() == reader:  # and not somebody else who uses the same model
+    def record(_module: Any, inputs: tuple[Tensor, ...], output: MixerOutput) -> None:
+        if get_ident() == reader:  # not another thread that uses the same model
             seen.append((inputs[0], output))
 
-    hook = model.mixer.register_forward_hook(look)
+    hook = model.mixer.register_forward_hook(record)
     try:
-        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()  # frozen weights would leave no graph
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()  # frozen weights build no graph
         logits = model(inputs_embeds=embedded, steering=steering, use_cache=False).logits[0]
     finally:
         hook.remove()
     ((h, output),) = seen
     assert output.active is not None and output.c is not None and output.predicted is not None
     values, indices = output.active
-    of_h, mixer, full = moments(h[0].detach()), model.mixer, torch.promote_types(logits.dtype, torch.float32)
+    stats, mixer, full = moments(h[0].detach()), model.mixer, torch.promote_types(logits.dtype, torch.float32)
     mixture = Mixture(
         values=values[0].detach().to(full),
         indices=indices[0],
         c=output.c[0].detach().to(full),
-        mean=of_h.mean.to(full),
-        std=of_h.std.to(full),
+        mean=stats.mean.to(full),
+        std=stats.std.to(full),
         bias=(mixer.compress_bias + mixer.pre_bias).detach().to(full),
         weight=mixer.compress_weight.detach(),
     )
     return _Reading(
         token_logprobs=logits.to(full).log_softmax(-1),
-        kept=values,
+        concept_logits=values,
         concept_logprobs=output.predicted[0].detach().to(full).log_softmax(-1),
         mixture=mixture,
     )
@@ -173,10 +173,10 @@ def _ablation_effects(
     steering: Steering,
     places: Sequence[int],
 ) -> Iterator[list[float]]:
-    """For each of some tokens of ids (1, T), what the first `concepts` of its concepts add to log p of its target.
+    """Yield the ablation effects of the first `concepts` concepts at each of the ascending `places` in ids (1, T).
 
-    A batch goes through the text: its first row reads it as it is, and at each of the `places`, which ascend, the
-    others leave out one concept each. Only the first row's cache goes on to the next token.
+    At each place a batch reads one token: the first row unchanged, each other row without one concept. Only the cache
+    of the first row continues to the next token.
     """
     cache, read = DynamicCache(config=model.config.backbone_config), 0
     for at in places:
@@ -206,14 +206,14 @@ def _ablation_effects(
 def _concepts(
     read: _Reading, at: int, slope: Tensor, ablated: list[float], names: Mapping[int, str]
 ) -> tuple[TracedConcept, ...]:
-    """The concepts of the token `at`.
+    """Describe the concepts of the token at position `at`.
 
     Args:
-        read: the text.
+        read: results of the pass over the text.
         at: position of the token.
-        slope: (K,) ∂ log p / ∂z of those that are mixed in.
-        ablated: effects of the first of them by ablation.
-        names: of concepts.
+        slope: (K,) ∂ log p / ∂z of the concepts that are mixed in.
+        ablated: ablation effects of the first concepts.
+        names: names of concepts by id.
     """
     mixture = read.mixture
     ids, values = mixture.indices[at], mixture.values[at]

@@ -68,7 +68,7 @@ def test_a_token_across_the_border_counts_to_the_continuation(teacher, tokenizer
 
 
 def test_what_exceeds_the_context_is_cut_off_in_front(teacher, tokenizer, sae) -> None:
-    judge = Judge(teacher, tokenizer, sae, 1, [0], beginning=[7])
+    judge = Judge(teacher, tokenizer, sae, 1, [0], prefix=[7])
     ids, _, judged = judge._encode(["red " * 60], ["fox"])
     assert ids.shape[1] == 64 and ids[0, 0] == 7 and judged[0, -1] and not judged[0, 0]
     _, _, judged = Judge(teacher, tokenizer, sae, 1, [0])._encode(["red"], [" fox" * 80])

@@ -74,10 +74,10 @@ def test_overlapping_positions_are_steered_once():
         ("123==-inf", "steered by -inf"),
         ("123=x1e9", "expected a number from -10000 to 10000"),
         (f"{10**20}=+4", "a concept to steer is 10{20}; expected a whole number"),
-        ("-3=+4", "'-3' is no number of a concept; for a name write name:-3"),
-        ("9" * 5000 + "=+4", "is no number of a concept"),
+        ("-3=+4", "'-3' is not a concept number; for a name write name:-3"),
+        ("9" * 5000 + "=+4", "is not a concept number"),
         ("website=+4", "write name:website"),
-        ("name:river=+4", "names need the run's concept catalogue, and there is none"),
+        ("name:river=+4", "names need the run's concept catalog, and there is none"),
     ],
 )
 def test_wishes_that_cannot_be_read_are_one_line(wish, message):

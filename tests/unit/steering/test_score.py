@@ -167,7 +167,7 @@ def test_an_interval_narrows_with_the_number_of_concepts_and_repeats() -> None:
         ({"prompts": 0}, "prompts is 0; expected a whole number from 1"),
         ({"strengths": (0.0,)}, "strengths\\[0\\] is 0.0; expected a number above 0"),
         ({"strengths": (float("nan"),)}, "strengths\\[0\\] is nan"),
-        ({"strengths": (2.0, 2.0)}, "each once"),
+        ({"strengths": (2.0, 2.0)}, "one or more different numbers"),
         ({"operation": "scale", "strengths": (1.0,)}, "strengths has 1.0; a factor"),
         ({"teacher_strengths": ()}, "teacher_strengths is "),
         ({"named_tokens": (0,)}, "named_tokens\\[0\\] is 0"),

@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from cocomix.data.tokenizer import train_tokenizer
 from cocomix.evaluation.concept_report import concept_section, literal
-from cocomix.steering.showcase import a_sentence
+from cocomix.steering.showcase import first_sentence
 
 
 @pytest.fixture(scope="module")
@@ -19,18 +19,18 @@ def tokenizer():
 
 def test_the_first_whole_sentence_is_traced(tokenizer) -> None:
     texts = ["of a block. Too short. This one is long enough, I say. And so on.", "other"]
-    assert a_sentence(texts, tokenizer, 100) == "This one is long enough, I say."
-    assert a_sentence(texts, tokenizer, 8) == "This one"
-    assert a_sentence(["cut off", "def f():\n    return a + b * c\n"], tokenizer, 100) == "return a + b * c"
+    assert first_sentence(texts, tokenizer, 100) == "This one is long enough, I say."
+    assert first_sentence(texts, tokenizer, 8) == "This one"
+    assert first_sentence(["cut off", "def f():\n    return a + b * c\n"], tokenizer, 100) == "return a + b * c"
 
 
 @pytest.mark.parametrize(("texts", "expected"), [(["", "\n", "word"], "word"), (["\n\n a"], "a"), ([""], ""), ([], "")])
 def test_where_there_is_no_sentence(tokenizer, texts: list[str], expected: str) -> None:
-    assert a_sentence(texts, tokenizer, 16) == expected
+    assert first_sentence(texts, tokenizer, 16) == expected
 
 
 def test_no_character_is_cut_in_two(tokenizer) -> None:
-    assert a_sentence(["x\nhe said é to me"], tokenizer, 9) == "he said"
+    assert first_sentence(["x\nhe said é to me"], tokenizer, 9) == "he said"
 
 
 @pytest.mark.parametrize(
