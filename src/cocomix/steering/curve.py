@@ -25,8 +25,6 @@ class Outcome(NamedTuple):
     """Fraction of tokens at which it is active."""
     control_activation: np.ndarray
     """Mean activation of the same concept where its control was steered."""
-    control_active: np.ndarray
-    """Fraction of tokens at which it is active there."""
     nll: np.ndarray
     """Negative log-probability of the texts with the steered concept, nats per token."""
     control_nll: np.ndarray
@@ -97,7 +95,7 @@ def outcome(steered: Readings, control: Readings, prompts: int) -> Outcome:
         return by_prompt[np.arange(concepts), :, np.arange(concepts)].mean(-1)
 
     per_text = (steered.nll, control.nll, steered.distinct_1, steered.distinct_2)
-    watched = (steered.activation, steered.active, control.activation, control.active)
+    watched = (steered.activation, steered.active, control.activation)
     return Outcome(*map(own, watched), *(each.reshape(-1, prompts).mean(-1) for each in per_text))
 
 

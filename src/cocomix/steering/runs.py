@@ -135,4 +135,6 @@ def _quickstart_run() -> Path:
     for path in runs:
         if load_run(path.parent).method == "cocomix":
             return path.parent
-    raise InputError(f"no model given and no cocomix student in {QUICKSTART}; give a folder OUTPUT/students/NAME")
+    raise InputError(
+        f"no model given, and there is no cocomix student in {QUICKSTART}; give a folder OUTPUT/students/NAME"
+    )
