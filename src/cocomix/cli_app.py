@@ -8,9 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from cocomix.cli_options import number, path_argument, path_option
+from cocomix.cli_options import argument, option
 from cocomix.console import show, status
 from cocomix.errors import InputError
 from cocomix.settings import Range, kind_of
@@ -27,12 +25,12 @@ def _seconds() -> Any:
 
 def app(
     run: Annotated[
-        Path | None, path_argument("RUN", "Folder of the trained model (default: the quickstart's cocomix student).")
+        Path | None, argument("RUN", "Folder of the trained model (default: the quickstart's cocomix student).")
     ] = None,
-    catalog: Annotated[Path | None, path_option("FOLDER", "Its concept catalog (default: that of its recipe).")] = None,
-    host: Annotated[str, typer.Option(metavar="HOST", help="Where to serve.")] = LOCAL[0],
-    port: Annotated[int | None, number(Port, "PORT", "Default: the first free port from 7860.")] = None,
-    time_limit: Annotated[float, number(_seconds, "SECONDS", "Time limit of a generation.")] = 60.0,
+    catalog: Annotated[Path | None, option("FOLDER", "Its concept catalog (default: that of its recipe).")] = None,
+    host: Annotated[str, option("HOST", "Where to serve.")] = LOCAL[0],
+    port: Annotated[int | None, option("PORT", "Default: the first free port from 7860.", Port)] = None,
+    time_limit: Annotated[float, option("SECONDS", "Time limit of a generation.", _seconds)] = 60.0,
 ) -> None:
     """Steer a model and search its concepts in a browser.
 

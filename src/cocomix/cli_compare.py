@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cocomix import files
-from cocomix.cli_options import Json, path_argument, path_option
+from cocomix.cli_options import Json, argument, option
 from cocomix.console import show
 
 
 def compare(
-    runs: Annotated[list[Path], path_argument("RUN", "Folder of a trained model.")],
-    output: Annotated[Path | None, path_option("FOLDER", "Write the report there.")] = None,
+    runs: Annotated[list[Path], argument("RUN", "Folder of a trained model.")],
+    output: Annotated[Path | None, option("FOLDER", "Write the report there.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare finished runs on the same corpus."""

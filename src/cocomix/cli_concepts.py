@@ -7,20 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from cocomix.cli_options import Json, number, number_parser, path_option
+from cocomix.cli_options import Json, argument, option
 from cocomix.console import show, status
 from cocomix.errors import InputError
 from cocomix.locking import locked
 from cocomix.settings import ConceptId, Count
 
-CatalogFolder = Annotated[Path | None, path_option("FOLDER", "The catalog (default: the only one in runs/).")]
+CatalogFolder = Annotated[Path | None, option("FOLDER", "The catalog (default: the only one in runs/).")]
 
 
 def search(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="Words to look for.")],
-    limit: Annotated[int, number(Count, "N", "Number of concepts to list.")] = 10,
+    text: Annotated[str, argument("TEXT", "Words to look for.")],
+    limit: Annotated[int, option("N", "Number of concepts to list.", Count)] = 10,
     catalog: CatalogFolder = None,
     as_json: Json = False,
 ) -> None:
@@ -32,9 +30,7 @@ def search(
 
 
 def show_concept(
-    number: Annotated[
-        int, typer.Argument(metavar="ID", parser=number_parser(ConceptId), help="Number of the concept.")
-    ],
+    number: Annotated[int, argument("ID", "Number of the concept.", ConceptId)],
     catalog: CatalogFolder = None,
     as_json: Json = False,
 ) -> None:
@@ -46,13 +42,12 @@ def show_concept(
 
 
 def name(
-    names: Annotated[Path | None, path_option("FILE", 'JSON: {"12": "name"}, or a Neuronpedia export.')] = None,
+    names: Annotated[Path | None, option("FILE", 'JSON: {"12": "name"}, or a Neuronpedia export.')] = None,
     endpoint: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="OpenAI-compatible service; its key is read from COCOMIX_API_KEY."),
+        str | None, option("URL", "OpenAI-compatible service; its key is read from COCOMIX_API_KEY.")
     ] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="The service's name of the model.")] = None,
-    limit: Annotated[int | None, number(Count, "N", "Name only the N concepts that are labels most often.")] = None,
+    model: Annotated[str | None, option("NAME", "The service's name of the model.")] = None,
+    limit: Annotated[int | None, option("N", "Name only the N concepts that are labels most often.", Count)] = None,
     catalog: CatalogFolder = None,
     as_json: Json = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cocomix.cli_options import Json, given, number, path_argument, path_option
+from cocomix.cli_options import Json, argument, given, option
 from cocomix.console import show, status
 from cocomix.errors import InputError
 from cocomix.settings import Batch, Count, Seed, kind_of
@@ -23,36 +23,28 @@ SCALES = (2.0, 4.0, 8.0, 16.0)
 """Default factors of `evaluate steering --operation scale`."""
 TEXT = "Text"
 TASKS = "Tasks (pip install 'cocomix[eval]')"
-RunFolder = Annotated[Path, path_argument("RUN", "Folder of a trained model.")]
+RunFolder = Annotated[Path, argument("RUN", "Folder of a trained model.")]
 Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="Precision of matrix products.")]
 
 
 def evaluate(
     run: RunFolder,
-    limit: Annotated[int | None, number(Count, "N", "Only the first N documents, and items of each task.")] = None,
+    limit: Annotated[int | None, option("N", "Only the first N documents, and items of each task.", Count)] = None,
     precision: Precision = "fp32",
-    batch_size: Annotated[int, number(Batch, "N", "Sequences per batch.")] = 8,
+    batch_size: Annotated[int, option("N", "Sequences per batch.", Batch)] = 8,
     as_json: Json = False,
     text: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOURCE", help="File, folder or hf:NAME, as corpus.source of a recipe.", rich_help_panel=TEXT
-        ),
+        str | None, option("SOURCE", "File, folder or hf:NAME, as corpus.source of a recipe.", panel=TEXT)
     ] = None,
-    text_field: Annotated[
-        str, typer.Option(metavar="NAME", help="Field of records that holds the text.", rich_help_panel=TEXT)
-    ] = "text",
+    text_field: Annotated[str, option("NAME", "Field of records that holds the text.", panel=TEXT)] = "text",
     window: Annotated[
-        int | None, number(Count, "N", "Tokens per window (default: as in training).", panel=TEXT)
+        int | None, option("N", "Tokens per window (default: as in training).", Count, panel=TEXT)
     ] = None,
     stride: Annotated[
-        int | None, number(Count, "N", "Tokens that each window scores (default: half a window).", panel=TEXT)
+        int | None, option("N", "Tokens that each window scores (default: half a window).", Count, panel=TEXT)
     ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,...", help="Tasks, groups or tags of the harness.", rich_help_panel=TASKS),
-    ] = None,
-    tasks_path: Annotated[Path | None, path_option("FOLDER", "Your own task definitions.", panel=TASKS)] = None,
+    tasks: Annotated[str | None, option("NAME,...", "Tasks, groups or tags of the harness.", panel=TASKS)] = None,
+    tasks_path: Annotated[Path | None, option("FOLDER", "Your own task definitions.", panel=TASKS)] = None,
 ) -> None:
     """Evaluate a trained model on text and on benchmark tasks.
 
@@ -93,14 +85,14 @@ def evaluate(
 
 def evaluate_concepts(
     run: RunFolder,
-    limit: Annotated[int | None, number(Count, "N", "Only the first N blocks of validation text.")] = None,
-    batch_size: Annotated[int | None, number(Batch, "N", "Blocks per batch (default: 16).")] = None,
+    limit: Annotated[int | None, option("N", "Only the first N blocks of validation text.", Count)] = None,
+    batch_size: Annotated[int | None, option("N", "Blocks per batch (default: 16).", Batch)] = None,
     precision: Precision = "fp32",
     as_json: Json = False,
 ) -> None:
     """Measure how well a model predicts its concepts.
 
-    Its loss without what it mixes in is measured too.     Results are added to RUN/evaluation.json.
+    Its loss without what it mixes in is measured too. Results are added to RUN/evaluation.json.
     """
     from cocomix.evaluation.prediction import ConceptSettings
     from cocomix.evaluation.prediction import evaluate_concepts as measure
@@ -126,39 +118,39 @@ def _score(key: str) -> Any:
 def evaluate_steering(
     run: RunFolder,
     concepts: Annotated[
-        int | None, number(_score("concepts"), "N", "Concepts to steer in each frequency band (default: 32).")
+        int | None, option("N", "Concepts to steer in each frequency band (default: 32).", _score("concepts"))
     ] = None,
     prompts: Annotated[
-        int | None, number(Count, "N", "Beginnings of validation text to continue (default: 4).")
+        int | None, option("N", "Beginnings of validation text to continue (default: 4).", Count)
     ] = None,
     strengths: Annotated[
         Sequence[float] | None,
-        number(
-            _score("strengths"),
+        option(
             "S,...",
             "In standard deviations of the concept logits (default: 1,2,4,8), or factors (default: 2,4,8,16).",
+            _score("strengths"),
         ),
     ] = None,
     teacher_strengths: Annotated[
         Sequence[float] | None,
-        number(
-            _score("teacher_strengths"),
+        option(
             "S,...",
             "Of the decoder direction, in lengths of the residual stream (default: 0.125,0.25,0.5,1).",
+            _score("teacher_strengths"),
         ),
     ] = None,
     named_tokens: Annotated[
         Sequence[int] | None,
-        number(_score("named_tokens"), "N,...", "How many tokens the prompt names (default: 1,2,4,8)."),
+        option("N,...", "How many tokens the prompt names (default: 1,2,4,8).", _score("named_tokens")),
     ] = None,
     prompt_tokens: Annotated[
-        int | None, number(Count, "N", "Tokens of a prompt, at most a quarter of the context (default: 16).")
+        int | None, option("N", "Tokens of a prompt, at most a quarter of the context (default: 16).", Count)
     ] = None,
     new_tokens: Annotated[
-        int | None, number(Count, "N", "Tokens to generate, at most a quarter of the context (default: 32).")
+        int | None, option("N", "Tokens to generate, at most a quarter of the context (default: 32).", Count)
     ] = None,
-    seed: Annotated[int | None, number(Seed, "N", "Seed of concepts, prompts and texts (default: 0).")] = None,
-    batch_size: Annotated[int | None, number(Batch, "N", "Texts per batch (default: 64).")] = None,
+    seed: Annotated[int | None, option("N", "Seed of concepts, prompts and texts (default: 0).", Seed)] = None,
+    batch_size: Annotated[int | None, option("N", "Texts per batch (default: 64).", Batch)] = None,
     operation: Annotated[Literal["add", "scale"], typer.Option(help="On the concept logit; the paper scales.")] = "add",
     as_json: Json = False,
 ) -> None:

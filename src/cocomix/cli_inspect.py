@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cocomix import files
-from cocomix.cli_options import Json, given, number, number_parser, path_option
+from cocomix.cli_options import Json, argument, given, option, read_number
 from cocomix.console import show, status
 from cocomix.errors import InputError
 from cocomix.settings import Batch, Concepts, Count, Seed, kind_of
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
     from cocomix.steering.runs import OpenRun
 
 ALL = "all"
-RunFolder = Annotated[
-    Path | None, path_option("FOLDER", "The trained model (default: the quickstart's cocomix student).")
-]
-CatalogFolder = Annotated[Path | None, path_option("FOLDER", "Its concept catalog (default: that of its recipe).")]
+RunFolder = Annotated[Path | None, option("FOLDER", "The trained model (default: the quickstart's cocomix student).")]
+CatalogFolder = Annotated[Path | None, option("FOLDER", "Its concept catalog (default: that of its recipe).")]
 Steer = Annotated[
     list[str] | None,
     typer.Option(
@@ -33,9 +31,7 @@ Steer = Annotated[
         "up; may be repeated.",
     ),
 ]
-Positions = Annotated[
-    str, typer.Option(metavar="WHERE", help="Where to steer: all, generated, or a list such as 0,3,5-9,12-.")
-]
+Positions = Annotated[str, option("WHERE", "Where to steer: all, generated, or a list such as 0,3,5-9,12-.")]
 AfterChoice = Annotated[
     bool, typer.Option("--after-choice", help="Steer only concepts that are among the strongest anyway.")
 ]
@@ -85,16 +81,16 @@ class SteeringOptions:
 
 def _count_or_all(written: Any) -> Any:
     """Return a number of concepts, or None for all."""
-    return None if written == ALL else number_parser(Concepts)(written)
+    return None if written == ALL else read_number(Concepts, written)
 
 
 def inspect(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What the model reads.")],
+    text: Annotated[str, argument("TEXT", "What the model reads.")],
     concepts: Annotated[
         int | None,
         typer.Option(metavar="N", parser=_count_or_all, help="Concepts of each token to show and to ablate, or `all`."),
     ] = 4,
-    html: Annotated[Path | None, path_option("FILE", "Write a page.")] = None,
+    html: Annotated[Path | None, option("FILE", "Write a page.")] = None,
     run: RunFolder = None,
     catalog: CatalogFolder = None,
     steer: Steer = None,
@@ -155,28 +151,28 @@ def _generation(key: str) -> Any:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the text begins with.")],
+    prompt: Annotated[str, argument("PROMPT", "What the text begins with.")],
     compare: Annotated[
         bool, typer.Option("--compare", help="Print the text of the plain model next to the steered one.")
     ] = False,
     max_new_tokens: Annotated[
-        int | None, number(Count, "N", "Maximum number of tokens to generate (default: 40).")
+        int | None, option("N", "Maximum number of tokens to generate (default: 40).", Count)
     ] = None,
     temperature: Annotated[
         float | None,
-        number(_generation("temperature"), "T", "Sampling temperature; 0 takes the most probable token (default: 0)."),
+        option("T", "Sampling temperature; 0 takes the most probable token (default: 0).", _generation("temperature")),
     ] = None,
     top_p: Annotated[
         float | None,
-        number(
-            _generation("top_p"),
+        option(
             "P",
             "Sample from the most probable tokens that together have probability P (default: 1).",
+            _generation("top_p"),
         ),
     ] = None,
-    seed: Annotated[int | None, number(Seed, "S", "Sampling seed (default: 0).")] = None,
-    num_beams: Annotated[int | None, number(Batch, "N", "Beams of beam search (default: 1).")] = None,
-    num_samples: Annotated[int | None, number(Batch, "N", "Texts to print (default: 1).")] = None,
+    seed: Annotated[int | None, option("S", "Sampling seed (default: 0).", Seed)] = None,
+    num_beams: Annotated[int | None, option("N", "Beams of beam search (default: 1).", Batch)] = None,
+    num_samples: Annotated[int | None, option("N", "Texts to print (default: 1).", Batch)] = None,
     run: RunFolder = None,
     catalog: CatalogFolder = None,
     steer: Steer = None,

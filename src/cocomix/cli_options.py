@@ -6,6 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import FunctionType
 from typing import Annotated, Any, get_origin
 
@@ -137,42 +138,38 @@ class Commands(TyperGroup):
         _write_panels(formatter, rows)
 
 
-def number(kind: Any, metavar: str, about: str, panel: str | None = None) -> Any:
-    """Return an option for an annotated number, or a tuple of numbers written as `1,2,4`, within its range.
+def argument(metavar: str, about: str, kind: Any = None) -> Any:
+    """Return a positional argument; the parameters are those of `option`."""
+    return typer.Argument(metavar=metavar, help=about, parser=_parser(kind), readable=False)
+
+
+def option(metavar: str, about: str, kind: Any = None, panel: str | None = None) -> Any:
+    """Return an option with a value. The command itself checks paths and texts.
 
     Args:
-        kind: the annotated type, or a function that returns it, which is called when a value is given.
-        metavar: what stands for the value in the help.
+        metavar: placeholder of the value in the help.
         about: the help.
-        panel: the heading of its group in the help.
+        kind: of numbers, the annotated type with their range: one number, or a tuple written as `1,2,4`. A function
+            returns the type when a value is given.
+        panel: heading of the option's group in the help.
     """
-    return typer.Option(parser=number_parser(kind), metavar=metavar, help=about, rich_help_panel=panel)
+    return typer.Option(metavar=metavar, help=about, parser=_parser(kind), readable=False, rich_help_panel=panel)
 
 
-def path_argument(metavar: str, about: str) -> Any:
-    """Return an argument for a path, which the command itself checks."""
-    return typer.Argument(metavar=metavar, help=about, readable=False)
+def read_number(kind: Any, written: Any) -> Any:
+    """Read a number, or a tuple of numbers, that `option` describes; Typer passes the default through, too."""
+    if not isinstance(written, str):
+        return written
+    wanted = settings.without_none(kind() if isinstance(kind, FunctionType) else kind)
+    form = "[{}]" if get_origin(wanted) is tuple else "{}"
+    value, problems = settings.read(wanted, strict_yaml.parse(form.format(written), repr(written)))
+    if problems:
+        raise typer.BadParameter(problems[0].strip())
+    return value
 
 
-def path_option(metavar: str, about: str, panel: str | None = None) -> Any:
-    """Return an option for a path, which the command itself checks."""
-    return typer.Option(metavar=metavar, help=about, readable=False, rich_help_panel=panel)
-
-
-def number_parser(kind: Any) -> Callable[[Any], Any]:
-    """Return a function that reads what `number` describes."""
-
-    def parse(written: Any) -> Any:
-        if not isinstance(written, str):  # Typer passes the default through the parser
-            return written
-        wanted = settings.without_none(kind() if isinstance(kind, FunctionType) else kind)
-        form = "[{}]" if get_origin(wanted) is tuple else "{}"
-        value, problems = settings.read(wanted, strict_yaml.parse(form.format(written), repr(written)))
-        if problems:
-            raise typer.BadParameter(problems[0].strip())
-        return value
-
-    return parse
+def _parser(kind: Any) -> Callable[[Any], Any] | None:
+    return None if kind is None else partial(read_number, kind)
 
 
 def given(**values: Any) -> dict[str, Any]:

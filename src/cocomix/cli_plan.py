@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli_options import Json, RecipeCommand, number
+from cocomix.cli_options import Json, RecipeCommand, option
 from cocomix.cli_recipe import RecipeFile
 from cocomix.console import show
 from cocomix.settings import Batch, Count, Range
@@ -25,13 +25,13 @@ class PlanCommand(RecipeCommand):
 def plan(
     ctx: typer.Context,
     recipe: RecipeFile,
-    gpu: Annotated[str, typer.Option(metavar="NAME", help="Kind of GPU.")] = "h100",
-    gpus: Annotated[int, number(Batch, "N", "Number of GPUs.")] = 8,
-    utilisation: Annotated[float, number(Utilization, "SHARE", "Assumed share of their peak.")] = 0.4,
+    gpu: Annotated[str, option("NAME", "Kind of GPU.")] = "h100",
+    gpus: Annotated[int, option("N", "Number of GPUs.", Batch)] = 8,
+    utilisation: Annotated[float, option("SHARE", "Assumed share of their peak.", Utilization)] = 0.4,
     corpus_tokens: Annotated[
-        int | None, number(Count, "N", "Training tokens of a corpus that is not packed yet.")
+        int | None, option("N", "Training tokens of a corpus that is not packed yet.", Count)
     ] = None,
-    only: Annotated[str | None, typer.Option(metavar="NAME", help="Plan just this student.")] = None,
+    only: Annotated[str | None, option("NAME", "Plan just this student.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compute the cost of a recipe: FLOPs, memory, storage, hours.

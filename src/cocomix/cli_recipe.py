@@ -11,11 +11,11 @@ import typer
 
 from cocomix import files
 from cocomix.cli_compare import show_tables
-from cocomix.cli_options import Json, path_argument
+from cocomix.cli_options import Json, argument, option
 from cocomix.console import show, status
 from cocomix.errors import InputError
 
-RecipeFile = Annotated[Path, path_argument("RECIPE", "Recipe file (YAML).")]
+RecipeFile = Annotated[Path, argument("RECIPE", "Recipe file (YAML).")]
 
 
 def quickstart(ctx: typer.Context, as_json: Json = False) -> None:
@@ -46,14 +46,13 @@ def sae(ctx: typer.Context, recipe: RecipeFile, as_json: Json = False) -> None:
 def label(
     ctx: typer.Context,
     recipe: Annotated[
-        Path, path_argument("RECIPE", "Recipe file (YAML), or with --inspect the folder of a labeled corpus.")
+        Path, argument("RECIPE", "Recipe file (YAML), or with --inspect the folder of a labeled corpus.")
     ],
     inspect: Annotated[
         bool, typer.Option("--inspect", help="Print and plot how often each concept is a label.")
     ] = False,
     student_tokenizer: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Label for students with this tokenizer instead of the teacher's."),
+        str | None, option("SOURCE", "Label for students with this tokenizer instead of the teacher's.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -86,7 +85,7 @@ def concepts(ctx: typer.Context, recipe: RecipeFile, as_json: Json = False) -> N
 def train(
     ctx: typer.Context,
     recipe: RecipeFile,
-    only: Annotated[str | None, typer.Option(metavar="NAME", help="Train just this student.")] = None,
+    only: Annotated[str | None, option("NAME", "Train just this student.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a recipe up to the students, without the report."""
