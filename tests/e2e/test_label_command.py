@@ -98,7 +98,7 @@ def test_a_damaged_shard_is_repaired_by_the_same_command(finished: Runner, tmp_p
     shutil.rmtree(tmp_path / "out" / "report")
     output = ("--output", str(tmp_path / "out"))
     assert finished("run", *output) == 2
-    assert f"{shard} is missing or cut off; run cocomix label" in capsys.readouterr().err
+    assert f"{shard} is missing or truncated; run cocomix label" in capsys.readouterr().err
     assert finished("label", *output) == 0
     assert f"{shard} is damaged" in capsys.readouterr().err
     assert files_of(labels) == undamaged

@@ -112,7 +112,7 @@ def test_two_processes_read_documents_of_their_own(streamed: Runner, text: Path,
             {"students": {"kd": {"method": "kd", "distillation": {"top_k": 4}}}},
             ["students.kd: corpus.streaming stores no", "leave distillation.top_k out"],
         ),
-        ({"corpus": {"max_documents": 5}}, ["corpus.max_documents has no effect on what is streamed"]),
+        ({"corpus": {"max_documents": 5}}, ["corpus.max_documents has no effect with corpus.streaming"]),
         ({"corpus": {"streaming": {"shuffle_blocks": 0}}}, ["corpus.streaming.shuffle_blocks is 0"]),
         ({"corpus": {"streaming": {"sample_megabytes": -1}}}, ["corpus.streaming.sample_megabytes is -1"]),
         ({"corpus": {"streaming": {"sample_megabyte": 1}}}, ["did you mean", "sample_megabytes"]),
@@ -151,7 +151,7 @@ def test_token_files_are_streamed_with_their_tokenizer(
     refused(runner, capsys, "holds token files", "set tokenizer.source")
     recipe["tokenizer"] = {"source": source}
     runner.write({**recipe, "corpus": {"source": str(folder)}})
-    refused(runner, capsys, "holds datatrove's token files, which are streamed", "set corpus.streaming")
+    refused(runner, capsys, "holds datatrove's token files, which can only be streamed", "set corpus.streaming")
     runner.write(recipe)
     assert runner("run") == 0
     curve = json.loads((tmp_path / "out" / "students" / "ntp" / "run.json").read_text())["curve"]

@@ -18,7 +18,7 @@ from cocomix import processes
 from cocomix.concepts.attribution import SELECTIONS, ConceptExtractor, ConceptLabels
 from cocomix.concepts.label_store import LabelsInfo, features, finish_labels
 from cocomix.concepts.reading import TeacherReader
-from cocomix.data.shards import Part, Shard, describe, make_shards, total_counts
+from cocomix.data.shards import Part, Shard, describe, total_counts, write_shards
 from cocomix.errors import did_you_mean
 from cocomix.models.losses import IGNORE
 from cocomix.settings import Batch, Count, LabelsPerToken
@@ -105,7 +105,7 @@ def label_corpus(
 ) -> LabelsInfo:
     """Label the splits of a corpus into `folder`. Complete shards are kept, so an interrupted call can be resumed.
 
-    Every rank must call this; the ranks share the work (`make_shards`).
+    Every rank must call this; the ranks share the work (`write_shards`).
 
     Args:
         extractor: teacher, SAE, and selection.
@@ -119,7 +119,7 @@ def label_corpus(
     """
     columns = {name: _columns(extractor, side.blocks) for name, side in sides.items()}
 
-    def make(name: str, start: int, stop: int) -> Iterator[Part]:
+    def compute(name: str, start: int, stop: int) -> Iterator[Part]:
         for first in range(start, stop, config.blocks_per_batch):
             passages = sides[name].reader(first, min(first + config.blocks_per_batch, stop))
             found = label_in_equal_batches(
@@ -128,11 +128,11 @@ def label_corpus(
             labels = ConceptLabels(*(passages.to_students(part.cpu()) for part in found))
             yield Part({"concept_ids": labels.ids.numpy()}, count(labels))
 
-    shards = make_shards(
+    shards = write_shards(
         folder,
         {name: side.blocks for name, side in sides.items()},
         columns,
-        make,
+        compute,
         blocks_per_shard=config.blocks_per_shard,
         what="labels",
         remedy="lower labels.labels_per_token, or set labels.online, which stores none for training",

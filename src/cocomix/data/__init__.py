@@ -1,1 +1,1 @@
-"""Text to documents (`sources`, `corpus`), to tokens (`tokenizer`), to blocks (`packing`)."""
+"""From text to documents (`sources`, `corpus`), tokens (`tokenizer`), and blocks (`packing`)."""

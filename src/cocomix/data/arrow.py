@@ -1,4 +1,4 @@
-"""Dataset folders written batch by batch: bounded memory, and nothing in the Hugging Face cache."""
+"""Write dataset folders batch by batch, with bounded memory and without the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pyarrow as pa
 
 @contextmanager
 def dataset_writer(folder: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchStreamWriter]:
-    """A writer of record batches, which become a folder for `datasets.load_from_disk` when the block ends.
+    """Yield a writer of record batches, which become a folder for `datasets.load_from_disk` when the block ends.
 
-    The batches are first streamed into one Arrow file beside `folder`; if the block raises, that
-    file stays and `folder` is not made.
+    The batches are first streamed to a temporary Arrow file next to `folder`. If the block raises, that file remains
+    and `folder` is not created.
     """
     from datasets import Dataset
 
@@ -29,7 +29,7 @@ def dataset_writer(folder: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchSt
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars of `datasets`: copying is brief beside the work that made the batches."""
+    """Disable the progress bars of `datasets`: copying is short compared to computing the batches."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if are_progress_bars_disabled():

@@ -1,4 +1,4 @@
-"""Blocks for a `DataLoader`: a batch is read at once from the memory-mapped table, with no Python object per row."""
+"""Blocks for a `DataLoader`: each batch is one read of the memory-mapped table, without a Python object per row."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Blocks(torch.utils.data.Dataset[pa.Table]):
     """Columns of packed blocks.
 
     Args:
-        blocks: with columns of fixed shape per row.
-        columns: those that are read.
+        blocks: packed blocks whose columns have a fixed shape per row.
+        columns: names of the columns to read.
     """
 
     def __init__(self, blocks: Dataset, columns: Sequence[str]) -> None:
@@ -29,21 +29,23 @@ class Blocks(torch.utils.data.Dataset[pa.Table]):
         return self.rows[[index]]
 
     def __getitems__(self, indices: list[int]) -> list[pa.Table]:
-        """A `DataLoader` asks for its batches here."""
+        """Return a batch, as `DataLoader` requests it."""
         return [self.rows[indices]]
 
 
 def collate(parts: list[pa.Table]) -> dict[str, Tensor]:
-    """Rows as a batch, every column stacked; integers as int64 (stored, they are as small as they can be)."""
+    """Stack the columns of all rows to a batch; integers, which are stored in the smallest type, become int64."""
     table = pa.concat_tables(parts)
     return {name: _stacked(table.column(name)) for name in table.column_names}
 
 
 def _stacked(column: pa.ChunkedArray) -> Tensor:
-    """(B, ...) of a column whose rows all have one shape."""
+    """Stack a column whose rows have the same shape to (B, ...)."""
     values, shape = column.combine_chunks(), [len(column)]
     while pa.types.is_fixed_size_list(values.type):
         shape.append(values.type.list_size)
         values = values.flatten()
     array = values.to_numpy(zero_copy_only=False).reshape(shape)
-    return torch.from_numpy(array.astype(array.dtype if array.dtype.kind == "f" else np.int64))  # a copy: this is a map
+    return torch.from_numpy(
+        array.astype(array.dtype if array.dtype.kind == "f" else np.int64)
+    )  # a copy, because the array is a memory map

@@ -1,4 +1,4 @@
-"""Where the text comes from: documents, each once, split into train and validation by their content."""
+"""Read the documents of a corpus, drop duplicates, and split them into train and validation by their content."""
 
 from __future__ import annotations
 
@@ -27,22 +27,24 @@ from cocomix.data.sources import (
 from cocomix.errors import InputError
 from cocomix.settings import Count, Range
 
-# 64-bit offsets, since the texts of one batch can exceed 2 GiB.
+# 64-bit offsets, because the texts of one batch can exceed 2 GiB.
 _SCHEMA = pa.schema({"text": pa.large_string(), "source": pa.string()})
 _BATCH_BYTES = 8 << 20  # text held in memory before it is written
-_EXAMPLES = 5  # names of unreadable files to keep
+_EXAMPLES = 5  # names of unreadable files to record
 Megabytes = Annotated[float, Range(0, 10**9, open_low=True)]
 
 
 @dataclass
 class StreamingConfig:
-    """How a corpus is read that does not fit on the disk: students train on its documents as they are read.
+    """The `corpus.streaming` section of a recipe, for a corpus that does not fit on the disk.
+
+    Students train on its documents while they are read.
 
     Attributes:
-        sample_megabytes: training text that is stored, from the beginning of the source, for what is made once:
-            the tokenizer, the sparse autoencoder, the catalogue. (Of token files, of ids at 4 bytes each.)
-        validation_megabytes: validation text that is stored; a `validation_source` is stored whole.
-        shuffle_blocks: so many blocks are held in memory and shuffled, by each process.
+        sample_megabytes: amount of training text to store, from the beginning of the source. The tokenizer, the sparse
+            autoencoder, and the catalog are built from it. (For token files: of ids at 4 bytes each.)
+        validation_megabytes: amount of validation text to store; a `validation_source` is stored completely.
+        shuffle_blocks: number of blocks that each process holds in memory and shuffles.
     """
 
     sample_megabytes: Megabytes = 256
@@ -52,21 +54,20 @@ class StreamingConfig:
 
 @dataclass
 class CorpusConfig:
-    """The recipe's section `corpus`.
+    """The `corpus` section of a recipe.
 
     Attributes:
-        source: `python-stdlib` (the modules of Python's standard library, without their tests); a
-            file or folder of text (.txt, .md, .py: one document each) or of records (.jsonl,
-            .jsonl.gz, .jsonl.zst, .parquet); a folder with nanoGPT's train.bin and val.bin, or with
-            datatrove's token files (.ds); or `hf:NAME` or `hf:NAME:SPLIT`, a Hugging Face dataset,
-            streamed (split `train` unless given).
-        validation_source: a second source, in the same forms, all of whose documents are the
-            validation set. Without it, validation is a share of `source`.
-        text_field: the field that holds the text, where documents are records.
-        validation_fraction: share of the documents that go to validation, between 0 and 1. Unused
-            with a `validation_source`.
-        max_documents: stop after this many documents of `source`, empty ones and duplicates not counted.
-        streaming: store a sample only and train on the documents as they are read; without it, all are stored.
+        source: `python-stdlib` (the modules of Python's standard library, without their tests); a file or folder of
+            text (.txt, .md, .py: one document each) or of records (.jsonl, .jsonl.gz, .jsonl.zst, .parquet); a folder
+            with nanoGPT's train.bin and val.bin, or with datatrove's token files (.ds); or `hf:NAME` or
+            `hf:NAME:SPLIT`, a streamed Hugging Face dataset (default split: `train`).
+        validation_source: a second source of the same kinds, all of whose documents form the validation set. By
+            default, validation is a share of `source`.
+        text_field: the field of a record that holds the text.
+        validation_fraction: share of the documents used for validation, between 0 and 1. Ignored with a
+            `validation_source`.
+        max_documents: maximum number of documents of `source`, not counting empty ones and duplicates.
+        streaming: store only a sample, and train on the documents while they are read. By default, all are stored.
     """
 
     source: str = "python-stdlib"
@@ -79,18 +80,18 @@ class CorpusConfig:
 
 @dataclass(frozen=True)
 class CorpusSummary:
-    """What was read and what became of it.
+    """Counts of the documents that were read, used, and dropped.
 
     Attributes:
-        train_documents, validation_documents: number of documents on either side.
-        train_bytes, validation_bytes: their text in UTF-8 bytes.
-        duplicates_dropped: documents whose text had been seen before, those of `source` that are
-            also in `validation_source` included.
-        empty_dropped: documents without text, such as a null, or of blanks only.
+        train_documents, validation_documents: number of documents of each split.
+        train_bytes, validation_bytes: size of their text in UTF-8 bytes.
+        duplicates_dropped: documents whose text had occurred before, including those of `source` that are also in
+            `validation_source`.
+        empty_dropped: documents without text: null, empty, or only whitespace.
         unreadable_files: text files that are not UTF-8 or not regular files, and records whose text is not valid
             Unicode.
         unreadable_examples: names of the first few of them.
-        fingerprint: SHA-256 over the documents' digests, in order, of train and validation.
+        fingerprint: SHA-256 over the digests of all documents of train and validation, in order.
     """
 
     train_documents: int
@@ -105,23 +106,22 @@ class CorpusSummary:
 
 
 def is_token_folder(source: str) -> bool:
-    """Whether `source` holds tokens rather than text: nanoGPT's train.bin and val.bin, or datatrove's files."""
+    """Check whether `source` holds tokens rather than text: nanoGPT's train.bin and val.bin, or datatrove's files."""
     return is_nanogpt_folder(source) or is_datatrove_folder(source)
 
 
 def is_nanogpt_folder(source: str) -> bool:
-    """Whether `source` is a folder with nanoGPT's train.bin and val.bin."""
+    """Check whether `source` is a folder with nanoGPT's train.bin and val.bin."""
     return all(Path(source, name).is_file() for name in ("train.bin", "val.bin"))
 
 
 def check_corpus(config: CorpusConfig) -> None:
-    """Raise `InputError` for what can be seen to be wrong without reading the corpus.
+    """Raise `InputError` for problems that can be detected without reading the corpus.
 
-    Looks at numbers, paths and the first record of a jsonl or parquet source. Hugging Face
-    datasets are not contacted.
+    Checks numbers, paths, and the first record of a jsonl or parquet source. The Hugging Face Hub is not contacted.
     """
     if config.streaming is not None and config.max_documents is not None:
-        raise InputError("corpus.max_documents has no effect on what is streamed: leave it out, or corpus.streaming")
+        raise InputError("corpus.max_documents has no effect with corpus.streaming: leave one of them out")
     if is_nanogpt_folder(config.source):
         if config.validation_source is not None:
             raise InputError(
@@ -129,18 +129,18 @@ def check_corpus(config: CorpusConfig) -> None:
             )
         if config.streaming is not None:
             raise InputError(
-                f"corpus source {config.source!r} holds train.bin, which is not streamed: leave corpus.streaming out"
+                f"corpus source {config.source!r} holds train.bin, which cannot be streamed: leave corpus.streaming out"
             )
         return
     if is_datatrove_folder(config.source):
         if config.streaming is None:
             raise InputError(
-                f"corpus source {config.source!r} holds datatrove's token files, which are streamed: "
-                "set corpus.streaming, for its defaults to {}"
+                f"corpus source {config.source!r} holds datatrove's token files, which can only be streamed: "
+                "set corpus.streaming (to {} for its defaults)"
             )
         if config.validation_source is not None:
             raise InputError(
-                f"corpus source {config.source!r} holds token files, of which validation_fraction is held out: "
+                f"corpus source {config.source!r} holds token files, which are split by validation_fraction: "
                 "leave validation_source out"
             )
         return
@@ -150,7 +150,7 @@ def check_corpus(config: CorpusConfig) -> None:
 
 
 def check_source(source: str, text_field: str) -> None:
-    """Raise `InputError` for a source of text that is not there, or whose first record has not that field."""
+    """Raise `InputError` for a source of text that does not exist, or whose first record lacks the text field."""
     if source.startswith(HUB_PREFIX):
         if not source.removeprefix(HUB_PREFIX).partition(":")[0]:
             raise InputError(f"corpus source {source!r} names no dataset: give {HUB_PREFIX}NAME")
@@ -166,13 +166,13 @@ def check_source(source: str, text_field: str) -> None:
 def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
     """Write the corpus as two dataset folders, `folder/train` and `folder/validation`.
 
-    Columns: `text` (large string) and `source` (string: the record's own field of that name, else
-    the file's relative name). A document is the same document wherever its text is the same: it is
-    kept once, and never on both sides. Which side it falls on depends on its text alone. The
-    documents stream through; what grows with their number is a 16-byte digest of each. Of a corpus
-    that is streamed, reading ends as soon as both sides have what is to be stored of them.
+    The columns are `text` (large string) and `source` (string: the field `source` of the record, else the relative
+    name of the file). Documents with the same text count as one: they are stored once, and never in both splits. The
+    split of a document depends only on its text. Memory grows with the number of documents by a 16-byte digest each.
+    For a streamed corpus, reading ends as soon as both splits are large enough.
 
-    Raises `InputError` as `check_corpus` does, for what only reading shows, and if a side ends empty.
+    Raises:
+        InputError: as `check_corpus`, for unreadable documents, and if a split is empty.
     """
     check_corpus(config)
     sieve = _Sieve()
@@ -187,7 +187,7 @@ def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
         if config.validation_source is not None:
             for document in sieve.distinct(config.validation_source, config.text_field):
                 validation.add(document)
-            validation.limit = 0  # whatever `source` holds is for training
+            validation.limit = 0  # all of `source` is for training
         for document in islice(sieve.distinct(config.source, config.text_field), config.max_documents):
             held_out = config.validation_source is None and is_held_out(document.digest, config.validation_fraction)
             side = validation if held_out else train
@@ -212,9 +212,10 @@ def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
 
 
 def distinct_texts(source: str, text_field: str) -> Iterator[str]:
-    """The documents of `source` as a corpus would hold them: each text once, none empty.
+    """Yield the distinct nonempty texts of `source`, as a corpus would hold them.
 
-    Raises `InputError` as `check_corpus` does, for what only reading shows, and if there is no text.
+    Raises:
+        InputError: as `check_corpus`, for unreadable documents, and if there is no text.
     """
     return (document.text.decode() for document in _Sieve().distinct(source, text_field))
 
@@ -225,19 +226,19 @@ def _require_both_sides(config: CorpusConfig, train: int, validation: int) -> No
     if config.validation_source is not None:
         raise InputError(
             f"every document of corpus source {config.source!r} is also in validation_source "
-            f"{config.validation_source!r}: nothing is left to train on, give another validation_source"
+            f"{config.validation_source!r}, so no training data remains: give another validation_source"
         )
     side, change = ("validation", "raise") if train else ("train", "lower")
     raise InputError(
-        f"no document fell to {side}: corpus source {config.source!r} gave {train + validation} in all, "
-        f"split with validation_fraction {config.validation_fraction}; {change} validation_fraction, raise "
-        "max_documents if it is set, or give more documents (they are split whole, never in parts)"
+        f"the {side} split is empty: corpus source {config.source!r} has {train + validation} documents, split with "
+        f"validation_fraction {config.validation_fraction}; {change} validation_fraction, raise max_documents if it "
+        "is set, or give more documents (a document is never divided)"
     )
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """A document that passed the sieve."""
+class _Document:
+    """A distinct document with text."""
 
     text: bytes  # UTF-8
     source: str
@@ -245,13 +246,13 @@ class _Kept:
 
 
 def is_held_out(digest: bytes, fraction: float) -> bool:
-    """Whether the document with that SHA-256 belongs to the `fraction` that is validation."""
+    """Check whether the document with this SHA-256 belongs to the `fraction` for validation."""
     return int.from_bytes(digest[:8], "big") / 2**64 < fraction
 
 
 @dataclass
 class _Sieve:
-    """Lets each text through once, over all sources, and counts what it holds back."""
+    """Filter for distinct texts over all sources, which counts the documents that it drops."""
 
     duplicates: int = 0
     empty: int = 0
@@ -259,8 +260,8 @@ class _Sieve:
     unreadable_examples: list[str] = field(default_factory=list)
     _seen: set[bytes] = field(default_factory=set)
 
-    def distinct(self, source: str, text_field: str) -> Iterator[_Kept]:
-        """The documents of `source` not seen before; `InputError` if the source holds no text at all."""
+    def distinct(self, source: str, text_field: str) -> Iterator[_Document]:
+        """Yield the documents of `source` not seen before; raise `InputError` if the source holds no text at all."""
         any_text, last_unreadable = False, None
         for document in tqdm(
             read_documents(source, text_field), desc=f"Reading {source}", unit=" documents", disable=None
@@ -268,7 +269,7 @@ class _Sieve:
             text = document.utf8()
             if text is None:
                 if not self.unreadable:
-                    status(f"Skipping {document.source}: not a regular file of UTF-8 text. Others like it are counted.")
+                    status(f"Skipping {document.source}: not a regular file of UTF-8 text. More are skipped silently.")
                 self.unreadable += 1
                 last_unreadable = document.source
                 if len(self.unreadable_examples) < _EXAMPLES:
@@ -282,28 +283,28 @@ class _Sieve:
                     self.duplicates += 1
                 else:
                     self._seen.add(digest[:16])
-                    yield _Kept(text, document.source, digest)
+                    yield _Document(text, document.source, digest)
         if not any_text:
-            why = f"binary, not UTF-8 or no regular file, such as {last_unreadable}" if last_unreadable else "empty"
+            why = f"binary, not UTF-8 or not regular files, such as {last_unreadable}" if last_unreadable else "empty"
             raise InputError(f"corpus source {source!r} has no document with text ({why}): give UTF-8 text")
 
 
 class _Side:
-    """One side of the split: counts its documents and writes them in batches of bounded size."""
+    """Writer of one split, which counts its documents and writes them in batches of bounded size."""
 
     def __init__(self, writer: pa.RecordBatchStreamWriter) -> None:
         self.documents = 0
         self.bytes = 0
-        self.limit: float = math.inf  # bytes that are enough
+        self.limit: float = math.inf  # bytes after which the split is full
         self.digests = hashlib.sha256()  # over the documents' digests, in order
         self._writer = writer
-        self._pending: list[_Kept] = []
+        self._pending: list[_Document] = []
         self._pending_bytes = 0
 
     def is_full(self) -> bool:
         return self.bytes >= self.limit
 
-    def add(self, document: _Kept) -> None:
+    def add(self, document: _Document) -> None:
         self.documents += 1
         self.bytes += len(document.text)
         self.digests.update(document.digest)

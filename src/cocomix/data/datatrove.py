@@ -1,7 +1,8 @@
-"""datatrove's token files: documents that its `DocumentTokenizer` has turned into tokens, read one after another.
+"""Read the token files of datatrove's `DocumentTokenizer`, document by document.
 
-Beside a file NAME.ds of token ids (little-endian, 2 or 4 bytes each) lies NAME.ds.index: where each document ends,
-counted in tokens (little-endian, 8 bytes each). Read from datatrove 0.10's source, `pipeline/tokens/tokenizer.py`.
+A file NAME.ds holds token ids (little-endian, 2 or 4 bytes each). NAME.ds.index in the same folder holds the end of
+each document, counted in tokens (little-endian, 8 bytes each). The format follows `pipeline/tokens/tokenizer.py` of
+datatrove 0.10.
 """
 
 from __future__ import annotations
@@ -21,30 +22,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNKS = "chunk_shuffled.ds"
-"""How the names of files end whose documents were cut up and shuffled (`shuffle_chunk_size`)."""
+"""Suffix of files whose documents were split into chunks and shuffled (`shuffle_chunk_size`)."""
 _END = np.dtype("<u8")
 _ENDS = 1 << 16  # document ends read at once
 
 
 def token_files(source: str) -> list[Path]:
-    """The token files of a folder, sorted."""
+    """List the token files of a folder, sorted."""
     return sorted(Path(source).glob("*.ds"))
 
 
 def is_datatrove_folder(source: str) -> bool:
-    """Whether `source` is a folder with token files of datatrove."""
+    """Check whether `source` is a folder with datatrove token files."""
     return Path(source).is_dir() and bool(token_files(source))
 
 
 def read_token_file(path: Path) -> Iterator[np.ndarray]:
-    """The token ids of each document of a file; `InputError` if the file is not whole."""
+    """Yield the token ids of each document of a file; raise `InputError` if the file is incomplete."""
     index = path.with_name(path.name + ".index")
     if not path.is_file():
         raise InputError(
-            f"token file {str(path)!r} is not a regular file, but perhaps a link without a target: restore it"
+            f"token file {str(path)!r} is not a regular file (perhaps a link without a target): restore it"
         )
     if not index.is_file():
-        raise InputError(f"token file {str(path)!r} has no {index.name} beside it: tokenise with save_index=True")
+        raise InputError(f"token file {str(path)!r} has no {index.name} next to it: tokenize with save_index=True")
     if index.stat().st_size == 0:
         return
     dtype = _token_type(path, index)
@@ -54,17 +55,17 @@ def read_token_file(path: Path) -> Iterator[np.ndarray]:
             for end in chunk.tolist():
                 if not begin <= end <= total:
                     raise InputError(
-                        f"in the index of token file {str(path)!r} a document begins at token {begin} and ends at "
-                        f"{end} of {total}: is it damaged?"
+                        f"according to the index of token file {str(path)!r}, a document begins at token {begin} and "
+                        f"ends at {end} of {total}: is it damaged?"
                     )
                 yield np.frombuffer(tokens.read((end - begin) * dtype.itemsize), dtype)
                 begin = end
 
 
 def _token_type(path: Path, index: Path) -> np.dtype:
-    """2 or 4 bytes, whichever makes the file as long as its index says."""
+    """Determine the size of a token id, 2 or 4 bytes, from the length of the file and its index."""
     if index.stat().st_size % _END.itemsize:
-        raise InputError(f"{str(index)!r} has {index.stat().st_size} bytes, not 8 for each document: is it cut short?")
+        raise InputError(f"{str(index)!r} has {index.stat().st_size} bytes, not 8 per document: is it truncated?")
     with index.open("rb") as ends:
         ends.seek(-_END.itemsize, 2)
         tokens = int(np.frombuffer(ends.read(), _END)[0])
@@ -73,18 +74,18 @@ def _token_type(path: Path, index: Path) -> np.dtype:
         if size == tokens * dtype.itemsize:
             return dtype
     raise InputError(
-        f"token file {str(path)!r} has {size} bytes where its index counts {tokens} tokens of 2 or 4 bytes: "
-        "is it damaged or cut short?"
+        f"token file {str(path)!r} has {size} bytes, but its index counts {tokens} tokens of 2 or 4 bytes: "
+        "is it damaged or truncated?"
     )
 
 
 def check_token_files(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `InputError` unless every file is whole and its first document is one of that tokenizer's."""
+    """Raise `InputError` unless every file is complete and its first document fits the tokenizer."""
     for path in token_files(source):
         if path.name.endswith(CHUNKS):
             raise InputError(
                 f"token file {str(path)!r} holds pieces of documents, which cannot be split into training and "
-                "validation: tokenise without shuffle_chunk_size"
+                "validation: tokenize without shuffle_chunk_size"
             )
         first = next(filter(len, read_token_file(path)), None)
         if first is None:
@@ -93,8 +94,8 @@ def check_token_files(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
         if first[-1] != tokenizer.eos_token_id:
             raise InputError(
                 f"the first document of {str(path)!r} ends with token {first[-1]}, not with the tokenizer's "
-                f"end-of-text, {tokenizer.eos_token_id}: tokenise with its eos_token, or give the tokenizer that "
-                "made the file"
+                f"end-of-text, {tokenizer.eos_token_id}: tokenize with its eos_token, or give the tokenizer that "
+                "the file was written with"
             )
 
 
@@ -102,7 +103,7 @@ def _require_known(tokens: np.ndarray, source: str | Path, vocab_size: int) -> N
     if len(tokens) and (largest := int(tokens.max())) >= vocab_size:
         raise InputError(
             f"{str(source)!r} holds token id {largest}, but the tokenizer's ids are below {vocab_size}: "
-            "give the tokenizer that made the files"
+            "give the tokenizer that the files were written with"
         )
 
 
@@ -114,29 +115,29 @@ def _records(files: list[str]) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class TokenDocuments:
-    """Documents that are tokens already, for `streaming.BlockStream`; each ends with end-of-text.
+    """Tokenized documents for `streaming.BlockStream`; each ends with end-of-text.
 
     Attributes:
         source: folder of token files.
-        vocab_size: ids must be below it.
+        vocab_size: upper bound of the token ids, exclusive.
     """
 
     source: str
     vocab_size: int
 
     def open(self) -> IterableDataset:
-        """A record for each document, a shard for each file."""
+        """Return one record per document and one shard per file."""
         from datasets import IterableDataset
 
         files = [str(path) for path in token_files(self.source)]
         return IterableDataset.from_generator(_records, gen_kwargs={"files": files})
 
     def content(self, record: dict[str, Any]) -> bytes | None:
-        """What makes it this document: its token ids as 32-bit integers; None if there are none."""
+        """Return the token ids of a document as 32-bit integers, which identify it; None if there are none."""
         return record["tokens"].astype("<u4").tobytes() or None
 
     def encode(self, contents: Sequence[bytes]) -> np.ndarray:
-        """The token ids of several documents, end to end."""
+        """Concatenate the token ids of several documents."""
         tokens = np.frombuffer(b"".join(contents), "<u4")
         _require_known(tokens, self.source, self.vocab_size)
         return tokens

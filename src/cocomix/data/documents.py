@@ -1,4 +1,4 @@
-"""Which document each token of a packed corpus comes from."""
+"""Map the tokens of a packed corpus to their documents."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class DocumentTokens:
-    """The documents of one side, and where their tokens lie in the stream that its blocks were cut from.
+    """The documents of one split, and the ranges of their tokens in the stream that was cut into blocks.
 
-    Token p of that stream is token p % B of block p // B. A document's tokens end with end-of-text.
+    Token p of the stream is token p % B of block p // B. The tokens of a document end with end-of-text.
 
     Attributes:
-        ends: (documents,) int64; document i holds the tokens ends[i − 1] ≤ p < ends[i].
+        ends: (documents,) int64; document i has the tokens ends[i − 1] ≤ p < ends[i].
     """
 
     def __init__(self, documents: Dataset, lengths: np.ndarray) -> None:
@@ -28,27 +28,27 @@ class DocumentTokens:
         return len(self.ends)
 
     def number_of(self, positions: np.ndarray) -> np.ndarray:
-        """Numbers of the documents that hold the tokens at `positions`."""
+        """Return the indices of the documents that contain the tokens at `positions`."""
         return np.searchsorted(self.ends, positions, side="right")
 
     def texts(self, start: int, stop: int) -> list[str]:
-        """Texts of the documents `start` ≤ i < `stop`."""
+        """Return the texts of the documents `start` ≤ i < `stop`."""
         return list(self._documents[start:stop]["text"])
 
     def source(self, number: int) -> str:
-        """Where a document was read from."""
+        """Return where a document was read from."""
         return str(self._documents[int(number)]["source"])
 
 
 def save_document_lengths(folder: Path, side: str, lengths: np.ndarray) -> None:
-    """Record how many tokens, end-of-text included, each document of a side has."""
+    """Save the number of tokens, including end-of-text, of each document of a split."""
     np.save(_lengths_file(folder, side), lengths)
 
 
 def load_documents(folder: Path, side: str, texts: Path | None = None) -> DocumentTokens | None:
-    """The documents behind a side of the packed corpus in `folder`; None if it was packed from token files.
+    """Open the documents of a split of the packed corpus in `folder`; None if it was packed from token files.
 
-    Their texts are in the same folder, unless they were packed once more from those of the corpus in `texts`.
+    Their texts are read from `texts` if given (the corpus was packed again from another one), else from `folder`.
     """
     from datasets import load_from_disk
 

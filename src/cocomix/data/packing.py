@@ -1,7 +1,7 @@
-"""Documents, or token files, to blocks of equal length; B is the block size in tokens.
+"""Pack documents or token files into blocks of B tokens.
 
-A packed corpus is a folder with the dataset folders `train` and `validation`, whose column
-`input_ids` holds B token ids a row, and `corpus.json`, written last, with its `PackedInfo`.
+A packed corpus is a folder with the dataset folders `train` and `validation`, whose column `input_ids` holds B token
+ids per row, and `corpus.json` with its `PackedInfo`, which is written last.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ INFO_FILE = "corpus.json"
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 4 << 20  # an encoded token takes about 100 bytes until it is packed
 _FILE_TOKENS = 1 << 20  # tokens of a .bin file read at once
-_IDS = 1 << 16  # that 16 bits tell apart
+_IDS = 1 << 16  # number of 16-bit ids
 _HEADERS = {
     b"\x93NUMPY": "a NumPy array (.npy)",
     (20240520).to_bytes(4, "little"): "llm.c's token files",
@@ -48,21 +48,21 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class PackedInfo:
-    """What a packed corpus holds.
+    """Description of a packed corpus.
 
     Attributes:
         block_size: tokens per block.
-        vocab_size: token ids are below it.
-        train_blocks, validation_blocks: number of blocks on either side.
-        train_tokens, validation_tokens: tokens before cutting into blocks, end-of-text included.
-        train_dropped_tokens, validation_dropped_tokens: those of the remainder, too few for a block.
-        bytes_per_token: UTF-8 bytes of the validation text per validation token, end-of-text
-            included; turns nats per token into bits per byte.
-        tokenizer_fingerprint: of the tokenizer that made the tokens.
-        fingerprint: SHA-256 over block size and token ids of train and validation blocks.
-        validation_fingerprint: the same of validation alone.
-        text_changed: share of the validation text's characters that its tokens do not give back; above 0, bits per
-            byte do not compare with those of other tokenizers. None where it was not measured, as of token files.
+        vocab_size: upper bound of the token ids, exclusive.
+        train_blocks, validation_blocks: number of blocks of each split.
+        train_tokens, validation_tokens: number of tokens before cutting into blocks, including end-of-text.
+        train_dropped_tokens, validation_dropped_tokens: size of the remainder, which is shorter than a block.
+        bytes_per_token: UTF-8 bytes of the validation text per validation token, including end-of-text; converts nats
+            per token to bits per byte.
+        tokenizer_fingerprint: fingerprint of the tokenizer that encoded the text.
+        fingerprint: SHA-256 over the block size and the token ids of train and validation blocks.
+        validation_fingerprint: the same for validation alone.
+        text_changed: share of characters of the validation text that decoding its tokens does not restore. If it is
+            above 0, bits per byte are not comparable with other tokenizers. None if not measured (token files).
     """
 
     block_size: int
@@ -82,7 +82,7 @@ class PackedInfo:
 
 @dataclass(frozen=True)
 class PackedCorpus:
-    """A packed corpus, memory-mapped; both datasets have the one column `input_ids`, B unsigned integers."""
+    """A memory-mapped packed corpus; both datasets have one column `input_ids` of B unsigned integers."""
 
     train: Dataset
     validation: Dataset
@@ -90,11 +90,13 @@ class PackedCorpus:
 
 
 def pack_documents(documents: Path, tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path) -> PackedInfo:
-    """Encode what `write_documents` wrote to `documents` and pack it into `folder`.
+    """Encode the documents that `write_documents` wrote to `documents`, and pack them into `folder`.
 
-    The tokens of all documents, each followed by end-of-text, are cut into blocks; the remainder is
-    dropped. How many tokens each document has is recorded beside the blocks (`load_documents`). Raises
-    `InputError` if a side has less than one block.
+    The tokens of all documents, each followed by end-of-text, are concatenated and cut into blocks; the remainder is
+    dropped. The number of tokens of each document is saved with the blocks (`load_documents`).
+
+    Raises:
+        InputError: a split has less than one block.
     """
     from datasets import load_from_disk
 
@@ -120,8 +122,8 @@ def pack_documents(documents: Path, tokenizer: PreTrainedTokenizerBase, block_si
 def pack_token_files(source: Path, tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path) -> PackedInfo:
     """Pack nanoGPT's `train.bin` and `val.bin` (16-bit little-endian token ids) from `source` into `folder`.
 
-    Raises `InputError` if a file is not of that form, holds an id outside the tokenizer's
-    vocabulary, or has less than one block.
+    Raises:
+        InputError: a file has another format, an id outside the tokenizer's vocabulary, or less than one block.
     """
     vocab_size = vocabulary_size(tokenizer)
     train, validation = (_token_file(source / name, vocab_size) for name in ("train.bin", "val.bin"))
@@ -138,10 +140,11 @@ def pack_token_files(source: Path, tokenizer: PreTrainedTokenizerBase, block_siz
 def pack_token_documents(
     config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path
 ) -> PackedInfo:
-    """Pack what `corpus.streaming` wants stored of datatrove's token files, from their beginning, into `folder`.
+    """Pack the sample of datatrove's token files that `corpus.streaming` stores, from their beginning, into `folder`.
 
-    Raises `InputError` if a file is not whole, holds an id outside the tokenizer's vocabulary, or if a
-    side has less than one block.
+    Raises:
+        InputError: a file is incomplete or has an id outside the tokenizer's vocabulary, or a split has less than one
+            block.
     """
     assert config.streaming is not None
     documents = TokenDocuments(config.source, vocabulary_size(tokenizer))
@@ -162,7 +165,7 @@ def pack_token_documents(
 def _token_documents(
     documents: TokenDocuments, validation_fraction: float, held_out: bool, megabytes: float
 ) -> Iterator[np.ndarray]:
-    """The tokens of one side, 4 bytes each, a few documents at a time, until they are that many megabytes."""
+    """Yield the tokens of one split, a few documents at a time, up to `megabytes` at 4 bytes per token."""
 
     def contents() -> Iterator[bytes]:
         for record in documents.open():
@@ -180,7 +183,7 @@ def _token_documents(
 
 
 def load_packed(folder: Path) -> PackedCorpus:
-    """Open a packed corpus; `InputError` if `folder` is not a whole one."""
+    """Open a packed corpus; raise `InputError` if `folder` does not hold a complete one."""
     from datasets import load_from_disk
 
     try:
@@ -193,8 +196,8 @@ def load_packed(folder: Path) -> PackedCorpus:
         ) from error
     if (len(train), len(validation)) != (info.train_blocks, info.validation_blocks):
         raise InputError(
-            f"packed corpus {str(folder)!r} holds {len(train)} train and {len(validation)} validation blocks "
-            f"where its {INFO_FILE} says {info.train_blocks} and {info.validation_blocks}: make it anew"
+            f"packed corpus {str(folder)!r} has {len(train)} train and {len(validation)} validation blocks, but its "
+            f"{INFO_FILE} states {info.train_blocks} and {info.validation_blocks}: pack it again"
         )
     return PackedCorpus(train, validation, info)
 
@@ -209,7 +212,7 @@ def _pack(
     folder: Path,
     text_changed: float | None = None,
 ) -> PackedInfo:
-    """Cut two streams of token arrays into blocks; `validation_bytes` is the text behind the second."""
+    """Cut two streams of token arrays into blocks; `validation_bytes` is the size of the validation text."""
     if block_size < 2:
         raise InputError(f"block_size is {block_size}: give at least 2, for a token and the next one")
     vocab_size = vocabulary_size(tokenizer)
@@ -243,31 +246,31 @@ class _Written:
 
 
 def _write_blocks(stream: Iterable[np.ndarray], block_size: int, vocab_size: int, folder: Path) -> _Written:
-    """Write the tokens of `stream`, end to end, as blocks into the dataset folder `folder`."""
+    """Concatenate the tokens of `stream` and write them as blocks to the dataset folder `folder`."""
     dtype = np.min_scalar_type(vocab_size - 1)
-    # The length is part of the type: no reader has to wonder whether the rows are of one shape.
+    # The length is part of the type, so readers know that all rows have the same shape.
     schema = pa.schema({"input_ids": pa.list_(pa.from_numpy_dtype(dtype), block_size)})
     tokens, digest, rest = 0, hashlib.sha256(), np.empty(0, dtype)
     with dataset_writer(folder, schema) as writer:
         for piece in stream:
             tokens += len(piece)
             joined = np.concatenate([rest, piece.astype(dtype, copy=False)])
-            whole = len(joined) - len(joined) % block_size
-            blocks, rest = joined[:whole], joined[whole:]
-            if whole:
+            end = len(joined) - len(joined) % block_size
+            blocks, rest = joined[:end], joined[end:]
+            if end:
                 digest.update(blocks.astype(dtype.newbyteorder("<"), copy=False).data)
                 column = pa.FixedSizeListArray.from_arrays(pa.array(blocks), block_size)
                 writer.write_batch(pa.record_batch([column], schema=schema))
         if tokens < block_size:
             raise InputError(
-                f"the {folder.name} side has {tokens} tokens, which is less than one block of {block_size}: "
-                "give more text on that side, or lower block_size"
+                f"the {folder.name} split has {tokens} tokens, which is less than one block of {block_size}: "
+                "give more text for it, or lower block_size"
             )
     return _Written(tokens, digest.digest())
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], lengths: array[int]) -> Iterator[np.ndarray]:
-    """The tokens of `texts`, end-of-text after each, in arrays of many documents; `lengths` gets each one's number."""
+    """Yield the tokens of `texts`, each followed by end-of-text, in batches; append each one's length to `lengths`."""
     for batch in batches(texts):
         encoded = encode_documents(tokenizer, batch)
         lengths.extend(len(tokens) + 1 for tokens in encoded)
@@ -275,7 +278,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], lengths: a
 
 
 def _text_changed(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float:
-    """The share of the characters of some texts that their tokens do not give back."""
+    """Return the share of characters that decoding the tokens of `texts` does not restore."""
     characters = changed = 0
     for batch in batches(texts):
         characters += sum(map(len, batch))
@@ -284,20 +287,20 @@ def _text_changed(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> f
 
 
 def text_changed_note(share: float, text: str) -> str:
-    """What it means that a tokenizer does not give back a share of the characters of a text."""
+    """Explain the consequence of a tokenizer that does not restore a share of the characters of a text."""
     return (
-        f"The tokens do not give back {share:.2%} of the characters of {text}: its bits per byte are those of what the "
-        "tokenizer keeps, and cannot be compared with another tokenizer's."
+        f"Decoding the tokens does not restore {share:.2%} of the characters of {text}. Its bits per byte refer to the "
+        "characters that the tokenizer preserves, and are not comparable with another tokenizer's."
     )
 
 
 def joined(encoded: Iterable[list[int]], eos_token_id: int) -> np.ndarray:
-    """The tokens of several documents, end to end, end-of-text after each; int64."""
+    """Concatenate the tokens of several documents, each followed by end-of-text; int64."""
     return np.fromiter(chain.from_iterable(chain(tokens, (eos_token_id,)) for tokens in encoded), np.int64)
 
 
 def batches(texts: Iterable[Text], max_length: int = _BATCH_CHARACTERS) -> Iterator[list[Text]]:
-    """`texts` in lists that are bounded in number and in length, each given before the next text is asked for."""
+    """Group `texts` into lists of bounded number and length; each is yielded before the next text is read."""
     batch: list[Text] = []
     length = 0
     for text in texts:
@@ -311,44 +314,44 @@ def batches(texts: Iterable[Text], max_length: int = _BATCH_CHARACTERS) -> Itera
 
 
 def _token_file(path: Path, vocab_size: int) -> np.ndarray:
-    """Map the 16-bit token ids in `path`, all of them known to be below `vocab_size`.
+    """Memory-map the 16-bit token ids in `path`, and check that they are below `vocab_size`.
 
     Raises:
-        InputError: the file holds something else, as far as its size and content show.
+        InputError: the file is missing, or its size or content shows another format.
     """
     if not path.is_file():
         raise InputError(f"there is no token file {str(path)!r}: a token folder holds train.bin and val.bin")
     size = path.stat().st_size
     if size == 0 or size % 2:
         raise InputError(
-            f"token file {str(path)!r} has {size} bytes: expected 16-bit token ids, so an even number above 0"
+            f"token file {str(path)!r} has {size} bytes; expected 16-bit token ids, that is, an even number above 0"
         )
     if vocab_size > _IDS:
         raise InputError(
-            f"token file {str(path)!r} holds 16-bit token ids, while the tokenizer's go up to {vocab_size - 1}: "
-            "16 bits cannot hold all of them, give the text or datatrove's token files"
+            f"token file {str(path)!r} holds 16-bit token ids, but the tokenizer's ids go up to {vocab_size - 1}: "
+            "give the text or datatrove's token files instead"
         )
     tokens = np.memmap(path, dtype="<u2", mode="r")
     if (other := _other_form(tokens)) is not None:
         raise InputError(
-            f"token file {str(path)!r} {other}: write nothing but token ids, with ids.astype(numpy.uint16).tofile(file)"
+            f"token file {str(path)!r} {other}: write only token ids, with ids.astype(numpy.uint16).tofile(file)"
         )
     largest = max(int(chunk.max()) for chunk in _chunks(tokens))
     if largest >= vocab_size:
         raise InputError(
             f"token file {str(path)!r} holds token id {largest}, but the tokenizer's ids are below "
-            f"{vocab_size}: give the tokenizer that made the file"
+            f"{vocab_size}: give the tokenizer that the file was written with"
         )
     return tokens
 
 
 def _other_form(tokens: np.ndarray) -> str | None:
-    """What the content of a file shows it to hold instead of 16-bit token ids; None if it shows nothing."""
+    """Detect another format than 16-bit token ids by the content of a file; None if there is no sign of one."""
     beginning = tokens[:4].tobytes()
     for magic, header in _HEADERS.items():
         if beginning.startswith(magic):
             return f"begins with the header of {header}"
-    # Of ids below 2**16 in 32 or 64 bits, every second half-word is 0.
+    # If ids below 2**16 are stored in 32 or 64 bits, every second 16-bit word is 0.
     if len(tokens) % 2 == 0 and not any(chunk.any() for chunk in _chunks(tokens[1::2])):
         return "holds token ids of 32 or 64 bits, or every second token is 0"
     return None
@@ -360,17 +363,17 @@ def _chunks(tokens: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _text_bytes(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> int:
-    """UTF-8 bytes of the text behind `tokens`, without what stands for end-of-text."""
+    """Count the UTF-8 bytes of the text of `tokens`, without end-of-text."""
     return sum(len(text.encode()) for text in _texts(tokenizer, tokens))
 
 
 def validation_texts(source: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """The texts of the documents in nanoGPT's `val.bin`; raises `InputError` as `pack_token_files` does."""
+    """Decode the documents in nanoGPT's `val.bin`; raise `InputError` as `pack_token_files` does."""
     return _texts(tokenizer, _token_file(source / "val.bin", vocabulary_size(tokenizer)))
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> Iterator[str]:
-    """What lies between the end-of-text tokens, decoded."""
+    """Decode the documents between end-of-text tokens."""
     ends = np.flatnonzero(tokens == tokenizer.eos_token_id).tolist()
     start = 0
     for end in [*ends, len(tokens)]:

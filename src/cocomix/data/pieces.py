@@ -1,4 +1,4 @@
-"""The text of single tokens, in which a character that is spread over several tokens stays whole."""
+"""Decode single tokens without breaking characters that span several tokens."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LONGEST_CHARACTER = 4
-"""Bytes of a character in UTF-8, and so the tokens that it can be spread over."""
+"""Maximum number of UTF-8 bytes of a character, and thus of tokens that it can span."""
 UNFINISHED = "\ufffd"
-"""What part of a character decodes to."""
+"""Decoding of an incomplete character."""
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of some tokens, special ones included, with no blank taken out."""
+    """Decode tokens, including special ones, without removing spaces."""
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
 def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of each token; a token that holds part of a character shows the whole character.
+    """Decode each token; a token that is part of a character shows the complete character.
 
-    A character that the tokens do not finish stays a replacement sign.
+    A character that the tokens do not complete is shown as a replacement character.
     """
 
     def piece(at: int) -> str:
@@ -37,10 +37,10 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list
 
 
 def decode_around(decode: Callable[[list[int]], str], ids: list[int], index: int) -> tuple[str, str, str]:
-    """The text of `ids` before, at and after token `index`; together they are the text of all.
+    """Split the text of `ids` into the parts before, at, and after token `index`.
 
-    A character spread over several tokens is not broken: it counts to the token asked for if that holds a part
-    of it. At either end, the tokens of a character that is cut there are left out.
+    A character that spans several tokens is not broken: it belongs to token `index` if that contains a part of it.
+    Incomplete characters at both ends are dropped.
     """
     for _ in range(LONGEST_CHARACTER - 1):
         if index > 0 and decode(ids).startswith(UNFINISHED):
@@ -49,10 +49,10 @@ def decode_around(decode: Callable[[list[int]], str], ids: list[int], index: int
         if index < len(ids) - 1 and decode(ids).endswith(UNFINISHED):
             ids = ids[:-1]
     text = decode(ids)
-    # An unfinished character decodes to a replacement sign, which is not how the text goes on: take what follows.
+    # An incomplete character decodes to a replacement character, which does not match the text: extend the prefix.
     end = next(len(lead) for stop in range(index + 1, len(ids) + 1) if text.startswith(lead := decode(ids[:stop])))
     lead = decode(ids[:index])
     start = next((at for at, (one, other) in enumerate(zip(lead, text, strict=False)) if one != other), len(lead))
-    if start >= end:  # both end within one character, which the text does not finish either
+    if start >= end:  # both end within one character, which the text does not complete either
         start = len(text[:end].rstrip(UNFINISHED))
     return text[:start], text[start:end], text[end:]

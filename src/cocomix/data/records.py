@@ -1,4 +1,4 @@
-"""Read records one after another, so that every fault names the file and the record where it occurred."""
+"""Read records sequentially, so that every error names the file and the record."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ T = TypeVar("T")
 
 
 def numbered(records: Iterable[T], name: str, unit: str) -> Iterator[tuple[int, T]]:
-    """Count records from 1 and turn whatever their reader raises into one line.
+    """Number records from 1, and convert errors of their reader to an `InputError` of one line.
 
     Args:
-        records: an iterable that reads a file or a stream lazily.
-        name: of what is read, for messages.
-        unit: of a record, for messages: `line`, `row` or `record`.
+        records: iterable that reads a file or a stream lazily.
+        name: name of the file or stream, for messages.
+        unit: name of a record, for messages: `line`, `row` or `record`.
 
     Raises:
-        InputError: the reader failed after some record.
+        InputError: the reader failed.
     """
     number, source = 0, iter(records)
     while True:
@@ -30,33 +30,33 @@ def numbered(records: Iterable[T], name: str, unit: str) -> Iterator[tuple[int, 
             return
         except InputError:
             raise
-        except Exception as error:  # decompressors, Arrow and the hub's readers raise many types
+        except Exception as error:  # decompressors, Arrow and the Hub's readers raise many types
             raise InputError(
-                f"{name} cannot be read after {unit} {number} ({reason(error)}): is it damaged or cut short?"
+                f"{name} cannot be read after {unit} {number} ({reason(error)}): is it damaged or truncated?"
             ) from error
         number += 1
         yield number, record
 
 
 def json_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, Any]]:
-    """Parse JSON lines, each with its number; blank lines are skipped.
+    """Parse numbered JSON lines; blank lines are skipped.
 
-    Takes bytes, since only a line feed ends a line: text may hold other line separators within a JSON string.
+    Lines are bytes, because only a line feed ends a line: JSON strings may contain other line separators.
 
     Raises:
-        InputError: a line is not JSON, or Python's parser gives up on it.
+        InputError: a line is not JSON, or Python's parser cannot read it.
     """
     for number, line in numbered(lines, name, "line"):
         if line.isspace():
             continue
         try:
             yield number, json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:  # nested too deep, or a number of thousands of digits
+        except (ValueError, RecursionError) as error:  # nested too deeply, or a number with thousands of digits
             raise InputError(
-                f"{name}, line {number} is not JSON that can be read ({reason(error)}): give one JSON object per line"
+                f"{name}, line {number} is not readable JSON ({reason(error)}): give one JSON object per line"
             ) from error
 
 
 def reason(error: Exception) -> str:
-    """The message of an error in one line of bounded length."""
+    """Return the message of an error on one line of bounded length."""
     return f"{' '.join(str(error).split()) or type(error).__name__:.300}"

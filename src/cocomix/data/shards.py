@@ -1,7 +1,7 @@
-"""Blocks and what belongs to each of their tokens, in shards that are whole or absent, made by any number of processes.
+"""Store blocks with data for each token in atomic shards, written by any number of processes.
 
-    train/, validation/    Arrow shards; column `input_ids` (T,) and those of the maker
-    shards/                a record of each shard: checksum and counts (`ShardRecord`)
+    train/, validation/    Arrow shards with `input_ids` (T,) and the columns of `compute`
+    shards/                a record per shard: checksum and counts (`ShardRecord`)
 
 A block has T tokens.
 """
@@ -28,25 +28,25 @@ from cocomix.data.arrow import quiet
 from cocomix.errors import InputError
 
 SPLITS_FILE = "dataset_dict.json"
-REPAIR = "run cocomix label with its recipe again, which makes just what is damaged anew"
+REPAIR = "run cocomix label with its recipe again, which recomputes only what is damaged"
 
 
 class Part(NamedTuple):
-    """What was made of some consecutive blocks."""
+    """Results for consecutive blocks."""
 
     arrays: dict[str, np.ndarray]
-    """(blocks, T, …) of each column beside `input_ids`."""
+    """(blocks, T, …) for each column other than `input_ids`."""
     counts: dict[str, int]
-    """Figures of these blocks; those of a shard are their sums."""
+    """Counts over these blocks; they are summed per shard."""
 
 
-Make = Callable[[str, int, int], Iterator[Part]]
-"""Makes the blocks `start` ≤ i < `stop` of a side, in parts."""
+Compute = Callable[[str, int, int], Iterator[Part]]
+"""Computes the blocks `start` ≤ i < `stop` of a split, in parts."""
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """Written after a shard: the shard is whole if it has this checksum."""
+    """Written after a shard; the shard is intact if it has this checksum."""
 
     sha256: str
     size_in_bytes: int
@@ -56,12 +56,12 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of a side, there or not.
+    """A shard of a split, which may not exist yet.
 
     Attributes:
-        folder: of the whole dataset.
+        folder: folder of the dataset.
         side: train or validation.
-        index, total: it is shard `index` of `total`, from 0.
+        index, total: this is shard `index` (from 0) of `total`.
     """
 
     folder: Path
@@ -71,7 +71,7 @@ class Shard:
 
     @property
     def file_name(self) -> str:
-        """As `datasets` names shards."""
+        """File name in the convention of `datasets`."""
         return f"data-{self.index:05d}-of-{self.total:05d}.arrow"
 
     @property
@@ -81,38 +81,38 @@ class Shard:
 
     @property
     def record_path(self) -> Path:
-        """The record of the whole shard."""
+        """The file of the shard's record."""
         return self.folder / "shards" / f"{self.side}-{self.index:05d}-of-{self.total:05d}.json"
 
     def record(self) -> ShardRecord | None:
-        """The record of a finished shard; None if there is none that can be read."""
+        """Read the record; None if it is missing or unreadable."""
         try:
             return ShardRecord(**files.read_json(self.record_path))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
     def written(self) -> ShardRecord:
-        """The record of a shard that is known to be finished."""
+        """Read the record of a shard that is known to be finished."""
         record = self.record()
         assert record is not None, self.record_path
         return record
 
     def has_its_size(self) -> bool:
-        """Whether the shard was finished and has the size that it had then: a look, not a proof."""
+        """Check quickly whether the shard was finished and has its recorded size."""
         record = self.record()
         return record is not None and self.path.is_file() and self.path.stat().st_size == record.size_in_bytes
 
     def is_whole(self) -> bool:
-        """Whether the shard was finished and every byte is as it was then."""
+        """Check whether the shard was finished and has its recorded checksum."""
         if not self.has_its_size():
             return False
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == self.written().sha256
 
     def write(self, columns: Features, arrays: Mapping[str, np.ndarray], counts: dict[str, int]) -> None:
-        """Write the shard, whole or not at all: an array (blocks, T, …) for each of `columns`.
+        """Write the shard atomically, with an array (blocks, T, …) for each of `columns`.
 
-        The same arrays give the same bytes.
+        Equal arrays give identical bytes.
         """
         content = _arrow_bytes(columns, arrays)
         self.record_path.unlink(missing_ok=True)
@@ -123,36 +123,36 @@ class Shard:
 
 
 def shards_of(folder: Path, sides: Mapping[str, int]) -> list[Shard]:
-    """The shards of all sides, given the number of each side's."""
+    """List the shards of all splits, given the number of shards of each split."""
     return [Shard(folder, side, index, total) for side, total in sides.items() for index in range(total)]
 
 
-def make_shards(
+def write_shards(
     folder: Path,
     blocks: Mapping[str, Dataset],
     columns: Mapping[str, Features],
-    make: Make,
+    compute: Compute,
     *,
     blocks_per_shard: int,
     what: str,
     remedy: str,
 ) -> dict[str, list[Shard]]:
-    """Make the shards of all sides that are not there, each process its share; whole ones are kept.
+    """Write the missing shards of all splits. Every rank must call this; the ranks share the work.
 
-    A shard whose bytes are not those that were written is named and made anew. That whole shards were made from
-    the same things is the caller's to know, as `stages.Stage` does. `describe` is to be called afterwards.
+    Intact shards are kept; damaged ones are reported and recomputed. The caller must ensure that existing shards were
+    computed from the same inputs, as `stages.Stage` does, and call `describe` afterwards.
 
     Args:
-        folder: where to.
-        blocks: column `input_ids`, by side.
-        columns: of the dataset that is made, by side.
-        make: makes the columns beside `input_ids`.
-        blocks_per_shard: of all shards but the last of a side.
-        what: is made, for the progress bar and messages.
-        remedy: what to change where the disk is too small.
+        folder: destination.
+        blocks: blocks with the column `input_ids`, by split.
+        columns: columns of the resulting dataset, by split.
+        compute: computes the columns other than `input_ids`.
+        blocks_per_shard: number of blocks of all shards but the last of a split.
+        what: name of the result, for the progress bar and messages.
+        remedy: what to change if the disk is too small.
 
     Raises:
-        InputError: the disk is too small, or was full; whole shards are kept.
+        InputError: the disk has too little space; finished shards are kept.
     """
     shards = {
         side: shards_of(folder, {side: -(-len(blocks_of_side) // blocks_per_shard)})
@@ -170,14 +170,14 @@ def make_shards(
     if processes.is_first():
         needed = sum(len(ranges[shard]) * _bytes_per_block(columns[shard.side]) for shard in missing)
         _check_space(folder, needed, what, remedy)
-    processes.wait_for_all()  # only now, or one would see what another has just made
+    processes.wait_for_all()  # otherwise a rank would see shards that another has just written
 
     mine = processes.share(missing)
     tokens = sum(len(ranges[shard]) * columns[shard.side]["input_ids"].length for shard in mine)
     with _progress(what, tokens) as progress:
         for done, shard in enumerate(mine):
             start, stop = ranges[shard].start, ranges[shard].stop
-            parts = _counted(make(shard.side, start, stop), progress)
+            parts = _counted(compute(shard.side, start, stop), progress)
             ids = blocks[shard.side].select_columns("input_ids").with_format("numpy")[start:stop]["input_ids"]
             arrays, counts = _joined(parts)
             try:
@@ -186,39 +186,39 @@ def make_shards(
                 if not files.is_disk_full(error):
                     raise
                 raise InputError(
-                    f"no space left for {shard.path}; {done} of the {len(mine)} shards that this process had to make "
-                    "are finished and kept: free some space and give the same command again"
+                    f"no space left for {shard.path}; {done} of the {len(mine)} shards of this process are finished "
+                    "and kept: free some space and run the same command again"
                 ) from None
     processes.wait_for_all()
     return shards
 
 
 def describe(folder: Path, shards: Mapping[str, list[Shard]], columns: Features) -> None:
-    """Describe the whole shards in `folder` for `datasets`: each side, and both as splits."""
-    for side, of_side in shards.items():
+    """Write the metadata that `datasets` needs to open the shards in `folder`, as splits of one dataset."""
+    for side, side_shards in shards.items():
         kept = folder / side
         with tempfile.TemporaryDirectory() as empty:
             with quiet():
                 Dataset.from_dict({name: [] for name in columns}, features=columns).save_to_disk(empty)
             state, info = (files.read_json(Path(empty) / name) for name in ("state.json", "dataset_info.json"))
-        state["_data_files"] = [{"filename": shard.file_name} for shard in of_side]
+        state["_data_files"] = [{"filename": shard.file_name} for shard in side_shards]
         state["_fingerprint"] = hashlib.sha256(
-            "".join(shard.written().sha256 for shard in of_side).encode()
-        ).hexdigest()[:16]  # else a random one, and no two makings would be alike
+            "".join(shard.written().sha256 for shard in side_shards).encode()
+        ).hexdigest()[:16]  # the default is random, so equal datasets would differ
         files.write_json(kept / "state.json", state)
         files.write_json(kept / "dataset_info.json", info)
     files.write_json(folder / SPLITS_FILE, _splits(shards))
 
 
 def open_shards(folder: Path, sides: Mapping[str, int], what: str) -> dict[str, Dataset]:
-    """The sides of what was made in `folder`, given the number of each side's shards; memory-mapped.
+    """Memory-map the splits in `folder`, given the number of shards of each.
 
     Raises:
-        InputError: something of it is missing, cut off or unreadable.
+        InputError: a part is missing, truncated, or unreadable.
     """
     for shard in shards_of(folder, sides):
         if not shard.has_its_size():
-            raise InputError(f"the shard {shard.path} is missing or cut off; {REPAIR}")
+            raise InputError(f"the shard {shard.path} is missing or truncated; {REPAIR}")
     try:
         return {side: load_from_disk(str(folder / side)) for side in sides}
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -227,7 +227,7 @@ def open_shards(folder: Path, sides: Mapping[str, int], what: str) -> dict[str, 
 
 
 def all_whole(folder: Path, sides: Mapping[str, int]) -> bool:
-    """Whether every shard is as it was written, and `datasets` finds the splits."""
+    """Check that every shard has its recorded checksum and that `datasets` finds the splits."""
     try:
         described = files.read_json(folder / SPLITS_FILE) == _splits(sides)
     except (FileNotFoundError, ValueError):
@@ -236,7 +236,7 @@ def all_whole(folder: Path, sides: Mapping[str, int]) -> bool:
 
 
 def total_counts(shards: list[Shard]) -> Counter[str]:
-    """What was counted in these shards, which are whole."""
+    """Sum the counts of finished shards."""
     total: Counter[str] = Counter()
     for shard in shards:
         total.update(shard.written().counts)
@@ -248,21 +248,21 @@ def _splits(sides: Mapping[str, object]) -> dict[str, list[str]]:
 
 
 def _discard_damaged(shards: list[Shard]) -> None:
-    """Delete the records of those that are no longer what was written, so that they are made anew; names them."""
+    """Delete the records of damaged shards, so that these are recomputed, and report them."""
     for shard in shards:
         if not shard.is_whole():
-            status(f"The shard {shard.path} is damaged (its checksum is not the recorded one) and is made anew.")
+            status(f"The shard {shard.path} is damaged (its checksum differs from the recorded one) and is recomputed.")
             shard.record_path.unlink(missing_ok=True)
 
 
 def _range(shard: Shard, blocks: int, blocks_per_shard: int) -> range:
-    """The blocks of a shard."""
+    """Return the indices of a shard's blocks."""
     start = shard.index * blocks_per_shard
     return range(start, min(start + blocks_per_shard, blocks))
 
 
 def _progress(what: str, tokens: int) -> tqdm:
-    several = "" if processes.count() == 1 else f", this of {processes.count()} processes"
+    several = "" if processes.count() == 1 else f", rank 0 of {processes.count()}"
     return tqdm(
         total=tokens,
         desc=f"{what}{several}",
@@ -281,10 +281,10 @@ def _counted(parts: Iterator[Part], progress: tqdm) -> Iterator[Part]:
 
 
 def _joined(parts: Iterator[Part]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    made = list(parts)
-    arrays = {name: np.concatenate([part.arrays[name] for part in made]) for name in made[0].arrays}
+    computed = list(parts)
+    arrays = {name: np.concatenate([part.arrays[name] for part in computed]) for name in computed[0].arrays}
     counts: Counter[str] = Counter()
-    for part in made:
+    for part in computed:
         counts.update(part.counts)
     return arrays, dict(counts)
 
@@ -293,13 +293,13 @@ def _check_space(folder: Path, needed: int, what: str, remedy: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"the {what} need another {needed / 1e9:.3g} GB, {folder} has {free / 1e9:.3g} GB left; free some space, "
+            f"the {what} need {needed / 1e9:.3g} GB more, but {folder} has {free / 1e9:.3g} GB left; free some space, "
             f"{remedy}"
         )
 
 
 def _item_and_shape(column: List) -> tuple[np.dtype, int]:
-    """The type of a column's items and their number in a block."""
+    """Return the dtype of a column's items and their number per block."""
     count = column.length
     while isinstance(column.feature, List):
         column = column.feature
@@ -308,12 +308,12 @@ def _item_and_shape(column: List) -> tuple[np.dtype, int]:
 
 
 def _bytes_per_block(columns: Features) -> int:
-    """What a block takes on disk."""
+    """Return the size of a block on disk."""
     return sum(item.itemsize * count for item, count in map(_item_and_shape, columns.values()))
 
 
 def _arrow_bytes(columns: Features, arrays: Mapping[str, np.ndarray]) -> pa.Buffer:
-    """All columns as an Arrow stream that `datasets` reads."""
+    """Serialize all columns as an Arrow stream for `datasets`."""
     schema = columns.arrow_schema
     nested = []
     for field in schema:

@@ -1,4 +1,4 @@
-"""Reading documents: the standard library, files and folders, and Hugging Face datasets, all streamed."""
+"""Stream documents from the standard library, files and folders, and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -31,37 +31,38 @@ KNOWN_ENDINGS = TEXT_ENDINGS + JSONL_ENDINGS + PARQUET_ENDINGS
 
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
 _FIELDS_SHOWN = 24
-_PARQUET_ROWS = 256  # rows held in memory at once; a row can be a whole book
+_PARQUET_ROWS = 256  # rows held in memory at once; a row can be an entire book
 
 
 class Document(NamedTuple):
-    """One document as read."""
+    """A document as read."""
 
-    text: str | None  # None: not UTF-8 text, or not a regular file
-    source: str  # the record's own "source", else the file's name relative to the corpus, or the dataset's
+    text: str | None  # None if not UTF-8 text, or not a regular file
+    source: str  # the record's field "source", else the file name relative to the corpus, or the dataset name
 
     def utf8(self) -> bytes | None:
-        """The text in UTF-8, empty if it is blank; None if there is none, or if it cannot be written so."""
+        """Return the text in UTF-8, empty if it is blank; None if there is none, or if it is not valid Unicode."""
         if self.text is None:
             return None
         try:
             return b"" if self.text.isspace() else self.text.encode("utf-8")
-        except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which is no text
+        except UnicodeEncodeError:  # JSON can contain half of a surrogate pair, which is not text
             return None
 
 
 class SourceFile(NamedTuple):
-    """One file of a corpus."""
+    """A file of a corpus."""
 
     name: str  # relative to the source, with forward slashes
     path: Path
 
 
 def read_documents(source: str, text_field: str) -> Iterator[Document]:
-    """The documents of `source`, in an order that depends on nothing but the source.
+    """Yield the documents of `source`, in an order that depends only on the source.
 
-    Raises `InputError` if the source does not exist, holds no file of a known type, or holds a
-    record without a string in `text_field`.
+    Raises:
+        InputError: the source does not exist, has no file of a known type, or has a record without a string in
+            `text_field`.
     """
     if source.startswith(HUB_PREFIX):
         yield from _read_hub(source, text_field)
@@ -71,9 +72,9 @@ def read_documents(source: str, text_field: str) -> Iterator[Document]:
 
 
 def source_files(source: str) -> list[SourceFile]:
-    """The files of `source` that can be read, sorted by relative name; `InputError` if there is none."""
+    """List the supported files of `source`, sorted by relative name; raise `InputError` if there is none."""
     if source == PYTHON_STDLIB:
-        # The tests are not part of every installation, so that they would make the corpus differ.
+        # Not every installation includes the tests, so the corpus would differ between machines.
         return walk_files(Path(sysconfig.get_path("stdlib")), (".py",), _NOT_STDLIB)
     path = Path(source)
     if path.is_dir():
@@ -89,17 +90,17 @@ def source_files(source: str) -> list[SourceFile]:
         )
     if not files:
         raise InputError(
-            f"corpus source {source!r} has no file of a known type: the endings read are "
-            f"{', '.join(KNOWN_ENDINGS)} (hidden files are left out)"
+            f"corpus source {source!r} has no file of a known type: the supported endings are "
+            f"{', '.join(KNOWN_ENDINGS)} (hidden files are ignored)"
         )
     return files
 
 
 def walk_files(root: Path, endings: tuple[str, ...], skipped: Iterable[str] = ()) -> list[SourceFile]:
-    """Find the files below `root` that have one of these endings, sorted by name; hidden ones are left out.
+    """Find the files below `root` that have one of these endings, sorted by name; hidden files are ignored.
 
-    Linked folders are followed. Each folder is searched once, so that links cannot form a cycle; a folder that
-    is reached both directly and through a link keeps its own name.
+    Linked folders are followed. Each folder is searched once, so links cannot form a cycle. A folder that is reached
+    both directly and through a link keeps its real name.
 
     Raises:
         InputError: a folder cannot be listed.
@@ -127,7 +128,7 @@ def walk_files(root: Path, endings: tuple[str, ...], skipped: Iterable[str] = ()
 
 
 def _leads_back(link: Path) -> bool:
-    """Whether a link leads to a folder that contains it."""
+    """Check whether a link points to a folder that contains it."""
     return link.parent.resolve().is_relative_to(link.resolve())
 
 
@@ -136,17 +137,17 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def _printable(name: str) -> str:
-    """A name in valid Unicode; the name of a file may hold any bytes."""
+    """Return a name in valid Unicode; file names may contain arbitrary bytes."""
     return name.encode("utf-8", "replace").decode()
 
 
 def is_record_file(file: SourceFile) -> bool:
-    """Whether the file holds many documents as records with fields (jsonl, parquet)."""
+    """Check whether the file holds documents as records with fields (jsonl, parquet)."""
     return file.name.lower().endswith(JSONL_ENDINGS + PARQUET_ENDINGS)
 
 
 def require_records(file: SourceFile) -> None:
-    """Raise `InputError` for a file of records that is not a regular file, so that many documents would be missing."""
+    """Raise `InputError` for a file of records that is not a regular file: many documents would be missing."""
     if is_record_file(file) and not file.path.is_file():
         raise InputError(
             f"{file.name} is not a regular file, but a link without a target, a pipe or a device: "
@@ -155,10 +156,10 @@ def require_records(file: SourceFile) -> None:
 
 
 def read_file(file: SourceFile, text_field: str) -> Iterator[Document]:
-    """The documents of one file: all of it for text, one per record for jsonl and parquet.
+    """Yield the documents of a file: one for a text file, one per record for jsonl and parquet.
 
-    What is not a regular file, such as a pipe or a link whose target is missing, is never opened: in place of a
-    text file it is one document without text.
+    Files that are not regular, such as pipes and links without a target, are never opened. In place of a text file
+    they yield one document without text.
 
     Raises:
         InputError: the file cannot be read, or holds a record without text in `text_field`.
@@ -184,7 +185,7 @@ def _read_text(file: SourceFile) -> Document:
 
 
 def _decoded(content: bytes) -> str | None:
-    """UTF-8 as text, without a byte-order mark; None if it is something else."""
+    """Decode UTF-8 without a byte-order mark; None if the content is not UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -192,11 +193,11 @@ def _decoded(content: bytes) -> str | None:
 
 
 def _read_jsonl(file: SourceFile, text_field: str) -> Iterator[Document]:
-    # Each line is parsed by itself: a reader of whole tables gives up when the other fields of two
-    # records disagree in type. Arrow's decompression notices a file that was cut short; zstandard's does not.
+    # Each line is parsed separately: table readers fail if other fields of two records differ in type. Arrow's
+    # decompression detects truncated files, unlike zstandard's.
     for number, record in json_lines(_lines(file), file.name):
         if not isinstance(record, dict):
-            raise InputError(f"{file.name}, line {number} is a {type(record).__name__}, not an object with fields")
+            raise InputError(f"{file.name}, line {number} is a {type(record).__name__}; expected an object with fields")
         yield as_document(record, text_field, f"{file.name}, line {number}", file.name)
 
 
@@ -210,7 +211,7 @@ def _read_parquet(file: SourceFile, text_field: str) -> Iterator[Document]:
     try:
         table = pq.ParquetFile(file.path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file.name} is not a parquet file that can be read ({reason(error)})") from error
+        raise InputError(f"{file.name} is not a readable parquet file ({reason(error)})") from error
     with table:
         schema = table.schema_arrow
         _require_field(schema.names, text_field, file.name)
@@ -230,7 +231,7 @@ def _rows(table: pq.ParquetFile, columns: list[str]) -> Iterator[dict[str, Any]]
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:
-    """Text as its bytes, which need not be valid UTF-8; a column of another type as it is."""
+    """Convert text to bytes, which need not be valid UTF-8; leave columns of other types unchanged."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
@@ -239,11 +240,11 @@ def _as_bytes(column: pa.Array) -> pa.Array:
 
 
 def open_hub(source: str) -> IterableDataset:
-    """The records of a Hugging Face dataset, streamed; `InputError` if it does not open."""
+    """Stream the records of a Hugging Face dataset; raise `InputError` if it does not open."""
     from datasets import load_dataset
 
     name, _, split = source.removeprefix(HUB_PREFIX).partition(":")
-    # Streamed, a dataset leaves nothing but a lock file behind; that goes with the temporary cache.
+    # A streamed dataset leaves only a lock file, which is deleted with the temporary cache.
     if Path(name).exists() and (resolved := str(Path(name).resolve())) != glob.escape(resolved):
         raise InputError(
             f"corpus source {source!r} cannot be opened through {HUB_PREFIX}, where the special characters * ? [ of "
@@ -252,7 +253,7 @@ def open_hub(source: str) -> IterableDataset:
     with TemporaryDirectory() as cache:
         try:
             return load_dataset(name, split=split or "train", streaming=True, cache_dir=cache)
-        except Exception as error:  # unreachable, no such split, needs a script, a damaged first file
+        except Exception as error:  # unreachable, no such split, requires a script, damaged first file
             if "zstd not supported" in str(error):
                 raise InputError(
                     f"corpus source {source!r} holds .zst files, which `datasets` cannot read without zstandard: "
@@ -271,10 +272,10 @@ def _read_hub(source: str, text_field: str) -> Iterator[Document]:
 
 
 def as_document(record: Mapping[str, Any], text_field: str, where: str, name: str) -> Document:
-    """The document of a record; null is an empty text, and bytes are read as UTF-8.
+    """Convert a record to a document; null becomes an empty text, and bytes are decoded as UTF-8.
 
     Raises:
-        InputError: `text_field` is missing or holds something else; the message contains `where`.
+        InputError: `text_field` is missing or is not text; the message contains `where`.
     """
     _require_field(record, text_field, where)
     text, source = record[text_field], record.get("source")
@@ -284,7 +285,7 @@ def as_document(record: Mapping[str, Any], text_field: str, where: str, name: st
         text = _decoded(text)
     elif not isinstance(text, str):
         raise InputError(
-            f"{where}: the field {text_field!r} holds {text!r:.40}, a {type(text).__name__} and not a string: "
+            f"{where}: the field {text_field!r} holds {text!r:.40}, which is a {type(text).__name__}, not a string: "
             "set text_field to a field of strings"
         )
     if isinstance(source, bytes):
@@ -297,6 +298,6 @@ def _require_field(fields: Iterable[str], text_field: str, where: str) -> None:
         names = [*map(repr, fields)]
         listed = ", ".join([*names[:_FIELDS_SHOWN], *(["…"] if len(names) > _FIELDS_SHOWN else [])])
         raise InputError(
-            f"{where} has no field {text_field!r}; it has {listed or 'no field'}: "
+            f"{where} has no field {text_field!r}; it has {listed or 'no fields'}: "
             "set text_field to the field that holds the text"
         )

@@ -1,7 +1,7 @@
-"""Blocks of a corpus that is read while a model trains on it: bounded memory, no disk, and an exact position.
+"""Stream the blocks of a corpus during training, with bounded memory, no disk space, and exact resumption.
 
-A process reads its own share of the documents, over and over. Their tokens, in a row, are cut into windows of N
-blocks of B tokens; within a window the blocks come in random order.
+Each process reads its share of the documents repeatedly. Their concatenated tokens are cut into windows of N blocks of
+B tokens; the blocks of a window are shuffled.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
-_BATCH_BYTES = 1 << 20  # of documents that are encoded at once
-_EPOCHS = 1 << 20  # more than any training has
+_BATCH_BYTES = 1 << 20  # size of the documents that are encoded at once
+_EPOCHS = 1 << 20  # more epochs than any training has
 
 
 class Documents(Protocol):
-    """What the documents of a corpus are, text or tokens."""
+    """The documents of a corpus, as text or tokens."""
 
     def open(self) -> IterableDataset:
-        """A record for each document; its shards are what is shared out among processes."""
+        """Return one record per document; the shards are distributed over the processes."""
         ...
 
     def content(self, record: dict[str, Any]) -> bytes | None:
-        """What makes a document this one and no other; None if there is nothing to learn from it."""
+        """Return the content of a document, which identifies it; None if it is empty."""
         ...
 
     def encode(self, contents: Sequence[bytes]) -> np.ndarray:
-        """The token ids of several documents, end to end, each with end-of-text."""
+        """Concatenate the token ids of several documents, each ending with end-of-text."""
         ...
 
 
 @dataclass(frozen=True)
 class TextDocuments:
-    """Documents of text in any form that `sources` reads.
+    """Documents of text in any format that `sources` reads.
 
     Attributes:
         source: as in the recipe.
-        text_field: the field that holds the text, where documents are records.
-        tokenizer: used by one thread.
+        text_field: the field of a record that holds the text.
+        tokenizer: used by one thread only.
     """
 
     source: str
@@ -67,7 +67,7 @@ class TextDocuments:
     tokenizer: PreTrainedTokenizerBase
 
     def open(self) -> IterableDataset:
-        """A record for each document, a shard for each file."""
+        """Return one record per document and one shard per file."""
         from datasets import IterableDataset
 
         if self.source.startswith(HUB_PREFIX):
@@ -76,11 +76,11 @@ class TextDocuments:
         return IterableDataset.from_generator(_records, gen_kwargs=shards)
 
     def content(self, record: dict[str, Any]) -> bytes | None:
-        """Its text in UTF-8; None if it is blank or none."""
+        """Return the text in UTF-8; None if it is blank or missing."""
         return as_document(record, self.text_field, f"a record of {self.source}", self.source).utf8() or None
 
     def encode(self, contents: Sequence[bytes]) -> np.ndarray:
-        """The token ids of several texts, end to end, with end-of-text after each."""
+        """Concatenate the token ids of several texts, each followed by end-of-text."""
         encoded = encode_documents(self.tokenizer, [text.decode() for text in contents])
         return joined(encoded, self.tokenizer.eos_token_id)
 
@@ -94,12 +94,12 @@ def _records(files: list[SourceFile], text_field: str) -> Iterator[dict[str, Any
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the endless row of a process' tokens.
+    """A position in the endless sequence of a process' tokens.
 
     Attributes:
-        epoch: times that its documents have been read.
-        documents: state of their `IterableDataset` at some document before that place; None for the first.
-        tokens: tokens from that document's beginning to that place.
+        epoch: number of completed passes over its documents.
+        documents: state of their `IterableDataset` at a document before the position; None for the first document.
+        tokens: number of tokens from the beginning of that document to the position.
     """
 
     epoch: int = 0
@@ -108,19 +108,19 @@ class Position:
 
 
 class BlockStream(torch.utils.data.IterableDataset[Tensor]):
-    """Blocks of this process' training documents, without end.
+    """Endless blocks of this process' training documents.
 
-    Documents that are held out are left out. In each epoch the files come in another order. `state_dict` says where
-    it stands after the last block that it gave: what is read ahead is read again.
+    Validation documents are excluded. The files are shuffled in each epoch. `state_dict` describes the position after
+    the last block that was yielded; blocks that were read ahead are read again after resumption.
 
     Args:
-        documents: of the whole corpus.
+        documents: all documents of the corpus.
         validation_fraction: share of the documents that is held out by the hash of their content.
-        excluded: SHA-256 of documents that are validation beside those.
+        excluded: SHA-256 of further validation documents.
         block_size: B.
-        vocab_size: token ids are below it.
+        vocab_size: upper bound of the token ids, exclusive.
         shuffle_blocks: N.
-        seed: of every order.
+        seed: seed of every order.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         """Blocks (B,), int64."""
-        for begin, tokens in _made_ahead(self._windows(self._begin)):
+        for begin, tokens in _prefetched(self._windows(self._begin)):
             self._begin = begin
             blocks = tokens.reshape(self.shuffle_blocks, self.block_size)
             order = np.random.default_rng([self.seed, self._window]).permutation(len(blocks))
@@ -179,7 +179,7 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
             self._given = 0
 
     def _windows(self, begin: Position) -> Iterator[tuple[Position, np.ndarray]]:
-        """Tokens (N · B,) of each window from `begin` on, and where it begins."""
+        """Yield tokens (N · B,) of each window from `begin` on, and the position of its beginning."""
         size = self.shuffle_blocks * self.block_size
         window, filled, unwanted = np.empty(size, self.dtype), 0, begin.tokens
         for position, tokens in self._encoded(begin):
@@ -196,7 +196,7 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
                     begin = Position(position.epoch, position.documents, used)
 
     def _encoded(self, begin: Position) -> Iterator[tuple[Position, np.ndarray]]:
-        """Tokens of some documents at a time, and where the first of these begins; `begin.tokens` are not left out."""
+        """Yield the tokens of a few documents at a time, with the position of the first; ignore `begin.tokens`."""
         state = begin.documents
         for epoch in count(begin.epoch):
             records = self._open(epoch, state)
@@ -207,23 +207,23 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
                 state = records.state_dict()
             if not anything:
                 raise InputError(
-                    f"the streamed corpus has no training document for one of {processes.count()} process(es): "
+                    f"the streamed corpus has no training documents for one of {processes.count()} process(es): "
                     "give more documents, or start fewer processes"
                 )
             state = None
 
     def _open(self, epoch: int, state: dict[str, Any] | None) -> IterableDataset:
-        """This process' records of an epoch, from where they were in `state` on."""
+        """Open this process' records of an epoch, starting from `state`."""
         from datasets.distributed import split_dataset_by_node
 
         records = split_dataset_by_node(self.documents.open(), processes.rank(), processes.count())
-        records.set_epoch(self.seed * _EPOCHS + epoch + 1)  # the seed of the order of the files
+        records.set_epoch(self.seed * _EPOCHS + epoch + 1)  # seed of the order of files
         if state is not None:
             records.load_state_dict(state)
         return records
 
     def _training_contents(self, records: Iterable[dict[str, Any]]) -> Iterator[bytes]:
-        """What the documents that are not validation contain."""
+        """Yield the contents of the documents that are not for validation."""
         for _, record in numbered(records, "the streamed corpus", "record"):
             content = self.documents.content(record)
             if content is not None and not self._is_held_out(content):
@@ -234,13 +234,13 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
         return is_held_out(digest, self.validation_fraction) or digest in self.excluded
 
 
-def _made_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Endless `items`, each made by a thread while the one before is used."""
+def _prefetched(items: Iterator[T]) -> Iterator[T]:
+    """Yield endless `items`; a thread computes the next one while the current one is used."""
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items)
+        upcoming = thread.submit(next, items)
         while True:
-            item = coming.result()
-            coming = thread.submit(next, items)
+            item = upcoming.result()
+            upcoming = thread.submit(next, items)
             yield item
 
 
@@ -252,14 +252,14 @@ def open_stream(
     block_size: int,
     seed: int,
 ) -> BlockStream:
-    """The training blocks of a streamed corpus, this process' share of them.
+    """Open this process' share of the training blocks of a streamed corpus.
 
     Args:
-        config: with `streaming`.
-        tokenizer: the stream's own, as it is used by a thread.
+        config: configuration with `streaming`.
+        tokenizer: a tokenizer for this stream only, because a thread uses it.
         excluded_texts: documents of the `validation_source`, if there is one.
         block_size: tokens per block.
-        seed: of every order.
+        seed: seed of every order.
     """
     assert config.streaming is not None
     documents: Documents

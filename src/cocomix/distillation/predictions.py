@@ -18,7 +18,7 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedModel
 
 from cocomix import files, processes
-from cocomix.data.shards import REPAIR, Part, all_whole, describe, make_shards, open_shards
+from cocomix.data.shards import REPAIR, Part, all_whole, describe, open_shards, write_shards
 from cocomix.distillation.divergence import top_tokens
 from cocomix.errors import InputError
 
@@ -79,7 +79,7 @@ def predict_corpus(
     columns = prediction_columns(blocks.features["input_ids"], plan.top_k)
 
     @torch.no_grad()
-    def make(_: str, start: int, stop: int) -> Iterator[Part]:
+    def compute(_: str, start: int, stop: int) -> Iterator[Part]:
         for first in range(start, stop, blocks_per_batch):
             batch = ids[first : min(first + blocks_per_batch, stop)]["input_ids"].astype(np.int64)
             logits = teacher(input_ids=torch.from_numpy(batch).to(teacher.device), use_cache=False).logits
@@ -88,11 +88,11 @@ def predict_corpus(
             # Counts are integers, whose sum does not depend on the order.
             yield Part(arrays, {"tokens": batch.size, "rest_in_millionths": int(top.log_rest.exp().sum() * 1e6)})
 
-    shards = make_shards(
+    shards = write_shards(
         folder,
         {SIDE: blocks},
         {SIDE: columns},
-        make,
+        compute,
         blocks_per_shard=blocks_per_shard,
         what="predictions",
         remedy="lower distillation.top_k, or leave it out: the teacher then runs in every training step",

@@ -117,7 +117,7 @@ def test_only_a_line_feed_ends_a_line_of_names(tmp_path):
     with pytest.raises(InputError, match=r'names.jsonl, line 4: entry 1 lacks "index" or "description"'):
         read_names(path)
     path.write_text("\n".join([*lines, '{"index": 3']), encoding="utf-8")
-    with pytest.raises(InputError, match=r"names.jsonl, line 4 is not JSON"):
+    with pytest.raises(InputError, match=r"names.jsonl, line 4 is not readable JSON"):
         read_names(path)
 
 

@@ -190,7 +190,7 @@ def test_labels_that_datasets_cannot_open_are_refused_in_one_line(name, extracto
 def test_a_cut_off_shard_is_refused_by_training(extractor, tmp_path):
     label(extractor, tmp_path)
     spoil(tmp_path / "validation" / "data-00000-of-00001.arrow", "cut off")
-    with pytest.raises(InputError, match=r"data-00000-of-00001.arrow is missing or cut off; run cocomix label"):
+    with pytest.raises(InputError, match=r"data-00000-of-00001.arrow is missing or truncated; run cocomix label"):
         load_labels(tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_a_full_disk_keeps_whole_shards_only(extractor, tmp_path, monkeypatch):
 def test_a_disk_that_is_too_small_is_refused_before_labelling(extractor, tmp_path, monkeypatch):
     usage = shards.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage._replace(free=100))
-    with pytest.raises(InputError, match=r"the labels need another 8.82e-07 GB, .* has 1e-07 GB left"):
+    with pytest.raises(InputError, match=r"the labels need 8.82e-07 GB more, but .* has 1e-07 GB left"):
         label(extractor, tmp_path)
     assert not list(tmp_path.rglob("*.arrow"))
 

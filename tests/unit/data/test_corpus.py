@@ -308,9 +308,9 @@ def test_records_of_the_wrong_form_are_named_by_line(tmp_path: Path) -> None:
     assert_refused(b'{"body": "x", "id": 1}', "no field 'text'", "'body', 'id'")
     assert_refused(b"{}", "no field 'text'", "it has no field")
     assert_refused(json.dumps(dict.fromkeys(map(str, range(99)))).encode(), "'22', '23', …: set text_field")
-    assert_refused(b'{"text": "cut', "not JSON")
-    assert_refused(b'{"text": "caf\xe9"}', "not JSON", "utf-8")
-    assert_refused(b'["text"]', "list", "not an object")
+    assert_refused(b'{"text": "cut', "not readable JSON")
+    assert_refused(b'{"text": "caf\xe9"}', "not readable JSON", "utf-8")
+    assert_refused(b'["text"]', "list", "expected an object")
     assert_refused(b'{"text": "a", "replies": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "recursion")
     assert_refused(b'{"text": "a", "id": ' + b"7" * 5_000 + b"}", "5000 digits")
 
@@ -352,7 +352,7 @@ def test_parquet_of_the_wrong_form_is_refused(texts: list[str], write: Write, tm
         assert_input_error(lambda: write_documents(CorpusConfig(str(path)), tmp_path / "out"), "a.parquet", *words)
 
     pq.write_table(pa.table({"text": [["x"], ["y"]]}), path)
-    assert_refused("row 1", "a list and not a string")
+    assert_refused("row 1", "which is a list, not a string")
     path.write_bytes(b"not parquet at all")
     assert_refused("not a parquet file")
     pq.write_table(pa.table([["x"], ["y"]], names=["text", "text"]), path)
@@ -399,7 +399,7 @@ def test_compressed_files_cut_short_are_refused(
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
     path.write_bytes(compress(lines)[:-9])
     write = partial(write_documents, CorpusConfig(str(path)), tmp_path / "out")
-    assert_input_error(write, path.name, "cut short")
+    assert_input_error(write, path.name, "truncated")
     path.write_bytes(b"not compressed")
     assert_input_error(write, path.name, "damaged")
     # Two compressed parts one after the other are one file; the case of an ending does not matter.
@@ -416,12 +416,12 @@ def test_an_empty_side_says_what_to_change(texts: list[str], write: Write, tmp_p
     source = write(texts[:3])
     error(
         CorpusConfig(source, validation_fraction=1e-9),
-        "to validation",
-        "3 in all",
+        "the validation split is empty",
+        "has 3 documents",
         "raise validation_fraction",
     )
-    error(CorpusConfig(source, validation_fraction=1 - 1e-9), "to train", "lower validation_fraction")
-    error(CorpusConfig(source, validation_source=source), "also in validation_source", "nothing is left")
+    error(CorpusConfig(source, validation_fraction=1 - 1e-9), "the train split is empty", "lower validation_fraction")
+    error(CorpusConfig(source, validation_source=source), "also in validation_source", "no training data remains")
     error(CorpusConfig(source, validation_source=write([""], "void")), "void", "no document with text")
 
 

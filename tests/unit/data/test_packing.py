@@ -147,7 +147,7 @@ def test_a_tokenizer_that_changes_the_text_is_reported(
     text = "".join(texts_of(documents, "validation"))
     capitals = sum(character != character.lower() for character in text)
     assert info.text_changed == pytest.approx(capitals / len(text))
-    assert "of the characters of the validation text: its bits per byte" in capsys.readouterr().err
+    assert "of the characters of the validation text. Its bits per byte" in capsys.readouterr().err
     assert load_packed(tmp_path / "packed").info == info
 
 
@@ -179,7 +179,7 @@ def test_too_little_text_for_one_block_is_refused(
     assert pack_documents(documents, tokenizer, tokens, tmp_path / "just").validation_blocks == 1
     with pytest.raises(InputError, match=rf"validation.* {tokens} tokens.*block of {tokens + 1}:.*lower block_size"):
         pack_documents(documents, tokenizer, tokens + 1, tmp_path / "packed")
-    with pytest.raises(InputError, match=r"train side.*block of 1000000:"):
+    with pytest.raises(InputError, match=r"train split.*block of 1000000:"):
         pack_documents(documents, tokenizer, 1_000_000, tmp_path / "packed")
     with pytest.raises(InputError, match="not a packed corpus"):
         load_packed(tmp_path / "packed")
@@ -196,7 +196,7 @@ def test_token_files_of_the_wrong_form_are_refused(tokenizer: PreTrainedTokenize
         assert "\n" not in str(caught.value)
         assert all(word in str(caught.value) for word in words), caught.value
 
-    assert_refused("val.bin", "token id 320", "below 320", "the tokenizer that made the file")
+    assert_refused("val.bin", "token id 320", "below 320", "the tokenizer that the file was written with")
     (source / "val.bin").write_bytes(b"\1\0\2")
     assert_refused("val.bin", "3 bytes", "16-bit", "even")
     (source / "val.bin").write_bytes(b"")
@@ -227,7 +227,7 @@ def test_ids_that_16_bits_cannot_hold_are_refused(
 ) -> None:
     source = write_token_files(tmp_path / "bin", [1, 2, 3, 4], [1, 2, 3, 4])
     monkeypatch.setattr("cocomix.data.packing.vocabulary_size", lambda _: 65537)
-    with pytest.raises(InputError, match="16-bit token ids, while the tokenizer's go up to 65536"):
+    with pytest.raises(InputError, match="16-bit token ids, but the tokenizer's ids go up to 65536"):
         pack_token_files(source, tokenizer, 2, tmp_path / "packed")
 
 
@@ -245,7 +245,7 @@ def test_a_folder_that_is_no_whole_packed_corpus_is_refused(
     packed = tmp_path / "packed"
     info = pack_documents(documents, tokenizer, BLOCK_SIZE, packed)
     (packed / "corpus.json").write_text(json.dumps({**asdict(info), "train_blocks": 1}))
-    assert_refused(packed, f"{info.train_blocks} train", "says 1", "make it anew")
+    assert_refused(packed, f"{info.train_blocks} train", "states 1", "pack it again")
     (packed / "corpus.json").write_text(json.dumps({"block_size": 8}))
     assert_refused(packed, "not a packed corpus")
     (packed / "corpus.json").write_text("[1]")

@@ -188,7 +188,7 @@ def test_blank_and_unreadable_documents_are_left_out(stream, tmp_path, tokenizer
 
 def test_a_process_without_documents_says_so(stream, write, tmp_path):
     lonely = stream(write(["The cat sat."]), 1, 2, excluded=["none"])
-    with pytest.raises(InputError, match=r"no training document for one of 2 process\(es\): give more documents"):
+    with pytest.raises(InputError, match=r"no training documents for one of 2 process\(es\): give more documents"):
         next(iter(lonely))
 
 
@@ -239,11 +239,11 @@ def test_a_sample_of_token_files_is_packed(dtype, texts, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda file, index: index.unlink(), "has no 00000_unshuffled.ds.index beside it"),
-        (lambda file, index: file.write_bytes(file.read_bytes()[:-2]), "is it damaged or cut short"),
+        (lambda file, index: index.unlink(), "has no 00000_unshuffled.ds.index next to it"),
+        (lambda file, index: file.write_bytes(file.read_bytes()[:-2]), "is it damaged or truncated"),
         (lambda file, index: file.write_bytes(b"\xff" * file.stat().st_size), "holds token id 65535"),
         (lambda file, index: file.write_bytes(b"\x05\0" * (file.stat().st_size // 2)), "not with the tokenizer's end"),
-        (lambda file, index: index.write_bytes(index.read_bytes()[:-2]), "not 8 for each document"),
+        (lambda file, index: index.write_bytes(index.read_bytes()[:-2]), "not 8 per document"),
         (lambda file, index: index.write_bytes(b"\xff" * 8 + index.read_bytes()[8:]), "begins at token 0 and ends"),
         (lambda file, index: (file.unlink(), file.symlink_to("nowhere")), "is not a regular file"),
         (lambda file, index: (index.rename(index.with_name("0_chunk_shuffled.ds.index")),

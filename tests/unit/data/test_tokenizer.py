@@ -85,7 +85,7 @@ def test_a_small_corpus_gives_a_smaller_vocabulary() -> None:
 
 
 def test_a_vocabulary_without_room_for_all_bytes_is_refused(texts: list[str]) -> None:
-    with pytest.raises(InputError, match=r"vocab_size is 256: give at least 257"):
+    with pytest.raises(InputError, match=r"vocab_size is 256; expected at least 257"):
         train_tokenizer(texts, 256)
 
 
@@ -171,7 +171,7 @@ def test_what_is_no_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
         (str(tmp_path / "empty"), "does not load"),
         (str(tmp_path / "broken"), "does not load"),
         (str(tmp_path / "missing" / "folder"), "does not load"),
-        (str(file), "give the folder that holds it"),
+        (str(file), "give its folder"),
     ]:
         with pytest.raises(InputError) as caught:
             load_tokenizer(source)

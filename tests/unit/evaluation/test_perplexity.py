@@ -154,7 +154,7 @@ def test_a_text_that_the_tokens_do_not_give_back(model, tokenizer) -> None:
     evaluation = {"kind": "text", "name": "t.txt", "settings": {"text": "abc", "window": 16, "stride": 8}}
     evaluation |= {"figures": figures(found, np.ones(4)), "settings": {**evaluation["settings"], "precision": "fp32"}}
     tables = "\n".join(evaluation_tables({"mine": [evaluation]}))
-    assert "`mine`: The tokens do not give back 29.17% of the characters of t.txt: its bits per byte" in tables
+    assert "`mine`: Decoding the tokens does not restore 29.17% of the characters of t.txt. Its bits per byte" in tables
     letters = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"end": 0, "a": 1}, [])), eos_token="end")
     with pytest.raises(InputError, match="the tokenizer produces no tokens"):
         measure(model, letters, ["stone"])
