@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from cocomix import starting
-from cocomix.version import __version__
+from cocomix.version import __version__ as __version__
 
 starting.exit_quietly_while_loading()
 
@@ -34,7 +34,6 @@ __all__ = [
     "SparseAutoencoder",
     "Steering",
     "Trace",
-    "__version__",
     "load_reference_checkpoint",
     "load_sae",
     "trace",
