@@ -262,12 +262,19 @@ def test_text_does_not_become_markup(visit, opened):
     assert page.locator("img[src=x], .panel script").count() == 0  # and `visit` sees every dialog
 
 
+def with_catalog(run: OpenRun, catalog: Catalog | None) -> OpenRun:
+    """The same run, with its model, and another catalog."""
+    other = dataclasses.replace(run, catalog=catalog)
+    vars(other)["model"] = run.model
+    return other
+
+
 def test_names_do_not_become_markup(visit, opened):
     table = opened.catalog.table
     names = table.column_names.index("name")
     evil = table.set_column(names, table.schema.field("name"), [[EVIL] * len(table)])
     catalog = Catalog(opened.catalog.folder, opened.catalog.info, evil)
-    served = build_playground(dataclasses.replace(opened, catalog=catalog), Limits())
+    served = build_playground(with_catalog(opened, catalog), Limits())
     page = visit(at=serve(served, "127.0.0.1", None))
     search(page, "Steer a concept", "river").first.click()
     expect(page.locator(".steered:visible")).to_contain_text("<img src=x")
@@ -367,7 +374,7 @@ def over(colour: str, ground: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def test_without_a_catalogue(visit, opened, keep):
-    served = build_playground(dataclasses.replace(opened, catalog=None), Limits())
+    served = build_playground(with_catalog(opened, None), Limits())
     page = visit(at=serve(served, "127.0.0.1", None))
     expect(page.locator("header")).to_contain_text("`cocomix concepts RECIPE` makes one")
     few_tokens(page)

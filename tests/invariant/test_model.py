@@ -289,8 +289,8 @@ def test_token_and_concept_loss_reach_every_parameter(model, ids, concept_ids):
 
 def test_the_token_loss_reaches_the_mixer_only_where_it_mixes(model, ids):
     model(ids, labels=ids).loss.backward()
-    of_mixer = {name for name, _ in model.named_parameters() if name.startswith("mixer.")}
-    assert without_gradient(model) == (of_mixer if model.config.mixing == "none" else set())
+    mixer_weights = {name for name, _ in model.named_parameters() if name.startswith("mixer.")}
+    assert without_gradient(model) == (mixer_weights if model.config.mixing == "none" else set())
 
 
 def test_the_concept_loss_reaches_all_below_the_mixer_and_only_that(model, ids, concept_ids):
@@ -434,11 +434,11 @@ def test_the_mixer_starts_as_published(kind, backbone_config):
 def test_a_model_has_the_weights_of_its_backbone_the_mixer_and_the_head(model):
     plain = AutoModel.from_config(copy.deepcopy(model.config.backbone_config))
     width, concepts, vocabulary = 32, 40, 53
-    of_mixer = width + concepts * width + concepts
+    mixer_weights = width + concepts * width + concepts
     if model.config.mixing != "none":
-        of_mixer += concepts * width + width
+        mixer_weights += concepts * width + width
     head = 0 if model.config.tie_word_embeddings else vocabulary * width
-    assert model.num_parameters() == plain.num_parameters() + of_mixer + head
+    assert model.num_parameters() == plain.num_parameters() + mixer_weights + head
     unread = 0 if model.config.mixing == "none" else (concepts - 5) * width
     assert model.num_activated_parameters() == model.num_parameters() - unread
 

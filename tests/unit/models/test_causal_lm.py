@@ -1,4 +1,4 @@
-"""Inputs that the model refuses, and sums that the losses divide as they are told."""
+"""Inputs that the model refuses, and the divisors of its losses."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ def test_a_recipe_has_the_same_defaults_as_the_classes() -> None:
     config, mixer = CoCoMixConfig(), MixerConfig()
     shared = [setting.name for setting in dataclasses.fields(MixerConfig)]
     assert {name: getattr(mixer, name) for name in shared} == {name: getattr(config, name) for name in shared}
-    of_labels = inspect.signature(ConceptExtractor).parameters
+    parameters = inspect.signature(ConceptExtractor).parameters
     for name in ("labels_per_token", "selection"):
-        assert getattr(LabelsConfig(), name) == of_labels[name].default
+        assert getattr(LabelsConfig(), name) == parameters[name].default
     assert LabelsConfig().selection == "activation"
     assert inspect.signature(CoCoMixForCausalLM.from_backbone).parameters["concept_loss_weight"].default == 1.0
 

@@ -100,8 +100,8 @@ def test_autocast_rounds_no_more_than_the_plain_form(rows_at_once: int) -> None:
         assert total.dtype == torch.float32
         found = torch.autograd.grad(total, [x, weight, bias])
         errors.append([(f.double() - w).norm() / w.norm() for f, w in zip(found, wanted, strict=True)])
-    for of_plain, of_fused in zip(*errors, strict=True):
-        assert of_fused < max(1.5 * of_plain, 0.01)
+    for plain_error, fused_error in zip(*errors, strict=True):
+        assert fused_error < max(1.5 * plain_error, 0.01)
 
 
 def test_it_compiles_without_a_break() -> None:

@@ -74,11 +74,11 @@ def test_concepts_are_those_that_the_model_mixes(random_model):
     trace = traced(model, names={3: "three"})
     with torch.no_grad():
         z = model(ids_of(), output_concepts=True).concept_logits[0]
-    for token, of_token in zip(trace.tokens, z, strict=True):
-        largest = of_token.topk(5)
+    for token, token_logits in zip(trace.tokens, z, strict=True):
+        largest = token_logits.topk(5)
         assert [concept.concept_id for concept in token.concepts] == largest.indices.tolist()
         assert [concept.logit for concept in token.concepts] == pytest.approx(largest.values.tolist())
-        expected = of_token.softmax(-1)[largest.indices].tolist()
+        expected = token_logits.softmax(-1)[largest.indices].tolist()
         assert [concept.probability for concept in token.concepts] == pytest.approx(expected)
         assert {concept.name for concept in token.concepts} <= {None, "three"}
 
