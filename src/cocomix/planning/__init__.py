@@ -1,1 +1,1 @@
-"""What a recipe will cost, computed from sizes: nothing is trained, and no weights are loaded or held."""
+"""Compute the cost of a recipe from sizes, without training anything or loading weights."""

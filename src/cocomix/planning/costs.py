@@ -1,4 +1,4 @@
-"""What a plan says: on which machines, and what each part of a recipe costs there."""
+"""The contents of a plan: the machines, and the cost of each part of a recipe on them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from cocomix.planning.memory import Peak
 
 @dataclass(frozen=True)
 class Machines:
-    """On what is trained.
+    """The GPUs to train on.
 
     Attributes:
-        name: of the GPU.
-        gpu: what one can do.
-        count: how many.
-        utilisation: share of its peak that the work reaches; an assumption.
+        name: name of the GPU.
+        gpu: its memory and peak throughput.
+        count: number of GPUs.
+        utilisation: assumed share of the peak throughput that training reaches.
     """
 
     name: str
@@ -26,15 +26,15 @@ class Machines:
     utilisation: float
 
     def hours(self, flops: float, precision: str) -> float:
-        """Hours that so many FLOPs of a precision take."""
+        """Return the hours for a number of FLOPs in a precision."""
         return flops / (self.gpu.peak(precision) * self.utilisation * self.count) / 3600
 
 
 def machines(name: str, count: int, utilisation: float) -> Machines:
-    """`count` GPUs of a name such as h100.
+    """Describe `count` GPUs by a name such as h100.
 
     Raises:
-        InputError: an unknown GPU, or numbers that cannot be.
+        InputError: the GPU is unknown.
     """
     known = {key.lower().replace(" ", "-"): gpu for key, gpu in GPUS.items()}
     if name.lower() not in known:
@@ -44,7 +44,7 @@ def machines(name: str, count: int, utilisation: float) -> Machines:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs by who does them; of a token, or of all."""
+    """FLOPs by model, per token or in total."""
 
     student: float = 0
     teacher: float = 0
@@ -52,32 +52,32 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Sum over the models."""
         return self.student + self.teacher + self.sae
 
     def __add__(self, other: Flops) -> Flops:
         return Flops(self.student + other.student, self.teacher + other.teacher, self.sae + other.sae)
 
     def times(self, tokens: float) -> Flops:
-        """Of so many tokens."""
+        """Multiply FLOPs per token by a number of tokens."""
         return Flops(self.student * tokens, self.teacher * tokens, self.sae * tokens)
 
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """What training one model costs.
+    """The cost of training one student.
 
     Attributes:
-        name: of the model.
-        method: how it is trained.
-        stored_parameters: weights.
-        activated_parameters: those that one token uses.
-        tokens: that it reads.
-        steps: of the optimiser.
-        flops_per_token: of a training step.
-        flops: of the whole training, with every seed.
-        hours: that they take.
-        memory: peak memory per GPU in each phase, by how the GPUs share the work.
+        name: name of the student.
+        method: training method.
+        stored_parameters: number of weights.
+        activated_parameters: number of weights that one token uses.
+        tokens: training tokens.
+        steps: optimizer steps.
+        flops_per_token: FLOPs of a training step, per token.
+        flops: FLOPs of the training, over all seeds.
+        hours: hours of the training, over all seeds.
+        memory: peak memory per GPU in each phase, by kind of parallelism.
     """
 
     name: str
@@ -92,21 +92,21 @@ class StudentPlan:
     memory: dict[str, list[Peak]]
 
     def peak(self, parallel: str) -> Peak:
-        """Of the phase that needs most."""
+        """Return the peak of the phase that needs the most memory."""
         return max(self.memory[parallel], key=lambda peak: peak.total)
 
 
 @dataclass(frozen=True)
 class PreparationPlan:
-    """What is made once, for all students that learn from it.
+    """The one-time cost of an artifact that students learn from.
 
     Attributes:
-        name: of its stage.
-        flops: of making it.
-        hours: that it takes.
-        storage: bytes on disk, of what is as long as the corpus.
-        memory: peak bytes on each GPU; None where that was not computed.
-        is_done: whether it is there already, and so costs nothing any more.
+        name: name of its stage.
+        flops: FLOPs to compute it.
+        hours: hours to compute it.
+        storage: bytes on disk, for artifacts that grow with the corpus; else 0.
+        memory: peak bytes per GPU; None if not computed.
+        is_done: whether it exists already, so that no cost remains.
     """
 
     name: str
@@ -119,15 +119,15 @@ class PreparationPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe costs.
+    """The cost of a recipe.
 
     Attributes:
-        recipe: its name.
-        machines: on what.
+        recipe: name of the recipe.
+        machines: the GPUs.
         corpus_tokens: training tokens of the corpus.
-        preparation: what is made before the students, in order.
-        students: the models.
-        remarks: what was assumed.
+        preparation: artifacts that are computed before the students, in order.
+        students: the students.
+        remarks: assumptions, in words.
     """
 
     recipe: str
@@ -139,13 +139,13 @@ class Plan:
 
     @property
     def flops(self) -> Flops:
-        """Of all that is still to be done."""
-        return sum((part.flops for part in self._to_do()), Flops())
+        """FLOPs of all remaining work."""
+        return sum((part.flops for part in self._remaining()), Flops())
 
     @property
     def hours(self) -> float:
-        """Of all that is still to be done, one after the other."""
-        return sum(part.hours for part in self._to_do())
+        """Hours of all remaining work, run sequentially."""
+        return sum(part.hours for part in self._remaining())
 
-    def _to_do(self) -> list[PreparationPlan | StudentPlan]:
+    def _remaining(self) -> list[PreparationPlan | StudentPlan]:
         return [*(part for part in self.preparation if not part.is_done), *self.students]

@@ -1,9 +1,9 @@
-"""The peak memory of a training step, by part, from running one on fake tensors.
+"""Estimate the peak memory of a training step, by part, by running the step on fake tensors.
 
-Fake tensors have shapes and no contents: every operation of the real model, objective and optimiser is
-dispatched, nothing is computed and nothing allocated, and each storage is followed from when it is made to when it
-is freed. So the figure holds for any backbone and method, and no formula of theirs is repeated here. What fakes
-cannot show is added by name: the buckets of ddp, and what fsdp shares out and gathers.
+Fake tensors have shapes but no contents. Every operation of the real model, objective and optimizer is dispatched, but
+nothing is computed or allocated, and each storage is tracked from creation to release. The estimate therefore works for
+any backbone and method without a formula for each. Two things that fake tensors cannot show are added explicitly: the
+buckets of ddp, and what fsdp shards and gathers.
 
 P weights, N processes (one GPU each).
 """
@@ -42,20 +42,20 @@ BLOCKS, MIXER, HEAD = "activations of the blocks", "activations of the mixer", "
 BACKWARD, TEACHER, BUCKETS, GATHERED = "backward pass", "teacher and SAE", "ddp's buckets", "fsdp's gathered blocks"
 PARTS = (WEIGHTS, GRADIENTS, STATES, BUCKETS, GATHERED, CASTS, BLOCKS, MIXER, HEAD, BACKWARD, TEACHER)
 GATHERED_BLOCKS = 2
-"""Blocks that fsdp holds whole at once: one at work, and the next on its way."""
-Labeller = Callable[[], object]
-"""Labels a batch of its own when called."""
+"""Blocks that fsdp gathers at a time: the current one, and the next one being prefetched."""
+Labeler = Callable[[], object]
+"""Labels a batch when called."""
 STEP = "training step"
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class LiveMemory(TorchDispatchMode):
-    """Follows every storage that is made while it is open.
+    """Tracks every storage that is created inside the context.
 
     Attributes:
-        part: what storages that are made now belong to.
-        now: bytes alive, by part.
-        peak: what `now` was when its sum was largest.
+        part: part to which new storages are assigned.
+        now: live bytes by part.
+        peak: `now` at the time of its largest sum.
     """
 
     def __init__(self) -> None:
@@ -76,23 +76,23 @@ class LiveMemory(TorchDispatchMode):
             part = CASTS
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._follow(tensor, part)
+                self._track(tensor, part)
         return result
 
-    def belongs(self, tensor: Tensor, part: str) -> None:
-        """Count a tensor as `part` from now on, whatever was at work when it was made."""
+    def reassign(self, tensor: Tensor, part: str) -> None:
+        """Assign a tensor to `part` from now on."""
         storage = tensor.untyped_storage()
         self.now[self._part_of[storage][0]] -= storage.nbytes()
         self.now[part] += storage.nbytes()
         self._part_of[storage][0] = part
 
-    def forget_peak(self) -> None:
-        """The peak begins anew with what is alive."""
+    def reset_peak(self) -> None:
+        """Restart the peak from the live storages."""
         self.peak, self._peak_total = Counter(self.now), self._total
 
     @contextmanager
     def counting(self, part: str) -> Iterator[None]:
-        """While open, what is made belongs to `part`."""
+        """Assign storages that are created inside the context to `part`."""
         before, self.part = self.part, part
         try:
             yield
@@ -100,7 +100,7 @@ class LiveMemory(TorchDispatchMode):
             self.part = before
 
     def count_module(self, module: nn.Module, part: str) -> None:
-        """What the module's forward pass makes belongs to `part`, also when it is run again by checkpointing."""
+        """Assign storages of the module's forward pass to `part`, also when checkpointing reruns it."""
         before: list[str] = []
 
         def enter(*_: object) -> None:
@@ -116,29 +116,29 @@ class LiveMemory(TorchDispatchMode):
     def _is_weight(self, tensor: Tensor) -> bool:
         return self._part_of.get(tensor.untyped_storage(), [None])[0] == WEIGHTS
 
-    def _follow(self, tensor: Tensor, part: str) -> None:
+    def _track(self, tensor: Tensor, part: str) -> None:
         storage = tensor.untyped_storage()
         if storage in self._part_of:
             return
-        size, kept = storage.nbytes(), [part]
-        self._part_of[storage] = kept
+        size, assigned = storage.nbytes(), [part]
+        self._part_of[storage] = assigned
         self.now[part] += size
         self._total += size
-        weakref.finalize(storage, self._freed, kept, size)
+        weakref.finalize(storage, self._release, assigned, size)
         if self._total > self._peak_total:
-            self.forget_peak()
+            self.reset_peak()
 
-    def _freed(self, kept: list[str], size: int) -> None:
-        self.now[kept[0]] -= size
+    def _release(self, assigned: list[str], size: int) -> None:
+        self.now[assigned[0]] -= size
         self._total -= size
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most that a process holds at once in a phase of a training.
+    """The peak memory of a process in a phase of training.
 
     Attributes:
-        phase: training step, evaluation or online labelling.
+        phase: training step, evaluation or online labeling.
         parts: bytes by part.
     """
 
@@ -147,20 +147,20 @@ class Peak:
 
     @property
     def total(self) -> int:
-        """Bytes."""
+        """Total bytes."""
         return sum(self.parts.values())
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """What a process that trains alone holds, and what has to be known to share it out.
+    """The peak memory of training in a single process, and the sizes needed to derive that of several.
 
     Attributes:
-        phases: bytes by part at the peak of each phase: a training step, an evaluation, online labelling.
+        phases: bytes by part at the peak of each phase: training step, evaluation, online labeling.
         weights: bytes of all weights, 4 P.
         block: bytes of the weights of the largest block.
         outside: bytes of the weights outside the blocks.
-        accumulates: whether a step has several micro-batches, between which gradients are kept.
+        accumulates: whether a step accumulates gradients over several micro-batches.
     """
 
     phases: dict[str, Counter[str]]
@@ -170,12 +170,12 @@ class TrainingMemory:
     accumulates: bool
 
     def peaks(self, parallel: str, processes: int) -> list[Peak]:
-        """Of each phase, on each GPU, where `processes` of them train one model.
+        """Compute the peak of each phase per GPU if `processes` GPUs train one model.
 
-        ddp keeps everything, and buckets as large as the gradients, in which they are averaged. fsdp
-        (`training.config`: version 2, float32) keeps 1/N of weights, gradients and states. What lies outside the blocks
-        stays gathered through the step, blocks come and go, each with its gradient; gradients of several micro-batches
-        wait whole, because they are only shared out in the last one.
+        ddp replicates everything and adds buckets as large as the gradients. fsdp (`training.config`: version 2,
+        float32) shards weights, gradients and optimizer states 1/N each. Weights outside the blocks stay gathered
+        during the step; blocks are gathered in turn, each with its gradient. Gradients of several micro-batches stay
+        unsharded, because they are reduced only in the last one.
         """
         share = Counter if processes == 1 else partial(self._share, parallel, processes)
         return [Peak(phase, _in_order(share(parts))) for phase, parts in self.phases.items()]
@@ -187,41 +187,40 @@ class TrainingMemory:
             return found
         gathered = self.outside + min(GATHERED_BLOCKS * self.block, self.weights - self.outside)
         found[GATHERED] = gathered
-        found[WEIGHTS] = self.weights // processes
+        found[WEIGHTS] = shard = self.weights // processes
         found[STATES] = parts[STATES] // processes
-        kept = self.weights // processes
         if parts[GRADIENTS] or parts[BACKWARD]:
-            found[GRADIENTS] = kept + (self.weights if self.accumulates else gathered)
+            found[GRADIENTS] = shard + (self.weights if self.accumulates else gathered)
         if parallel == "fsdp+cpu-offload":
             found[WEIGHTS] = found[STATES] = 0
-            found[GRADIENTS] = max(0, found[GRADIENTS] - kept)
+            found[GRADIENTS] = max(0, found[GRADIENTS] - shard)
         return found
 
 
 def training_memory(
-    build: Callable[[], PreTrainedModel],
-    make_objective: Callable[[], Objective],
-    make_batch: Callable[[], Batch],
+    build_model: Callable[[], PreTrainedModel],
+    build_objective: Callable[[], Objective],
+    build_batch: Callable[[], Batch],
     training: TrainingConfig,
     *,
     accumulates: bool,
-    make_labeller: Callable[[], Labeller] | None = None,
+    build_labeler: Callable[[], Labeler] | None = None,
     device: str = "cuda",
 ) -> TrainingMemory:
     """Run a micro-batch and an evaluation on fake tensors, as Accelerate and the Trainer run them.
 
     Args:
-        build: makes the model.
-        make_objective: what is minimised, with its teacher if it asks one in every step.
-        make_batch: a micro-batch of the columns that the objective reads.
-        training: its settings.
-        accumulates: whether other micro-batches came before it in the same step.
-        make_labeller: makes what labels the blocks of a step before it, if that is done online.
-        device: cpu or cuda, whose sizes of chunks are taken (`linear_loss.CHUNK_BYTES`).
+        build_model: builds the model.
+        build_objective: builds the objective, with the teacher if the objective calls it in every step.
+        build_batch: builds a micro-batch with the columns that the objective reads.
+        training: training settings.
+        accumulates: whether the micro-batch follows others of the same step.
+        build_labeler: builds the labeler of the blocks of a step, for online labels.
+        device: cpu or cuda; selects the chunk size in `linear_loss.CHUNK_BYTES`.
     """
     phases: dict[str, Counter[str]] = {}
-    with torch.device("meta"):  # a fake tensor cannot be copied as modules are where a decoder is taken apart
-        model = with_token_loss(build())
+    with torch.device("meta"):  # splitting a decoder copies modules, which fake tensors do not support
+        model = with_token_loss(build_model())
     with FakeTensorMode(), _chunks_of(device), LiveMemory() as live:
         with live.counting(WEIGHTS):
             model._apply(lambda weight: torch.empty(weight.shape, dtype=weight.dtype)).tie_weights()
@@ -237,42 +236,42 @@ def training_memory(
         if not accumulates:
             optimizer.zero_grad()
         with live.counting(TEACHER):
-            objective = make_objective()
-            label = make_labeller and make_labeller()
-        batch = make_batch()
+            objective = build_objective()
+            label = build_labeler and build_labeler()
+        batch = build_batch()
         _autocast(model, training.precision)
 
-        live.forget_peak()
+        live.reset_peak()
         losses = objective(model, batch, objective.count(batch))
         with live.counting(BACKWARD):
             losses.total.backward()
         phases[STEP] = live.peak
         del losses
         optimizer.zero_grad()
-        live.forget_peak()
+        live.reset_peak()
         with torch.no_grad():
             evaluation_sums(model.eval(), batch, training.precision)
         phases["evaluation"] = live.peak
         if label is not None:
-            live.forget_peak()
+            live.reset_peak()
             with live.counting(TEACHER):
                 label()
             phases["online labelling"] = live.peak
         weights = [parameter.nbytes for parameter in model.parameters()]
-        of_blocks = [sum(parameter.nbytes for parameter in block.parameters()) for block in blocks]
-    return TrainingMemory(phases, sum(weights), max(of_blocks), sum(weights) - sum(of_blocks), accumulates)
+        block_weights = [sum(parameter.nbytes for parameter in block.parameters()) for block in blocks]
+    return TrainingMemory(phases, sum(weights), max(block_weights), sum(weights) - sum(block_weights), accumulates)
 
 
-def peak_of_call(make: Callable[[], Labeller], device: str = "cuda") -> int:
-    """Peak bytes of making something and calling it."""
+def labeling_memory(build_labeler: Callable[[], Labeler], device: str = "cuda") -> int:
+    """Return the peak bytes of building a labeler and labeling a batch."""
     with FakeTensorMode(), _chunks_of(device), LiveMemory() as live:
-        call = make()
-        call()
+        label = build_labeler()
+        label()
         return live.peak.total()
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
-    """All blocks of a student, of whatever stacks it is made."""
+    """Return all decoder blocks of a student, over all its stacks."""
     if isinstance(model, MultiTokenForCausalLM):
         return [*decoder_blocks(model.trunk), *(block for head in model.heads for block in decoder_blocks(head))]
     if isinstance(model, CoCoMixForCausalLM):
@@ -282,27 +281,27 @@ def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _grouped_product(a: Tensor, b: Tensor, offs: Tensor | None = None, **_: Any) -> Tensor:
-    """The product of each expert, as torch's kernels return it; its fake tensors refuse float32."""
-    if a.dim() == b.dim() == 2:  # rows of experts, summed: the gradient of their weights
+    """Return the shape of a grouped matrix product; torch's fake implementation refuses float32."""
+    if a.dim() == b.dim() == 2:  # the gradient of the experts' weights: summed over each expert's rows
         assert offs is not None
         return a.new_empty(len(offs), a.shape[0], b.shape[1])
     return a.new_empty(*a.shape[:-1], b.shape[-1])
 
 
 def _with_states(model: nn.Module, live: LiveMemory) -> torch.optim.Optimizer:
-    """AdamW with its states, as a step leaves it, and with gradients; they are told apart from now on."""
+    """Build AdamW with optimizer states and gradients allocated, each assigned to its part."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-        live.belongs(parameter.grad, GRADIENTS)
-        parameter.register_post_accumulate_grad_hook(lambda weight: live.belongs(weight.grad, GRADIENTS))
+        live.reassign(parameter.grad, GRADIENTS)
+        parameter.register_post_accumulate_grad_hook(lambda weight: live.reassign(weight.grad, GRADIENTS))
     with live.counting(STATES):
         optimizer.step()
     return optimizer
 
 
 def _autocast(model: PreTrainedModel, precision: str) -> None:
-    """Wrap the forward pass as Accelerate does: products in low precision, what comes out in float32."""
+    """Wrap the forward pass as Accelerate does: products in low precision, outputs in float32."""
     if precision in AUTOCAST:
         in_low_precision = torch.autocast("cpu", AUTOCAST[precision])(model.forward)
         model.forward = convert_outputs_to_fp32(in_low_precision)
@@ -310,7 +309,7 @@ def _autocast(model: PreTrainedModel, precision: str) -> None:
 
 @contextmanager
 def _chunks_of(device: str) -> Iterator[None]:
-    """A build of torch without CUDA has no fake GPU, so a CPU stands for it, with its chunks."""
+    """Use the chunk size of `device` on the CPU, because torch builds without CUDA have no fake GPU."""
     before = dict(linear_loss.CHUNK_BYTES)
     linear_loss.CHUNK_BYTES["cpu"] = before[device]
     try:

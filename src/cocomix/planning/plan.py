@@ -1,4 +1,4 @@
-"""From a recipe to what it will cost.
+"""Compute the cost of a recipe.
 
 B blocks, T tokens of a block, A labels per token.
 """
@@ -31,34 +31,34 @@ from cocomix.models.building import activated_parameters, build_plain
 from cocomix.objectives import NextToken, Objective
 from cocomix.objectives.base import Batch
 from cocomix.planning.costs import Flops, Machines, Plan, PreparationPlan, StudentPlan
-from cocomix.planning.memory import Labeller, peak_of_call, training_memory
+from cocomix.planning.memory import Labeler, labeling_memory, training_memory
 from cocomix.planning.sizes import PlannedPipeline
 from cocomix.recipe import Recipe
 from cocomix.stages import Stage
 from cocomix.students import build_student, student_config
 from cocomix.training.config import TrainingConfig
 
-MakeTeacher = Callable[[], PreTrainedModel]
+BuildTeacher = Callable[[], PreTrainedModel]
 PUBLISHED_TOKENS = {(f"{HUB_PREFIX}Skylion007/openwebtext", "openai-community/gpt2"): 9_035_582_198}
-"""Training tokens of a corpus in the tokens of a tokenizer, as the published code prepares it."""
+"""Training tokens by corpus and tokenizer, as prepared by the published code."""
 RECOMPUTED = 4 / 3
-"""Computation with gradient checkpointing: two forward passes and a backward one of two, instead of three."""
+"""Relative cost of a step with gradient checkpointing: two forward passes and a backward pass that costs two."""
 
 
 def plan_recipe(
     recipe: Recipe, on: Machines, corpus_tokens: int | None = None, only: str | None = None, device: str = "cuda"
 ) -> Plan:
-    """Compute what a recipe costs; nothing is made.
+    """Compute the cost of a recipe without running it.
 
     Args:
-        recipe: what would be run.
+        recipe: the recipe.
         on: the machines.
-        corpus_tokens: training tokens of the corpus, where it is not made yet.
-        only: of the students, just this one.
-        device: whose memory is planned, cuda or cpu.
+        corpus_tokens: training tokens of a corpus that is not packed yet.
+        only: plan only this student; None means all.
+        device: plan the memory of cuda or cpu.
 
     Raises:
-        InputError: the recipe cannot work, or sizes are neither known nor stated.
+        InputError: the recipe cannot work, or sizes are neither known nor stated in it.
     """
     if problems := recipe.problems():
         raise InputError("\n".join(problems))
@@ -77,7 +77,7 @@ def plan_recipe(
 
 
 class _Planner:
-    """Plans the parts of one recipe."""
+    """Plans the parts of a recipe."""
 
     def __init__(self, recipe: Recipe, on: Machines, corpus_tokens: int | None, device: str) -> None:
         self.recipe, self.on, self.device = recipe, on, device
@@ -85,21 +85,21 @@ class _Planner:
         self.corpus_tokens = self._corpus_tokens(corpus_tokens)
 
     def student(self, name: str) -> StudentPlan:
-        """What training the student `name` costs."""
+        """Plan the training of the student `name`."""
         recipe, pipeline, student = self.recipe, self.pipeline, self.recipe.students[name]
         training = recipe.training
-        teacher = cache(pipeline.teacher)  # one in memory, as in `student_objective`
+        teacher = cache(pipeline.teacher)  # one in memory, as in training
         config = student_config(recipe, name, pipeline.student_context(pipeline.vocab_size, eos_token_id=0))
         with torch.device("meta"):
             model = build_student(config)
-            per_token = Flops(training_flops_per_token(model, recipe.block_size)) + self._teacher_of(student)
+            per_token = Flops(training_flops_per_token(model, recipe.block_size)) + self._teacher_flops(student)
         memory = training_memory(
             lambda: build_student(config),
             lambda: self._objective(student),
             lambda: self._batch(student, training.blocks_per_batch),
             training,
             accumulates=self._accumulates(training),
-            make_labeller=self._labeller_of(student, teacher),
+            build_labeler=self._online_labeler(student, teacher),
             device=self.device,
         )
         tokens = training.steps() * training.tokens_per_step
@@ -118,18 +118,18 @@ class _Planner:
         )
 
     def preparation(self, students: list[StudentConfig]) -> list[PreparationPlan]:
-        """What these students need that is made before them."""
+        """Plan the artifacts that these students learn from."""
         pipeline, recipe = self.pipeline, self.recipe
         found: list[PreparationPlan] = []
-        labelled = [student for student in students if student.learns_concepts() and recipe.labels.source is None]
-        asking = [student for student in students if student.asks_teacher()]
-        if recipe.teacher.source is None and (labelled or asking):
+        labeled = [student for student in students if student.learns_concepts() and recipe.labels.source is None]
+        with_teacher = [student for student in students if student.asks_teacher()]
+        if recipe.teacher.source is None and (labeled or with_teacher):
             found.append(self._teacher_training())
-        if labelled and recipe.sae.source is None:
+        if labeled and recipe.sae.source is None:
             with torch.device("meta"):
                 flops = sae_training_flops(recipe.sae, pipeline.teacher(), pipeline.sae_sizes.d_sae, recipe.block_size)
-            found.append(self._made(pipeline.sae_stage, Flops(teacher=flops.teacher, sae=flops.sae)))
-        kinds = {pipeline.labels_stage_of(own).name: own for own in map(recipe.labels_of, labelled)}
+            found.append(self._artifact(pipeline.sae_stage, Flops(teacher=flops.teacher, sae=flops.sae)))
+        kinds = {pipeline.labels_stage_of(own).name: own for own in map(recipe.labels_of, labeled)}
         found += [self._labels(own) for own in kinds.values() if not own.online]
         predicted = [student.distillation_config() for student in students]
         stored = {(each.top_k, each.temperature): each for each in predicted if each is not None and each.top_k}
@@ -158,20 +158,20 @@ class _Planner:
         with torch.device("meta"):
             found = labelling_flops(self.pipeline, self.pipeline.teacher(), self.pipeline.sae(), config)
         sizes = self.recipe.block_size, config.labels_per_token, self._token_type(), self.pipeline.num_concepts
-        memory = peak_of_call(lambda: self._labeller(config, self.pipeline.teacher()), self.device)
+        memory = labeling_memory(lambda: self._labeler(config, self.pipeline.teacher()), self.device)
         flops = Flops(teacher=found.teacher, sae=found.sae).times(self._read_tokens())
-        return self._made(self.pipeline.labels_stage_of(config), flops, features(*sizes), memory)
+        return self._artifact(self.pipeline.labels_stage_of(config), flops, features(*sizes), memory)
 
     def _read_tokens(self) -> int:
-        """Training tokens that the teacher reads to label the corpus, in its own tokenizer."""
+        """Return the tokens that the teacher reads to label the training corpus, in its own tokenizer."""
         stage = self.pipeline.teacher_corpus_stage
         if stage is self.pipeline.corpus_stage:
             return self.corpus_tokens
         if stage.is_done():
             return self.pipeline.teacher_corpus().info.train_blocks * self.recipe.block_size
         self.pipeline.remarks.append(
-            "how many tokens the teacher's own tokenizer makes of the corpus is not known before it is packed: "
-            "labeling is planned as if they were as many as the students'"
+            "the number of corpus tokens in the teacher's tokenizer is unknown until the corpus is packed; the plan "
+            "assumes as many as in the students' tokenizer"
         )
         return self.corpus_tokens
 
@@ -181,21 +181,21 @@ class _Planner:
             per_token = forward_flops_per_token(self.pipeline.teacher(), self.recipe.block_size)
         columns = prediction_columns(List(Value(self._token_type()), length=self.recipe.block_size), config.top_k)
         stage = self.pipeline.predictions_stage_of(config)
-        return self._made(stage, Flops(teacher=per_token * self.corpus_tokens), columns)
+        return self._artifact(stage, Flops(teacher=per_token * self.corpus_tokens), columns)
 
-    def _made(
+    def _artifact(
         self, stage: Stage, flops: Flops, columns: Features | None = None, memory: int | None = None
     ) -> PreparationPlan:
         storage = 0 if columns is None else _bytes_per_row(columns) * self.corpus_tokens // self.recipe.block_size
         return PreparationPlan(stage.name, flops, self._hours(flops), storage, memory, stage.is_done())
 
-    def _teacher_of(self, student: StudentConfig) -> Flops:
-        """What teacher and SAE compute for each token of a student's training."""
+    def _teacher_flops(self, student: StudentConfig) -> Flops:
+        """Return the FLOPs of teacher and SAE per token of a student's training."""
         found = teacher_flops(self.pipeline, student)
         return Flops(teacher=found.teacher, sae=found.sae)
 
     def _hours(self, flops: Flops, training: TrainingConfig | None = None) -> float:
-        """Of FLOPs of a student, in the precision of its training, and of teacher and SAE in theirs."""
+        """Return the hours of FLOPs: a student's in the precision of `training`, the teacher's and SAE's in theirs."""
         hours = self.on.hours(flops.sae, "fp32")
         if flops.teacher:
             low = self.pipeline.teacher_dtype != torch.float32
@@ -210,14 +210,14 @@ class _Planner:
         labels = dataclasses.replace(self.recipe.labels_of(student), online=False)
         return student.objective(OnlineTeacher(self.pipeline, labels, self.pipeline.vocab_size))
 
-    def _labeller_of(self, student: StudentConfig, teacher: MakeTeacher) -> Callable[[], Labeller] | None:
-        """What labels the student's batches in its training, if that is done then."""
+    def _online_labeler(self, student: StudentConfig, teacher: BuildTeacher) -> Callable[[], Labeler] | None:
+        """Return a builder of the labeler that runs during training; None if labels are stored."""
         if not student.learns_concepts() or not self.recipe.labels.online:
             return None
-        return lambda: self._labeller(self.recipe.labels_of(student), teacher())
+        return lambda: self._labeler(self.recipe.labels_of(student), teacher())
 
-    def _labeller(self, config: LabelsConfig, teacher: PreTrainedModel) -> Labeller:
-        """Labels as `ConceptExtractor` does; its choice of the A strongest weighs nothing. Logits are not built."""
+    def _labeler(self, config: LabelsConfig, teacher: PreTrainedModel) -> Labeler:
+        """Return the costly part of `ConceptExtractor`: everything but the choice of the A strongest concepts."""
         sae = self.pipeline.sae()
         head, layer = teacher.get_output_embeddings(), self.recipe.sae.teacher_layer
 
@@ -232,7 +232,7 @@ class _Planner:
         return label
 
     def _batch(self, student: StudentConfig, blocks: int) -> Batch:
-        """A micro-batch of the student's columns, of zeros."""
+        """Build a micro-batch of the student's columns, filled with zeros."""
         batch = {"input_ids": self._ids(blocks)}
         shape, distillation = batch["input_ids"].shape, student.distillation_config()
         if student.learns_concepts():
@@ -251,7 +251,7 @@ class _Planner:
         return str(np.min_scalar_type(self.pipeline.vocab_size - 1))
 
     def _accumulates(self, training: TrainingConfig, section: str = "training") -> bool:
-        """Whether a GPU has several micro-batches a step; InputError if they are not of equal size."""
+        """Return whether a GPU has several micro-batches per step; InputError unless they have equal size."""
         gpus, rows = self.on.count, training.blocks_per_batch
         batch = rows * self.recipe.block_size * gpus
         if training.tokens_per_step % batch:
@@ -262,11 +262,11 @@ class _Planner:
         return training.tokens_per_step > batch
 
     def _corpus_tokens(self, given: int | None) -> int:
-        """Training tokens of the corpus: as packed, else as given, else as published, else a guess that is said."""
+        """Return the training tokens of the corpus: as packed, given, published, or assumed, with a remark."""
         recipe, pipeline = self.recipe, self.pipeline
         if pipeline.corpus_stage.is_done():
             if given is not None:
-                pipeline.remarks.append("the corpus is packed, so its tokens are known: --corpus-tokens has no effect")
+                pipeline.remarks.append("the corpus is already packed: --corpus-tokens has no effect")
             return pipeline.corpus().info.train_blocks * recipe.block_size
         if given is not None:
             return given
@@ -274,14 +274,14 @@ class _Planner:
         if published is not None and recipe.corpus.max_documents is None:
             return published
         pipeline.remarks.append(
-            "how many tokens the corpus has is not known before it is packed: taken to be training.max_tokens; give "
-            "--corpus-tokens, on which what is made once for the corpus depends"
+            "the number of corpus tokens is unknown until the corpus is packed; the plan assumes training.max_tokens. "
+            "The cost of the preparation depends on it: give --corpus-tokens"
         )
         return recipe.training.max_tokens
 
 
 def _bytes_per_row(columns: Features) -> int:
-    """Of an Arrow row of lists of fixed length."""
+    """Return the bytes of an Arrow row of lists of fixed length."""
 
     def size(feature: List | Value) -> int:
         if isinstance(feature, List):

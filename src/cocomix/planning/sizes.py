@@ -1,4 +1,4 @@
-"""The sizes of what a recipe names: from its source where that can be reached, else as the recipe states them."""
+"""Sizes of a recipe's models: read from their sources if these are reachable, otherwise as the recipe states them."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ HUB_SECONDS = 5
 
 
 class SAESizes(NamedTuple):
-    """What an SAE's cost depends on."""
+    """The sizes that determine an SAE's cost."""
 
     d_in: int
-    """Width of the activations that it reads."""
+    """Width of the input activations."""
     d_sae: int
-    """C, latents."""
+    """C, number of latents."""
     active: int
-    """Latents kept per token."""
+    """Active latents per token."""
 
 
 class PlannedPipeline(Pipeline):
-    """A recipe's pipeline whose teacher and SAE have sizes and no weights.
+    """A recipe's pipeline whose teacher and SAE have sizes but no weights.
 
     Attributes:
-        remarks: what was taken from elsewhere than its source, or is not what the recipe states; for a person.
+        remarks: sentences about sizes that were assumed, or that differ from those in the recipe.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -54,7 +54,7 @@ class PlannedPipeline(Pipeline):
 
     @cached_property
     def vocab_size(self) -> int:
-        """V, of the students."""
+        """Vocabulary size of the students."""
         if self.corpus_stage.is_done():
             return self.corpus().info.vocab_size
         tokenizer = self.recipe.tokenizer
@@ -62,12 +62,12 @@ class PlannedPipeline(Pipeline):
         if tokenizer.source is None:
             return stated
         source = tokenizer.source
-        found = self._of_source(source, lambda: vocabulary_size(load_tokenizer(source)))
+        found = self._read_source(source, lambda: vocabulary_size(load_tokenizer(source)))
         return self._checked(found, stated, stated != TokenizerConfig().vocab_size, source, "tokenizer.vocab_size")
 
     @cached_property
     def teacher_model_config(self) -> PretrainedConfig:
-        """The teacher's configuration."""
+        """Configuration of the teacher."""
         teacher = self.recipe.teacher
         own = backbone_config(
             teacher.backbone, vocab_size=self.vocab_size, block_size=self.recipe.block_size, eos_token_id=0
@@ -75,13 +75,13 @@ class PlannedPipeline(Pipeline):
         if teacher.source is None:
             return own
         source = teacher.source
-        found = self._of_source(source, lambda: load_config(source).get_text_config())
+        found = self._read_source(source, lambda: load_config(source).get_text_config())
         is_stated = teacher.backbone != BackboneConfig()
         return self._checked(found, own, is_stated, source, "teacher.backbone", size_of=_weights_of)
 
     @cached_property
     def sae_sizes(self) -> SAESizes:
-        """The SAE's sizes."""
+        """Sizes of the SAE."""
         sae, width = self.recipe.sae, self.teacher_model_config.hidden_size
         active = sae.k if sae.architecture != "jumprelu" else sae.max_active or MAX_ACTIVE
         own = SAESizes(width, sae.d_sae, active)
@@ -95,13 +95,13 @@ class PlannedPipeline(Pipeline):
             loaded = load_sae(source, sae.max_active)
             return SAESizes(loaded.d_in, loaded.d_sae, loaded.max_active)
 
-        found = self._of_source(source, opened)
+        found = self._read_source(source, opened)
         is_stated = sae.d_sae != SAEConfig().d_sae
         return self._checked(found, own, is_stated, source, "sae.d_sae and sae.k")
 
     @property
     def num_concepts(self) -> int:
-        """C, of the labels."""
+        """Number of concepts in the labels."""
         if not self.recipe.needs_labels():
             return 0
         if self.recipe.labels.source is not None:
@@ -110,20 +110,20 @@ class PlannedPipeline(Pipeline):
 
     @property
     def teacher_hidden_size(self) -> int:
-        """d, of the teacher's residual stream."""
+        """Width of the teacher's residual stream."""
         return self.teacher_model_config.hidden_size
 
     def teacher(self) -> PreTrainedModel:
-        """The frozen teacher, made anew where the caller says: on the meta device, or of fake tensors."""
+        """Build a frozen teacher; the caller sets the meta device or fake tensors."""
         return freeze(AutoModelForCausalLM.from_config(self.teacher_model_config, dtype=self.teacher_dtype))
 
     @property
     def teacher_dtype(self) -> torch.dtype:
-        """Of the running teacher's weights."""
+        """Precision of the teacher's weights."""
         return self.recipe.teacher.dtype() or self.teacher_model_config.dtype or torch.float32
 
     def sae(self) -> SparseAutoencoder:
-        """The SAE, likewise; one that keeps its strongest latents, which is what any costs at most."""
+        """Build an SAE in the same way. It is a top-k SAE, which costs at least as much as the other architectures."""
         d_in, d_sae, active = self.sae_sizes
         return SparseAutoencoder(
             W_enc=torch.empty(d_in, d_sae),
@@ -133,8 +133,8 @@ class PlannedPipeline(Pipeline):
             k=active,
         )
 
-    def _of_source(self, source: str, read: Callable[[], T]) -> T | None:
-        """What `read` finds at `source`; None of a hub that cannot be reached."""
+    def _read_source(self, source: str, read: Callable[[], T]) -> T | None:
+        """Return the result of `read`; None if it needs a hub that cannot be reached."""
         with _offline(not Path(source).exists() and not self._hub_answers):
             try:
                 return read()
@@ -143,12 +143,12 @@ class PlannedPipeline(Pipeline):
 
     @cached_property
     def _hub_answers(self) -> bool:
-        """Asked once, because its library would ask for half a minute, several times."""
+        """Whether the hub responds. Checked once, because the hub's library retries for half a minute each time."""
         if constants.HF_HUB_OFFLINE:
             return False
         try:
             get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
-        except Exception:  # of several libraries
+        except Exception:  # exceptions of several libraries
             return False
         return True
 
@@ -161,16 +161,16 @@ class PlannedPipeline(Pipeline):
         keys: str,
         size_of: Callable[[T], object] = lambda found: found,
     ) -> T:
-        """What is planned with: what the source says, else what the recipe states; alike if their sizes are."""
+        """Return the sizes to plan with: those of the source, otherwise the stated ones. Remarks on a difference."""
         if found is None:
             if not is_stated:
                 raise InputError(
-                    f"{source} cannot be reached, and the recipe does not state its sizes; set {keys} beside it"
+                    f"{source} cannot be reached, and the recipe does not state its sizes; set {keys} as well"
                 )
-            self.remarks.append(f"{source} was not reached: its sizes are those that the recipe states ({keys})")
+            self.remarks.append(f"{source} was not reached; the plan uses the sizes in the recipe ({keys})")
             return stated
         if is_stated and size_of(found) != size_of(stated):
-            self.remarks.append(f"the recipe states another {keys} than {source} has: planned with what that has")
+            self.remarks.append(f"{keys} in the recipe differs from {source}; the plan uses the sizes of {source}")
         return found
 
 
@@ -181,7 +181,7 @@ def _weights_of(config: PretrainedConfig) -> int:
 
 @contextmanager
 def _offline(wanted: bool) -> Iterator[None]:
-    """While open, only what is on this machine is looked at, if so wanted."""
+    """Disable access to the hub inside the context, if `wanted`."""
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or wanted
     try:

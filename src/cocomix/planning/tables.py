@@ -1,4 +1,4 @@
-"""A plan as text for a terminal."""
+"""Format a plan as text for a terminal."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from cocomix.planning.costs import Flops, Machines, Plan, StudentPlan
 from cocomix.planning.memory import PARTS, Peak
 
 RESERVED = 2 * GIB
-"""What CUDA, its libraries and NCCL take of a GPU beside tensors, and gaps between these; a guess."""
+"""Assumed GPU memory of CUDA, its libraries, NCCL, and fragmentation."""
 
 
 def describe(plan: Plan) -> str:
-    """All tables, totals, and what was assumed."""
+    """Format all tables, totals and assumptions."""
     on = plan.machines
     lines = [f"{plan.recipe} on {on.count} × {on.name}", "", _costs(plan)]
     if plan.preparation:
-        lines += ["", f"Made once, for a corpus of {_count(plan.corpus_tokens)} training tokens:", "", _made(plan)]
+        corpus = f"One-time preparation, for a corpus of {_count(plan.corpus_tokens)} training tokens:"
+        lines += ["", corpus, "", _preparation(plan)]
     for student in plan.students:
         lines += ["", f"{student.name}: peak memory per GPU", "", _memory(student), ""]
         lines += [_fits(how, student.peak(how), on) for how in student.memory]
     flops = plan.flops
     parts = ", ".join(f"{name} {value:.2e}" for name, value in _named(flops) if value)
-    lines += ["", f"In all: {flops.total:.2e} FLOPs ({parts or 'none'}), {_hours(plan.hours)}."]
+    lines += ["", f"Total: {flops.total:.2e} FLOPs ({parts or 'none'}), {_hours(plan.hours)}."]
     lines += ["", *(f"- {remark}" for remark in _assumptions(plan))]
     return "\n".join(lines)
 
@@ -46,7 +47,7 @@ def _costs(plan: Plan) -> str:
     return table(header, rows)
 
 
-def _made(plan: Plan) -> str:
+def _preparation(plan: Plan) -> str:
     rows = [
         [
             part.name,
@@ -57,31 +58,31 @@ def _made(plan: Plan) -> str:
         ]
         for part in plan.preparation
     ]
-    return table(["made", "FLOPs: teacher", "SAE", "on disk", "memory per GPU", "hours"], rows)
+    return table(["artifact", "FLOPs: teacher", "SAE", "on disk", "memory per GPU", "hours"], rows)
 
 
 def _memory(student: StudentPlan) -> str:
-    """The training step by part, the other phases in all."""
-    steps = [of_phase[0].parts for of_phase in student.memory.values()]
+    """Build a table of the training step by part, and of the totals of all phases."""
+    steps = [peaks[0].parts for peaks in student.memory.values()]
     rows = [[part, *(_gib(step.get(part, 0)) for step in steps)] for part in PARTS if any(part in s for s in steps)]
     for phases in zip(*student.memory.values(), strict=True):
-        rows.append([f"{phases[0].phase}, in all", *(_gib(peak.total) for peak in phases)])
+        rows.append([f"{phases[0].phase}, total", *(_gib(peak.total) for peak in phases)])
     return table(["GiB", *student.memory], rows)
 
 
 def _fits(how: str, peak: Peak, on: Machines) -> str:
-    needed, there = (peak.total + RESERVED) / GIB, on.gpu.memory / GIB
-    verdict = "fits" if needed <= there else "does NOT fit"
-    return f"{how}: {verdict} {on.name}: {needed:,.1f} of {there:,.1f} GiB ({peak.phase}; 2 GiB of them reserved)"
+    needed, available = (peak.total + RESERVED) / GIB, on.gpu.memory / GIB
+    verdict = "fits" if needed <= available else "does NOT fit"
+    return f"{how}: {verdict} {on.name}: {needed:,.1f} of {available:,.1f} GiB ({peak.phase}; 2 GiB of them reserved)"
 
 
 def _assumptions(plan: Plan) -> list[str]:
     on = plan.machines
     return [
         f"Hours: FLOPs / ({on.gpu.half / 1e12:.0f} TFLOP/s in half precision, {on.gpu.single / 1e12:.0f} in float32, "
-        f"× utilisation {on.utilisation} × {on.count} GPUs); assumed, not measured. The SAE works in float32. Reading, "
-        "evaluations and checkpoints are not counted.",
-        "Memory: of tensors; what torch.compile changes is not planned.",
+        f"× utilization {on.utilisation} × {on.count} GPUs); assumed, not measured. The SAE runs in float32. Reading "
+        "data, evaluation and checkpoints are not counted.",
+        "Memory: tensors only; the effect of torch.compile is not included.",
         *plan.remarks,
     ]
 
