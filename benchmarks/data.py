@@ -1,4 +1,4 @@
-"""Data: tokenise and pack text, then read blocks and labels as training does.
+"""Benchmark data: tokenize and pack text, then read blocks and labels as in training.
 
 python benchmarks/data.py
 """
@@ -24,7 +24,7 @@ WORDS = 20_000
 
 
 def documents(count: int, words: int) -> list[str]:
-    """Words of a Zipf distribution, drawn with a fixed seed."""
+    """Generate documents of words from a Zipf distribution, with a fixed seed."""
     draw = random.Random(0)
     vocabulary = ["".join(draw.choices("etaoinshrdlucmfw", k=draw.randint(2, 9))) for _ in range(WORDS)]
     weights = [1 / rank for rank in range(1, WORDS + 1)]
@@ -41,35 +41,35 @@ def main() -> None:
     texts = documents(arguments.documents, 500)
     tokenizer = train_tokenizer(texts[: len(texts) // 4], 8_192)
     with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
+        root = Path(folder)
         held_out = max(1, len(texts) // 20)
         DatasetDict(
             {
                 name: Dataset.from_dict({"text": t})
                 for name, t in (("train", texts[held_out:]), ("validation", texts[:held_out]))
             }
-        ).save_to_disk(here / "documents")
+        ).save_to_disk(root / "documents")
         packing = [
             measuring.seconds(
-                lambda i=i: pack_documents(here / "documents", tokenizer, arguments.block_size, here / f"packed-{i}")
+                lambda i=i: pack_documents(root / "documents", tokenizer, arguments.block_size, root / f"packed-{i}")
             )
             for i in range(max(1, arguments.repeats // 3))
         ]
-        packed = load_packed(here / "packed-0").train
+        packed = load_packed(root / "packed-0").train
         tokens = len(packed) * arguments.block_size
         labels = np.random.default_rng(0).integers(0, 8_192, (len(packed), arguments.block_size, arguments.labels))
         columns = features(arguments.block_size, arguments.labels, packed.features["input_ids"].feature.dtype, 8_192)
         ids = packed.with_format("numpy")[:]["input_ids"]
-        labelled = Dataset.from_dict({"input_ids": ids, "concept_ids": labels.astype("int16")}, features=columns)
-        labelled.save_to_disk(here / "labelled")
-        stored = Blocks(Dataset.load_from_disk(here / "labelled"), ("input_ids", "concept_ids"))
+        labeled = Dataset.from_dict({"input_ids": ids, "concept_ids": labels.astype("int16")}, features=columns)
+        labeled.save_to_disk(root / "labeled")
+        stored = Blocks(Dataset.load_from_disk(root / "labeled"), ("input_ids", "concept_ids"))
         reading = {}
         for workers in (0, 1):
             loader = DataLoader(stored, arguments.batch, shuffle=True, collate_fn=collate, num_workers=workers)
             reading[workers] = [
                 measuring.seconds(lambda loader=loader: [None for _ in loader]) for _ in range(arguments.repeats)
             ]
-    rows = [("tokenise and pack", tokens / statistics.median(packing))]
+    rows = [("tokenize and pack", tokens / statistics.median(packing))]
     rows += [
         (
             f"read blocks with labels, {'in the training process' if not workers else '1 worker'}",

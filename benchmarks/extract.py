@@ -1,4 +1,4 @@
-"""Labelling: tokens per second, and the share of each part.
+"""Benchmark labeling: tokens per second, and the share of each part.
 
 python benchmarks/extract.py --shape small
 """
@@ -57,20 +57,20 @@ def main() -> None:
                     extract.teacher, ids, shape.teacher_layer, head=extract.head
                 ),
                 "SAE encode": lambda: extract.sae.encode(tapped.residual),
-                "scores and choice": score,
+                "scores and selection": score,
                 "writing": write,
-                "labelling": lambda: extract(ids),
+                "labeling": lambda: extract(ids),
             },
             arguments.repeats,
         )
     medians = {name: statistics.median(taken) for name, taken in times.items()}
-    both = medians.pop("teacher forward, head, backward")
-    medians["token head, loss and backward"] = both - medians["teacher forward"]
-    whole = medians.pop("labelling") + medians["writing"]
-    rows = [(name, 1e3 * taken, 100 * taken / whole) for name, taken in medians.items()]
-    rows.append(("all", 1e3 * whole, 100.0))
+    forward_and_backward = medians.pop("teacher forward, head, backward")
+    medians["token head, loss and backward"] = forward_and_backward - medians["teacher forward"]
+    total = medians.pop("labeling") + medians["writing"]
+    rows = [(name, 1e3 * taken, 100 * taken / total) for name, taken in medians.items()]
+    rows.append(("all", 1e3 * total, 100.0))
     measuring.finish(
-        arguments, ("part", "ms", "%"), rows, shape=arguments.shape, tokens_per_second=round(shape.tokens / whole)
+        arguments, ("part", "ms", "%"), rows, shape=arguments.shape, tokens_per_second=round(shape.tokens / total)
     )
 
 

@@ -1,4 +1,4 @@
-"""Generation with a cache: tokens per second and memory, against a plain model of the same width and depth.
+"""Benchmark cached generation: tokens per second and memory, compared with a plain model of equal width and depth.
 
 python benchmarks/generate.py --shape small
 """
@@ -17,14 +17,14 @@ MODELS = ("plain", "interleave", "add")
 
 
 def build(name: str, shape: shapes.Shape, positions: int) -> PreTrainedModel:
-    """A model in evaluation mode."""
+    """Build a model in evaluation mode."""
     torch.manual_seed(0)
     model = shapes.plain(shape, positions) if name == "plain" else shapes.cocomix_model(shape, positions, mixing=name)
     return model.eval().to(measuring.device())
 
 
 def continuation(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> Callable[[], object]:
-    """Greedy generation of exactly so many tokens."""
+    """Return a call that greedily generates exactly `new_tokens` tokens."""
     return lambda: model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -39,9 +39,9 @@ def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--shape", choices=shapes.SHAPES, default="69m" if torch.cuda.is_available() else "small")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
+    parser.add_argument("--prompt", type=int, default=512, help="prompt length in tokens")
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--peak-of", choices=MODELS, help="one generation of one model, then its peak")
+    parser.add_argument("--peak-of", choices=MODELS, help="only print the peak of one model")
     arguments = parser.parse_args()
     shape, new_tokens = shapes.SHAPES[arguments.shape], arguments.new_tokens
     positions = arguments.prompt + new_tokens

@@ -1,4 +1,4 @@
-"""Medians of alternating repeats, peak memory of a fresh process, tables, and JSON beside them."""
+"""Shared by the benchmarks: alternating repeats, peak memory of a new process, tables and JSON output."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from pathlib import Path
 import torch
 
 from cocomix import environment
+from cocomix.console import table
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MATMUL_SIZE = {"cpu": 2_048, "cuda": 8_192}
 
 
 def device() -> torch.device:
-    """The GPU, if there is one."""
+    """Return the GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    synchronise()
+    """Measure the wall time of one call."""
+    synchronize()
     start = time.perf_counter()
     action()
-    synchronise()
+    synchronize()
     return time.perf_counter() - start
 
 
 def alternating(actions: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each action, called in turns: what slows the machine down for a while hits them all."""
+    """Measure the seconds of each action, called in turn so that a temporary slowdown affects all of them."""
     for action in actions.values():
         for _ in range(warm_up):
             action()
@@ -55,12 +56,12 @@ def alternating(actions: Mapping[str, Callable[[], object]], repeats: int, warm_
 
 
 def median_ratio(times: Sequence[float], to: Sequence[float]) -> float:
-    """Median over the rounds of the ratio within a round."""
+    """Return the median over rounds of the ratio within each round."""
     return statistics.median(one / other for one, other in zip(times, to, strict=True))
 
 
 def matmul_flops_per_second(precision: str) -> float:
-    """What the machine reaches in one large matrix product of this type."""
+    """Measure the throughput of one large matrix product in this precision."""
     size = MATMUL_SIZE[device().type]
     a, b = (torch.randn(size, size, device=device()).to(PRECISIONS[precision]) for _ in range(2))
     torch.mm(a, b)
@@ -68,11 +69,11 @@ def matmul_flops_per_second(precision: str) -> float:
 
 
 def peak_bytes() -> int:
-    """Peak memory of this process until now: resident on a CPU, allocated on a GPU."""
+    """Return the peak memory of this process so far: resident on a CPU, allocated on a GPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says there begins with the peak of the process that started this one
+    if status.exists():  # on Linux, getrusage includes the peak of the parent process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -80,26 +81,12 @@ def peak_bytes() -> int:
 
 
 def peak_bytes_of(script: str, arguments: Sequence[str]) -> int:
-    """What `script` prints when told to run one thing alone and report its peak."""
+    """Run `script` with options that print the peak memory of a single case, and return it."""
     command = [sys.executable, script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return int(done.stdout.split()[-1])
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Rows as a Markdown table, columns aligned."""
-    cells = [[_shown(value) for value in row] for row in (columns, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    lines = [
-        "| "
-        + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        + " |"
-        for row in cells
-    ]
-    rule = "|" + "|".join((w + 1) * "-" + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def _shown(value: object) -> str:
@@ -111,19 +98,19 @@ def _shown(value: object) -> str:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Options of all benchmarks."""
-    made = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and where they were taken, here")
-    made.add_argument("--no-memory", action="store_true", help="do not measure peaks, each in a process of its own")
-    made.add_argument("--repeats", type=int, default=7, help="rounds of which the median is taken")
-    return made
+    """Build a parser with the options of all benchmarks."""
+    options = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    options.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the environment to this file")
+    options.add_argument("--no-memory", action="store_true", help="do not measure peak memory in separate processes")
+    options.add_argument("--repeats", type=int, default=7, help="rounds to take the median over")
+    return options
 
 
 def finish(
     arguments: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[object]], **more: object
 ) -> None:
-    """Print the table, and write the figures with command, commit, versions, hardware and date."""
-    print(table(columns, rows))
+    """Print the table, and write the figures to `--json` with command, commit, versions, hardware and date."""
+    print(table(list(columns), [[_shown(value) for value in row] for row in rows]))
     for name, value in more.items():
         print(f"{name.replace('_', ' ')}: {json.dumps(value)}")
     if arguments.json is None:

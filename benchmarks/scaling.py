@@ -1,4 +1,4 @@
-"""How a stored-label training step grows with C, the block size, and K.
+"""Benchmark how the cost of a training step with stored labels grows with C, the block size and K.
 
 python benchmarks/scaling.py --shape small
 """
@@ -21,7 +21,7 @@ VALUES = {
 
 
 def varied(shape: shapes.Shape, axis: str, value: int) -> shapes.Shape:
-    """`shape` with one value changed; one block is long enough to vary its length."""
+    """Return `shape` with one value changed; a single block per batch if the block size varies."""
     changed = dataclasses.replace(shape, **{axis: value})
     return dataclasses.replace(changed, batch=1) if axis == "block_size" else changed
 
@@ -30,8 +30,8 @@ def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--shape", choices=shapes.SHAPES, default="69m-gpu" if torch.cuda.is_available() else "small")
     parser.add_argument("--axes", nargs="+", choices=VALUES, default=list(VALUES))
-    parser.add_argument("--values", nargs="+", type=int, help="of the one axis that is given, instead of its own")
-    parser.add_argument("--peak-of", nargs=2, metavar=("AXIS", "VALUE"), help="three steps of one point, then its peak")
+    parser.add_argument("--values", nargs="+", type=int, help="values for the only axis in --axes")
+    parser.add_argument("--peak-of", nargs=2, metavar=("AXIS", "VALUE"), help="only print the peak of one point")
     arguments = parser.parse_args()
     shape = shapes.SHAPES[arguments.shape]
     if arguments.peak_of:
@@ -42,7 +42,7 @@ def main() -> None:
         print(measuring.peak_bytes())
         return
     if arguments.values and len(arguments.axes) != 1:
-        parser.error("--values needs exactly one of --axes")
+        parser.error("--values requires exactly one axis in --axes")
     rate = measuring.matmul_flops_per_second("fp32")
     rows = []
     for axis in arguments.axes:

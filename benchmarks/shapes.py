@@ -1,4 +1,4 @@
-"""The models that are measured: their sizes, and how each is built with random weights."""
+"""Sizes of the benchmarked models, and functions that build them with random weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class Decoder:
-    """Width, blocks and attention heads of a GPT-2."""
+    """Hidden size, number of blocks and number of attention heads of a GPT-2."""
 
     width: int
     blocks: int
@@ -26,11 +26,11 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Shape:
-    """Student, teacher, SAE and batch.
+    """Sizes of student, teacher, SAE and batch.
 
     Attributes:
-        concepts: C, latents of the SAE.
-        active_concepts: K, that the student mixes per token.
+        concepts: C, number of SAE latents.
+        active_concepts: K, concepts that the student mixes per token.
     """
 
     student: Decoder
@@ -45,7 +45,7 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """Tokens per step."""
         return self.batch * self.block_size
 
 
@@ -59,7 +59,7 @@ SHAPES = {
 
 
 def decoder_config(decoder: Decoder, shape: Shape, positions: int | None = None) -> GPT2Config:
-    """A GPT-2 without dropout."""
+    """Configure a GPT-2 without dropout."""
     return GPT2Config(
         vocab_size=shape.vocabulary,
         n_positions=positions or shape.block_size,
@@ -75,12 +75,12 @@ def decoder_config(decoder: Decoder, shape: Shape, positions: int | None = None)
 
 
 def plain(shape: Shape, positions: int | None = None) -> GPT2LMHeadModel:
-    """Transformers' own GPT-2 of the student's width and depth."""
+    """Build Transformers' GPT-2 with the student's width and depth."""
     return GPT2LMHeadModel(decoder_config(shape.student, shape, positions))
 
 
 def cocomix_model(shape: Shape, positions: int | None = None, **settings: object) -> CoCoMixForCausalLM:
-    """The published form, unless `settings` of its configuration say otherwise."""
+    """Build a CoCoMix model with the published settings, which `settings` override."""
     chosen = {
         "insert_layer": shape.insert_layer,
         "num_concepts": shape.concepts,
@@ -92,12 +92,12 @@ def cocomix_model(shape: Shape, positions: int | None = None, **settings: object
 
 
 def teacher(shape: Shape) -> GPT2LMHeadModel:
-    """A teacher that reads the student's tokens."""
+    """Build a teacher with the student's vocabulary."""
     return GPT2LMHeadModel(decoder_config(shape.teacher, shape))
 
 
 def extractor(shape: Shape, device: torch.device) -> ConceptExtractor:
-    """Teacher and SAE, labelling by attribution."""
+    """Build a teacher and an SAE that label by attribution."""
     width, concepts = shape.teacher.width, shape.concepts
     W_enc = torch.randn(width, concepts) / width**0.5
     sae = SparseAutoencoder(
@@ -115,7 +115,7 @@ def extractor(shape: Shape, device: torch.device) -> ConceptExtractor:
 
 
 def random_batch(shape: Shape, device: torch.device, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Tokens, and concept labels for all of them but the last of each block."""
+    """Draw random tokens, and concept labels for all tokens but the last of each block."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(shape.vocabulary, (shape.batch, shape.block_size), generator=draw)
     labels = torch.randint(shape.concepts, (*ids.shape, LABELS_PER_TOKEN), generator=draw)

@@ -1,4 +1,4 @@
-"""One training step of every method, against a plain GPT-2 step of the same shape in the same process.
+"""Benchmark a training step of every method against a plain GPT-2 step of the same shape in the same process.
 
 python benchmarks/train_step.py --shape small
 python benchmarks/train_step.py --shape 69m --methods plain ntp cocomix online
@@ -30,15 +30,15 @@ from cocomix.models.plain import with_token_loss
 from cocomix.objectives import ConceptMixing, Distillation, NextToken, Objective
 
 METHODS = ("plain", "ntp", "kd", "pause", "cocomix", "online", "labels")
-"""`plain` is Transformers' own model and loss; `cocomix` has stored labels, `online` makes them in the step, and
-`labels` makes them and does nothing else."""
+"""`plain` is Transformers' own model and loss. `cocomix` reads stored labels, `online` computes them in the step, and
+`labels` only computes labels."""
 
 
 class Step:
     """A method's training step: forward, loss, backward, AdamW.
 
     Attributes:
-        flops: of a step.
+        flops: FLOPs of a step.
     """
 
     def __init__(self, method: str, shape: shapes.Shape, precision: str, compiled: bool) -> None:
@@ -80,12 +80,12 @@ class Step:
         if method == "plain":
             return None
         if method == "kd":
-            of_kd = freeze(shapes.teacher(shape).to(self.device))
-            self.flops += forward_flops_per_token(of_kd, shape.block_size) * shape.tokens
+            teacher = freeze(shapes.teacher(shape).to(self.device))
+            self.flops += forward_flops_per_token(teacher, shape.block_size) * shape.tokens
 
             @torch.no_grad()
             def teacher_logits(ids: Tensor) -> Tensor:
-                return of_kd(input_ids=ids, use_cache=False).logits
+                return teacher(input_ids=ids, use_cache=False).logits
 
             return Distillation(teacher=teacher_logits)
         if method == "online":
@@ -95,7 +95,7 @@ class Step:
         return {"cocomix": ConceptMixing, "pause": NextToken, "ntp": NextToken}[method]()
 
     def __call__(self) -> None:
-        """The step."""
+        """Run the step."""
         if self.model is None:
             assert self.extractor is not None
             self.extractor(self.batch["input_ids"])
@@ -115,13 +115,13 @@ class Step:
         return self.objective(self.run, batch, self.objective.count(batch)).total  # type: ignore[arg-type]
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """The precision of matrix products."""
+        """Return the autocast context of the precision."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, measuring.PRECISIONS[self.precision])
 
     def parts(self) -> dict[str, float]:
-        """Seconds of one step by part, forward and backward together, of a CoCoMix model."""
+        """Measure the seconds of each part of a CoCoMix step, forward and backward together."""
         assert isinstance(self.model, CoCoMixForCausalLM)
         clock = Clock()
         handles = []
@@ -134,42 +134,42 @@ class Step:
             loss = self._loss()
         clock.lap("heads and losses")
         loss.backward()
-        clock.lap("lower")  # the last to be reached going backwards
+        clock.lap("lower")  # the last part of the backward pass
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        clock.lap("optimiser")
+        clock.lap("optimizer")
         for handle in handles:
             handle.remove()
         return clock.parts
 
 
 class Clock:
-    """Adds the time since it was last read to a part."""
+    """A stopwatch that assigns the time since its last reading to a part."""
 
     BACKWARD = {"upper": "heads and losses", "mixer": "upper", "lower": "mixer"}  # noqa: RUF012
-    """What lies above a stack, and so is done when the gradient reaches its output."""
+    """The part above each stack, whose backward pass ends when the gradient reaches the stack's output."""
 
     def __init__(self) -> None:
         self.parts: dict[str, float] = {}
-        measuring.synchronise()
+        measuring.synchronize()
         self.last = time.perf_counter()
 
     def lap(self, part: str) -> None:
-        """`part` ends here."""
-        measuring.synchronise()
+        """Assign the time since the last reading to `part`."""
+        measuring.synchronize()
         now = time.perf_counter()
         self.parts[part] = self.parts.get(part, 0.0) + now - self.last
         self.last = now
 
     def after(self, name: str, output: object) -> None:
-        """A stack's forward pass ends here; note when its gradient arrives."""
+        """End a stack's forward pass, and end the part above it when the gradient arrives."""
         self.lap(name)
         hidden = getattr(output, "hidden_states" if name == "mixer" else "last_hidden_state")
         hidden.register_hook(lambda _: self.lap(self.BACKWARD[name]))
 
 
 def median_parts(step: Step, repeats: int) -> dict[str, float]:
-    """Share of each part in the step's time."""
+    """Return the share of each part in the time of a step."""
     step.parts()
     found = [step.parts() for _ in range(repeats)]
     medians = {name: statistics.median(parts[name] for parts in found) for name in found[0]}
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--precision", nargs="+", choices=measuring.PRECISIONS, default=["fp32"])
     parser.add_argument("--compile", action="store_true", help="torch.compile the students")
-    parser.add_argument("--peak-of", metavar="METHOD", choices=METHODS, help="three steps of one method, then its peak")
+    parser.add_argument("--peak-of", metavar="METHOD", choices=METHODS, help="only print the peak of one method")
     arguments = parser.parse_args()
     shape = shapes.SHAPES[arguments.shape]
     if arguments.peak_of:

@@ -1,4 +1,4 @@
-"""What do concepts stand for? After `cocomix concepts RECIPE`: python examples/find_concepts.py [RUN] [WORDS]"""
+"""Search for concepts. After `cocomix concepts RECIPE`: python examples/find_concepts.py [RUN] [WORDS]"""
 
 import sys
 from pathlib import Path
@@ -15,17 +15,17 @@ words = sys.argv[2] if len(sys.argv) > 2 else "import"
 catalog = open_catalog(run.parents[1] / "catalog")
 model = AutoModelForCausalLM.from_pretrained(run).eval()
 
-# How well the model predicts each of them, over some validation blocks: counts for all concepts at once.
-labelled = load_labels(run.parents[1] / "labels")
-blocks = labelled.validation.select(range(min(32, len(labelled.validation))))
-table = token_table(labelled, model)
-counts = concept_predictions(model, blocks, training_frequencies(labelled), table, batch_size=8)
+# Count the correct predictions of every concept on some validation blocks.
+labeled = load_labels(run.parents[1] / "labels")
+blocks = labeled.validation.select(range(min(32, len(labeled.validation))))
+table = token_table(labeled, model)
+counts = concept_predictions(model, blocks, training_frequencies(labeled), table, batch_size=8)
 
 for hit in catalog.search(words, limit=3):
     concept = catalog.concept(hit.concept_id)
     print(f"{concept.concept_id} ({concept.name}), active at {concept.frequency:.2%} of tokens")
-    print(f"  makes the teacher say {concept.promoted[:4]}, keeps it from saying {concept.suppressed[:4]}")
+    print(f"  promotes the teacher's tokens {concept.promoted[:4]}, suppresses {concept.suppressed[:4]}")
     for context in concept.contexts[:3]:
         print(f"  {context.activation:.2f}  {context.before!r} → {context.token!r} ← {context.after!r}")
     labels, found = counts.labels[concept.concept_id], counts.found[concept.concept_id]
-    print(f"  the model predicts {found} of the {labels} places where it is a label, of {counts.tokens} tokens\n")
+    print(f"  the model predicts {found} of its {labels} labels on {counts.tokens} tokens\n")

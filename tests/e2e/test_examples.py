@@ -10,7 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SAID = {
-    "find_concepts": "places where it is a label",
+    "find_concepts": "labels on ",
     "read_concepts": "sum to the continuous vectors",
     "steer_text": "distribution moves by",
 }

@@ -181,7 +181,7 @@ def test_mistakes_are_told_in_a_line(options, said, capsys) -> None:
 
 def test_a_size_that_is_neither_known_nor_stated_is_asked_for() -> None:
     recipe = load_recipe(RECIPES / "gpt2-69m.yaml", ["--tokenizer.vocab_size", "4096"])
-    with pytest.raises(InputError, match=r"set tokenizer\.vocab_size beside it"):
+    with pytest.raises(InputError, match=r"set tokenizer\.vocab_size as well"):
         plan_recipe(recipe, H100, only="gpt2-69m-ntp")
 
 
