@@ -34,5 +34,6 @@ def test_a_benchmark_measures_and_writes(
     written = json.loads(figures.read_text())
     assert len(written["rows"]) == rows
     assert {"command", "commit", "hardware", "date"} <= written.keys()
-    numbers = [value for row in written["rows"] for value in row.values() if isinstance(value, float)]
+    measured = [row for row in written["rows"] if row.get("part") != "token head, loss and backward"]  # a difference
+    numbers = [value for row in measured for value in row.values() if isinstance(value, float)]
     assert numbers and all(value > 0 for value in numbers if value == value)

@@ -37,37 +37,37 @@ class ConceptSettings:
     precision: str = "fp32"
 
 
-def training_frequencies(labelled: LabelledCorpus) -> np.ndarray:
+def training_frequencies(labeled: LabelledCorpus) -> np.ndarray:
     """Return the share (C,) of labeled tokens that have each concept as a label.
 
     Counted on the training labels, or on the validation labels if training labels were computed online.
     """
-    return label_frequencies(labelled.train or labelled.validation, labelled.info.num_concepts)
+    return label_frequencies(labeled.train or labeled.validation, labeled.info.num_concepts)
 
 
-def token_table(labelled: LabelledCorpus, model: PreTrainedModel) -> TokenTable:
+def token_table(labeled: LabelledCorpus, model: PreTrainedModel) -> TokenTable:
     """Build the token table from the same labels as `training_frequencies`."""
-    per_token = labelled.validation.features["concept_ids"].feature.length
+    per_token = labeled.validation.features["concept_ids"].feature.length
     return TokenTable.of_blocks(
-        labelled.train or labelled.validation,
+        labeled.train or labeled.validation,
         model.config.vocab_size,
-        labelled.info.num_concepts,
+        labeled.info.num_concepts,
         max(model.config.num_active_concepts, per_token),
     )
 
 
-def evaluate_concepts(run: OpenRun, labelled: LabelledCorpus | None, settings: ConceptSettings) -> Evaluation:
+def evaluate_concepts(run: OpenRun, labeled: LabelledCorpus | None, settings: ConceptSettings) -> Evaluation:
     """Measure concept predictions by frequency band, and the losses with a changed continuous vector.
 
     Args:
         run: run of a model with a mixer.
-        labelled: the labels of its corpus; None if the model does not predict concepts.
+        labeled: the labels of its corpus; None if the model does not predict concepts.
         settings: amount of text, batch size and precision.
 
     Raises:
         InputError: the validation text is not available or too short.
     """
-    blocks = _first(labelled.validation if labelled is not None else _validation(run), settings.limit)
+    blocks = _first(labeled.validation if labeled is not None else _validation(run), settings.limit)
     if len(blocks) < 2:
         raise InputError(
             "the vector of another text requires at least two blocks of validation text; give --limit 2 or more"
@@ -75,16 +75,16 @@ def evaluate_concepts(run: OpenRun, labelled: LabelledCorpus | None, settings: C
     model = run.model
     batching = (settings.batch_size, settings.precision)
     bands = None
-    if labelled is not None:
-        table = token_table(labelled, model)
-        bands = concept_predictions(model, blocks, training_frequencies(labelled), table, *batching).bands
+    if labeled is not None:
+        table = token_table(labeled, model)
+        bands = concept_predictions(model, blocks, training_frequencies(labeled), table, *batching).bands
     assert run.record is not None
     return Evaluation(
         kind=KIND,
         name="validation",
         settings={
             "validation": run.record.validation,
-            "labels": None if labelled is None else labels_fingerprint(labelled.info),
+            "labels": None if labeled is None else labels_fingerprint(labeled.info),
             "limit": settings.limit,
             "precision": settings.precision,
         },

@@ -189,7 +189,7 @@ def settings_table(recipe: dict[str, Any]) -> str | None:
     """
     students = older_records.complete_students(recipe)
     rows = {
-        name: [*_mixed(student), _labelled(student), _distilled(student), rate]
+        name: [*_mixed(student), _labeled(student), _distilled(student), rate]
         for (name, student), rate in zip(students.items(), _learning_rates(recipe), strict=True)
     }
     shown = {name: row for name, row in rows.items() if any(cell != NONE for cell in row)}
@@ -214,7 +214,7 @@ def _mixed(student: dict[str, Any]) -> list[str]:
     ]
 
 
-def _labelled(student: dict[str, Any]) -> str:
+def _labeled(student: dict[str, Any]) -> str:
     if student["method"] != "cocomix" or student["mixer"]["content"] != "concepts":
         return NONE
     return f"{student['labels']['labels_per_token']} by {student['labels']['selection']}"

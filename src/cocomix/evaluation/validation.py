@@ -51,7 +51,7 @@ def evaluation_sums(model: PreTrainedModel, batch: dict[str, Tensor], precision:
         return found
     return found | {
         "concept_nll": concept_loss(output.concept_logits, concept_ids, 1),
-        "labelled": (concept_ids != IGNORE).any(-1).sum(),
+        "labeled": (concept_ids != IGNORE).any(-1).sum(),
         "labels": (concept_ids != IGNORE).sum(),
         "hits": concept_hits(output.concept_logits, concept_ids, model.config.num_active_concepts),
     }
@@ -90,7 +90,7 @@ def evaluate_model(
     assert not model.training, "evaluation in training mode"
     with_concepts = isinstance(model.config, CoCoMixConfig) and "concept_ids" in blocks.column_names
     rows = Blocks(blocks, ["input_ids", "concept_ids"] if with_concepts else ["input_ids"])
-    sums: dict[str, float] = dict.fromkeys(("nll", "tokens", "concept_nll", "labelled", "hits", "labels"), 0.0)
+    sums: dict[str, float] = dict.fromkeys(("nll", "tokens", "concept_nll", "labeled", "hits", "labels"), 0.0)
     for start, counts in tqdm(
         batches_of_rank(range(0, len(blocks), batch_size)),
         desc="validation",
@@ -107,10 +107,10 @@ def evaluate_model(
                 sums[name] += float(value)
     sums = processes.sum_over(sums)
     metrics = {"loss": sums["nll"] / sums["tokens"]}
-    if with_concepts and sums["labelled"]:
+    if with_concepts and sums["labeled"]:
         metrics |= {
-            "concept_loss": sums["concept_nll"] / sums["labelled"],
-            "concept_precision": sums["hits"] / (sums["labelled"] * model.config.num_active_concepts),
+            "concept_loss": sums["concept_nll"] / sums["labeled"],
+            "concept_precision": sums["hits"] / (sums["labeled"] * model.config.num_active_concepts),
             "concept_recall": sums["hits"] / sums["labels"],
         }
     return metrics
