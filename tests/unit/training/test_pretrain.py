@@ -288,7 +288,7 @@ def test_settings_that_cannot_work_are_named(settings, expected):
         (
             "online",
             False,
-            [r"names wandb, .*no user is logged in; run `wandb login`, set WANDB_MODE=offline"],
+            [r"report_to names wandb, .*no user is logged in; run `wandb login`, set WANDB_MODE=offline"],
         ),
     ],
 )
