@@ -1,4 +1,4 @@
-"""A small run with its catalogue, the page that serves it, and a browser that looks at it.
+"""A small run with its catalog, the page that serves it, and a browser that looks at it.
 
 Screenshots go to the folder that COCOMIX_SCREENSHOTS names, or to pytest's temporary one.
 """
@@ -28,7 +28,7 @@ DESKTOP = {"width": 1280, "height": 900}
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of the tiny recipe, up to the students, and its catalogue."""
+    """The output of the tiny recipe, up to the students, and its catalog."""
     folder = tmp_path_factory.mktemp("run")
     runner = Runner(folder)
     recipe = tiny_recipe(write_text(folder / "text"), folder / "out") | {"block_size": 64, "training": training(32_768)}

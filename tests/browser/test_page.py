@@ -174,7 +174,7 @@ def test_a_token_shows_its_concepts(visit, keep):
     expect(page.locator("#bars h3")).to_contain_text("Token 4")
     expect(tokens.nth(4)).to_have_attribute("aria-pressed", "true")
     keep(page, "token")
-    search(page, "Concept to colour by", "river").first.click()
+    search(page, "Concept to color by", "river").first.click()
     expect(page.locator(".legend")).to_contain_text("is mixed in at")
     expect(page.get_by_role("radio", name="a concept")).to_be_checked()
     keep(page, "concept")
@@ -187,7 +187,7 @@ def test_a_concept_has_a_card(visit, keep, opened):
     page = visit()
     page.get_by_role("tab", name="Concepts").click()
     expect(page.locator(".hits button:visible")).to_have_count(8)
-    expect(page.get_by_text("Most often labels, the most frequent first:")).to_be_visible()
+    expect(page.get_by_text("Concepts that are labels most often:")).to_be_visible()
     expect(page.locator(".hits .figure:visible").first).to_contain_text("active at")
     keep(page, "start")
     hits = search(page, "Search", "river")
@@ -197,7 +197,7 @@ def test_a_concept_has_a_card(visit, keep, opened):
     hits.nth(at).click()
     card = page.locator("#card")
     expect(card.locator("h3 .id")).to_have_text(number)
-    expect(card).to_contain_text("Makes the teacher say")
+    expect(card).to_contain_text("Promoted tokens")
     expect(card.locator(".contexts mark").first).to_be_visible()
     predicted = re.compile(r"of [\d,]+ validation tokens \(a table of .*: [\d.]+ %\); mixed in at")
     expect(card.locator("dl")).to_contain_text(predicted)
@@ -205,7 +205,7 @@ def test_a_concept_has_a_card(visit, keep, opened):
     page.get_by_role("button", name="Steer with it").click()
     expect(page.locator(".steered:visible")).to_contain_text(f"{number} ·")
     page.get_by_role("tab", name="Concepts").click()
-    page.get_by_role("button", name="Colour a text by it").click()
+    page.get_by_role("button", name="Color a text by it").click()
     page.get_by_label("Text", exact=True).fill(TEXT)
     page.get_by_role("button", name="Read", exact=True).click()
     expect(page.locator(".legend")).to_contain_text(f"«{number} ·")
@@ -239,7 +239,7 @@ def test_mistakes_are_said_in_the_page(visit, keep):
     page.get_by_label("Steer a concept").fill("")
     steer(page, 3, 5)
     search(page, "Steer a concept", "3").first.click()
-    expect(message).to_contain_text("concept 3 is steered already")
+    expect(message).to_contain_text("concept 3 is already steered")
     page.get_by_role("tab", name="Read").click()
     page.get_by_role("button", name="Read", exact=True).click()
     expect(page.locator("#read-message [role=alert]")).to_contain_text("there is no text; write one")
@@ -344,18 +344,18 @@ def check_contrast(page: Page, *selectors: str) -> None:
             })"""
         )
         assert found, f"{selector} finds nothing"
-        for text, colour, layers in found:
-            assert contrast(colour, layers) >= 4.5, f"{selector}: {text!r}, {colour} on {layers}"
+        for text, color, layers in found:
+            assert contrast(color, layers) >= 4.5, f"{selector}: {text!r}, {color} on {layers}"
 
 
 def contrast(text: str, layers: list[str]) -> float:
-    """Of a colour against backgrounds that may let through those behind them, the nearest first."""
+    """Contrast of a color against backgrounds that may let through those behind them, the nearest first."""
     ground = (255.0, 255.0, 255.0)  # of the browser
     for layer in reversed(layers):
         ground = over(layer, ground)
 
-    def luminance(colour: tuple[float, ...]) -> float:
-        parts = [part / 255 for part in colour]
+    def luminance(color: tuple[float, ...]) -> float:
+        parts = [part / 255 for part in color]
         red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
@@ -363,10 +363,10 @@ def contrast(text: str, layers: list[str]) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def over(colour: str, ground: tuple[float, ...]) -> tuple[float, ...]:
-    """A computed colour, rgb(…) or rgba(…), on another."""
-    assert colour.startswith("rgb"), colour
-    red, green, blue, *rest = map(float, re.findall(r"[\d.]+", colour))
+def over(color: str, ground: tuple[float, ...]) -> tuple[float, ...]:
+    """A computed color, rgb(…) or rgba(…), on another."""
+    assert color.startswith("rgb"), color
+    red, green, blue, *rest = map(float, re.findall(r"[\d.]+", color))
     opacity = rest[0] if rest else 1.0
     return tuple(
         opacity * part + (1 - opacity) * behind for part, behind in zip((red, green, blue), ground, strict=True)
@@ -376,7 +376,7 @@ def over(colour: str, ground: tuple[float, ...]) -> tuple[float, ...]:
 def test_without_a_catalogue(visit, opened, keep):
     served = build_playground(with_catalog(opened, None), Limits())
     page = visit(at=serve(served, "127.0.0.1", None))
-    expect(page.locator("header")).to_contain_text("`cocomix concepts RECIPE` makes one")
+    expect(page.locator("header")).to_contain_text("`cocomix concepts RECIPE` builds one")
     few_tokens(page)
     search(page, "Steer a concept", "3").first.click()
     set_strength(page.locator(".steered:visible"), 20)
@@ -384,7 +384,7 @@ def test_without_a_catalogue(visit, opened, keep):
     assert plain != steered
     page.get_by_role("tab", name="Concepts").click()
     page.get_by_label("Search").fill("river")
-    expect(page.get_by_text("'river' is no number.")).to_be_visible()
+    expect(page.get_by_text("'river' is not a number.")).to_be_visible()
     search(page, "Search", "3").first.click()
     expect(page.locator("#card h3")).to_contain_text("concept 3")
     keep(page, "card")

@@ -1,1 +1,1 @@
-"""The page: generate, read and look up concepts in a browser."""
+"""The web page: generate text, read a text, and look up concepts."""

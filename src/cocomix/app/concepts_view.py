@@ -1,4 +1,4 @@
-"""The view in which concepts are looked up: a search, and a card for each."""
+"""The Concepts tab: a search, and a card for each concept."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from cocomix.app import markup
-from cocomix.app.finding import NO_CATALOGUE, concept_number
+from cocomix.app.finding import NO_CATALOG, concept_number
 from cocomix.app.picking import chosen, html, picker
 from cocomix.app.predictability import Predictability
 from cocomix.errors import InputError
 from cocomix.steering.runs import OpenRun
 
-NO_CONCEPT = '<p class="empty">Choose a concept to see what it reacts to, and how well the model predicts it.</p>'
+NO_CONCEPT = '<p class="empty">Choose a concept to see what activates it, and how well the model predicts it.</p>'
 
 
 class ConceptsView(NamedTuple):
-    """What other views need of this one."""
+    """The parts of this tab that other tabs use."""
 
     shown: gr.State
     """The concept whose card is shown."""
     show: Any
-    """Function (concept) whose results update `outputs`."""
+    """Generator function (concept) whose values update `outputs`."""
     outputs: list[Any]
     steer: gr.Button
-    colour: gr.Button
+    color: gr.Button
 
 
 def concept_card(run: OpenRun, concept: int, predictability: Predictability) -> str:
-    """The card of a concept; what the model makes of it is left open while nobody has counted."""
+    """Build the card of a concept; its prediction quality is a placeholder until it has been counted."""
     if predictability.counts is not None:
         predictions = markup.predicted(concept, predictability.counts)
     else:
         predictions = escape(predictability.missing or "being counted …")
     if run.catalog is None:
-        return markup.bare_card(concept, predictions, NO_CATALOGUE)
+        return markup.bare_card(concept, predictions, NO_CATALOG)
     return markup.card(run.catalog.concept(concept), predictions)
 
 
 def concepts_view(run: OpenRun) -> ConceptsView:
-    """Lay out the view and join its parts."""
+    """Lay out the tab and connect its components."""
     predictability, shown = Predictability(run), gr.State(None)
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
@@ -51,7 +51,7 @@ def concepts_view(run: OpenRun) -> ConceptsView:
             message = html(elem_id="concepts-message")
             with gr.Row(visible=False) as actions:
                 steer = gr.Button("Steer with it", size="md", min_width=120)
-                colour = gr.Button("Colour a text by it", size="md", min_width=120)
+                color = gr.Button("Color a text by it", size="md", min_width=120)
             card = html(NO_CONCEPT, elem_id="card", elem_classes="panel")
 
     def show(written: object) -> Iterator[list[Any]]:
@@ -70,4 +70,4 @@ def concepts_view(run: OpenRun) -> ConceptsView:
 
     outputs = [message, shown, card, actions]
     concepts.found.choose(choose, None, outputs, show_progress="hidden")
-    return ConceptsView(shown, show, outputs, steer, colour)
+    return ConceptsView(shown, show, outputs, steer, color)

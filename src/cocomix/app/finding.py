@@ -1,4 +1,4 @@
-"""Concepts by number or by words, with or without a catalogue."""
+"""Find concepts by number or by words, with or without a catalog."""
 
 from __future__ import annotations
 
@@ -11,38 +11,37 @@ from cocomix.catalog.search import Catalog
 from cocomix.errors import InputError
 from cocomix.steering.runs import OpenRun
 
-NO_CATALOGUE = "This run has no concept catalogue, so concepts have numbers only; `cocomix concepts RECIPE` makes one."
+NO_CATALOG = "This run has no concept catalog, so concepts have only numbers; `cocomix concepts RECIPE` builds one."
 LONGEST_QUERY = 200
-"""Characters."""
+"""Maximum number of characters."""
 
 
 class FoundConcept(NamedTuple):
     """A concept in a list."""
 
     concept_id: int
-    """Which."""
     name: str
-    """Of the catalogue, a hint; empty without one."""
+    """Its name in the catalog, a hint; empty without a catalog."""
     frequency: float | None
-    """Share of the tokens at which it is active; None without a catalogue."""
+    """Share of tokens at which it is active; None without a catalog."""
     context: Context | None
-    """A place where it is active, the one that fits the search best; None where there is none."""
+    """The context that fits the search best; None if there is none."""
 
 
 def find_concepts(run: OpenRun, query: str, limit: int) -> list[FoundConcept]:
-    """The concept with that number, or those that fit the words best; without either, those that are labels most often.
+    """Find the concept with this number, or those that fit the words best; for an empty query, the most used labels.
 
     Raises:
-        InputError: a number that no concept has, too long a query, or words without a catalogue.
+        InputError: no concept has this number, the query is too long, or it has words and there is no catalog.
     """
     query = query.strip()
     if len(query) > LONGEST_QUERY:
-        raise InputError(f"the search has {len(query)} characters; at most {LONGEST_QUERY} are read")
+        raise InputError(f"the search has {len(query)} characters; the limit is {LONGEST_QUERY}")
     if query.isdecimal() and query.isascii():
         return [found_concept(run, concept_number(run, query))]
     if run.catalog is None:
         if query:
-            raise InputError(f"{query!r} is no number. {NO_CATALOGUE}")
+            raise InputError(f"{query!r} is not a number. {NO_CATALOG}")
         return []
     if not query:
         return [found_concept(run, concept) for concept in most_used(run.catalog, limit)]
@@ -52,10 +51,10 @@ def find_concepts(run: OpenRun, query: str, limit: int) -> list[FoundConcept]:
 
 
 def concept_number(run: OpenRun, written: object) -> int:
-    """The number of a concept of this run.
+    """Parse the number of a concept of this run.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a number, or there is no such concept.
     """
     last = run.model.config.num_concepts - 1
     text = str(written)
@@ -66,7 +65,7 @@ def concept_number(run: OpenRun, written: object) -> int:
 
 
 def found_concept(run: OpenRun, concept_id: int) -> FoundConcept:
-    """A concept as lists show it."""
+    """Look up a concept for a list."""
     if run.catalog is None:
         return FoundConcept(concept_id, "", None, None)
     concept = run.catalog.concept(concept_id)
@@ -74,5 +73,5 @@ def found_concept(run: OpenRun, concept_id: int) -> FoundConcept:
 
 
 def most_used(catalog: Catalog, limit: int) -> list[int]:
-    """The concepts that are labels most often, the most frequent first."""
+    """Return the concepts that are labels most often, most frequent first."""
     return np.argsort(-catalog.table["label_count"].to_numpy(), kind="stable")[:limit].tolist()

@@ -1,4 +1,4 @@
-"""The view in which text is generated, plain and steered side by side."""
+"""The Generate tab: plain and steered text side by side."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from cocomix.steering.generation import GenerationSettings
 from cocomix.steering.runs import OpenRun
 
 STRONGEST = 20.0
-"""Of a slider, either way; logits are of the order of 10."""
+"""Range of a slider in either direction; logits are of the order of 10."""
 FIRST_STRENGTH = 6.0
-NOTHING_STEERED = '<p class="empty">No concept is steered yet. Search for one, and choose it.</p>'
+NOTHING_STEERED = '<p class="empty">No concept is steered yet. Search for one and choose it.</p>'
 NO_TEXT = '<p class="empty">Press Generate.</p>'
 FIELDS = {"max_new_tokens": "New tokens", "temperature": "Temperature", "top_p": "Top p", "seed": "Seed"}
-"""What the page calls the settings."""
+"""Labels of the settings."""
 
 
 class SteeredConcepts:
-    """The steered concepts of a session: their numbers in a state of its own, and a slider for each.
+    """The steered concepts of a session: their numbers in a state, and a slider for each.
 
-    Sliders are made once and shown as they are needed: what they say comes with the request that uses it.
+    All sliders are created once and shown as needed. Their values are sent with each request.
     """
 
     def __init__(self, run: OpenRun) -> None:
@@ -57,20 +57,20 @@ class SteeredConcepts:
 
     @property
     def outputs(self) -> list[Any]:
-        """What `_updates` updates."""
+        """The components that `_updates` updates."""
         return [self.concepts, self.empty, *self.rows, *self.sliders]
 
     def add(self, written: object, concepts: list[int], strengths: tuple[float, ...]) -> list[Any]:
-        """Updates that show one concept more.
+        """Return the updates that add a concept.
 
         Raises:
-            InputError: there is no such concept, it is steered already, or there are too many.
+            InputError: there is no such concept, it is already steered, or there are too many.
         """
         concept = concept_number(self.run, written)
         if concept in concepts:
-            raise InputError(f"concept {concept} is steered already; move its slider")
+            raise InputError(f"concept {concept} is already steered; move its slider")
         if len(concepts) == STEERED_CONCEPTS:
-            raise InputError(f"{STEERED_CONCEPTS} concepts are steered already; remove one first")
+            raise InputError(f"{STEERED_CONCEPTS} concepts are already steered; remove one first")
         return self._updates([*concepts, concept], [*strengths[: len(concepts)], FIRST_STRENGTH])
 
     def _without(self, concepts: list[int], strengths: tuple[float, ...], number: int) -> list[Any]:
@@ -89,7 +89,7 @@ class SteeredConcepts:
 
 
 class GenerateView(NamedTuple):
-    """What other views need of this one."""
+    """The parts of this tab that other tabs use."""
 
     steered: SteeredConcepts
     message: gr.HTML
@@ -98,10 +98,10 @@ class GenerateView(NamedTuple):
 def sampling_settings(
     new_tokens: float | None, temperature: float | None, top_p: float | None, seed: float | None, limits: Limits
 ) -> GenerationSettings:
-    """The settings that the page's fields ask for.
+    """Convert the fields of the page to settings.
 
     Raises:
-        InputError: an empty field, or a value out of its range, in the words of the page.
+        InputError: a field is empty or out of range; the message uses the labels of the page.
     """
     for name, value in zip(FIELDS, (new_tokens, temperature, top_p, seed), strict=True):
         if value is None:
@@ -114,12 +114,12 @@ def sampling_settings(
         words = [line.partition(" ") for line in str(problem).splitlines()]
         raise InputError("\n".join(f"{FIELDS.get(name, name)} {what}" for name, _, what in words)) from None
     if settings.max_new_tokens > limits.new_tokens:
-        raise InputError(f"{settings.max_new_tokens} new tokens; at most {limits.new_tokens} are generated at once")
+        raise InputError(f"{FIELDS['max_new_tokens']} is {settings.max_new_tokens}; the limit is {limits.new_tokens}")
     return settings
 
 
 def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
-    """Lay out the view and join its parts."""
+    """Lay out the tab and connect its components."""
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
             prompt = gr.Textbox(
@@ -127,7 +127,7 @@ def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
                 lines=4,
                 max_lines=12,
                 max_length=limits.characters,
-                placeholder="What the text begins with",
+                placeholder="The beginning of the text",
             )
             fields = [prompt, *_sampling(limits)]
             with gr.Row():
@@ -164,7 +164,7 @@ def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
             yield markup.error(problem), gr.skip(), gr.skip()
 
     triggers = [start.click, prompt.submit]
-    # In the browser, at once: what an earlier request said does not stand beside this one.
+    # Runs in the browser immediately, so that the message of an earlier request disappears.
     gr.on(triggers, None, None, message, js=f"() => {json.dumps(markup.note('Generating …'))}", show_progress="hidden")
     running = gr.on(
         triggers,
@@ -189,7 +189,7 @@ def _generated(
     concepts: list[int],
     *strengths: float,
 ) -> Iterator[tuple[str, Continuations]]:
-    """What a request asks for, with a line on how far it is."""
+    """Generate the texts of a request, with a line on the progress."""
     limits.check_characters(prompt)
     settings = sampling_settings(new_tokens, temperature, top_p, seed, limits)
     steering = Steering.add(dict(zip(concepts, strengths, strict=False)))
@@ -200,7 +200,7 @@ def _generated(
 
 
 def _sampling(limits: Limits) -> list[Any]:
-    """Plain fields: what they may hold, `sampling_settings` says in the page."""
+    """Create fields without limits; `sampling_settings` validates their values."""
     with gr.Row(elem_classes="sampling"):
         return [
             gr.Number(value, label=label, step=step, min_width=80)
@@ -212,6 +212,6 @@ def _sampling(limits: Limits) -> list[Any]:
 
 def _panels(plain: str, steered: str) -> tuple[str, str]:
     return (
-        markup.panel("Plain", "as the model goes on by itself", plain),
-        markup.panel("Steered", "marked from where it differs", steered),
+        markup.panel("Plain", "the model's own continuation", plain),
+        markup.panel("Steered", "marked where it starts to differ", steered),
     )

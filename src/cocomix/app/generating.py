@@ -1,8 +1,8 @@
-"""A plain and a steered continuation of one prompt, token by token.
+"""Stream a plain and a steered continuation of one prompt, token by token.
 
-Both are rows of one batch, so they cost one generation, stay in step, and differ by their steering alone: with
-sampling, both draw with the same random numbers. Nothing global is touched, so requests in several threads do not
-mix: the steering is an argument of `generate`, the random numbers come from a generator of the request's own.
+Both are rows of one batch, so they cost one generation, stay synchronized, and differ only by their steering: with
+sampling, both use the same random numbers. No global state is used, so requests in several threads do not interfere:
+the steering is an argument of `generate`, and each request has its own random generator.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ class Continuations(NamedTuple):
     """Both texts so far."""
 
     plain: str
-    """Without steering."""
+    """The text without steering."""
     steered: str
-    """With it."""
+    """The text with steering."""
     tokens: int
-    """Of each, at most."""
+    """Length of the longer text."""
     end: str
-    """Why the generation ended; empty while it goes on."""
+    """Why the generation ended; empty while it is running."""
 
 
 class GumbelSampling(LogitsProcessor):
-    """Sampling for greedy decoding, with Gumbel noise on the logits.
+    """Sample by greedy decoding of logits with Gumbel noise.
 
-    All rows get the same noise, of a generator of its own: equal logits give equal tokens.
+    All rows get the same noise, from a separate generator, so equal logits give equal tokens.
     """
 
     def __init__(self, temperature: float, top_p: float, seed: int) -> None:
@@ -57,7 +57,7 @@ class GumbelSampling(LogitsProcessor):
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (B, V) as they become."""
+        """Return the warped scores (B, V) plus noise."""
         noise = gumbel_noise(scores.shape[-1], generator=self.generator)
         return self.warpers(input_ids, scores) + noise.to(scores)
 
@@ -71,7 +71,7 @@ class _Stopped(StoppingCriteria):
 
 
 class _Tokens(BaseStreamer):
-    """Puts the new tokens of all rows into a queue; Transformers' own streamers take one row."""
+    """Put the new tokens of all rows into a queue; the streamers of Transformers support only one row."""
 
     def __init__(self, queue: Queue[list[int] | BaseException | None]) -> None:
         self.queue, self.after_prompt = queue, False
@@ -88,18 +88,18 @@ class _Tokens(BaseStreamer):
 def generate_both(
     run: OpenRun, prompt: str, settings: GenerationSettings, steering: Steering, seconds: float
 ) -> Iterator[Continuations]:
-    """The texts after each new token, and once more when they end. Closing the iterator ends the generation.
+    """Yield the texts after each new token, and once more at the end. Closing the iterator stops the generation.
 
     Args:
-        run: whose model it is.
-        prompt: what both texts begin with.
-        settings: one sample, no beams.
-        steering: of the second text.
-        seconds: after which it ends.
+        run: run with the model.
+        prompt: beginning of both texts.
+        settings: settings with one sample and no beams.
+        steering: steering of the second text.
+        seconds: time limit.
 
     Raises:
         InputError: the prompt is empty, or leaves no room in the model's context.
-        ValueError: the steering is not for this model.
+        ValueError: the steering does not fit this model.
     """
     assert settings.num_beams == settings.num_samples == 1
     run.model.check_steering(steering)
@@ -123,7 +123,7 @@ def generate_both(
                 streamer=_Tokens(tokens),
             )
             tokens.put(None)
-        except BaseException as error:  # for the thread that waits
+        except BaseException as error:  # passed to the waiting thread
             tokens.put(error)
 
     worker = Thread(target=work, daemon=True)
@@ -135,7 +135,7 @@ def generate_both(
                 raise found
             for row, token in zip(rows, found, strict=True):
                 row.append(token)
-            # A character may be spread over tokens that are still to come.
+            # The last character may be completed by the next tokens.
             plain, steered = (continuation(run.tokenizer, beginning, row).rstrip("\ufffd") for row in rows)
             yield Continuations(plain, steered, len(rows[0]), "")
         plain, steered = (continuation(run.tokenizer, beginning, row) for row in rows)

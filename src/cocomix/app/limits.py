@@ -1,4 +1,4 @@
-"""What one request to the page may ask for, so that several people can use it at once."""
+"""Limits of a request to the page, so that several people can use it at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cocomix.settings import Range
 from cocomix.steering.runs import OpenRun
 
 STEERED_CONCEPTS = 8
-"""At once; each has a slider of its own."""
+"""Maximum number of steered concepts, each with a slider."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Limits:
     """Limits of a request.
 
     Attributes:
-        seconds: after which a generation ends.
-        characters: of a prompt, or of a text to read.
-        read_tokens: of a text to read.
-        new_tokens: of a generation.
+        seconds: time limit of a generation.
+        characters: maximum length of a prompt or of a text to read.
+        read_tokens: maximum number of tokens of a text to read.
+        new_tokens: maximum number of generated tokens.
     """
 
     seconds: Annotated[float, Range(1, 3600)] = 60.0
@@ -30,15 +30,15 @@ class Limits:
     new_tokens: int = 256
 
     def for_run(self, run: OpenRun) -> Limits:
-        """The same, within the model's context."""
+        """Restrict the limits to the model's context."""
         context = run.model.config.max_position_embeddings
         return Limits(
             self.seconds, self.characters, min(self.read_tokens, context), max(1, min(self.new_tokens, context - 1))
         )
 
     def check_characters(self, text: str) -> None:
-        """Raise InputError if there is no text, or too much to cut it into tokens."""
+        """Raise InputError if the text is empty, or too long to be tokenized."""
         if not text:
             raise InputError("there is no text; write one")
         if len(text) > self.characters:
-            raise InputError(f"the text has {len(text):,} characters; at most {self.characters:,} are read")
+            raise InputError(f"the text has {len(text):,} characters; the limit is {self.characters:,}")

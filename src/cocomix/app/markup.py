@@ -1,4 +1,4 @@
-"""What the views show, as HTML. Every text that comes from a model, a catalogue or a person is escaped here."""
+"""Render the contents of the page as HTML. All text from models, catalogs, and users is escaped here."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from cocomix.evaluation.concepts import ConceptPredictions
 from cocomix.steering.trace import TracedConcept, TracedToken
 
 WEIGHT = "--weight: {:.3f}"
-"""Of a colour, 0 to 1; the style sheet makes a background of it."""
+"""Intensity of a color, 0 to 1; the style sheet turns it into a background."""
 
 
 def shown(text: str) -> str:
-    """A text in one line, its line ends and signs that cannot be seen written out, escaped."""
+    """Return a text on one line, escaped, with line breaks and invisible characters shown as symbols."""
     return escape(visible(text))
 
 
 def title_of(concept_id: int, name: str) -> str:
-    """A concept's number and name."""
+    """Return a concept's number and name."""
     return f"{concept_id} · {visible(name)}" if name else f"concept {concept_id}"
 
 
 def note(text: str, kind: str = "note") -> str:
-    """A message; of kind `error`, screen readers read it out at once."""
+    """Render a message; screen readers announce the kind `error` immediately."""
     if not text:
         return ""
     return f'<p class="message {kind}" role="{"alert" if kind == "error" else "status"}">{escape(text)}</p>'
 
 
 def error(text: object) -> str:
-    """What a person has to change."""
+    """Render an error message."""
     return note(str(text), "error")
 
 
@@ -43,14 +43,14 @@ def error(text: object) -> str:
 
 
 def hits(found: Sequence[FoundConcept], action: str) -> str:
-    """A list of concepts, a button each; `action` says what it does."""
+    """Render a list of concepts as buttons; `action` describes their effect for screen readers."""
     if not found:
         return '<p class="empty">No concept fits.</p>'
     return f'<ul class="hits" aria-label="concepts found">{"".join(_hit(each, action) for each in found)}</ul>'
 
 
 def brief_hits(found: Sequence[FoundConcept], action: str) -> str:
-    """The same with numbers and names only, beside each other."""
+    """Render concepts as a row of buttons with numbers and names only."""
     buttons = (
         f'<li><button type="button" data-concept="{each.concept_id}" '
         f'aria-label="{escape(f"{action} concept {title_of(each.concept_id, each.name)}")}">'
@@ -72,7 +72,7 @@ def _hit(found: FoundConcept, action: str) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of 1 with three digits."""
+    """Format a share as a percentage with three significant digits."""
     return f"{100 * share:.3g} %"
 
 
@@ -80,7 +80,7 @@ def percent(share: float) -> str:
 
 
 def both(prompt: str, texts: Continuations) -> tuple[str, str]:
-    """The plain text and the steered one; in the latter what follows the first difference is marked."""
+    """Render the plain and the steered text; the latter is marked from the first difference on."""
     pairs = zip(texts.plain, texts.steered, strict=False)
     same = next((at for at, (one, other) in enumerate(pairs) if one != other), min(map(len, texts[:2])))
     return _continuation(prompt, texts.plain, ""), _continuation(prompt, texts.steered[:same], texts.steered[same:])
@@ -92,7 +92,7 @@ def _continuation(prompt: str, text: str, differs: str) -> str:
 
 
 def panel(title: str, about: str, body: str) -> str:
-    """A part of the page under its title."""
+    """Render a part of the page with its title."""
     return f"<h3>{escape(title)} <small>{escape(about)}</small></h3>{body}"
 
 
@@ -100,12 +100,12 @@ def panel(title: str, about: str, body: str) -> str:
 
 
 def read_tokens(reading: Reading, values: Sequence[float], what: str) -> str:
-    """The tokens as buttons, coloured by their values from 0 to the largest; NaN has no colour.
+    """Render tokens as buttons, colored by their values from 0 to the maximum; NaN has no color.
 
     Args:
         reading: the text.
-        values: (T,) of each token.
-        what: the values are.
+        values: (T,) the value of each token.
+        what: name of the values.
     """
     largest = max((value for value in values if not math.isnan(value)), default=0.0)
     buttons = [
@@ -119,7 +119,7 @@ def _token(at: int, text: str, value: float, weight: float, what: str) -> str:
     figure = f"{what} –" if math.isnan(value) else f"{what} {value:.2f}"
     style = "" if math.isnan(value) else f' style="{WEIGHT.format(min(1.0, max(0.0, weight)))}"'
     marked = " mixed" if not math.isnan(value) else ""
-    # One stop for the tabulator key; the arrow keys go on from there.
+    # A single tab stop; the arrow keys move between the tokens.
     label = escape(f"token {at}, {visible(text)}, {figure}")
     return (
         f'<button type="button" class="token{marked}" data-position="{at}" tabindex="{0 if at == 0 else -1}"{style} '
@@ -129,7 +129,7 @@ def _token(at: int, text: str, value: float, weight: float, what: str) -> str:
 
 
 def legend(values: Sequence[float], what: str, about: str) -> str:
-    """What the colours mean, in numbers."""
+    """Render the range, maximum, and mean of the colored values."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return f'<p class="legend">{escape(about)}</p>'
@@ -141,20 +141,20 @@ def legend(values: Sequence[float], what: str, about: str) -> str:
 
 
 def bars(token: TracedToken, loss: float) -> str:
-    """The strongest concepts at a token of this loss: logits as bars, effects as bars to either side."""
+    """Render the strongest concepts at a token with this loss: logits as bars, effects as bars to either side."""
     concepts = token.concepts[:BARS]
     strongest = max((abs(each.logit) for each in concepts), default=1.0) or 1.0
     effects = max((abs(each.effect) for each in concepts), default=1.0) or 1.0
     follows = "the next token" if token.next_in_text else "the model’s choice for the next token"
     rest = len(token.concepts) - len(concepts)
-    more = f" {rest} weaker ones are mixed in, too." if rest else ""
+    more = f" {rest} weaker concepts are mixed in too." if rest else ""
     surprise = "" if math.isnan(loss) else f"<small>loss {loss:.2f} nats</small>"
     return (
         f'<section class="bars" aria-label="concepts at token {token.position}">'
         f"<h3>Token {token.position} <code>{shown(token.text)}</code> {surprise}</h3>"
         f'<p class="note">Effects: what each concept adds to log p of {follows}, '
         f"<code>{shown(token.next_text)}</code> ({token.next_logprob:.2f} nats, p {math.exp(token.next_logprob):.1%}): "
-        f"log p less what it is without the concept at this token.{more}</p>"
+        f"log p minus its value without the concept at this token.{more}</p>"
         '<div class="head" aria-hidden="true"><span>concept</span><span>strength (logit)</span>'
         "<span>effect (nats)</span></div>"
         f"<ol>{''.join(_bar(each, strongest, effects) for each in concepts)}</ol></section>"
@@ -186,15 +186,15 @@ def _track(share: float, kind: str = "track") -> str:
 
 
 def card(concept: Concept, predictions: str) -> str:
-    """All that is known of a concept.
+    """Render the card of a concept.
 
     Args:
-        concept: its row of the catalogue.
-        predictions: how well the model predicts it, HTML (`predicted`).
+        concept: its row of the catalog.
+        predictions: how well the model predicts it, as HTML (`predicted`).
     """
     strongest = max((each.activation for each in concept.contexts), default=0.0) or 1.0
     contexts = "".join(_context(each, each.activation / strongest) for each in concept.contexts)
-    source = "the tokens that it promotes" if concept.name_source == PROMOTED_TOKENS else visible(concept.name_source)
+    source = "the tokens it promotes" if concept.name_source == PROMOTED_TOKENS else visible(concept.name_source)
     activity = (
         f"{percent(concept.frequency)} of tokens, with {concept.mean_activation:.3g} on average and at most "
         f"{concept.max_activation:.3g}"
@@ -208,18 +208,22 @@ def card(concept: Concept, predictions: str) -> str:
     ]
     return (
         f'<article class="card"><h3><span class="id">{concept.concept_id}</span> {shown(concept.name)}</h3>'
-        f'<p class="note">Named by {escape(source)}: a hint, no definition.</p>'
+        f'<p class="note">Named by {escape(source)}: a hint, not a definition.</p>'
         f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in facts)}</dl>"
-        f"{_effects('Makes the teacher say', concept.promoted, concept.promoted_logits, 'up')}"
-        f"{_effects('Keeps the teacher from saying', concept.suppressed, concept.suppressed_logits, 'down')}"
+        f"{_effects('Promoted tokens', concept.promoted, concept.promoted_logits, 'up')}"
+        f"{_effects('Suppressed tokens', concept.suppressed, concept.suppressed_logits, 'down')}"
         "<h4>Where it is most active</h4>"
-        + (f'<ol class="contexts">{contexts}</ol>' if contexts else '<p class="empty">Nowhere in what was read.</p>')
+        + (
+            f'<ol class="contexts">{contexts}</ol>'
+            if contexts
+            else '<p class="empty">Never active on the text that was read.</p>'
+        )
         + "</article>"
     )
 
 
 def bare_card(concept_id: int, predictions: str, about: str) -> str:
-    """The card of a concept without a catalogue."""
+    """Render the card of a concept without a catalog."""
     return (
         f'<article class="card"><h3>concept <span class="id">{concept_id}</span></h3>'
         f'<p class="note">{escape(about)}</p><dl><div><dt>predicted</dt><dd>{predictions}</dd></div></dl></article>'
@@ -227,11 +231,11 @@ def bare_card(concept_id: int, predictions: str, about: str) -> str:
 
 
 def predicted(concept_id: int, counts: ConceptPredictions) -> str:
-    """How well the model, and a table of each token's labels, predict a concept; how often it is mixed in at all."""
+    """Render how well the model and a table of each token's labels predict a concept, and how often it is mixed in."""
     labels, found = int(counts.labels[concept_id]), int(counts.found[concept_id])
     everywhere = f"mixed in at {percent(counts.mixed[concept_id] / max(1, counts.tokens))} of tokens"
     if not labels:
-        return f"label of none of {counts.tokens:,} validation tokens; {everywhere}"
+        return f"not a label of any of {counts.tokens:,} validation tokens; {everywhere}"
     recall = found / labels
     return (
         f"{_track(recall, 'meter')}{percent(recall)} of the {labels:,} places where it is a label, of "

@@ -1,4 +1,4 @@
-"""A search box with a list of concepts below it, and what a click in any of our lists tells."""
+"""A search box with a list of concepts, and the events of clickable lists."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cocomix.errors import InputError
 from cocomix.steering.runs import OpenRun
 
 HITS = 8
-"""Concepts in a list."""
-MOST_USED = '<p class="note">Most often labels, the most frequent first:</p>'
+"""Maximum number of concepts in a list."""
+MOST_USED = '<p class="note">Concepts that are labels most often:</p>'
 
-# A click on a button says which concept or token is meant. The tokens of a text are one stop of the tabulator key: in
-# them the arrow keys go on, and the chosen one stays marked.
+# A click on a button selects its concept or token. The tokens of a text form a single tab stop: the arrow keys move
+# between them, and the chosen one stays marked.
 CHOOSE = """
 const enter = (button) => {
   for (const other of element.querySelectorAll('.token')) other.tabIndex = other === button ? 0 : -1;
@@ -44,35 +44,35 @@ element.addEventListener('keydown', (event) => {
 
 
 def html(value: str = "", **options: Any) -> gr.HTML:
-    """HTML of `markup`, which the style sheet of the page alone dresses."""
+    """Create an HTML component that is styled only by the style sheet of the page."""
     return gr.HTML(value, **{"apply_default_css": False, "js_on_load": None, **options})
 
 
 def chooser(value: str = "", **options: Any) -> gr.HTML:
-    """HTML whose buttons can be chosen: its event `choose` carries their data."""
+    """Create an HTML component with buttons, whose event `choose` carries the data of the clicked button."""
     return html(value, js_on_load=CHOOSE, **options)
 
 
 def chosen(event: gr.EventData, key: str) -> object:
-    """What the chosen button says under `data-key`; None if it says nothing."""
+    """Return the attribute `data-KEY` of the clicked button; None if it has none."""
     return event._data.get(key) if isinstance(event._data, dict) else None
 
 
 class Picker(NamedTuple):
-    """A search box and what it finds."""
+    """A search box and its list of results."""
 
     query: gr.Textbox
     found: gr.HTML
 
 
 def picker(run: OpenRun, label: str, action: str, start: bool) -> Picker:
-    """Search by name, as one types.
+    """Create a search box that searches while the user types.
 
     Args:
-        run: whose concepts.
-        label: of the box.
+        run: run with the concepts.
+        label: label of the box.
         action: what a click on a concept does, for screen readers.
-        start: list the concepts that are labels most often before anything is searched.
+        start: list the concepts that are labels most often while the box is empty.
     """
     named = run.catalog is not None
 
@@ -92,6 +92,6 @@ def picker(run: OpenRun, label: str, action: str, start: bool) -> Picker:
         max_lines=1,
     )
     found = chooser(search(""))
-    # Each change searches, but of those made meanwhile only the last. (The event `input` misses what is pasted.)
+    # Each change starts a search; of changes during a search, only the last does. (The event `input` misses pastes.)
     box.change(search, box, found, trigger_mode="always_last", show_progress="hidden")
     return Picker(box, found)

@@ -1,7 +1,7 @@
-"""The page: three views of one run, joined. What they compute and how it looks is in the modules beside this one.
+"""Build the page of a run from its three tabs.
 
-Nothing here is global: what a person chooses is in `gr.State`, which Gradio keeps apart for each session, and goes to
-the model as an argument.
+There is no global state: the choices of a user are in `gr.State`, which is separate for each session, and are passed
+to the model as arguments.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import gradio as gr
 
 from cocomix.app import markup
 from cocomix.app.concepts_view import concepts_view
-from cocomix.app.finding import NO_CATALOGUE
+from cocomix.app.finding import NO_CATALOG
 from cocomix.app.generate_view import generate_view
 from cocomix.app.limits import Limits
 from cocomix.app.picking import chosen, html
@@ -24,16 +24,16 @@ from cocomix.steering.runs import OpenRun
 
 STYLE = Path(__file__).with_name("playground.css")
 AT_ONCE = 2
-"""Requests of a kind that are worked on at the same time; others wait."""
+"""Number of requests per kind that are processed concurrently; others wait."""
 WAITING = 32
-"""Requests that may wait; further ones are refused."""
-# Only names of fonts that systems have: Gradio's themes would fetch some, or bring their own.
+"""Maximum number of waiting requests; further ones are refused."""
+# Only system fonts, because Gradio's themes would download fonts or bring their own.
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 FONT_MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
 
 
 def theme() -> gr.themes.Base:
-    """Quiet, with nothing from elsewhere."""
+    """Return a plain theme that loads nothing from other sites."""
     return gr.themes.Base(
         primary_hue="blue", secondary_hue="blue", neutral_hue="slate", font=FONT, font_mono=FONT_MONO
     ).set(
@@ -46,7 +46,7 @@ def theme() -> gr.themes.Base:
 
 
 def build_playground(run: OpenRun, limits: Limits) -> gr.Blocks:
-    """The page of a run."""
+    """Build the page of a run."""
     limits = limits.for_run(run)
     with gr.Blocks(title=f"CoCoMix · {run.folder.name}", analytics_enabled=False) as page:
         html(_header(run, limits))
@@ -69,8 +69,8 @@ def build_playground(run: OpenRun, limits: Limits) -> gr.Blocks:
                 updates = [markup.error(problem), *[gr.skip()] * len(generating.steered.outputs)]
             return [gr.Tabs(selected="generate"), *updates]
 
-        def colour(concept: int, read: Any) -> list[Any]:
-            return [gr.Tabs(selected="read"), *reading.colour_by(concept, read)]
+        def color(concept: int, read: Any) -> list[Any]:
+            return [gr.Tabs(selected="read"), *reading.color_by(concept, read)]
 
         reading.bars.choose(open_card, None, [tabs, *concepts.outputs], show_progress="hidden")
         concepts.steer.click(
@@ -79,18 +79,16 @@ def build_playground(run: OpenRun, limits: Limits) -> gr.Blocks:
             [tabs, generating.message, *generating.steered.outputs],
             show_progress="hidden",
         )
-        concepts.colour.click(
-            colour, [concepts.shown, reading.reading], [tabs, *reading.outputs], show_progress="hidden"
-        )
+        concepts.color.click(color, [concepts.shown, reading.reading], [tabs, *reading.outputs], show_progress="hidden")
     return page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
 
 
 def _header(run: OpenRun, limits: Limits) -> str:
     config = run.model.config
-    named = "" if run.catalog is not None else f'<p class="note">{markup.shown(NO_CATALOGUE)}</p>'
+    named = "" if run.catalog is not None else f'<p class="note">{markup.shown(NO_CATALOG)}</p>'
     return (
         f'<header><h1>CoCoMix <span class="run">{markup.shown(run.folder.name)}</span></h1>'
-        f"<p>{config.num_active_concepts} of {config.num_concepts:,} concepts are mixed in at each token. A request "
-        f"may have {limits.characters:,} characters, read {limits.read_tokens:,} tokens, "
-        f"generate {limits.new_tokens}, and last {limits.seconds:g} seconds.</p>{named}</header>"
+        f"<p>The model mixes in {config.num_active_concepts} of {config.num_concepts:,} concepts at each token. Limits "
+        f"of a request: {limits.characters:,} characters, {limits.read_tokens:,} tokens to read, "
+        f"{limits.new_tokens} new tokens, {limits.seconds:g} seconds.</p>{named}</header>"
     )

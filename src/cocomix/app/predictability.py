@@ -1,4 +1,4 @@
-"""How well a run predicts each concept, counted once over some of its labelled validation blocks."""
+"""Measure how well a run predicts each concept, once, on a sample of its labeled validation blocks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cocomix.origins import learned_labels
 from cocomix.steering.runs import OpenRun
 
 TOKENS = 16_384
-"""Counted at most."""
+"""Maximum number of tokens to count."""
 TOKENS_PER_BATCH = 1024
 
 
 class Predictability:
-    """Counts of all concepts, made when they are first asked for and kept.
+    """Counts for all concepts, computed on first use and cached.
 
     Args:
         run: whose labels are those that it learnt (`learned_labels`), if they are still there.
@@ -27,15 +27,15 @@ class Predictability:
         self.counting = Lock()
         self.counts: ConceptPredictions | None = None
         self.missing = ""
-        """Why there is nothing to count; empty if there is something, or nobody has asked yet."""
+        """Why there is nothing to count; empty otherwise, and before the first use."""
 
     @property
     def known(self) -> bool:
-        """Whether an answer is there without work."""
+        """Whether the result is known without computing."""
         return self.counts is not None or bool(self.missing)
 
     def count(self) -> ConceptPredictions | None:
-        """The counts; None if there is nothing to count, and then `missing` says why."""
+        """Return the counts; None if there is nothing to count, with the reason in `missing`."""
         with self.counting:
             if not self.known:
                 try:

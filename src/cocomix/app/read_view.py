@@ -1,4 +1,4 @@
-"""The view in which a text is read: its tokens coloured, and the concepts of the one that is chosen."""
+"""The Read tab: the colored tokens of a text, and the concepts at the chosen token."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from cocomix.errors import InputError
 from cocomix.steering.runs import OpenRun
 
 LOSS, CONCEPT = "loss", "a concept"
-COLOUR = "colour the tokens by"
+COLOR = "color the tokens by"
 NO_TEXT = '<p class="empty">Write or paste a text above, and press Read.</p>'
-NO_TOKEN = '<p class="empty">Choose a token to see which concepts the model mixes in at it.</p>'
+NO_TOKEN = '<p class="empty">Choose a token to see which concepts the model mixes in there.</p>'
 
 
 class ReadView(NamedTuple):
-    """What other views need of this one."""
+    """The parts of this tab that other tabs use."""
 
     bars: gr.HTML
-    """Its event `choose` names a concept."""
-    colour_by: Any
+    """Its event `choose` carries a concept."""
+    color_by: Any
     """Function (concept, reading) whose result updates `outputs`."""
     reading: gr.State
     outputs: list[Any]
 
 
-def coloured(run: OpenRun, reading: Reading | None, colour: str, concept: int | None) -> tuple[str, str]:
-    """The tokens and the legend, as HTML."""
+def colored(run: OpenRun, reading: Reading | None, color: str, concept: int | None) -> tuple[str, str]:
+    """Return the colored tokens and the legend as HTML."""
     if reading is None:
         return NO_TEXT, ""
-    if colour == LOSS:
+    if color == LOSS:
         values, what = reading.losses.tolist(), "loss (nats)"
-        about = "The first token has none: nothing comes before it."
+        about = "The first token has no loss, because nothing precedes it."
     else:
         concept = reading.strongest(1)[0] if concept is None else concept
         values, what = reading.strengths(concept).tolist(), f"logit of {concept}"
@@ -47,19 +47,19 @@ def coloured(run: OpenRun, reading: Reading | None, colour: str, concept: int | 
     return markup.read_tokens(reading, values, what), markup.legend(values, what, about)
 
 
-def _read(run: OpenRun, limits: Limits, text: str, colour: str, concept: int | None) -> list[Any]:
-    """Message, reading, tokens, legend, bars, and the strongest concepts of the text."""
+def _read(run: OpenRun, limits: Limits, text: str, color: str, concept: int | None) -> list[Any]:
+    """Return message, reading, tokens, legend, bars, and the strongest concepts of the text."""
     try:
         found = read_text(run, text, limits)
     except InputError as problem:
         return [markup.error(problem), *[gr.skip()] * 5]
     strongest = [found_concept(run, each) for each in found.strongest(HITS)]
-    listed = '<p class="note">The strongest in this text:</p>' + markup.brief_hits(strongest, COLOUR)
-    return ["", found, *coloured(run, found, colour, concept), NO_TOKEN, listed]
+    listed = '<p class="note">The strongest in this text:</p>' + markup.brief_hits(strongest, COLOR)
+    return ["", found, *colored(run, found, color, concept), NO_TOKEN, listed]
 
 
 def read_view(run: OpenRun, limits: Limits) -> ReadView:
-    """Lay out the view and join its parts."""
+    """Lay out the tab and connect its components."""
     reading, concept = gr.State(None), gr.State(None)
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
@@ -72,8 +72,8 @@ def read_view(run: OpenRun, limits: Limits) -> ReadView:
             )
             start = gr.Button("Read", variant="primary")
         with gr.Column(scale=6, min_width=320):
-            colour = gr.Radio([LOSS, CONCEPT], value=LOSS, label="Colour the tokens by")
-            concepts = picker(run, "Concept to colour by", COLOUR, start=False)
+            color = gr.Radio([LOSS, CONCEPT], value=LOSS, label="Color the tokens by")
+            concepts = picker(run, "Concept to color by", COLOR, start=False)
     message = html(elem_id="read-message")
     with gr.Row():
         with gr.Column(scale=6, min_width=320):
@@ -85,29 +85,29 @@ def read_view(run: OpenRun, limits: Limits) -> ReadView:
     gr.on(
         [start.click, text.submit],
         lambda *given: _read(run, limits, *given),
-        [text, colour, concept],
+        [text, color, concept],
         [message, reading, tokens, legend, bars, concepts.found],
         show_progress="minimal",
         show_progress_on=tokens,
     )
-    colour.input(
-        lambda reading, colour, concept: coloured(run, reading, colour, concept),
-        [reading, colour, concept],
+    color.input(
+        lambda reading, color, concept: colored(run, reading, color, concept),
+        [reading, color, concept],
         [tokens, legend],
         show_progress="hidden",
     )
 
-    def colour_by(written: object, reading: Reading | None) -> list[Any]:
+    def color_by(written: object, reading: Reading | None) -> list[Any]:
         try:
             concept = concept_number(run, written)
         except InputError as problem:
             return [markup.error(problem), *[gr.skip()] * 4]
-        return ["", concept, CONCEPT, *coloured(run, reading, CONCEPT, concept)]
+        return ["", concept, CONCEPT, *colored(run, reading, CONCEPT, concept)]
 
     def choose_concept(event: gr.EventData, reading: Reading | None) -> list[Any]:
-        return colour_by(chosen(event, "concept"), reading)
+        return color_by(chosen(event, "concept"), reading)
 
-    outputs = [message, concept, colour, tokens, legend]
+    outputs = [message, concept, color, tokens, legend]
     concepts.found.choose(choose_concept, reading, outputs, show_progress="hidden")
 
     def explain(event: gr.EventData, reading: Reading | None) -> tuple[Any, Any]:
@@ -120,4 +120,4 @@ def read_view(run: OpenRun, limits: Limits) -> ReadView:
             return markup.error(problem), gr.skip()
 
     tokens.choose(explain, reading, [message, bars], show_progress="minimal", show_progress_on=bars)
-    return ReadView(bars, colour_by, reading, outputs)
+    return ReadView(bars, color_by, reading, outputs)

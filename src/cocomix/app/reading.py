@@ -1,6 +1,6 @@
-"""What a model makes of a text: the loss at each token, and the concepts that it mixes in.
+"""Run a model on a text, for the loss and the mixed-in concepts at each token.
 
-T tokens, C concepts, K concepts mixed per token.
+T tokens, C concepts, K concepts mixed in per token.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from cocomix.steering.trace import TracedToken
 from cocomix.steering.tracing import text_ids, trace
 
 BARS = 12
-"""Concepts of a token that are shown and ablated, the strongest."""
+"""Number of the strongest concepts of a token that are shown and ablated."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A text as a model reads it.
+    """The result of reading a text.
 
     Attributes:
-        text: that was read.
-        tokens: text of each token, as `token_pieces` gives it.
-        losses: (T,) −log p of each token after those before it, nats; NaN for the first.
-        indices: (T, K) the concepts that are mixed in, the strongest first.
-        logits: (T, K) theirs.
+        text: the text.
+        tokens: text of each token (`token_pieces`).
+        losses: (T,) −log p of each token given those before it, in nats; NaN for the first.
+        indices: (T, K) the concepts that are mixed in, strongest first.
+        logits: (T, K) logits of these concepts.
     """
 
     text: str
@@ -40,12 +40,12 @@ class Reading:
     logits: np.ndarray
 
     def strengths(self, concept: int) -> np.ndarray:
-        """(T,) its logit where it is mixed in; NaN elsewhere."""
+        """Return (T,) the logit of a concept where it is mixed in, NaN elsewhere."""
         mixed = self.indices == concept  # (T, K), at most one in a row
         return np.where(mixed.any(-1), np.where(mixed, self.logits, 0).sum(-1), np.nan)
 
     def strongest(self, limit: int) -> list[int]:
-        """The concepts with the largest logits anywhere in the text, the strongest first."""
+        """Return the concepts with the largest logits anywhere in the text, strongest first."""
         order = np.argsort(-self.logits, axis=None, kind="stable")
         concepts = self.indices.flat[order]
         _, first = np.unique(concepts, return_index=True)
@@ -53,10 +53,10 @@ class Reading:
 
 
 def read_text(run: OpenRun, text: str, limits: Limits) -> Reading:
-    """Read a text in one pass.
+    """Read a text in one forward pass.
 
     Raises:
-        InputError: there is no text, or too much of it.
+        InputError: the text is empty or too long.
     """
     limits.check_characters(text)
     ids = text_ids(run.tokenizer, text, limits.read_tokens)
@@ -75,7 +75,7 @@ def read_text(run: OpenRun, text: str, limits: Limits) -> Reading:
 
 
 def token_concepts(run: OpenRun, reading: Reading, written: object) -> TracedToken:
-    """The concepts at a token, the first `BARS` of them ablated.
+    """Trace the concepts at a token, and ablate the strongest `BARS` of them.
 
     Raises:
         InputError: the position is not in the text.

@@ -1,4 +1,4 @@
-"""Serve the page, to this machine only unless told otherwise, and let it load nothing from elsewhere."""
+"""Serve the page, by default only to this machine, and prevent it from loading anything from other sites."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cocomix.errors import InputError
 
-# The browser itself refuses whatever the page, or what Gradio makes of it, would load from or send to another place.
+# With this policy the browser blocks whatever the page or Gradio would load from or send to another site.
 POLICY = "; ".join(
     (
         "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",
@@ -27,7 +27,7 @@ POLICY = "; ".join(
 
 
 class OnlyFromHere:
-    """Adds the content security policy to every answer; refuses files, and requests that another site's page makes."""
+    """Add the content security policy to every response; refuse uploads and requests from pages of other sites."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -45,13 +45,13 @@ class OnlyFromHere:
 
 
 def _refusal(headers: Headers) -> PlainTextResponse | None:
-    """What a request with these headers is answered; None if it may pass."""
+    """Return the response that refuses a request with these headers; None if it is allowed."""
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-        return PlainTextResponse("this page answers no other site", status_code=403)
-    # Gradio takes files whether a page has a place for them or not, and keeps them.
+        return PlainTextResponse("this page does not answer other sites", status_code=403)
+    # Gradio accepts and stores uploads even if a page has no component for them.
     if headers.get("content-type", "").strip().lower().startswith("multipart/"):
-        return PlainTextResponse("this page takes no files", status_code=405)
+        return PlainTextResponse("this page does not accept files", status_code=405)
     return None
 
 
@@ -59,10 +59,10 @@ def check_address(host: str, port: int | None) -> None:
     """Raise InputError unless the page can be served there."""
     try:
         if ":" in host:
-            raise OSError("Gradio serves no IPv6 addresses")
+            raise OSError("Gradio does not support IPv6 addresses")
         family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         socket.create_server((str(address[0]), int(address[1])), family=family).close()
-    except (OSError, UnicodeError) as error:  # the latter: what cannot be a name
+    except (OSError, UnicodeError) as error:  # the latter for invalid host names
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
             f"cannot serve on {host}, port {port or 'any'}: {reason}; give another --host or --port"
@@ -70,12 +70,12 @@ def check_address(host: str, port: int | None) -> None:
 
 
 def serve(page: Any, host: str, port: int | None) -> str:
-    """Start to serve a page in threads of their own; returns its address.
+    """Serve a page in background threads, and return its address.
 
     Args:
-        page: of `build_playground`.
+        page: result of `build_playground`.
         host: name or address to bind to.
-        port: to bind to; by default the first that is free from 7860 on.
+        port: port to bind to; by default the first free one from 7860 on.
     """
     from cocomix.app.playground import STYLE, theme
 

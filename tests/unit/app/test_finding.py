@@ -24,7 +24,7 @@ def test_without_a_catalogue(opened):
     (found,) = find_concepts(run, "12", 8)
     assert (found.concept_id, found.name, found.frequency, found.context) == (12, "", None, None)
     assert find_concepts(run, "", 8) == []
-    with pytest.raises(InputError, match="`cocomix concepts RECIPE` makes one"):
+    with pytest.raises(InputError, match="`cocomix concepts RECIPE` builds one"):
         find_concepts(run, "rivers", 8)
 
 
@@ -35,5 +35,5 @@ def test_no_such_concept(opened, written):
 
 
 def test_too_long_a_search(opened):
-    with pytest.raises(InputError, match="201 characters; at most 200"):
+    with pytest.raises(InputError, match="201 characters; the limit is 200"):
         find_concepts(opened(catalog_of(NAMES)), "a" * 201, 8)

@@ -150,7 +150,7 @@ def test_a_mistake_in_the_worker_is_raised(opened):
 def test_limits(opened):
     limits = Limits().for_run(opened())
     assert (limits.read_tokens, limits.new_tokens) == (64, 63)
-    with pytest.raises(InputError, match="at most 20,000 are read"):
+    with pytest.raises(InputError, match="the limit is 20,000"):
         limits.check_characters("a" * 20_001)
     with pytest.raises(InputError, match="there is no text"):
         limits.check_characters("")
@@ -162,7 +162,7 @@ def test_limits(opened):
         ((0, 0.7, 1.0, 0), "New tokens is 0; expected a whole number from 1"),
         ((1.5, 0.7, 1.0, 0), "New tokens is 1.5; expected a whole number"),
         ((None, 0.7, 1.0, 0), "New tokens is empty; give a number"),
-        ((257, 0.7, 1.0, 0), "257 new tokens; at most 256"),
+        ((257, 0.7, 1.0, 0), "New tokens is 257; the limit is 256"),
         ((8, -1, 1.0, 0), "Temperature is -1.0; expected a number from 0"),
         ((8, 0.7, 1.5, 0), "Top p is 1.5; expected a number above 0"),
         ((8, 0, 0.5, 0), "Top p is 0.5 without sampling"),

@@ -114,10 +114,10 @@ def test_how_well_a_concept_is_predicted():
     assert "75 % of the 8 places" in markup.predicted(0, counts)
     assert "(a table of the current token's most frequent labels: 50 %)" in markup.predicted(0, counts)
     assert "mixed in at 10 % of tokens" in markup.predicted(0, counts)
-    assert "label of none of 200 validation tokens" in markup.predicted(1, counts)
+    assert "not a label of any of 200 validation tokens" in markup.predicted(1, counts)
 
 
 def test_a_concept_that_was_never_active_has_no_contexts(opened):
     run = opened(catalog_of({}))
-    assert "Nowhere in what was read" in markup.card(run.catalog.concept(5), "")
+    assert "Never active on the text that was read" in markup.card(run.catalog.concept(5), "")
     assert "No concept fits" in markup.hits(find_concepts(run, "nowhere", 3), "show")

@@ -23,7 +23,7 @@ def client() -> TestClient:
 
 def test_files_are_refused(client):
     answer = client.post("/gradio_api/upload", files={"files": b"x"})
-    assert (answer.status_code, answer.text) == (405, "this page takes no files")
+    assert (answer.status_code, answer.text) == (405, "this page does not accept files")
     assert answer.headers["content-security-policy"] == POLICY
     assert client.post("/gradio_api/upload", content=b"", headers={"content-type": "Multipart/Mixed"}).is_error
 
