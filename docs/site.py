@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import os
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,16 +99,9 @@ def _docstring(section: Any) -> tuple[str, dict[str, str]]:
 
 
 def command_line_page() -> str:
-    """Return the help of every command, as the program prints it."""
-    commands = [[], ["quickstart"], *([name] for name in cli.RECIPE_COMMANDS)]
-    return "\n\n".join(["# Command line", *(f"```text\n{_help(command)}```" for command in commands)]) + "\n"
-
-
-def _help(command: Sequence[str]) -> str:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        cli.main([*command, "--help"])
-    return printed.getvalue()
+    """Return the help of every command."""
+    texts = (f"## {name}\n\n```text\n{text}\n```" for name, text in cli.help_texts().items())
+    return "\n\n".join(["# Command line", *texts]) + "\n"
 
 
 def python_page() -> str:
