@@ -48,7 +48,7 @@ sae.cfg.metadata.hook_name = "blocks.2.hook_resid_post"
 torch.nn.init.normal_(sae.W_dec, std=0.1)
 sae.W_enc.data, sae.b_dec.data = sae.W_dec.data.T.contiguous(), x.mean(0)
 optimizer = torch.optim.Adam(sae.parameters(), lr=2e-3)
-for step in range(400):
+for _ in range(400):
     batch = x[torch.randint(len(x), (1024,))]
     unexplained = (sae(batch) - batch).pow(2).sum() / (batch - x.mean(0)).pow(2).sum()
     unexplained.backward()
