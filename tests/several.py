@@ -28,7 +28,7 @@ def run_in_several(processes: int, folder: Path, commands: list[list[str]], **en
         capture_output=True,
         text=True,
         timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **environment},
     )
     return f"{found.stdout}{found.stderr}\nexit code {found.returncode}"
 
