@@ -226,7 +226,7 @@ def test_an_sae_of_another_width(recipe: Recipe, tmp_path: Path, capsys: pytest.
         "activation_state_dict": {"k": 8},
     }
     torch.save(state, tmp_path / "sae.pt")
-    refused(recipe(sae={"source": str(tmp_path / "sae.pt")}), capsys, "width 24", "32 wide")
+    refused(recipe(sae={"source": str(tmp_path / "sae.pt")}), capsys, "width 24", "width is 32")
 
 
 def test_a_tokenizer_that_is_not_the_teachers(
@@ -279,7 +279,7 @@ def test_an_output_folder_of_a_different_recipe(
 ) -> None:
     runner, content = with_own_copy(finished, text, tmp_path)
     runner.write({**content, "tokenizer": {"vocab_size": 310}})
-    refused(runner, capsys, "made by a different recipe", "vocab_size is 300 there, 310 here", "another output")
+    refused(runner, capsys, "written by a different recipe", "vocab_size is 300 there, 310 here", "another output")
 
 
 def test_a_step_larger_than_the_corpus(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,7 +316,7 @@ def test_labels_of_another_sae_than_the_recipe_names(
     config = json.loads((tmp_path / "sae" / "cfg.json").read_text())
     (tmp_path / "sae" / "cfg.json").write_text(json.dumps({**config, "k": 7}))
     labels = {"source": str(finished.folder / "out" / "labels")}
-    refused(recipe(labels=labels, sae={"source": str(tmp_path / "sae")}), capsys, "made with sae")
+    refused(recipe(labels=labels, sae={"source": str(tmp_path / "sae")}), capsys, "computed with sae")
 
 
 def test_a_report_folder_that_is_something_else(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
@@ -348,7 +348,7 @@ def test_labels_of_something_else(
     capsys.readouterr()
     assert runner("run") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cocomix: ")]
-    assert f"made with {field} {wrong!r}" in line
+    assert f"computed with {field} {wrong!r}" in line
     assert not (tmp_path / "out" / "students" / "cocomix").exists()
 
 
