@@ -96,6 +96,11 @@ class Recipe:
             known, hint = ", ".join(self.students), did_you_mean(name, self.students)
             raise InputError(f"--only is {name!r}; the recipe's students are {known}{hint}")
 
+    def require_known_methods(self) -> None:
+        """Raise InputError if a student's method is unknown."""
+        if unknown := self._unknown_methods():
+            raise InputError("\n".join(unknown))
+
     def needs_labels(self) -> bool:
         """Return whether any student learns concepts."""
         return any(student.learns_concepts() for student in self.students.values())
@@ -144,13 +149,8 @@ class Recipe:
         """Return a line for each setting that cannot work. No file is opened."""
         if out_of_range := settings.problems(self):
             return out_of_range
-        unknown = {name: s.method for name, s in self.students.items() if s.method not in METHODS}
-        if unknown:  # other checks need the method
-            return [
-                f"students.{name}: method is {method!r}; expected one of {', '.join(METHODS)}"
-                + did_you_mean(method, METHODS)
-                for name, method in unknown.items()
-            ]
+        if unknown := self._unknown_methods():  # the other checks need the methods
+            return unknown
         found = self._parallel_problems()
         found += [f"training.{line}" for line in self.training.problems(self.block_size)]
         if self.trains_teacher():
@@ -189,6 +189,14 @@ class Recipe:
                 lines.append("labels has no effect with labels.source, which is labeled already; leave one of them out")
             found += [f"students.{name}: {line}" for line in lines]
         return found
+
+    def _unknown_methods(self) -> list[str]:
+        return [
+            f"students.{name}: method is {student.method!r}; expected one of {', '.join(METHODS)}"
+            + did_you_mean(student.method, METHODS)
+            for name, student in self.students.items()
+            if student.method not in METHODS
+        ]
 
     def _built_backbones(self) -> dict[str, BackboneConfig]:
         """Return the backbones that models are built from, by their keys."""
@@ -349,6 +357,7 @@ def recipe_of_run(content: dict[str, Any], folder: Path) -> Recipe:
     if problems:
         raise InputError(f"the recipe of {folder}: {'; '.join(problems)}")
     assert isinstance(recipe, Recipe)
+    recipe.require_known_methods()
     _expand_home(recipe)
     return recipe
 

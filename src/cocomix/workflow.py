@@ -64,6 +64,7 @@ def _prepared(recipe: Recipe, until: str, only: str | None = None) -> Iterator[P
 
     Other commands may run other stages of the same recipe, such as other students, at the same time.
     """
+    recipe.require_known_methods()
     pipeline = Pipeline(recipe)
     with ExitStack() as stack:
         if processes.is_first():
