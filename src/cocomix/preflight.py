@@ -210,7 +210,7 @@ def _check_same_tokenizer(recipe: Recipe, role: str, source: str, config: Pretra
     """Check that the pretrained model at `source` uses the tokenizer of the corpus."""
     remedy = f"set tokenizer.source to the {role}'s, e.g. {source}{instead}"
     if recipe.tokenizer.source is None:
-        raise InputError(f"the {role} {source} has a tokenizer, but the recipe trains another one; {remedy}")
+        raise InputError(f"the {role} {source} has its own tokenizer, but the recipe trains another one; {remedy}")
     ours = load_tokenizer(recipe.tokenizer.source)
     check_vocabulary(config, vocabulary_size(ours), source, recipe.tokenizer.source)
     if Path(source).is_dir() and not any((Path(source) / name).exists() for name in TOKENIZER_FILES):
