@@ -53,8 +53,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def recipe_page() -> str:
     """Return a table of keys for each section of a recipe, from the dataclasses and their docstrings."""
     introduction = (
-        "Every key is also an option of the commands that take a recipe: `--training.max_tokens 1000000`. `NAME` "
-        "stands for the name of a student."
+        "Each heading is a section, each table lists its keys. Every key is also an option of the commands that take "
+        "a recipe, with its section: `--training.max_tokens 1000000`. `NAME` stands for the name of a student."
     )
     return "\n\n".join(["# Recipe keys", introduction, *_section(Recipe, "")]) + "\n"
 
@@ -65,11 +65,11 @@ def _section(section: Any, prefix: str) -> Iterator[str]:
     yield f"## {prefix.rstrip('.')}\n\n{about}" if prefix else "## Top level"
     rows, inner = ["| key | meaning | value | default |", "|---|---|---|---|"], []
     for field in dataclasses.fields(section):
-        kind, key = settings.without_none(settings.kind_of(section, field.name)), f"{prefix}{field.name}"
+        kind, key = settings.without_none(settings.kind_of(section, field.name)), field.name
         if typing.get_origin(kind) is dict and dataclasses.is_dataclass(typing.get_args(kind)[1]):
             kind, key = typing.get_args(kind)[1], f"{key}.NAME"
         if dataclasses.is_dataclass(kind):
-            inner.append((kind, f"{key}."))
+            inner.append((kind, f"{prefix}{key}."))
         cells = (f"`{key}`", meanings[field.name], *_values(kind, field))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     yield "\n".join(rows)
