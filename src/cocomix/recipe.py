@@ -28,14 +28,13 @@ from cocomix.training.config import PARALLEL, PRECISIONS, TrainingConfig
 
 @dataclass
 class TeacherConfig:
-    """The model whose concepts are the labels.
+    """The model whose concepts become the labels.
 
     Args:
-        source: a Hugging Face causal language model, folder or id, instead of training one.
-        precision: fp32 or bf16, in which it runs while it labels; without it, the one that it was saved in.
-        backbone: sizes of the trained teacher; beside a source, what `cocomix plan` counts with where that cannot be
-            reached.
-        training: how it is trained.
+        source: Hugging Face causal language model, folder or id, to use instead of training one.
+        precision: fp32 or bf16, of its weights while it labels; by default, the precision in which it was saved.
+        backbone: sizes of the trained teacher. With a `source`, `cocomix plan` uses them if it cannot be reached.
+        training: how the teacher is trained.
     """
 
     source: str | None = None
@@ -44,7 +43,7 @@ class TeacherConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def dtype(self) -> torch.dtype | None:
-        """Of the weights of the running teacher; None for what they were saved in."""
+        """Return the dtype of the running teacher; None for the one in which it was saved."""
         return None if self.precision is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
 
 
@@ -53,10 +52,10 @@ class Recipe:
     """Settings of a run, from text to compared models.
 
     Args:
-        name: of the run in its report.
+        name: name of the run in its report.
         output: folder for all results.
-        seed: for every random choice.
-        seeds: every student is trained once with each of them; without them, with `seed`.
+        seed: seed of every random choice.
+        seeds: train every student once with each of these seeds; by default only with `seed`.
         block_size: context length in tokens.
         corpus: source of the text.
         tokenizer: trained on the corpus, or an existing one.
