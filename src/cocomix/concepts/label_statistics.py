@@ -9,7 +9,9 @@ import numpy as np
 from datasets import Dataset
 
 from cocomix.console import table
+from cocomix.data.blocks import Blocks, collate
 
+BLOCKS_AT_ONCE = 256
 CURVE_FILE = "concept_frequency.png"
 
 
@@ -66,8 +68,10 @@ def label_statistics(blocks: Dataset, num_concepts: int) -> LabelStatistics:
     """Count the labels of blocks with a column `concept_ids` (T, A) in one pass over batches."""
     per_token = blocks.features["concept_ids"].feature.length
     slots, counts = np.zeros(per_token + 1, np.int64), np.zeros(num_concepts, np.int64)
-    for part in blocks.select_columns("concept_ids").with_format("numpy").iter(batch_size=256):
-        ids = part["concept_ids"]
+    rows = Blocks(blocks, ["concept_ids"])
+    for start in range(0, len(rows), BLOCKS_AT_ONCE):
+        stop = min(start + BLOCKS_AT_ONCE, len(rows))
+        ids = collate(rows.__getitems__(list(range(start, stop))))["concept_ids"].numpy()
         has = ids >= 0
         slots += np.bincount(has.sum(-1).ravel(), minlength=per_token + 1)
         counts += np.bincount(ids[has], minlength=num_concepts)
