@@ -8,7 +8,7 @@ quickstart: .venv/quickstart.installed
 	$(BIN)/cocomix quickstart
 
 test: .venv/dev.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu" --ignore tests/browser
 
 test-slow: .venv/dev.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow

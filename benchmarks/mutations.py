@@ -36,7 +36,7 @@ class Mutation(NamedTuple):
     """Test files and folders to run first, relative to `tests`, separated by blanks."""
 
 
-MODEL = "invariant/test_model.py invariant/test_fast_paths.py unit/models unit/objectives parity/test_golden_student.py"
+MODEL = "parity/test_golden_student.py unit/models unit/objectives invariant"
 TRAINER = "unit/training e2e/test_interruption.py e2e/test_path.py"
 MUTATIONS = [
     Mutation("mixer: the slot keeps the mean of h", "models/mixer.py",
@@ -44,14 +44,14 @@ MUTATIONS = [
     Mutation("mixer: the largest magnitudes are mixed", "models/mixer.py",
              "z.topk(self.num_active_concepts, dim=-1)", "z.abs().topk(self.num_active_concepts, dim=-1)", MODEL),
     Mutation("mixer: the pause vector is not trained", "models/mixer.py",
-             "self.vector.expand_as(h)", "self.vector.detach().expand_as(h)", MODEL + " e2e/test_methods.py"),
+             "self.vector.expand_as(h)", "self.vector.detach().expand_as(h)", MODEL),
     Mutation("concept loss: empty slots count as labels", "models/losses.py",
              "at_labels.sum(-1) / labels_of_token.clamp(min=1)", "at_labels.sum(-1) / concept_ids.shape[-1]",
-             "unit/models/test_linear_loss.py " + MODEL),
+             MODEL),
     Mutation("λ: the concept loss is not weighted", "models/causal_lm.py",
              "self.config.concept_loss_weight * prediction", "1.0 * prediction", MODEL),
     Mutation("fused loss: rows without a label change the bias", "models/linear_loss.py",
-             "(has_loss_.T @ grad_z).squeeze(0)", "grad_z.sum(0)", "unit/models/test_linear_loss.py " + MODEL),
+             "(has_loss_.T @ grad_z).squeeze(0)", "grad_z.sum(0)", MODEL),
     Mutation("distillation: gradients shrink with temperature", "distillation/divergence.py",
              "* difference).sum() * temperature**2", "* difference).sum()", "unit/distillation unit/objectives"),
     Mutation("attribution: the activation is left out", "concepts/attribution.py",

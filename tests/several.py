@@ -1,6 +1,6 @@
-"""Commands, one after another, in each of several processes; torchrun starts this with a JSON file of argument lists.
+"""Commands, one after another, in each of several processes.
 
-Beside it, `PROCESS.json` tells for each training whether this process kept just a share of the weights, and
+Next to their log, `PROCESS.json` records for each training whether this process kept just a share of the weights, and
 `documents-PROCESS.json` which texts it has read of streamed corpora. With `DIE_AT` in the environment, a process dies
 once it has written the checkpoint of that step.
 """
@@ -10,30 +10,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-COMMANDS = "commands.json"
+import forked
 
 
 def run_in_several(processes: int, folder: Path, commands: list[list[str]], **environment: str) -> str:
-    """Start them, wait, and return what they printed; a process that fails is not looked at here."""
+    """Start them, wait, and return what they printed; the last line has their exit codes."""
     folder.mkdir(exist_ok=True)
-    (folder / COMMANDS).write_text(json.dumps(commands))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    found = subprocess.run(
-        [*launch, __file__, str(folder / COMMANDS)],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **environment},
-    )
-    return f"{found.stdout}{found.stderr}\nexit code {found.returncode}"
+    log = folder / "log"
+    log.unlink(missing_ok=True)
+    codes = forked.exit_codes(*forked.start_several(processes, _work, commands, folder, log=log, **environment))
+    return f"{log.read_text()}\nexit codes {codes}"
 
 
-def _work(commands: Path) -> int:
+def _work(commands: list[list[str]], folder: Path) -> int:
     from torch.distributed.tensor import DTensor
 
     from cocomix.cli import main
@@ -61,13 +53,9 @@ def _work(commands: Path) -> int:
     TextDocuments.encode = watched_encode  # type: ignore[method-assign]
     ObjectiveTrainer.train = watched_train  # type: ignore[method-assign]
     ObjectiveTrainer._save_checkpoint = watched_checkpoint  # type: ignore[method-assign]
-    for arguments in json.loads(commands.read_text()):
+    for arguments in commands:
         if code := main(arguments):
             return code
-    commands.with_name(f"{os.environ['RANK']}.json").write_text(json.dumps(sharded))
-    commands.with_name(f"documents-{os.environ['RANK']}.json").write_text(json.dumps(sorted(streamed)))
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(sharded))
+    (folder / f"documents-{os.environ['RANK']}.json").write_text(json.dumps(sorted(streamed)))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_work(Path(sys.argv[1])))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from cocomix.cli import main
@@ -23,6 +28,8 @@ VERBS = [
     "remembers",
     "sells",
 ]
+PREPARED = ("corpus", "teacher", "sae", "labels")
+"""Stages that students are trained from."""
 
 
 def write_text(folder: Path, documents: int = 240) -> Path:
@@ -72,7 +79,7 @@ def tiny_recipe(text: Path, output: Path) -> dict[str, Any]:
         "backbone": {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2},
         "training": training(8192),
         "students": {
-            "ntp": {"method": "ntp", "match": "cocomix"},
+            "ntp": {"method": "ntp"},
             "cocomix": {
                 "method": "cocomix",
                 "mixer": {
@@ -99,3 +106,44 @@ class Runner:
 
     def __call__(self, command: str, *options: str) -> int:
         return main([command, str(self.recipe), *options])
+
+
+def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
+    """Return a folder, for reading, that `build` fills in whichever of pytest's processes needs it first."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / f"{name}-once", shared / f"{name}-once.done"
+    with (shared / f"{name}-once.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            build(folder)
+            done.touch()
+    return folder
+
+
+def finished_run(
+    factory: pytest.TempPathFactory, name: str, recipe: Callable[[Path], dict[str, Any]], prepared: Path | None = None
+) -> Runner:
+    """Return the runner of a recipe that has run to its end, once for all of pytest's processes.
+
+    Args:
+        factory: where to.
+        name: of the folder.
+        recipe: returns the recipe for an output folder.
+        prepared: an output folder with the corpus, teacher, SAE and labels of this recipe, so that they are not made.
+    """
+
+    def build(folder: Path) -> None:
+        for stage in PREPARED if prepared else ():
+            shutil.copytree(prepared / stage, folder / "out" / stage)
+        runner = Runner(folder)
+        runner.write(recipe(folder / "out"))
+        assert runner("run") == 0
+
+    built = once(factory, name, build)
+    runner = Runner(factory.mktemp(name))
+    shutil.copytree(built / "out", runner.folder / "out")
+    runner.write(recipe(runner.folder / "out"))
+    return runner

@@ -9,31 +9,32 @@ from typing import Any
 
 import pytest
 
-from tiny_run import Runner, tiny_recipe, write_text
+from tiny_run import Runner, finished_run, once, tiny_recipe, write_text
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("corpus") / "text")
+    return once(tmp_path_factory, "corpus", lambda folder: write_text(folder / "text")) / "text"
 
 
 @pytest.fixture(scope="session")
 def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """The tiny recipe, run once to its end for all tests that look at the result."""
-    folder = tmp_path_factory.mktemp("finished")
-    runner = Runner(folder)
-    runner.write(tiny_recipe(text, folder / "out"))
-    assert runner("run") == 0
-    return runner
+    return finished_run(tmp_path_factory, "finished", lambda output: tiny_recipe(text, output))
 
 
 @pytest.fixture(scope="session")
 def catalogued(finished: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the finished run with its catalogue."""
-    output = tmp_path_factory.mktemp("catalogued") / "out"
-    shutil.copytree(finished.folder / "out", output)
-    assert finished("concepts", "--output", str(output), "--catalog.contexts", "3") == 0
-    return output
+
+    def build(folder: Path) -> None:
+        shutil.copytree(finished.folder / "out", folder / "out")
+        assert finished("concepts", "--output", str(folder / "out"), "--catalog.contexts", "3") == 0
+
+    return (
+        shutil.copytree(once(tmp_path_factory, "catalogued", build), tmp_path_factory.mktemp("own") / "catalogued")
+        / "out"
+    )
 
 
 @pytest.fixture

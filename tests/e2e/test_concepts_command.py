@@ -104,6 +104,7 @@ def test_a_teacher_with_another_tokenizer_has_its_own_contexts(finished: Runner,
     runner = recipe(
         teacher={"source": str(out / "teacher")},
         sae={"source": str(out / "sae"), "teacher_layer": 1},
+        corpus={"max_documents": 60},
         tokenizer={"vocab_size": 258},
         labels={"alignment": "characters", "online": False},
     )

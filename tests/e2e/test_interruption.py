@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
+import forked
 from tiny_run import Runner
 
 MIDDLE_OF = {
@@ -25,21 +24,20 @@ MIDDLE_OF = {
 """What has appeared in the output folder when a stage has begun and not ended."""
 
 
-def start(runner: Runner, output: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "cocomix", "run", str(runner.recipe), "--output", str(output)]
-    log = (output.parent / "log").open("ab")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+def start(runner: Runner, output: Path) -> BaseProcess:
+    arguments = ["run", str(runner.recipe), "--output", str(output)]
+    return forked.start(forked.command, arguments, log=output.parent / "log")
 
 
-def kill_when(process: subprocess.Popen[bytes], output: Path, pattern: str) -> None:
+def kill_when(process: BaseProcess, output: Path, pattern: str) -> None:
     deadline = time.monotonic() + 120
     while not list(output.glob(pattern)):
-        assert process.poll() is None, f"ended before {pattern} appeared: {(output.parent / 'log').read_text()}"
+        assert process.is_alive(), f"ended before {pattern} appeared: {(output.parent / 'log').read_text()}"
         assert time.monotonic() < deadline, f"{pattern} did not appear"
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_killed_in_every_stage_ends_with_the_same_metrics(finished: Runner, text: Path, tmp_path: Path) -> None:
@@ -52,8 +50,7 @@ def test_killed_in_every_stage_ends_with_the_same_metrics(finished: Runner, text
         if stage == "labels":
             shard = next((output / "labels.partial" / "train").glob("data-00000-of-?????.arrow"))
             first_shard_made = shard.stat().st_mtime_ns
-    process = start(finished, output)
-    assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()
+    assert forked.exit_codes(start(finished, output)) == [0], (tmp_path / "log").read_text()
 
     undisturbed = json.loads((finished.folder / "out" / "report" / "results.json").read_text())
     results = json.loads((output / "report" / "results.json").read_text())
@@ -66,7 +63,8 @@ def test_killed_in_every_stage_ends_with_the_same_metrics(finished: Runner, text
     for stage in ("corpus", "sae", "labels"):
         assert results[stage] == undisturbed[stage]
     assert results["teacher"]["metrics"] == undisturbed["teacher"]["metrics"]
-    assert results["comparisons"] == undisturbed["comparisons"]
+    for part in ("comparisons", "showcase"):
+        assert results[part] == undisturbed[part]
     assert not list(output.rglob("*.partial"))
 
 
@@ -96,7 +94,7 @@ def test_killed_after_the_last_step_trains_no_further(finished: Runner, recipe, 
 
 
 @pytest.fixture(autouse=True)
-def one_thread_like_the_subprocess() -> None:
+def one_thread_like_the_processes() -> None:
     """Sums depend on the number of threads in their last bit; `finished` runs with one as well."""
     import torch
 

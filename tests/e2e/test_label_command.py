@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
 from PIL import Image
 
+import forked
 from cocomix import workflow
 from tiny_run import Runner
 
@@ -28,19 +27,9 @@ def unlabelled(finished: Runner, recipe, tmp_path: Path) -> Runner:
     return runner
 
 
-def labelling(runner: Runner, processes: int) -> subprocess.Popen[bytes]:
-    """`cocomix label` by several processes, one thread each."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m"]
-    launch = launch if processes > 1 else [sys.executable, "-m"]
-    log = (runner.folder / "log").open("ab")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launch, "cocomix", "label", str(runner.recipe)]
-    return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-
-
-def children_of(parent: int) -> list[int]:
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [int(child) for child in children]
+def labelling(runner: Runner, processes: int) -> list[BaseProcess]:
+    """`cocomix label` by several processes."""
+    return forked.start_several(processes, forked.command, ["label", str(runner.recipe)], log=runner.folder / "log")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -51,38 +40,28 @@ def files_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow), 3])
-def test_any_number_of_processes_makes_the_same_files(processes, finished: Runner, unlabelled: Runner) -> None:
-    process = labelling(unlabelled, processes)
-    assert process.wait(timeout=240) == 0, (unlabelled.folder / "log").read_text()
-    made = files_of(unlabelled.folder / "out" / "labels")
-    assert made == files_of(finished.folder / "out" / "labels")
-    assert len([name for name in made if name.endswith(".arrow")]) >= 4
-    log = (unlabelled.folder / "log").read_text()
-    assert log.count("[4/4] labels") == 1  # one process speaks
-
-
 def test_killed_by_two_and_finished_by_three(finished: Runner, unlabelled: Runner) -> None:
-    """All processes at once, as a machine goes down; what was whole then is kept."""
-    partial = unlabelled.folder / "out" / "labels.partial"
-    process = labelling(unlabelled, 2)
+    """All at once, as a machine goes down; what was complete is kept, and the files are those of one process."""
+    partial, log = unlabelled.folder / "out" / "labels.partial", unlabelled.folder / "log"
+    two = labelling(unlabelled, 2)
     deadline = time.monotonic() + 120
     while len(list(partial.glob("shards/*.json"))) < 2:
-        assert process.poll() is None, (unlabelled.folder / "log").read_text()
+        assert all(process.is_alive() for process in two), log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    workers = children_of(process.pid)  # torchrun gives each a session of its own
-    for pid in (process.pid, *workers):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-    assert len(workers) == 2
+    for process in two:
+        process.kill()
+    assert forked.exit_codes(*two) == [-signal.SIGKILL] * 2
     kept = {path: path.stat().st_mtime_ns for path in partial.glob("train/*.arrow")}
     recorded = {path.stem.removeprefix("train-") for path in partial.glob("shards/train-*.json")}
     assert recorded
-    process = labelling(unlabelled, 3)
-    assert process.wait(timeout=240) == 0, (unlabelled.folder / "log").read_text()
+    log.unlink()
+    assert forked.exit_codes(*labelling(unlabelled, 3)) == [0, 0, 0], log.read_text()
+    assert log.read_text().count("[4/4] labels") == 1  # one process speaks
     labels = unlabelled.folder / "out" / "labels"
-    assert files_of(labels) == files_of(finished.folder / "out" / "labels")
+    made = files_of(labels)
+    assert made == files_of(finished.folder / "out" / "labels")
+    assert len([name for name in made if name.endswith(".arrow")]) >= 4
     for path, since in kept.items():
         if path.stem.removeprefix("data-") in recorded:
             assert (labels / "train" / path.name).stat().st_mtime_ns == since
@@ -108,7 +87,8 @@ def test_a_damaged_shard_is_repaired_by_the_same_command(finished: Runner, tmp_p
 
 def test_online_labels_train_the_same_model(finished: Runner, recipe, tmp_path: Path) -> None:
     """Bit for bit: every metric of every evaluation."""
-    training = {"blocks_per_batch": 4, "precision": "bf16"}  # of the student; the teacher reads as it always does
+    # Of the student; the teacher reads as it always does.
+    training = {"blocks_per_batch": 4, "precision": "bf16", "max_tokens": 4096}
     content = {"labels": {"online": True, "labels_per_token": 2}, "training": training}
     online = recipe(**content)
     for stage in ("corpus", "teacher", "sae"):
@@ -203,8 +183,9 @@ def test_a_student_with_another_tokenizer_is_trained(finished: Runner, recipe, t
         teacher={"source": str(out / "teacher")},
         sae={"source": str(out / "sae"), "teacher_layer": 1},
         tokenizer={"vocab_size": 258},
+        corpus={"max_documents": 60},
         block_size=16,
-        training={"blocks_per_batch": 16},
+        training={"blocks_per_batch": 16, "max_tokens": 4096},
         labels={"alignment": "characters"},
     )
     assert runner("train", "--only", "cocomix") == 0

@@ -14,7 +14,7 @@ from datasets import load_from_disk
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tiny_run import Runner
+from tiny_run import Runner, finished_run, tiny_recipe, training
 
 MIXER = {"insert_layer": 1, "num_active_concepts": 8, "concept_slot": "residual"}
 PAUSE = {"insert_layer": 1, "concept_slot": "residual"}
@@ -48,17 +48,13 @@ STUDENTS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def compared(finished: Runner, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """The tiny recipe with a student of every kind, its corpus, teacher, SAE and labels made before."""
-    from tiny_run import tiny_recipe
+    out = finished.folder / "out"
 
-    folder = tmp_path_factory.mktemp("methods")
-    recipe = tiny_recipe(text, folder / "out")
-    recipe["students"] = STUDENTS
-    for stage in ("corpus", "teacher", "sae", "labels"):
-        shutil.copytree(finished.folder / "out" / stage, folder / "out" / stage)
-    runner = Runner(folder)
-    runner.write(recipe)
-    assert runner("run") == 0
-    return runner
+    def recipe(output: Path) -> dict[str, Any]:
+        few = {**training(8192), "tokens_per_evaluation": 4096}
+        return {**tiny_recipe(text, output), "training": few, "students": STUDENTS}
+
+    return finished_run(tmp_path_factory, "methods", recipe, prepared=out)
 
 
 @pytest.fixture(scope="module")

@@ -30,12 +30,13 @@ CASES = {
     for kind in ("gpt2", "llama")
     for name, settings in MIXINGS.items()
     for insert_layer in (0, 1, 2)
+    if kind == "llama" or name == "interleave" or insert_layer == 1
 }
 CASES |= {
     f"llama-repeat-{insert_layer}": ("llama", {"slot_positions": "repeat", "insert_layer": insert_layer})
     for insert_layer in (0, 1, 2)
 }
-CASES |= {f"{kind}-interleave-1": (kind, {}) for kind in ("mistral", "qwen2", "qwen3", "olmo2", "gpt_neox")}
+CASES |= {f"{kind}-interleave-1": (kind, {}) for kind in ("qwen2", "qwen3", "olmo2", "gpt_neox")}
 PAIR = {"slot_attention": "pair", "slot_positions": "repeat", "concept_slot": "residual"}
 CASES |= {
     f"{kind}-pair-{insert_layer}": (
@@ -62,6 +63,7 @@ CASES |= {
 TOLERANCE = 1e-9
 LENGTHS = (9, 4, 6)
 """Of the sequences in a padded batch."""
+NEW_TOKENS = 5
 KINDS = ("gpt2", "llama")
 
 
@@ -115,16 +117,16 @@ def test_a_token_changes_its_own_prediction_and_no_earlier_one(model, ids):
             assert (after[name][:, changed] - before[name][:, changed]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("pieces", [(4, 1, 3, 1), (1,) * 9, (8, 1)], ids=str)
 @torch.no_grad()
-def test_reading_in_pieces_with_a_cache_equals_one_pass(model, ids, pieces):
+def test_reading_in_pieces_with_a_cache_equals_one_pass(model, ids):
     whole = model(ids, output_concepts=True, use_cache=False)
     assert whole.past_key_values is None
-    cache, found = DynamicCache(), []
-    for piece in ids.split(pieces, dim=1):
-        found.append(model(piece, past_key_values=cache, use_cache=True, output_concepts=True))
-    assert_equal(torch.cat([out.logits for out in found], dim=1), whole.logits)
-    assert_equal(torch.cat([out.concept_logits for out in found], dim=1), whole.concept_logits)
+    for pieces in ((4, 1, 3, 1), (1,) * 9, (8, 1)):
+        cache, found = DynamicCache(), []
+        for piece in ids.split(pieces, dim=1):
+            found.append(model(piece, past_key_values=cache, use_cache=True, output_concepts=True))
+        assert_equal(torch.cat([out.logits for out in found], dim=1), whole.logits)
+        assert_equal(torch.cat([out.concept_logits for out in found], dim=1), whole.concept_logits)
 
 
 @torch.no_grad()
@@ -136,12 +138,14 @@ def test_the_cache_holds_one_entry_per_token_below_the_mixer_and_one_per_slot_ab
     assert [layer.get_seq_length() for layer in cache.layers] == [9] * lower + [above] * upper
 
 
-def generated(model: Model, input_ids: Tensor, use_cache: bool, mask: Tensor | None = None, beams: int = 1) -> Tensor:
+def generated(
+    model: Model, input_ids: Tensor, mask: Tensor | None = None, use_cache: bool = True, beams: int = 1
+) -> Tensor:
     mask = torch.ones_like(input_ids) if mask is None else mask
     out = model.generate(
         input_ids,
         attention_mask=mask,
-        max_new_tokens=8,
+        max_new_tokens=NEW_TOKENS,
         do_sample=False,
         num_beams=beams,
         use_cache=use_cache,
@@ -150,35 +154,34 @@ def generated(model: Model, input_ids: Tensor, use_cache: bool, mask: Tensor | N
     return out[:, input_ids.shape[1] :]
 
 
-@pytest.mark.parametrize("beams", [1, 3], ids=["greedy", "beams"])
-def test_generation_with_the_cache_equals_generation_without(model, ids, beams):
-    cached = generated(model, ids, use_cache=True, beams=beams)
-    assert cached.shape == (2, 8)
-    assert torch.equal(cached, generated(model, ids, use_cache=False, beams=beams))
+def test_beams_with_the_cache_equal_beams_without(model, ids):
+    cached = generated(model, ids, beams=3)
+    assert cached.shape == (2, NEW_TOKENS)
+    assert torch.equal(cached, generated(model, ids, use_cache=False, beams=3))
 
 
 @torch.no_grad()
 def test_greedy_generation_equals_the_largest_logit_of_a_full_pass(model, ids):
     text = ids
-    for _ in range(8):
+    for _ in range(NEW_TOKENS):
         text = torch.cat((text, model(text, use_cache=False).logits[:, -1:].argmax(-1)), dim=1)
-    assert torch.equal(generated(model, ids, use_cache=True), text[:, 9:])
+    assert torch.equal(generated(model, ids), text[:, 9:])
 
 
 # Padding
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
-def test_padding_changes_no_prediction_at_a_real_token(model, side):
+def test_padding_changes_no_prediction_at_a_real_token(model):
     sequences = [torch.randint(1, 53, (length,)) for length in LENGTHS]
-    input_ids, mask = padded(sequences, side)
-    out = model(input_ids, attention_mask=mask, output_concepts=True)
-    for row, sequence in enumerate(sequences):
-        alone = model(sequence[None], output_concepts=True)
-        real = mask[row].bool()
-        assert_equal(out.logits[row, real], alone.logits[0])
-        assert_equal(out.concept_logits[row, real], alone.concept_logits[0])
+    alone = [model(sequence[None], output_concepts=True) for sequence in sequences]
+    for side in ("left", "right"):
+        input_ids, mask = padded(sequences, side)
+        out = model(input_ids, attention_mask=mask, output_concepts=True)
+        for row, expected in enumerate(alone):
+            real = mask[row].bool()
+            assert_equal(out.logits[row, real], expected.logits[0])
+            assert_equal(out.concept_logits[row, real], expected.concept_logits[0])
 
 
 @torch.no_grad()
@@ -194,13 +197,11 @@ def test_left_padded_reading_in_pieces_equals_no_padding(model):
         assert_equal(logits[row, mask[row].bool()], model(sequence[None]).logits[0])
 
 
-@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "recomputed"])
-def test_left_padded_generation_equals_generation_one_by_one(model, use_cache):
+def test_left_padded_generation_equals_generation_one_by_one(model):
     sequences = [torch.randint(1, 53, (length,)) for length in LENGTHS]
-    input_ids, mask = padded(sequences, "left")
-    together = generated(model, input_ids, use_cache, mask)
-    for row, sequence in enumerate(sequences):
-        assert torch.equal(together[row], generated(model, sequence[None], use_cache)[0])
+    alone = torch.cat([generated(model, sequence[None]) for sequence in sequences])
+    for use_cache in (True, False):
+        assert torch.equal(generated(model, *padded(sequences, "left"), use_cache=use_cache), alone)
 
 
 # Several texts in a row
@@ -226,22 +227,9 @@ def reloaded(folder: Path, dtype: torch.dtype | str = "auto") -> Model:
     return copy.deepcopy(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval())
 
 
-@torch.no_grad()
-def test_a_saved_model_loads_bit_equal(model, ids, tmp_path):
-    model.save_pretrained(tmp_path)
-    loaded = reloaded(tmp_path)
-    assert type(loaded) is Model
-    assert loaded.dtype == torch.float64
-    before, after = model.state_dict(), loaded.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
-
-
-def test_a_saved_configuration_loads_unchanged(model, tmp_path):
-    model.config.save_pretrained(tmp_path)
-    loaded = cocomix.CoCoMixConfig.from_pretrained(tmp_path)
+def assert_same_configuration(found: cocomix.CoCoMixConfig, expected: cocomix.CoCoMixConfig) -> None:
     for name in (
+        "num_hidden_layers",
         "insert_layer",
         "num_concepts",
         "num_active_concepts",
@@ -251,18 +239,25 @@ def test_a_saved_configuration_loads_unchanged(model, tmp_path):
         "concept_loss_weight",
         "tie_word_embeddings",
     ):
-        assert getattr(loaded, name) == getattr(model.config, name), name
-    assert type(loaded.backbone_config) is type(model.config.backbone_config)
-    backbone, expected = loaded.backbone_config.to_dict(), model.config.backbone_config.to_dict()
-    assert {k: v for k, v in backbone.items() if k != "dtype"} == {k: v for k, v in expected.items() if k != "dtype"}
+        assert getattr(found, name) == getattr(expected, name), name
+    assert type(found.backbone_config) is type(expected.backbone_config)
+    backbones = [config.backbone_config.to_dict() for config in (found, expected)]
+    assert {**backbones[0], "dtype": None} == {**backbones[1], "dtype": None}
 
 
-def test_a_saved_model_keeps_its_whole_depth(model, tmp_path):
+@torch.no_grad()
+def test_a_saved_model_loads_bit_equal(model, ids, tmp_path):
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert loaded.config.num_hidden_layers == 3
+    loaded = reloaded(tmp_path)
+    assert type(loaded) is Model
+    assert loaded.dtype == torch.float64
+    assert_same_configuration(loaded.config, model.config)
     assert len(decoder_blocks(loaded.lower)) == model.config.insert_layer
     assert len(decoder_blocks(loaded.upper)) == 3 - model.config.insert_layer
+    before, after = model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -40,17 +39,17 @@ except ImportError:
 """
 
 
-@pytest.fixture(params=[("gpt2", "interleave"), ("llama", "add")], ids=lambda param: "-".join(param))
-def model(request, random_model):
-    kind, mixing = request.param
-    return random_model(kind, mixing=mixing)
-
-
-def test_a_saved_model_runs_where_cocomix_cannot_be_imported(model, tmp_path):
-    folder, out = tmp_path / "saved", tmp_path / "out.safetensors"
-    model.save_pretrained(folder)
+@torch.no_grad()
+def test_saved_models_run_where_cocomix_cannot_be_imported(random_model, tmp_path):
+    out = tmp_path / "out.safetensors"
+    models = {
+        tmp_path / kind: random_model(kind, mixing=mixing)
+        for kind, mixing in (("gpt2", "interleave"), ("llama", "add"))
+    }
+    for folder, model in models.items():
+        model.save_pretrained(folder)
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(out), str(folder)],
+        [sys.executable, "-c", ELSEWHERE, str(out), *map(str, models)],
         cwd=tmp_path,
         env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -60,11 +59,11 @@ def test_a_saved_model_runs_where_cocomix_cannot_be_imported(model, tmp_path):
     assert done.returncode == 0, done.stderr
     results = load_file(out)
     ids = torch.arange(1, 13).view(2, 6)
-    with torch.no_grad():
+    mask = torch.ones_like(ids)
+    for folder, model in models.items():
         assert torch.equal(results[f"{folder}:logits"], model(ids).logits)
         assert torch.equal(results[f"{folder}:steered"], model(ids, steering={3: 9.0}).logits)
         assert not torch.equal(results[f"{folder}:steered"], model(ids).logits)
-    mask = torch.ones_like(ids)
-    text = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
-    assert text.shape == (2, 12)
-    assert torch.equal(results[f"{folder}:text"], text)
+        text = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+        assert text.shape == (2, 12)
+        assert torch.equal(results[f"{folder}:text"], text)

@@ -29,7 +29,7 @@ from cocomix.steering.runs import open_model
 
 LOCAL_TASKS = Path(__file__).parents[2] / "local_tasks"
 NAMES = ("arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande")
-LIMIT = 24
+LIMIT = 8
 COMMAND_LINE = """
 import sys
 sys.modules["cocomix"] = None  # the harness knows nothing of it: the saved model's own code must do

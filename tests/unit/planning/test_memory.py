@@ -35,7 +35,10 @@ def recipes(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("memory")
     documents = read_documents("python-stdlib", "text")
     tokenizer = train_tokenizer([next(documents).text or "" for _ in range(40)], 4096)
-    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    sizes = {"vocab_size": vocabulary_size(tokenizer), "block_size": BLOCK, "eos_token_id": tokenizer.eos_token_id}
+    teacher = build_plain(backbone_config(BackboneConfig(**SIZES), **sizes))
+    for part in (teacher, tokenizer):
+        part.save_pretrained(str(folder / "teacher"))
     (folder / "tokens").mkdir()
     draw = np.random.default_rng(0)
     for name, blocks in (("train", 20), ("val", 5)):
@@ -51,8 +54,8 @@ def recipes(tmp_path_factory) -> dict[str, Path]:
             "output": str(folder / name),
             "block_size": BLOCK,
             "corpus": {"source": str(folder / "tokens")},
-            "tokenizer": {"source": str(folder / "tokenizer")},
-            "teacher": {"backbone": SIZES, "training": {**TRAINING, "max_tokens": 2048}},
+            "tokenizer": {"source": str(folder / "teacher")},
+            "teacher": {"source": str(folder / "teacher")},
             "sae": {"source": str(folder / "sae.pt"), "teacher_layer": 1},
             "labels": {"blocks_per_batch": 4},
             "backbone": SIZES,

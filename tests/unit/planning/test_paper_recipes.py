@@ -124,7 +124,7 @@ def test_parameters_are_those_published(stem: str) -> None:
         assert student.num_parameters() / 1e6 == pytest.approx(stored, rel=0.02)
 
 
-QUICK = ("gpt2-69m-kd", "gpt2-69m-pause", "gpt2-69m-cocomix", "gpt2-1_4b-cocomix", "llama-1_7b-cocomix")
+QUICK = ("gpt2-69m-kd", "gpt2-69m-cocomix", "llama-1_7b-cocomix")
 STUDENTS = [
     pytest.param(stem, name, id=name, marks=[] if name in QUICK else pytest.mark.slow)
     for stem in ALL

@@ -41,7 +41,8 @@ def test_what_the_teacher_computes_for_an_sae_is_the_teachers(capsys) -> None:
 def test_labels_by_activation_are_the_cheapest_to_make(capsys) -> None:
     flops = {}
     for selection in ("attribution", "activation"):
-        assert main(["plan", QUICKSTART, "--gpus", "1", "--labels.selection", selection, "--json"]) == 0
+        options = ("--only", "cocomix", "--gpus", "1", "--labels.selection", selection)
+        assert main(["plan", QUICKSTART, *options, "--json"]) == 0
         plan = json.loads(capsys.readouterr().out)
         labels = next(part["flops"] for part in plan["preparation"] if part["name"] == "labels")
         flops[selection] = labels["teacher"], labels["sae"]

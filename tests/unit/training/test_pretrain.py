@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import re
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable
 from itertools import islice
@@ -24,6 +22,7 @@ from safetensors.torch import load_file
 from test_trainer import BACKBONE, blocks, model_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+import forked
 from cocomix import InputError, files
 from cocomix.data.datatrove import TokenDocuments
 from cocomix.data.streaming import BlockStream
@@ -336,21 +335,16 @@ def test_a_validation_loss_that_is_no_number_ends_it_too(tmp_path, monkeypatch):
         train(tmp_path / "run")
 
 
+def train_with_trackio(folder: Path) -> int:
+    train(folder / "run", "cocomix", report_to=["trackio"])
+    return 0
+
+
 def test_trackio_gets_the_curves_without_a_network(tmp_path):
     """In a process of its own, as trackio decides when it is imported where its files lie."""
-    script = (
-        "import sys; sys.path[:0] = sys.argv[2:]\n"
-        "from pathlib import Path\n"
-        "from test_pretrain import train\n"
-        "train(Path(sys.argv[1]) / 'run', 'cocomix', report_to=['trackio'])\n"
-    )
-    here = Path(__file__).parent
-    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), str(here), str(here.parents[1])],
-        env=environment, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    log, place = tmp_path / "log", str(tmp_path / "trackio")
+    process = forked.start(train_with_trackio, tmp_path, log=log, TRACKIO_DIR=place, HF_HUB_OFFLINE="1")
+    assert forked.exit_codes(process) == [0], log.read_text()
     (database,) = (tmp_path / "trackio").glob("*.db")
     with contextlib.closing(sqlite3.connect(database)) as connection:
         logged = [json.loads(row[0]) for row in connection.execute("SELECT metrics FROM metrics ORDER BY step")]
