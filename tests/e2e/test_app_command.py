@@ -77,7 +77,7 @@ def test_a_port_that_is_taken(finished, capsys):
         ("--port", "99999", "--port is 99999; expected a whole number from 1 to 65,535"),
         ("--host", "a b", "cannot serve on a b"),
         ("--host", "192.0.2.1", "cannot serve on 192.0.2.1"),
-        ("--host", "::1", "no IPv6"),
+        ("--host", "::1", "does not support IPv6"),
     ],
 )
 def test_an_address_that_cannot_be(tmp_path, capsys, option, value, said):

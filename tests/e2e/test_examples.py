@@ -7,6 +7,9 @@ import runpy
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
+
+import cocomix
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SAID = {
@@ -28,5 +31,17 @@ def test_an_example_runs(name, catalogued, monkeypatch, capsys):
         assert len(moved) == 3 and max(moved) > 0.001  # it changes what comes next
 
 
+def test_a_teacher_and_an_sae_of_your_own(text, tmp_path, monkeypatch):
+    """With 2 steps of training each."""
+    example = EXAMPLES / "make_teacher_and_sae.py"
+    code, changed = re.subn(r"range\(\d+\)", "range(2)", example.read_text(encoding="utf-8"))
+    assert changed == 2
+    monkeypatch.setattr("sys.argv", [example.name, str(text), str(tmp_path)])
+    exec(compile(code, example, "exec"), {"__name__": "__main__"})
+    sae = cocomix.load_sae(tmp_path / "sae")
+    assert (sae.d_in, sae.d_sae, sae.k, sae.teacher_layer) == (64, 256, 8, 2)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "teacher").config.hidden_size == 64
+
+
 def test_every_example_is_run():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == SAID.keys()
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAID, "make_teacher_and_sae"}

@@ -19,6 +19,7 @@ def test_prose(prose: Path, model_type: str, tmp_path: Path, capsys: pytest.Capt
         "corpus.source": prose / "train",
         "teacher.backbone.model_type": model_type,
         "backbone.model_type": model_type,
+        "corpus.max_documents": 12,
         "training.max_tokens": 49152,
         "training.tokens_per_evaluation": 24576,
         "output": tmp_path / "out",
