@@ -59,7 +59,7 @@ MUTATIONS = [
              "unit/concepts/test_extraction.py parity/test_golden_attribution.py"),
     Mutation("selection: inactive latents become labels", "concepts/attribution.py",
              "(latents.values > 0) & has_target.unsqueeze(-1)", "(latents.values >= 0) & has_target.unsqueeze(-1)",
-             "unit/concepts/test_extraction.py unit/concepts/test_labelling.py parity/test_golden_attribution.py"),
+             "parity/test_plain.py unit/concepts/test_extraction.py parity/test_golden_attribution.py"),
     Mutation("alignment: one teacher token too late", "concepts/alignment.py",
              'first = np.searchsorted(teacher_ends, student_ends, side="left")',
              'first = np.searchsorted(teacher_ends, student_ends, side="right")', "unit/concepts/test_alignment.py"),
@@ -121,7 +121,7 @@ def killer(copy: Path, tests: list[str]) -> str | None:
     environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1"}
     run = subprocess.run([*command, "-m", "not slow and not gpu and not browser", *tests],
                          cwd=copy, env=environment, capture_output=True, text=True)  # fmt: skip
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", run.stdout, re.MULTILINE)
     if run.returncode and not failed:
         sys.exit(f"pytest ended with {run.returncode}:\n{run.stdout}{run.stderr}")
     return failed[1] if failed else None
