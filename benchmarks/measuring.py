@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from cocomix import environment
-from cocomix.console import table
+from cocomix.common import environment
+from cocomix.common.console import table
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MATMUL_SIZE = {"cpu": 2_048, "cuda": 8_192}

@@ -18,14 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cocomix import CoCoMixForCausalLM
+from cocomix.common.gpus import peak_flops
 from cocomix.concepts.teacher import freeze
-from cocomix.evaluation.flops import (
-    forward_flops_per_token,
-    labelling_flops_per_token,
-    training_flops_per_token,
-)
-from cocomix.evaluation.gpus import peak_flops
 from cocomix.models.building import build_plain
+from cocomix.models.flops import forward_flops_per_token, labelling_flops_per_token, training_flops_per_token
 from cocomix.models.plain import with_token_loss
 from cocomix.objectives import ConceptMixing, Distillation, NextToken, Objective
 

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from cocomix.app.limits import Limits
 from cocomix.app.playground import build_playground
 from cocomix.app.serving import serve
-from cocomix.steering.runs import open_run
+from cocomix.inspection.runs import open_run
 
 FOLDER = Path(__file__).parent
 PROMPT = 'def read_file(path):\n    """Open the file'

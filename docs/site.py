@@ -16,8 +16,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import cocomix
-from cocomix import cli, settings
-from cocomix.recipe import Recipe
+from cocomix.cli import main
+from cocomix.common import settings
+from cocomix.pipeline.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 LINKED = ("recipes/**/*.yaml", "examples/*", "CONTRIBUTING.md", "CHANGELOG.md", "constraints.txt")
@@ -100,7 +101,7 @@ def _docstring(section: Any) -> tuple[str, dict[str, str]]:
 
 def command_line_page() -> str:
     """Return the help of every command."""
-    texts = (f"## {name}\n\n```text\n{text}\n```" for name, text in cli.help_texts().items())
+    texts = (f"## {name}\n\n```text\n{text}\n```" for name, text in main.help_texts().items())
     return "\n\n".join(["# Command line", *texts]) + "\n"
 
 

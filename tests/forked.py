@@ -13,7 +13,13 @@ from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["cocomix.cli", "cocomix.workflow", "sae_lens", "matplotlib.figure", "transformers.models.gpt2.modeling_gpt2"]
+    [
+        "cocomix.cli.main",
+        "cocomix.cli.workflow",
+        "sae_lens",
+        "matplotlib.figure",
+        "transformers.models.gpt2.modeling_gpt2",
+    ]
 )
 
 
@@ -47,7 +53,7 @@ def exit_codes(*processes: BaseProcess) -> list[int | None]:
 
 def command(arguments: list[str]) -> int:
     """Run `cocomix` with these arguments."""
-    from cocomix.cli import main
+    from cocomix.cli.main import main
 
     return main(arguments)
 

@@ -26,17 +26,17 @@ def _status(field: str) -> int:
 
 def peak_of(recipe_file: str, student: str) -> int:
     """Bytes at the peak, above those before teacher and student are made."""
-    from cocomix import learning
-    from cocomix.pipeline import Pipeline
-    from cocomix.recipe import load_recipe
-    from cocomix.run import run_stage, run_stages
+    from cocomix.pipeline import student_inputs
+    from cocomix.pipeline.artifacts import Pipeline
+    from cocomix.pipeline.recipe import load_recipe
+    from cocomix.pipeline.run import run_stage, run_stages
     from cocomix.training.trainer import ObjectiveTrainer
 
     recipe = load_recipe(recipe_file)
     pipeline = Pipeline(recipe)
     stage = pipeline.student_stages[student, recipe.seed]
     before: list[int] = []
-    open_inputs, save = learning.student_inputs, ObjectiveTrainer._save_checkpoint
+    open_inputs, save = student_inputs.student_inputs, ObjectiveTrainer._save_checkpoint
 
     def begin(*arguments):
         gc.collect()
@@ -49,14 +49,14 @@ def peak_of(recipe_file: str, student: str) -> int:
     def stop(*_):
         raise _Measured
 
-    learning.student_inputs = begin
+    student_inputs.student_inputs = begin
     try:
         run_stages(pipeline, stage.with_needs()[:-1])  # which leaves no teacher in memory
         run_stage(pipeline, stage)
     except _Measured:
         return _status("VmHWM") - before[0]
     finally:
-        learning.student_inputs, ObjectiveTrainer._save_checkpoint = open_inputs, save
+        student_inputs.student_inputs, ObjectiveTrainer._save_checkpoint = open_inputs, save
     raise AssertionError("the training was not evaluated")
 
 

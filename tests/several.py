@@ -28,7 +28,7 @@ def run_in_several(processes: int, folder: Path, commands: list[list[str]], **en
 def _work(commands: list[list[str]], folder: Path) -> int:
     from torch.distributed.tensor import DTensor
 
-    from cocomix.cli import main
+    from cocomix.cli.main import main
     from cocomix.data.streaming import TextDocuments
     from cocomix.training.trainer import ObjectiveTrainer
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cocomix.cli import main
+from cocomix.cli.main import main
 
 NOUNS = ["river", "stone", "garden", "letter", "window", "engine", "market", "winter", "shadow", "paper"]
 VERBS = [

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from cocomix import files, settings, strict_yaml
-from cocomix.errors import InputError
-from cocomix.evaluation.costs import AXES, PREPARED
-from cocomix.evaluation.report_folder import RESULTS
-from cocomix.evaluation.seeds import Curve, SeedDifference, cost_difference, loss_difference
+from cocomix.common import files, settings, strict_yaml
+from cocomix.common.errors import InputError
+from cocomix.common.settings import Count, LossWeight, Prose, Share
 from cocomix.evaluation.verdicts import COST_MARGIN, LOSS_MARGIN, MarginTest, Verdict, verdicts
-from cocomix.settings import Count, LossWeight, Prose, Share
+from cocomix.reporting.costs import AXES, PREPARED
+from cocomix.reporting.report_folder import RESULTS
+from cocomix.reporting.seeds import Curve, SeedDifference, cost_difference, loss_difference
 
 STUDY_FILE = "study.yaml"
 LOSS = "loss"

@@ -7,13 +7,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from cocomix import files
-from cocomix.console import table
-from cocomix.errors import InputError
-from cocomix.evaluation.report import EVALUATION_NOTE, bullets, curves_picture, settings_table
-from cocomix.evaluation.tables import Evaluations, evaluation_tables
+from cocomix.common import files
+from cocomix.common.console import table
+from cocomix.common.errors import InputError
 from cocomix.evaluation.verdicts import LEVEL
-from cocomix.evaluation.wording import baseline_of, caveats, provenance_lines
+from cocomix.reporting.report import EVALUATION_NOTE, bullets, curves_picture, settings_table
+from cocomix.reporting.tables import Evaluations, evaluation_tables
+from cocomix.reporting.wording import baseline_of, caveats, provenance_lines
 from study import (
     LOSS,
     Claim,

@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cocomix.console import status
-from cocomix.errors import InputError
+from cocomix.common.console import status
+from cocomix.common.errors import InputError
 from study import add_results, load_study
 from study_page import check_page, write_page
 

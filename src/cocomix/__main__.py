@@ -2,7 +2,7 @@
 
 import sys
 
-from cocomix.cli import main
+from cocomix.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

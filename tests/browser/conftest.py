@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from cocomix.app.limits import Limits
 from cocomix.app.playground import build_playground
 from cocomix.app.serving import serve
-from cocomix.steering.runs import OpenRun, open_run
+from cocomix.inspection.runs import OpenRun, open_run
 from tiny_run import Runner, tiny_recipe, training, write_text
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

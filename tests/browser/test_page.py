@@ -16,7 +16,7 @@ from cocomix.app.limits import Limits
 from cocomix.app.playground import build_playground
 from cocomix.app.serving import POLICY, serve
 from cocomix.catalog.search import Catalog
-from cocomix.steering.runs import OpenRun
+from cocomix.inspection.runs import OpenRun
 
 pytestmark = pytest.mark.browser
 

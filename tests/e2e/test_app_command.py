@@ -10,10 +10,10 @@ import urllib.request
 
 import pytest
 
-from cocomix import cli_app
 from cocomix.app.predictability import Predictability
-from cocomix.cli import main
-from cocomix.steering.runs import open_run
+from cocomix.cli import app
+from cocomix.cli.main import main
+from cocomix.inspection.runs import open_run
 
 
 def error(capsys) -> str:
@@ -40,7 +40,7 @@ def test_it_serves_until_it_is_interrupted(catalogued, monkeypatch, capsys):
             urllib.request.urlopen(upload, timeout=20)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_app, "wait", look)
+    monkeypatch.setattr(app, "wait", look)
     assert main(["app", str(catalogued / "students" / "cocomix"), "--port", str(port)]) == 0
     said = capsys.readouterr()
     assert f"Page: http://127.0.0.1:{port}" in said.out
@@ -54,7 +54,7 @@ def test_another_host_is_warned_of(finished, monkeypatch, capsys):
     def stop() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_app, "wait", stop)
+    monkeypatch.setattr(app, "wait", stop)
     run = finished.folder / "out" / "students" / "cocomix"
     assert main(["app", str(run), "--host", "0.0.0.0", "--port", str(free_port())]) == 0
     said = capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config
 
-from cocomix.cli import main
+from cocomix.cli.main import main
 from tiny_run import Runner, tiny_recipe
 
 Recipe = Callable[..., Runner]
@@ -447,7 +447,7 @@ def test_an_unknown_student(recipe: Recipe, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_recipes_in_the_repository_are_sound() -> None:
-    from cocomix.recipe import load_recipe
+    from cocomix.pipeline.recipe import load_recipe
 
     recipes = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
     assert recipes

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_from_disk
 
-from cocomix.cli import main
+from cocomix.cli.main import main
 from tiny_run import Runner
 
 

@@ -16,7 +16,7 @@ import yaml
 from datasets import load_from_disk
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cocomix.cli import main
+from cocomix.cli.main import main
 from cocomix.data.packing import load_packed
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.evaluation.record import EVALUATION_FILE

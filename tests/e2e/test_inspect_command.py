@@ -11,7 +11,7 @@ import pytest
 
 import cocomix
 from cocomix.catalog.search import open_catalog
-from cocomix.cli import main
+from cocomix.cli.main import main
 
 TEXT = "The river crosses the stone."
 

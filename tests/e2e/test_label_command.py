@@ -14,7 +14,7 @@ from datasets import load_from_disk
 from PIL import Image
 
 import forked
-from cocomix import workflow
+from cocomix.cli import workflow
 from tiny_run import Runner
 
 
@@ -135,7 +135,7 @@ def test_inspect_prints_and_draws(finished: Runner, capsys) -> None:
     assert "of the labeled tokens have fewer than 2 concepts with a positive score." in printed
     assert Image.open(labels / "concept_frequency.png").size == (1050, 600)
     assert Runner(labels.parent)("run") == 2  # no recipe there; the next is about the folder itself
-    from cocomix.cli import main
+    from cocomix.cli.main import main
 
     capsys.readouterr()
     assert main(["label", str(labels), "--inspect", "--json"]) == 0

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.cli import main
-from cocomix.methods import METHODS
+from cocomix.cli.main import main
+from cocomix.pipeline.methods import METHODS
 from tiny_run import Runner, tiny_recipe
 
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import cocomix
-from cocomix import files
-from cocomix.cli import main
+from cocomix.cli.main import main
+from cocomix.common import files
 from cocomix.data.packing import load_packed
-from cocomix.evaluation.validation import evaluate_model
 from cocomix.models.loading import load_causal_lm
 from cocomix.training.run import load_run
+from cocomix.training.validation import evaluate_model
 
 ARCHIVES = sorted((Path(__file__).parents[1] / "older_runs").glob("*.tar.xz"))
 

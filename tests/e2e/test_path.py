@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import cocomix
 import write_results
-from cocomix.cli import main
-from cocomix.evaluation.validation import evaluate_model
+from cocomix.cli.main import main
+from cocomix.training.validation import evaluate_model
 from tiny_run import Runner, tiny_recipe
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.cli import main
+from cocomix.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 

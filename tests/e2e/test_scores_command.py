@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cocomix.cli import main
+from cocomix.cli.main import main
 from cocomix.evaluation.record import EVALUATION_FILE
 from tiny_run import Runner
 

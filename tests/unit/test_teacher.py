@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix import pipeline as pipelines
-from cocomix.evaluation.flops import forward_flops_per_token
+from cocomix.models.flops import forward_flops_per_token
 from cocomix.models.loading import load_causal_lm
-from cocomix.pipeline import Pipeline
-from cocomix.recipe import Recipe, TeacherConfig
+from cocomix.pipeline import artifacts as pipelines
+from cocomix.pipeline.artifacts import Pipeline
+from cocomix.pipeline.recipe import Recipe, TeacherConfig
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from cocomix.app import markup
 from cocomix.app.finding import NO_CATALOG, concept_number
 from cocomix.app.picking import chosen, html, picker
 from cocomix.app.predictability import Predictability
-from cocomix.errors import InputError
-from cocomix.steering.runs import OpenRun
+from cocomix.common.errors import InputError
+from cocomix.inspection.runs import OpenRun
 
 NO_CONCEPT = '<p class="empty">Choose a concept to see what activates it, and how well the model predicts it.</p>'
 

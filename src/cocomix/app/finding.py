@@ -8,8 +8,8 @@ import numpy as np
 
 from cocomix.catalog.rows import Context
 from cocomix.catalog.search import Catalog
-from cocomix.errors import InputError
-from cocomix.steering.runs import OpenRun
+from cocomix.common.errors import InputError
+from cocomix.inspection.runs import OpenRun
 
 NO_CATALOG = "This run has no concept catalog, so concepts have only numbers; `cocomix concepts RECIPE` builds one."
 LONGEST_QUERY = 200

@@ -13,10 +13,10 @@ from cocomix.app.finding import concept_number
 from cocomix.app.generating import Continuations, generate_both
 from cocomix.app.limits import STEERED_CONCEPTS, Limits
 from cocomix.app.picking import chosen, html, picker
-from cocomix.errors import InputError
+from cocomix.common.errors import InputError
+from cocomix.inspection.generation import GenerationSettings
+from cocomix.inspection.runs import OpenRun
 from cocomix.models.steering import Steering
-from cocomix.steering.generation import GenerationSettings
-from cocomix.steering.runs import OpenRun
 
 STRONGEST = 20.0
 """Range of a slider in either direction; logits are of the order of 10."""

@@ -25,10 +25,10 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from cocomix.inspection.generation import GenerationSettings, prompt_ids
+from cocomix.inspection.runs import OpenRun
+from cocomix.inspection.sampling import continuation, gumbel_noise
 from cocomix.models.steering import Steering
-from cocomix.steering.generation import GenerationSettings, prompt_ids
-from cocomix.steering.runs import OpenRun
-from cocomix.steering.sampling import continuation, gumbel_noise
 
 
 class Continuations(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from cocomix.errors import InputError
-from cocomix.settings import Range
-from cocomix.steering.runs import OpenRun
+from cocomix.common.errors import InputError
+from cocomix.common.settings import Range
+from cocomix.inspection.runs import OpenRun
 
 STEERED_CONCEPTS = 8
 """Maximum number of steered concepts, each with a slider."""

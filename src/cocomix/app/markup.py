@@ -9,9 +9,10 @@ from html import escape
 from cocomix.app.finding import FoundConcept
 from cocomix.app.generating import Continuations
 from cocomix.app.reading import BARS, Reading
-from cocomix.catalog.rows import PROMOTED_TOKENS, Concept, Context, visible
+from cocomix.catalog.rows import PROMOTED_TOKENS, Concept, Context
+from cocomix.common.console import visible
 from cocomix.evaluation.concepts import ConceptPredictions
-from cocomix.steering.trace import TracedConcept, TracedToken
+from cocomix.inspection.trace import TracedConcept, TracedToken
 
 WEIGHT = "--weight: {:.3f}"
 """Intensity of a color, 0 to 1; the style sheet turns it into a background."""

@@ -8,8 +8,8 @@ import gradio as gr
 
 from cocomix.app import markup
 from cocomix.app.finding import find_concepts
-from cocomix.errors import InputError
-from cocomix.steering.runs import OpenRun
+from cocomix.common.errors import InputError
+from cocomix.inspection.runs import OpenRun
 
 HITS = 8
 """Maximum number of concepts in a list."""

@@ -19,8 +19,8 @@ from cocomix.app.generate_view import generate_view
 from cocomix.app.limits import Limits
 from cocomix.app.picking import chosen, html
 from cocomix.app.read_view import read_view
-from cocomix.errors import InputError
-from cocomix.steering.runs import OpenRun
+from cocomix.common.errors import InputError
+from cocomix.inspection.runs import OpenRun
 
 STYLE = Path(__file__).with_name("playground.css")
 AT_ONCE = 2

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from threading import Lock
 
-from cocomix.errors import InputError
+from cocomix.common.errors import InputError
 from cocomix.evaluation.concepts import ConceptPredictions, concept_predictions
 from cocomix.evaluation.prediction import token_table, training_frequencies
-from cocomix.origins import learned_labels
-from cocomix.steering.runs import OpenRun
+from cocomix.inspection.runs import OpenRun
+from cocomix.pipeline.origins import learned_labels
 
 TOKENS = 16_384
 """Maximum number of tokens to count."""

@@ -11,8 +11,8 @@ from cocomix.app.finding import concept_number, found_concept
 from cocomix.app.limits import Limits
 from cocomix.app.picking import HITS, chooser, chosen, html, picker
 from cocomix.app.reading import Reading, read_text, token_concepts
-from cocomix.errors import InputError
-from cocomix.steering.runs import OpenRun
+from cocomix.common.errors import InputError
+from cocomix.inspection.runs import OpenRun
 
 LOSS, CONCEPT = "loss", "a concept"
 COLOR = "color the tokens by"

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from cocomix.app.limits import Limits
+from cocomix.common.errors import InputError
 from cocomix.data.pieces import token_pieces
-from cocomix.errors import InputError
-from cocomix.steering.runs import OpenRun
-from cocomix.steering.trace import TracedToken
-from cocomix.steering.tracing import text_ids, trace
+from cocomix.inspection.runs import OpenRun
+from cocomix.inspection.trace import TracedToken
+from cocomix.inspection.tracing import text_ids, trace
 
 BARS = 12
 """Number of the strongest concepts of a token that are shown and ablated."""

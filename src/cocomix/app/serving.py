@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cocomix.errors import InputError
+from cocomix.common.errors import InputError
 
 # With this policy the browser blocks whatever the page or Gradio would load from or send to another site.
 POLICY = "; ".join(

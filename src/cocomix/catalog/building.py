@@ -18,7 +18,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix import files
 from cocomix.catalog.activity import read_activity
 from cocomix.catalog.contexts import Windows, read_windows
 from cocomix.catalog.naming import default_name
@@ -32,13 +31,14 @@ from cocomix.catalog.rows import (
     Context,
     write_rows,
 )
+from cocomix.common import files
+from cocomix.common.settings import Count, Range, Vocabulary
 from cocomix.concepts.reading import TeacherReader
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import freeze
 from cocomix.data.pieces import decode_around, decoded
 from cocomix.data.tokenizer import vocabulary_size
 from cocomix.models.backbones import final_norm_name
-from cocomix.settings import Count, Range, Vocabulary
 
 LOGITS_BUFFER_BYTES = 128 * 2**20
 """Upper bound for the logits of a chunk of decoder directions, (chunk, V)."""

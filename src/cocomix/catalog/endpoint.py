@@ -15,10 +15,11 @@ from huggingface_hub import InferenceClient, constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from tqdm.auto import tqdm
 
-from cocomix import files
-from cocomix.catalog.rows import Concept, one_line, visible
+from cocomix.catalog.rows import Concept
 from cocomix.catalog.search import Catalog
-from cocomix.errors import InputError
+from cocomix.common import files
+from cocomix.common.console import one_line, visible
+from cocomix.common.errors import InputError
 
 ANSWERS_FILE = "names.jsonl"
 """Names from endpoints, one JSON object per line, in the folder of the catalog."""

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from cocomix.catalog.endpoint import API_KEY_VARIABLE, name_by_endpoint
-from cocomix.catalog.rows import CATALOG_FILE, SCHEMA, one_line, visible, write_rows
+from cocomix.catalog.rows import CATALOG_FILE, SCHEMA, write_rows
 from cocomix.catalog.search import open_catalog
+from cocomix.common.console import one_line, visible
+from cocomix.common.errors import InputError
 from cocomix.data.records import json_lines, reason
-from cocomix.errors import InputError
 
 DEFAULT_NAME_TOKENS = 3
 _EXPECTED = 'expected {"12": "name", ...}, or Neuronpedia\'s objects with "index" and "description"'

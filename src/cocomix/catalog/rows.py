@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cocomix import files
+from cocomix.common import files
 
 CATALOG_FILE = "catalog.parquet"
 INFO_FILE = "catalog.json"
@@ -136,19 +136,3 @@ def write_rows(path: Path, tables: Iterable[pa.Table]) -> None:
     with files.replacing(path, unfinished), pq.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-
-
-_SIGNS = {"\n": "⏎", "\r": "⏎", "\t": "⇥", "\u00a0": " "}
-
-
-def visible(text: str) -> str:
-    """Return the text on one line, without characters that control a terminal."""
-    text = text.replace("\r\n", "\n")
-    return "".join(
-        char if char.isprintable() else _SIGNS.get(char) or char.encode("unicode_escape").decode() for char in text
-    )
-
-
-def one_line(text: str) -> str:
-    """Return the text on one line, with each run of whitespace replaced by a space."""
-    return visible(" ".join(text.split()))

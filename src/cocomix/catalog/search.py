@@ -16,20 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cocomix import files
-from cocomix.catalog.rows import (
-    CATALOG_FILE,
-    INFO_FILE,
-    PROMOTED_TOKENS,
-    SCHEMA,
-    CatalogInfo,
-    Concept,
-    Context,
-    visible,
-)
-from cocomix.console import BOLD, styled
+from cocomix.catalog.rows import CATALOG_FILE, INFO_FILE, PROMOTED_TOKENS, SCHEMA, CatalogInfo, Concept, Context
+from cocomix.common import files
+from cocomix.common.console import BOLD, styled, visible
+from cocomix.common.errors import InputError
 from cocomix.data.tokenizer import require_unicode
-from cocomix.errors import InputError
 
 
 @dataclass(frozen=True)

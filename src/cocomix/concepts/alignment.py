@@ -14,10 +14,10 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from cocomix.common.errors import InputError
 from cocomix.concepts.reading import Passages
 from cocomix.data.documents import DocumentTokens
 from cocomix.data.tokenizer import EncodedText, encode_with_ends
-from cocomix.errors import InputError
 
 
 def align_tokens(student_ends: np.ndarray, teacher_ends: np.ndarray) -> np.ndarray:

@@ -12,15 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cocomix.common.errors import InputError
 from cocomix.concepts.sae import Latents, SparseAutoencoder
-from cocomix.concepts.teacher import (
-    check_teacher_layer,
-    freeze,
-    next_token_targets,
-    residual_stream,
-    tapped_residual,
-)
-from cocomix.errors import InputError
+from cocomix.concepts.teacher import check_teacher_layer, freeze, next_token_targets, residual_stream, tapped_residual
 from cocomix.models.backbones import decoder_blocks
 from cocomix.models.losses import IGNORE
 from cocomix.models.plain import plain_head

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from cocomix.console import table
+from cocomix.common.console import table
+from cocomix.concepts.label_baselines import SAMPLE_BLOCKS
 from cocomix.data.blocks import Blocks, collate
 
 BLOCKS_AT_ONCE = 256
@@ -93,3 +94,9 @@ def plot_concept_frequency(statistics: LabelStatistics, path: Path) -> None:
     axes.set_title(f"{len(used):,} of {len(ordered):,} concepts are labels, {never:,} never", fontsize=10)
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=150)
+
+
+def label_frequencies(blocks: Dataset, num_concepts: int) -> np.ndarray:
+    """Return the share (C,) of labeled tokens with each concept as a label, in the first `SAMPLE_BLOCKS` blocks."""
+    found = label_statistics(blocks.select(range(min(SAMPLE_BLOCKS, len(blocks)))), num_concepts)
+    return found.concept_counts / max(1, int(found.slots[1:].sum()))

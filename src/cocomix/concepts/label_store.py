@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
-from cocomix import files, fingerprint
+from cocomix.common import files, fingerprint
+from cocomix.common.errors import InputError
 from cocomix.data.shards import REPAIR, all_whole, open_shards
-from cocomix.errors import InputError
 
 LABELS_FILE = "labels.json"
 CARD_FILE = "README.md"

@@ -14,14 +14,14 @@ import torch
 from datasets import Dataset, Features
 from torch import Tensor
 
-from cocomix import processes
+from cocomix.common import distributed
+from cocomix.common.errors import did_you_mean
+from cocomix.common.settings import Batch, Count, LabelsPerToken
 from cocomix.concepts.attribution import SELECTIONS, ConceptExtractor, ConceptLabels
 from cocomix.concepts.label_store import LabelsInfo, features, finish_labels
 from cocomix.concepts.reading import TeacherReader
 from cocomix.data.shards import Part, Shard, describe, total_counts, write_shards
-from cocomix.errors import did_you_mean
 from cocomix.models.losses import IGNORE
-from cocomix.settings import Batch, Count, LabelsPerToken
 
 ALIGNMENTS = ("tokens", "characters")
 
@@ -138,7 +138,7 @@ def label_corpus(
         remedy="lower labels.labels_per_token, or set labels.online, which stores none for training",
     )
     info = _with_counts(plan, shards)
-    if processes.is_first():
+    if distributed.is_first():
         describe(folder, shards, next(iter(columns.values())))
         finish_labels(folder, info)
     return info

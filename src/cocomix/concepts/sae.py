@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cocomix import fingerprint
-from cocomix.errors import InputError
+from cocomix.common import fingerprint
+from cocomix.common.errors import InputError
 
 NORM_EPSILON = 1e-5
 """Added to the standard deviation by SAEs that normalize their input (OpenAI's, SAELens' `layer_norm`)."""

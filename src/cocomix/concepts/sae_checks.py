@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from cocomix.errors import InputError
+from cocomix.common.errors import InputError
 
 T = TypeVar("T")
 NAMES_SHOWN = 24

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cocomix import files
+from cocomix.common import files
+from cocomix.common.errors import InputError, UnreachableError, did_you_mean
 from cocomix.concepts.sae import MAX_ACTIVE, SparseAutoencoder
 from cocomix.concepts.sae_checks import listed, precision, require_sizes, require_tensors, require_type
-from cocomix.errors import InputError, UnreachableError, did_you_mean
 
 REGISTRY = "saelens:"
 CONFIG, SAELENS_WEIGHTS, SPARSIFY_WEIGHTS = "cfg.json", "sae_weights.safetensors", "sae.safetensors"

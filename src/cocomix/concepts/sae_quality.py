@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from cocomix import files
+from cocomix.common import files
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import freeze, loss_with_residual
 

@@ -18,12 +18,12 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from cocomix import files
+from cocomix.common import files
+from cocomix.common.errors import InputError, did_you_mean
+from cocomix.common.integrity import require_readable
+from cocomix.common.settings import BlockIndex, Concepts, Count, LearningRate, Range
 from cocomix.concepts.activations import ActivationStream
 from cocomix.concepts.teacher import freeze
-from cocomix.errors import InputError, did_you_mean
-from cocomix.integrity import require_readable
-from cocomix.settings import BlockIndex, Concepts, Count, LearningRate, Range
 
 if TYPE_CHECKING:
     from sae_lens import SAETrainer

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cocomix import fingerprint
-from cocomix.errors import InputError
+from cocomix.common import fingerprint
+from cocomix.common.errors import InputError
 from cocomix.models.backbones import decoder_blocks, fuse_activations, padded_positions
 from cocomix.models.linear_loss import linear_cross_entropy
 from cocomix.models.losses import IGNORE

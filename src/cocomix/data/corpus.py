@@ -13,19 +13,12 @@ from typing import Annotated
 import pyarrow as pa
 from tqdm import tqdm
 
-from cocomix.console import status
+from cocomix.common.console import status
+from cocomix.common.errors import InputError
+from cocomix.common.settings import Count, Range
 from cocomix.data.arrow import dataset_writer
 from cocomix.data.datatrove import is_datatrove_folder
-from cocomix.data.sources import (
-    HUB_PREFIX,
-    is_record_file,
-    read_documents,
-    read_file,
-    require_records,
-    source_files,
-)
-from cocomix.errors import InputError
-from cocomix.settings import Count, Range
+from cocomix.data.sources import HUB_PREFIX, is_record_file, read_documents, read_file, require_records, source_files
 
 # 64-bit offsets, because the texts of one batch can exceed 2 GiB.
 _SCHEMA = pa.schema({"text": pa.large_string(), "source": pa.string()})

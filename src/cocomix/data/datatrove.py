@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cocomix.common.errors import InputError
 from cocomix.data.tokenizer import vocabulary_size
-from cocomix.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -18,15 +18,15 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from cocomix.console import status
+from cocomix.common.console import status
+from cocomix.common.errors import InputError
+from cocomix.common.files import read_json, write_json
 from cocomix.data.arrow import dataset_writer
 from cocomix.data.corpus import CorpusConfig, is_held_out
 from cocomix.data.datatrove import TokenDocuments
 from cocomix.data.documents import save_document_lengths
 from cocomix.data.pieces import decoded
 from cocomix.data.tokenizer import changed_characters, encode_documents, tokenizer_fingerprint, vocabulary_size
-from cocomix.errors import InputError
-from cocomix.files import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from cocomix.errors import InputError
+from cocomix.common.errors import InputError
 
 T = TypeVar("T")
 

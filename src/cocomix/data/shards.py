@@ -22,10 +22,10 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, load_from_disk
 from tqdm.auto import tqdm
 
-from cocomix import files, processes
-from cocomix.console import status
+from cocomix.common import distributed, files
+from cocomix.common.console import status
+from cocomix.common.errors import InputError
 from cocomix.data.arrow import quiet
-from cocomix.errors import InputError
 
 SPLITS_FILE = "dataset_dict.json"
 REPAIR = "run cocomix label with its recipe again, which recomputes only what is damaged"
@@ -158,21 +158,21 @@ def write_shards(
         side: shards_of(folder, {side: -(-len(blocks_of_side) // blocks_per_shard)})
         for side, blocks_of_side in blocks.items()
     }
-    if processes.is_first():
+    if distributed.is_first():
         for name in (*blocks, "shards"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-    processes.wait_for_all()
+    distributed.wait_for_all()
     every = [shard for side in shards.values() for shard in side]
-    _discard_damaged(processes.share([shard for shard in every if shard.record_path.is_file()]))
-    processes.wait_for_all()
+    _discard_damaged(distributed.share([shard for shard in every if shard.record_path.is_file()]))
+    distributed.wait_for_all()
     missing = [shard for shard in every if shard.record() is None]
     ranges = {shard: _range(shard, len(blocks[shard.side]), blocks_per_shard) for shard in missing}
-    if processes.is_first():
+    if distributed.is_first():
         needed = sum(len(ranges[shard]) * _bytes_per_block(columns[shard.side]) for shard in missing)
         _check_space(folder, needed, what, remedy)
-    processes.wait_for_all()  # otherwise a rank would see shards that another has just written
+    distributed.wait_for_all()  # otherwise a rank would see shards that another has just written
 
-    mine = processes.share(missing)
+    mine = distributed.share(missing)
     tokens = sum(len(ranges[shard]) * columns[shard.side]["input_ids"].length for shard in mine)
     with _progress(what, tokens) as progress:
         for done, shard in enumerate(mine):
@@ -189,7 +189,7 @@ def write_shards(
                     f"no space left for {shard.path}; {done} of the {len(mine)} shards of this process are finished "
                     "and kept: free some space and run the same command again"
                 ) from None
-    processes.wait_for_all()
+    distributed.wait_for_all()
     return shards
 
 
@@ -262,14 +262,14 @@ def _range(shard: Shard, blocks: int, blocks_per_shard: int) -> range:
 
 
 def _progress(what: str, tokens: int) -> tqdm:
-    several = "" if processes.count() == 1 else f", rank 0 of {processes.count()}"
+    several = "" if distributed.count() == 1 else f", rank 0 of {distributed.count()}"
     return tqdm(
         total=tokens,
         desc=f"{what}{several}",
         unit=" tokens",
         unit_scale=True,
         dynamic_ncols=True,
-        disable=not processes.is_first(),
+        disable=not distributed.is_first(),
     )
 
 

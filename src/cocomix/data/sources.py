@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cocomix.common.errors import InputError
+from cocomix.common.portable import HUB_PREFIX as HUB_PREFIX
 from cocomix.data.records import json_lines, numbered, reason
-from cocomix.errors import InputError
-from cocomix.portable import HUB_PREFIX as HUB_PREFIX
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

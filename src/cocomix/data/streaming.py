@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cocomix import processes
+from cocomix.common import distributed
+from cocomix.common.errors import InputError
 from cocomix.data.corpus import CorpusConfig, is_held_out
 from cocomix.data.datatrove import TokenDocuments, is_datatrove_folder
 from cocomix.data.packing import batches, joined
 from cocomix.data.records import numbered
 from cocomix.data.sources import HUB_PREFIX, SourceFile, as_document, open_hub, read_file, source_files
 from cocomix.data.tokenizer import encode_documents, vocabulary_size
-from cocomix.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -153,7 +153,7 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, as JSON."""
         return {
-            "processes": processes.count(),
+            "processes": distributed.count(),
             "files": self.files,
             "window": self._window,
             "given": self._given,
@@ -162,7 +162,7 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on, when next iterated over, where a stream of as many processes and files stood."""
-        assert (state["processes"], state["files"]) == (processes.count(), self.files)
+        assert (state["processes"], state["files"]) == (distributed.count(), self.files)
         self._window, self._given = state["window"], state["given"]
         self._begin = Position(**state["begin"])
 
@@ -207,7 +207,7 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
                 state = records.state_dict()
             if not anything:
                 raise InputError(
-                    f"the streamed corpus has no training documents for one of {processes.count()} process(es): "
+                    f"the streamed corpus has no training documents for one of {distributed.count()} process(es): "
                     "give more documents, or start fewer processes"
                 )
             state = None
@@ -216,7 +216,7 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
         """Open this process' records of an epoch, starting from `state`."""
         from datasets.distributed import split_dataset_by_node
 
-        records = split_dataset_by_node(self.documents.open(), processes.rank(), processes.count())
+        records = split_dataset_by_node(self.documents.open(), distributed.rank(), distributed.count())
         records.set_epoch(self.seed * _EPOCHS + epoch + 1)  # seed of the order of files
         if state is not None:
             records.load_state_dict(state)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from cocomix.common.errors import InputError, UnreachableError
+from cocomix.common.settings import Vocabulary
 from cocomix.data.pieces import decoded
 from cocomix.data.records import reason
-from cocomix.errors import InputError, UnreachableError
-from cocomix.settings import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast

@@ -1,1 +1,1 @@
-"""Evaluate trained models: losses, concept predictions, costs, and comparisons of runs."""
+"""Evaluate trained models: losses, tasks, concept predictions, steering, and the statistics behind the verdicts."""

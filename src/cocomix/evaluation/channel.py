@@ -17,8 +17,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.evaluation.validation import evaluate_model
 from cocomix.models.mixer import Mixer, Prediction
+from cocomix.training.validation import evaluate_model
 
 Change = Callable[[Tensor], Tensor]
 """Maps vectors (B, T, D) to others."""

@@ -15,11 +15,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from cocomix.concepts.label_baselines import SAMPLE_BLOCKS, TokenTable
-from cocomix.concepts.label_statistics import label_statistics
+from cocomix.concepts.label_baselines import TokenTable
 from cocomix.data.blocks import Blocks, collate
-from cocomix.evaluation.validation import autocast
 from cocomix.models.losses import IGNORE
+from cocomix.training.validation import autocast
 
 BANDS = (1.0, 0.1, 0.01, 1e-3, 1e-4, 0.0)
 """Bounds of the frequency bands: the share of labeled tokens that have a concept as a label."""
@@ -237,9 +236,3 @@ class _Counts:
             misplaced=sum(abs(p - f) for p, f in zip(promised, found, strict=True)) / labels if labels else None,
             promises=[Promise(p / n, f / n, int(n)) for n, p, f in zip(pairs, promised, found, strict=True) if n],
         )
-
-
-def label_frequencies(blocks: Dataset, num_concepts: int) -> np.ndarray:
-    """Return the share (C,) of labeled tokens with each concept as a label, in the first `SAMPLE_BLOCKS` blocks."""
-    found = label_statistics(blocks.select(range(min(SAMPLE_BLOCKS, len(blocks)))), num_concepts)
-    return found.concept_counts / max(1, int(found.slots[1:].sum()))

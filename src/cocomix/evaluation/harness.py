@@ -16,13 +16,13 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cocomix import environment
-from cocomix.console import status
+from cocomix.common import environment
+from cocomix.common.console import status
+from cocomix.common.errors import InputError, did_you_mean
+from cocomix.common.settings import Batch, Count
 from cocomix.data.records import reason
-from cocomix.errors import InputError, did_you_mean
 from cocomix.evaluation.record import Evaluation
-from cocomix.settings import Batch, Count
-from cocomix.steering.runs import OpenRun
+from cocomix.inspection.runs import OpenRun
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group

@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix import fingerprint
+from cocomix.common import fingerprint
+from cocomix.common.errors import InputError
 from cocomix.data.packing import batches
 from cocomix.data.tokenizer import changed_characters, encode_documents, vocabulary_size
-from cocomix.errors import InputError
-from cocomix.evaluation.documents import DocumentLosses, bootstrap_ratios, percentile_interval
-from cocomix.evaluation.validation import autocast, bits_per_byte
+from cocomix.evaluation.statistics import bootstrap_ratios, percentile_interval
 from cocomix.models.losses import IGNORE
+from cocomix.training.documents import DocumentLosses
+from cocomix.training.validation import autocast, bits_per_byte
 
 PER_MILLION = (0, 1, 10, 100, 1000, 10000)
 """Bounds of the token-frequency buckets, occurrences per million tokens; a bucket includes its lower bound."""

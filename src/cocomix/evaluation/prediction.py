@@ -8,16 +8,17 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from cocomix import environment
+from cocomix.common import environment
+from cocomix.common.errors import InputError
+from cocomix.common.settings import Batch, Count
 from cocomix.concepts.label_baselines import TokenTable
+from cocomix.concepts.label_statistics import label_frequencies
 from cocomix.concepts.label_store import LabelledCorpus, labels_fingerprint
 from cocomix.data.packing import load_packed
-from cocomix.errors import InputError
 from cocomix.evaluation.channel import channel_losses
-from cocomix.evaluation.concepts import concept_predictions, label_frequencies
+from cocomix.evaluation.concepts import concept_predictions
 from cocomix.evaluation.record import Evaluation
-from cocomix.settings import Batch, Count
-from cocomix.steering.runs import OpenRun
+from cocomix.inspection.runs import OpenRun
 
 KIND = "concepts"
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cocomix import files
-from cocomix.errors import InputError
+from cocomix.common import files
+from cocomix.common.errors import InputError
 
 EVALUATION_FILE = "evaluation.json"
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 from datasets import load_from_disk
 
-from cocomix import environment, portable
+from cocomix.common import environment, portable
+from cocomix.common.errors import InputError
+from cocomix.common.settings import Batch, Count
 from cocomix.data.blocks import Blocks, collate
 from cocomix.data.corpus import check_source, distinct_texts, is_nanogpt_folder
 from cocomix.data.packing import load_packed, validation_texts
 from cocomix.data.tokenizer import vocabulary_size
-from cocomix.errors import InputError
 from cocomix.evaluation.perplexity import figures, text_losses
 from cocomix.evaluation.record import Evaluation
-from cocomix.settings import Batch, Count
-from cocomix.steering.runs import OpenRun
+from cocomix.inspection.runs import OpenRun
 from cocomix.training.run import RUN_FILE
 
 OWN_TEXT = "validation"

@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from cocomix.errors import InputError, did_you_mean
+from cocomix.common.errors import InputError, did_you_mean
+from cocomix.common.settings import Blocks, Range
 from cocomix.models.backbones import fuse_activations
 from cocomix.models.causal_lm import CoCoMixForCausalLM
 from cocomix.models.experts import idle_weights
 from cocomix.models.loading import load_causal_lm, load_config
-from cocomix.settings import Blocks, Range
 
 MATCH_TOLERANCE = 0.02
 """Largest relative difference in activated parameters between students of equal size."""

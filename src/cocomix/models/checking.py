@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cocomix.errors import InputError
+from cocomix.common.errors import InputError
 from cocomix.models.backbones import keep_blocks
 from cocomix.models.building import build_plain
 from cocomix.models.causal_lm import CoCoMixForCausalLM

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cocomix.errors import InputError, UnreachableError
+from cocomix.common.errors import InputError, UnreachableError
 
 CONSTANTS = re.compile(
     r"(^|\.)((attn|attention|self_attn|self_attention)(\.attention)?\.(bias|masked_bias)|rotary_emb\.inv_freq)$"

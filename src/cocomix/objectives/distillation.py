@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.distillation.divergence import TopTokens, divergence, divergence_of_top
+from cocomix.models.divergence import TopTokens, divergence, divergence_of_top
 from cocomix.models.losses import token_loss
 from cocomix.objectives.base import Batch, Counts, Losses
 from cocomix.objectives.ntp import NextToken

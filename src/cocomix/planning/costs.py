@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cocomix.errors import InputError, did_you_mean
-from cocomix.evaluation.gpus import GPUS, Gpu
+from cocomix.common.errors import InputError, did_you_mean
+from cocomix.common.gpus import GPUS, Gpu
 from cocomix.planning.memory import Peak
 
 

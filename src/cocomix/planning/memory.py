@@ -27,7 +27,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
-from cocomix.evaluation.validation import evaluation_sums
 from cocomix.models import linear_loss
 from cocomix.models.backbones import decoder_blocks
 from cocomix.models.causal_lm import CoCoMixForCausalLM
@@ -36,6 +35,7 @@ from cocomix.models.plain import with_token_loss
 from cocomix.objectives import Objective
 from cocomix.objectives.base import Batch
 from cocomix.training.config import TrainingConfig
+from cocomix.training.validation import evaluation_sums
 
 WEIGHTS, GRADIENTS, STATES, CASTS = "weights", "gradients", "optimiser states", "weights in low precision"
 BLOCKS, MIXER, HEAD = "activations of the blocks", "activations of the mixer", "embedding, token head, losses"

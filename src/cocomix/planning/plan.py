@@ -15,27 +15,27 @@ from datasets import Features, List, Value
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix import preflight
+from cocomix.common.errors import InputError
 from cocomix.concepts.attribution import attribution_scores
 from cocomix.concepts.label_store import features
 from cocomix.concepts.labelling import LabelsConfig
+from cocomix.concepts.predictions import prediction_columns
 from cocomix.concepts.teacher import residual_stream, tapped_residual
-from cocomix.costs import labelling_flops, sae_training_flops, teacher_flops
 from cocomix.data.sources import HUB_PREFIX
-from cocomix.distillation.predictions import prediction_columns
-from cocomix.errors import InputError
-from cocomix.evaluation.flops import forward_flops_per_token, training_flops_per_token
-from cocomix.learning import OnlineTeacher
-from cocomix.methods import DistillationConfig, StudentConfig
 from cocomix.models.building import activated_parameters, build_plain
+from cocomix.models.flops import forward_flops_per_token, training_flops_per_token
 from cocomix.objectives import NextToken, Objective
 from cocomix.objectives.base import Batch
+from cocomix.pipeline import preflight
+from cocomix.pipeline.costs import labelling_flops, sae_training_flops, teacher_flops
+from cocomix.pipeline.methods import DistillationConfig, StudentConfig
+from cocomix.pipeline.recipe import Recipe
+from cocomix.pipeline.stage import Stage
+from cocomix.pipeline.student_inputs import OnlineTeacher
+from cocomix.pipeline.students import build_student, student_config
 from cocomix.planning.costs import Flops, Machines, Plan, PreparationPlan, StudentPlan
 from cocomix.planning.memory import Labeler, labeling_memory, training_memory
 from cocomix.planning.sizes import PlannedPipeline
-from cocomix.recipe import Recipe
-from cocomix.stages import Stage
-from cocomix.students import build_student, student_config
 from cocomix.training.config import TrainingConfig
 
 BuildTeacher = Callable[[], PreTrainedModel]

@@ -13,17 +13,17 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from cocomix.common.errors import InputError, UnreachableError
 from cocomix.concepts.label_store import read_labels_info
 from cocomix.concepts.sae import MAX_ACTIVE, SparseAutoencoder
 from cocomix.concepts.sae_loading import REGISTRY, load_sae, published_sizes
 from cocomix.concepts.sae_training import SAEConfig
 from cocomix.concepts.teacher import freeze
 from cocomix.data.tokenizer import TokenizerConfig, load_tokenizer, vocabulary_size
-from cocomix.errors import InputError, UnreachableError
 from cocomix.models.building import BackboneConfig, backbone_config
 from cocomix.models.loading import load_config
-from cocomix.pipeline import Pipeline
-from cocomix.recipe import Recipe
+from cocomix.pipeline.artifacts import Pipeline
+from cocomix.pipeline.recipe import Recipe
 
 T = TypeVar("T")
 HUB_SECONDS = 5

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cocomix.console import table
-from cocomix.evaluation.gpus import GIB
+from cocomix.common.console import table
+from cocomix.common.gpus import GIB
 from cocomix.planning.costs import Flops, Machines, Plan, StudentPlan
 from cocomix.planning.memory import PARTS, Peak
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix import files
-from cocomix.integrity import damaged
+from cocomix.common import files
+from cocomix.common.integrity import damaged
 
 COMPLETE = "complete"
 """File written last into a checkpoint; without it, writing the checkpoint was interrupted."""

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import torch
 from transformers import TrainingArguments
 
-from cocomix import processes
-from cocomix.errors import did_you_mean
-from cocomix.settings import Batch, Count, LearningRate, Range, Share
+from cocomix.common import distributed
+from cocomix.common.errors import did_you_mean
+from cocomix.common.settings import Batch, Count, LearningRate, Range, Share
 
 PRECISIONS = ("fp32", "bf16")
 """Precisions of inference."""
@@ -100,7 +100,7 @@ class TrainingConfig:
 
     def _sharing_problems(self, block_size: int) -> list[str]:
         """List why these processes cannot share the batches equally, one line at most."""
-        batch, several = self.blocks_per_batch * block_size, processes.count()
+        batch, several = self.blocks_per_batch * block_size, distributed.count()
         if several == 1 or self.tokens_per_step % (batch * several) == 0:
             return []
         return [
@@ -158,14 +158,14 @@ def training_arguments(
     `parallel` is how the processes share the work, if there are several. A stream of blocks that is gone on with
     begins where it was: nothing of it is skipped.
     """
-    processes.ignore_launcher_settings()
+    distributed.ignore_launcher_settings()
     every = config.steps_per_evaluation()
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps(),
         per_device_train_batch_size=config.blocks_per_batch,
         gradient_accumulation_steps=config.tokens_per_step
-        // (config.blocks_per_batch * block_size * processes.count()),
+        // (config.blocks_per_batch * block_size * distributed.count()),
         learning_rate=config.learning_rate,
         **_schedule(config),
         warmup_steps=round(config.warmup_ratio * config.steps()),
@@ -201,7 +201,7 @@ def training_arguments(
 
 def _sharding(parallel: str) -> dict[str, Any]:
     """Arguments for sharding; none for a single process, so that a recipe runs on a laptop and on a cluster."""
-    if parallel == "ddp" or processes.count() == 1:
+    if parallel == "ddp" or distributed.count() == 1:
         return {}
     return {"fsdp": True, "fsdp_config": {"version": 2, "cpu_offload": parallel == "fsdp+cpu-offload"}}
 

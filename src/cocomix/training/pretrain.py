@@ -12,22 +12,17 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
-from cocomix import files, processes
+from cocomix.common import distributed, files
+from cocomix.common.errors import InputError
+from cocomix.common.integrity import require_readable
 from cocomix.data.streaming import BlockStream
-from cocomix.errors import InputError
-from cocomix.evaluation.flops import training_flops_per_token
-from cocomix.evaluation.validation import evaluate_model
-from cocomix.integrity import require_readable
+from cocomix.models.flops import training_flops_per_token
 from cocomix.objectives import Objective
 from cocomix.training.callbacks import TokenProgress, TrainingTime
-from cocomix.training.checkpoints import (
-    last_complete_checkpoint,
-    load_weights,
-    position_file,
-    step_of,
-)
+from cocomix.training.checkpoints import last_complete_checkpoint, load_weights, position_file, step_of
 from cocomix.training.config import TrainingConfig, training_arguments
 from cocomix.training.trainer import ObjectiveTrainer
+from cocomix.training.validation import evaluate_model
 
 MEANINGLESS_LOSS = 100.0
 """Loss in nats per token above which training has diverged."""
@@ -113,7 +108,7 @@ def pretrain(
     trainer.remove_callback(ProgressCallback)
     checkpoint = _checkpoint_to_resume(unfinished)
     if checkpoint is not None and step_of(checkpoint) == config.steps():  # cut off after its last step
-        model.to(processes.device()).load_state_dict(load_weights(checkpoint, model))
+        model.to(distributed.device()).load_state_dict(load_weights(checkpoint, model))
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         timer.restore(trainer.state)
     else:
@@ -125,13 +120,13 @@ def pretrain(
     curve = _curve(trainer.state.log_history, config.tokens_per_step)
     assert curve[-1]["tokens"] == config.steps() * config.tokens_per_step, "the last step was not evaluated"
     if not curve[-1]["loss"] < MEANINGLESS_LOSS:
-        processes.wait_for_first()
+        distributed.wait_for_first()
         raise InputError(
             f"the training of {description} diverged: its validation loss is {curve[-1]['loss']}; "
             "lower its learning_rate or raise its warmup_ratio"
         )
     trainer.save_model(str(unfinished))
-    if tokenizer is not None and processes.is_first():
+    if tokenizer is not None and distributed.is_first():
         tokenizer.save_pretrained(str(unfinished))
     metrics = {name: value for name, value in curve[-1].items() if name != "tokens"}
     seconds = [entry["seconds"] for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -140,7 +135,7 @@ def pretrain(
 
 def _wandb_run(config: TrainingConfig, folder: Path, name: str) -> AbstractContextManager[Any]:
     """Open a separate wandb run for this training, with its files in `folder`, if metrics go to wandb."""
-    if "wandb" not in config.report_to or not processes.is_first():
+    if "wandb" not in config.report_to or not distributed.is_first():
         return nullcontext()
     import wandb
 
@@ -149,21 +144,21 @@ def _wandb_run(config: TrainingConfig, folder: Path, name: str) -> AbstractConte
 
 def _checkpoint_to_resume(unfinished: Path) -> Path | None:
     """Return the newest complete checkpoint, or None. Rank 0 deletes incomplete ones and verifies it."""
-    if processes.is_first():
+    if distributed.is_first():
         newest = last_complete_checkpoint(unfinished)
         if newest is not None:
             require_readable(newest)
-    processes.wait_for_all()
+    distributed.wait_for_all()
     return last_complete_checkpoint(unfinished)
 
 
 def _require_same_stream(checkpoint: Path, stream: BlockStream, description: str) -> None:
     """Raise InputError if the number of processes or streamed files has changed since `checkpoint`."""
     before = files.read_json(position_file(checkpoint, rank=0))
-    now = {"processes": processes.count(), "files": stream.files}
+    now = {"processes": distributed.count(), "files": stream.files}
     changed = [f"{before[what]} {what}, now there are {count}" for what, count in now.items() if before[what] != count]
     if changed:
-        processes.wait_for_first()
+        distributed.wait_for_first()
         raise InputError(
             f"{description} cannot resume from {checkpoint}: its corpus was streamed with {' and '.join(changed)}; "
             f"resume with the same number, or delete {checkpoint.parent} to start again"

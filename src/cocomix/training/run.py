@@ -9,13 +9,14 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from cocomix import environment, files, older_records
+from cocomix.common import environment, files
+from cocomix.common.errors import InputError
 from cocomix.data.packing import PackedInfo
-from cocomix.errors import InputError
-from cocomix.evaluation.flops import training_flops_per_token
-from cocomix.evaluation.validation import bits_per_byte
 from cocomix.models.building import activated_parameters
+from cocomix.models.flops import training_flops_per_token
+from cocomix.training import older_records
 from cocomix.training.pretrain import TrainingResult
+from cocomix.training.validation import bits_per_byte
 
 RUN_FILE = "run.json"
 

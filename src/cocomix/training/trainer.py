@@ -42,11 +42,11 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 
-from cocomix import files, processes
+from cocomix.common import distributed, files
+from cocomix.common.errors import InputError
+from cocomix.common.gpus import peak_flops
 from cocomix.data.blocks import Blocks, collate
 from cocomix.data.streaming import BlockStream
-from cocomix.errors import InputError
-from cocomix.evaluation.gpus import peak_flops
 from cocomix.models.plain import with_token_loss
 from cocomix.objectives import Counts, Objective
 from cocomix.training.callbacks import TrainingTime
@@ -199,7 +199,7 @@ class ObjectiveTrainer(Trainer):
     def _require_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
             return
-        processes.wait_for_first()
+        distributed.wait_for_first()
         tokens = self.state.global_step * self.tokens_per_step
         good = last_complete_checkpoint(Path(self.args.output_dir))
         kept = "no checkpoint was written before"
@@ -233,7 +233,7 @@ class ObjectiveTrainer(Trainer):
         before = [entry[f"{prefix}_loss"] for entry in self.state.log_history if f"{prefix}_loss" in entry]
         if loss < min(before, default=math.inf):
             best = Path(self.args.output_dir) / BEST
-            with files.whole_folder(best) if processes.is_first() else contextlib.nullcontext(best) as unfinished:
+            with files.whole_folder(best) if distributed.is_first() else contextlib.nullcontext(best) as unfinished:
                 self.save_model(str(unfinished))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -243,17 +243,17 @@ class ObjectiveTrainer(Trainer):
         differ for experts), so that resuming needs no conversion.
         """
         model = self._gathered_model() if self.is_fsdp_enabled else self.model
-        if processes.is_first():
+        if distributed.is_first():
             folder = output_dir or self.args.output_dir
             model.save_pretrained(folder, save_original_format=not _internal_call)
-        processes.wait_for_all()
+        distributed.wait_for_all()
 
     def _gathered_model(self) -> PreTrainedModel:
         """Build an unsharded model of the original class; on rank 0 with all weights."""
         weights = get_model_state_dict(self.model, options=FULL_STATE)
         with torch.device("meta"):
             gathered = self.model_class(self.model.config)
-        if processes.is_first():
+        if distributed.is_first():
             gathered.load_state_dict(weights, assign=True)
             gathered.tie_weights()
             gathered.generation_config = self.model.generation_config
@@ -276,7 +276,7 @@ class ObjectiveTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         checkpoint = Path(resume_from_checkpoint)
         if isinstance(self.train_dataset, BlockStream):
-            self.train_dataset.load_state_dict(files.read_json(position_file(checkpoint, processes.rank())))
+            self.train_dataset.load_state_dict(files.read_json(position_file(checkpoint, distributed.rank())))
         weights: dict[str, Any] = load_weights(checkpoint, self.model)
         set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True))
 
@@ -293,12 +293,12 @@ class ObjectiveTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             newest = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             if isinstance(self.train_dataset, BlockStream):
-                files.write_json(position_file(newest, processes.rank()), self.train_dataset.state_dict())
-            processes.wait_for_all()  # every process has written its random state and its position in the stream
+                files.write_json(position_file(newest, distributed.rank()), self.train_dataset.state_dict())
+            distributed.wait_for_all()  # every process has written its random state and its position in the stream
             if self.args.should_save:
                 mark_complete(newest)
                 keep_newest(newest.parent, self.keep_checkpoints)
-            processes.wait_for_all()  # the checkpoint is complete before any process can fail and end the others
+            distributed.wait_for_all()  # the checkpoint is complete before any process can fail and end the others
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Return the names of weights with weight decay: matrices only, while Transformers includes some vectors."""

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.catalog.search import Catalog
-from cocomix.steering.runs import OpenRun
+from cocomix.inspection.runs import OpenRun
 from small_catalog import CONCEPTS
 
 

@@ -15,9 +15,9 @@ from cocomix import InputError
 from cocomix.app.generate_view import sampling_settings
 from cocomix.app.generating import GumbelSampling, generate_both
 from cocomix.app.limits import Limits
+from cocomix.inspection.generation import GenerationSettings, continuations
+from cocomix.inspection.sampling import continuation
 from cocomix.models.steering import Steering
-from cocomix.steering.generation import GenerationSettings, continuations
-from cocomix.steering.sampling import continuation
 
 PROMPT = "w5 w17 w3"
 GREEDY = GenerationSettings(max_new_tokens=12)

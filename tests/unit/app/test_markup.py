@@ -14,7 +14,7 @@ from cocomix.app.finding import FoundConcept, find_concepts
 from cocomix.app.generating import Continuations
 from cocomix.app.reading import Reading
 from cocomix.evaluation.concepts import ConceptPredictions
-from cocomix.steering.trace import TracedConcept, TracedToken
+from cocomix.inspection.trace import TracedConcept, TracedToken
 from small_catalog import catalog_of
 
 EVIL = "</p><script>alert(1)</script><img src=x onerror=\"alert('2')\">'\"&${1+1}{{2}}`"

@@ -12,7 +12,7 @@ from cocomix import InputError
 from cocomix.app import predictability
 from cocomix.app.predictability import Predictability
 from cocomix.concepts.label_store import LabelledCorpus, LabelsInfo, features
-from cocomix.steering.runs import OpenRun
+from cocomix.inspection.runs import OpenRun
 from small_catalog import CONCEPTS
 
 

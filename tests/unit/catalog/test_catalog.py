@@ -15,20 +15,13 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from cocomix import InputError, files
+from cocomix import InputError
 from cocomix.catalog import building as catalog_module
 from cocomix.catalog.activity import ConceptActivity, Firings
 from cocomix.catalog.building import CatalogConfig, build_catalog, token_effects
 from cocomix.catalog.rows import CATALOG_FILE, INFO_FILE, SCHEMA, CatalogInfo, Concept, Context, write_rows
-from cocomix.catalog.search import (
-    Catalog,
-    Hit,
-    describe,
-    hits_table,
-    open_catalog,
-    search_catalog,
-    show_concept,
-)
+from cocomix.catalog.search import Catalog, Hit, describe, hits_table, open_catalog, search_catalog, show_concept
+from cocomix.common import files
 from cocomix.concepts.reading import Passages, SameTokens, TeacherReader
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import residual_stream

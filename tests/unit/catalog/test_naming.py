@@ -14,15 +14,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cocomix import InputError, files
+from cocomix import InputError
 from cocomix.catalog import endpoint as endpoint_module
 from cocomix.catalog.endpoint import ANSWERS_FILE, API_KEY_VARIABLE, name_by_endpoint, prompt_for
 from cocomix.catalog.naming import NamingResult, apply_names, default_name, name_concepts, read_names
 from cocomix.catalog.rows import CATALOG_FILE, INFO_FILE, SCHEMA, CatalogInfo, Concept, Context, write_rows
-from cocomix.catalog.search import (
-    Catalog,
-    open_catalog,
-)
+from cocomix.catalog.search import Catalog, open_catalog
+from cocomix.common import files
 
 KEY = "sk-very-secret-0123456789"
 

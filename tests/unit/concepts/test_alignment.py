@@ -15,13 +15,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from cocomix.common.errors import InputError
 from cocomix.concepts.alignment import OtherTokens, align_tokens
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.reading import Passages, SameTokens
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.data.documents import DocumentTokens
 from cocomix.data.tokenizer import encode_documents, encode_with_ends, tokenizer_fingerprint
-from cocomix.errors import InputError
 
 END = "<|endoftext|>"
 BYTES = {sign: byte for byte, sign in bytes_to_unicode().items()}

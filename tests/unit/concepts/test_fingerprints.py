@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from cocomix import fingerprint
+from cocomix.common import fingerprint
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import teacher_fingerprint
 

@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset, List, Value, load_dataset, load_from_disk
 from datasets import Features as DatasetFeatures
 
-from cocomix import InputError, files
+from cocomix import InputError
+from cocomix.common import files
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.label_store import LabelsInfo, features, labels_whole, load_labels, read_labels_info
 from cocomix.concepts.labelling import LabelsConfig, Side, label_corpus, label_in_equal_batches

@@ -12,12 +12,12 @@ import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix import files
+from cocomix.common import files
+from cocomix.common.errors import InputError
 from cocomix.concepts import sae_training
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_quality import sae_quality
 from cocomix.concepts.sae_training import SAEConfig, train_sae
-from cocomix.errors import InputError
 
 ARCHITECTURES = ("topk", "batchtopk", "jumprelu")
 LAYER, STEPS, STEPS_PER_CHECKPOINT = 1, 120, 6

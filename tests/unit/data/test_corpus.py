@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Value, load_from_disk
 
+from cocomix.common.errors import InputError
 from cocomix.data.corpus import (
     CorpusConfig,
     CorpusSummary,
@@ -25,7 +26,6 @@ from cocomix.data.corpus import (
     write_documents,
 )
 from cocomix.data.sources import read_documents, source_files
-from cocomix.errors import InputError
 
 FORMATS = ["", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"]
 Write = Callable[..., str]

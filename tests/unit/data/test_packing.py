@@ -14,10 +14,10 @@ from datasets import Dataset, List, Value, load_from_disk
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
+from cocomix.common.errors import InputError
 from cocomix.data.corpus import CorpusConfig, write_documents
 from cocomix.data.packing import PackedInfo, load_packed, pack_documents, pack_token_files
 from cocomix.data.tokenizer import encode_documents, tokenizer_fingerprint, train_tokenizer
-from cocomix.errors import InputError
 
 BLOCK_SIZE = 16
 

@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from cocomix.common.errors import InputError
 from cocomix.data.tokenizer import (
     END_OF_TEXT,
     MIN_VOCAB_SIZE,
@@ -20,7 +21,6 @@ from cocomix.data.tokenizer import (
     train_tokenizer,
     vocabulary_size,
 )
-from cocomix.errors import InputError
 
 SHARED = Path(__file__).parents[3].parent / "shared"
 

@@ -10,10 +10,11 @@ import torch
 from datasets import Dataset, Features, List, Value
 
 from cocomix.concepts.label_baselines import TokenTable, label_baselines
-from cocomix.evaluation.concept_tables import concept_tables
-from cocomix.evaluation.concepts import concept_predictions, label_frequencies
-from cocomix.evaluation.report import concepts_table
-from cocomix.evaluation.wording import concept_sentences
+from cocomix.concepts.label_statistics import label_frequencies
+from cocomix.evaluation.concepts import concept_predictions
+from cocomix.reporting.concept_tables import concept_tables
+from cocomix.reporting.report import concepts_table
+from cocomix.reporting.wording import concept_sentences
 
 
 def blocks(labels: list[list[list[int]]], ids: list[list[int]] | None = None) -> Dataset:

@@ -21,11 +21,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import cocomix
+from cocomix.common.errors import InputError
 from cocomix.data.tokenizer import train_tokenizer
-from cocomix.errors import InputError
 from cocomix.evaluation.harness import TaskSettings, _show_warnings, evaluate_tasks, plan_tasks
 from cocomix.evaluation.perplexity import text_losses
-from cocomix.steering.runs import open_model
+from cocomix.inspection.runs import open_model
 
 LOCAL_TASKS = Path(__file__).parents[2] / "local_tasks"
 NAMES = ("arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande")

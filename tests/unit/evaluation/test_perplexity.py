@@ -11,11 +11,11 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from cocomix.common.errors import InputError
 from cocomix.data.tokenizer import train_tokenizer
-from cocomix.errors import InputError
-from cocomix.evaluation.documents import DocumentLosses
 from cocomix.evaluation.perplexity import LossSums, TextLosses, figures, text_losses, windows
-from cocomix.evaluation.tables import evaluation_tables
+from cocomix.reporting.tables import evaluation_tables
+from cocomix.training.documents import DocumentLosses
 
 TEXTS = ["The river crosses the stone.", "a", "Ein Löwe öffnet 北京 🙂 — naïve!", "letters and windows " * 6]
 END = "<|endoftext|>"

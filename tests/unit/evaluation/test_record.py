@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.errors import InputError
+from cocomix.common.errors import InputError
 from cocomix.evaluation.record import EVALUATION_FILE, Evaluation, add_evaluations, load_evaluations
-from cocomix.evaluation.tables import evaluation_tables
+from cocomix.reporting.tables import evaluation_tables
 
 
 def text(name: str = "val", loss: float = 3.0, **settings: object) -> Evaluation:

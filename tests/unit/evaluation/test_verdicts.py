@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from cocomix.evaluation.seeds import over_seeds
 from cocomix.evaluation.verdicts import MarginTest, Verdict, verdicts
-from cocomix.evaluation.wording import comparison_sentences, verdict_note
+from cocomix.reporting.seeds import over_seeds
+from cocomix.reporting.wording import comparison_sentences, verdict_note
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.01, 0.1])

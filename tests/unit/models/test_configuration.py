@@ -10,7 +10,7 @@ from transformers import GPT2Config
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM, ConceptExtractor
 from cocomix.concepts.labelling import LabelsConfig
-from cocomix.methods import MixerConfig
+from cocomix.pipeline.methods import MixerConfig
 
 
 def test_the_defaults_are_the_published_settings_but_for_slot_and_weight():

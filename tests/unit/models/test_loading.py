@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from cocomix.errors import InputError, UnreachableError
+from cocomix.common.errors import InputError, UnreachableError
 from cocomix.models.loading import check_vocabulary, load_causal_lm, load_config
 
 WEIGHTS = "model.safetensors"

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.distillation.divergence import top_tokens
 from cocomix.models.building import BackboneConfig, backbone_config, build_plain
+from cocomix.models.divergence import top_tokens
 from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
 from cocomix.models.plain import plain_head, with_token_loss
 from cocomix.objectives import ConceptMixing, Distillation, MultiToken, NextToken

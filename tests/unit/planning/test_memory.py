@@ -17,10 +17,10 @@ from cocomix.data.sources import read_documents
 from cocomix.data.tokenizer import train_tokenizer, vocabulary_size
 from cocomix.models.building import BackboneConfig, backbone_config, build_plain
 from cocomix.objectives import NextToken
+from cocomix.pipeline.recipe import load_recipe
 from cocomix.planning.costs import machines
 from cocomix.planning.memory import BLOCKS, BUCKETS, GATHERED, GRADIENTS, STATES, STEP, WEIGHTS, Peak, training_memory
 from cocomix.planning.plan import plan_recipe
-from cocomix.recipe import load_recipe
 from cocomix.training.config import TrainingConfig
 
 ROOT = Path(__file__).parents[3]

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix.cli import main
-from cocomix.errors import InputError
+from cocomix.cli.main import main
+from cocomix.common.errors import InputError
 from cocomix.models.building import activated_parameters
+from cocomix.pipeline.recipe import Recipe, load_recipe
+from cocomix.pipeline.students import build_student, student_config
 from cocomix.planning.costs import machines
 from cocomix.planning.plan import plan_recipe
 from cocomix.planning.sizes import PlannedPipeline
-from cocomix.recipe import Recipe, load_recipe
-from cocomix.students import build_student, student_config
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 METHODS = ("ntp", "kd", "pause", "cocomix")

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from cocomix.cli import main
-from cocomix.evaluation.gpus import GPUS, peak_flops
-from cocomix.recipe import load_recipe
+from cocomix.cli.main import main
+from cocomix.common.gpus import GPUS, peak_flops
+from cocomix.pipeline.recipe import load_recipe
 
 QUICKSTART = str(Path(__file__).parents[3] / "recipes" / "quickstart.yaml")
 

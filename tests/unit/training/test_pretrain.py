@@ -23,7 +23,8 @@ from test_trainer import BACKBONE, blocks, model_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import forked
-from cocomix import InputError, files
+from cocomix import InputError
+from cocomix.common import files
 from cocomix.data.datatrove import TokenDocuments
 from cocomix.data.streaming import BlockStream
 from cocomix.objectives import ConceptMixing, NextToken

@@ -24,8 +24,8 @@ from transformers import (
 
 import cocomix
 from cocomix import InputError
+from cocomix.common.integrity import require_readable
 from cocomix.concepts.label_store import features
-from cocomix.integrity import require_readable
 from cocomix.objectives import ConceptMixing, NextToken
 from cocomix.training import callbacks
 from cocomix.training.callbacks import TrainingTime

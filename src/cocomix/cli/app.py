@@ -1,0 +1,68 @@
+"""`cocomix app RUN`: the page in which a trained model is steered, read and looked up."""
+
+from __future__ import annotations
+
+import os
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+from cocomix.cli.options import argument, option
+from cocomix.common.console import show, status
+from cocomix.common.errors import InputError
+from cocomix.common.settings import Range, kind_of
+
+Port = Annotated[int, Range(1, 2**16 - 1)]
+LOCAL = ("127.0.0.1", "localhost")
+
+
+def _seconds() -> Any:
+    from cocomix.app.limits import Limits
+
+    return kind_of(Limits, "seconds")
+
+
+def app(
+    run: Annotated[
+        Path | None, argument("RUN", "Folder of the trained model (default: the quickstart's cocomix student).")
+    ] = None,
+    catalog: Annotated[Path | None, option("FOLDER", "Its concept catalog (default: that of its recipe).")] = None,
+    host: Annotated[str, option("HOST", "Where to serve.")] = LOCAL[0],
+    port: Annotated[int | None, option("PORT", "Default: the first free port from 7860.", Port)] = None,
+    time_limit: Annotated[float, option("SECONDS", "Time limit of a generation.", _seconds)] = 60.0,
+) -> None:
+    """Steer a model and search its concepts in a browser.
+
+    The page is served until the command is interrupted.
+    """
+    # Set before gradio is imported, which would otherwise send analytics and look for its newest version.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    if find_spec("gradio") is None:
+        raise InputError("the page needs gradio; install it with: pip install 'cocomix[app]'")
+
+    from cocomix.app.limits import Limits
+    from cocomix.app.playground import build_playground
+    from cocomix.app.serving import check_address, serve
+    from cocomix.inspection.runs import open_run
+
+    limits = Limits(seconds=time_limit)
+    check_address(host, port)
+    opened = open_run(run, catalog)
+    if opened.catalog is None:
+        status("This run has no concept catalog, so concepts have numbers only. Build one: cocomix concepts RECIPE")
+    page = build_playground(opened, limits)
+    if host not in LOCAL:
+        status(f"Warning: the page is served on {host} without a password, to everybody who can reach it.")
+    show(f"Page: {serve(page, host, port)}")
+    status("Press Ctrl-C to stop.")
+    try:
+        wait()
+    except KeyboardInterrupt:
+        page.close(verbose=False)
+
+
+def wait() -> None:
+    """Wait for an interruption."""
+    while True:
+        time.sleep(3600)

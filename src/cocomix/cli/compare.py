@@ -1,0 +1,49 @@
+"""`cocomix compare RUN ...`: compare finished runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from cocomix.cli.options import Json, argument, option
+from cocomix.common import files
+from cocomix.common.console import show
+
+
+def compare(
+    runs: Annotated[list[Path], argument("RUN", "Folder of a trained model.")],
+    output: Annotated[Path | None, option("FOLDER", "Write the report there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare finished runs on the same corpus."""
+    from cocomix.cli import workflow
+
+    results = workflow.compare(runs, output)
+    if as_json:
+        show(json.dumps(results, indent=2))
+        return
+    show_tables(results)
+    if output:
+        show(f"\nReport: {files.located(output) / 'report.html'}")
+
+
+def show_tables(results: dict[str, Any]) -> None:
+    """Print the tables of a comparison, then what they mean in sentences."""
+    from cocomix.reporting.report import concepts_table, equal_cost_table, students_table
+    from cocomix.reporting.tables import evaluation_tables
+    from cocomix.reporting.wording import comparison_sentences, concept_sentences, verdict_note
+
+    show("\n" + students_table(results))
+    show("\n" + equal_cost_table(results))
+    if concepts := concepts_table(results["students"]):
+        show("\n" + concepts)
+    for evaluations in evaluation_tables(results["evaluations"]):
+        show("\n" + evaluations)
+    note = verdict_note(results)
+    for sentence in (
+        *concept_sentences(results["students"]),
+        *comparison_sentences(results),
+        *([note] if note else []),
+    ):
+        show("\n" + sentence.replace("`", ""))

@@ -1,0 +1,242 @@
+"""How the commands read their arguments: every mistake is one line, and a recipe's keys are options."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import FunctionType
+from typing import Annotated, Any, get_origin
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from cocomix.common import settings, starting, strict_yaml
+from cocomix.common.errors import InputError, did_you_mean
+
+USER_ERROR = 2
+OPTION = re.compile(r"--[^\W\d][^\s=]*(=.*)?", re.DOTALL)
+"""An option as opposed to a text, which may begin with a dash too."""
+HELP = ("--help", "-h")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+
+
+class Command(TyperCommand):
+    """A command: a function whose signature and docstring are its help."""
+
+    takes_recipe_keys = False
+    """Whether options that the function does not have are keys of a recipe. They are in `ctx.args`."""
+    in_several_processes = False
+    """Whether torchrun may start it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments.
+
+        Raises:
+            InputError: an unknown option, one that is given twice or has no value, too few or too many arguments.
+        """
+        if ctx.resilient_parsing or set(HELP) & set(args):
+            return super().parse_args(ctx, [each for each in args if each in HELP][:1])
+        params: list[Any] = self.get_params(ctx)
+        expected = [each for each in params if each.param_type_name == "argument"]
+        options = {name: each for each in params for name in each.opts if name.startswith("--")}
+        own, others, texts = _sort(ctx, args, options)
+        if missing := [each.metavar for each in expected if each.required][len(texts) :]:
+            raise _usage_error(ctx, f"the following arguments are required: {', '.join(missing)}")
+        if all(each.nargs == 1 for each in expected):
+            others, texts = [*others, *texts[len(expected) :]], texts[: len(expected)]
+        if others and not self.takes_recipe_keys:
+            name = others[0].partition("=")[0]
+            raise _usage_error(ctx, f"unknown argument {name}{did_you_mean(name, options)}")
+        super().parse_args(ctx, [*own, "--", *texts])
+        ctx.args = others
+        return others
+
+    def invoke(self, ctx: Any) -> Any:
+        """Load the libraries, then run the command.
+
+        Raises:
+            InputError: torchrun started a command that runs in one process.
+        """
+        load_libraries()
+
+        from cocomix.common import distributed
+
+        starting.raise_interruptions()
+        if distributed.count() > 1 and not self.in_several_processes:
+            if not distributed.is_first():
+                raise typer.Exit(USER_ERROR)
+            raise InputError(f"{ctx.command_path} runs in one process; start it without torchrun")
+        return super().invoke(ctx)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return what the usage line has after the command: its arguments, then its options."""
+        params: list[Any] = self.get_params(ctx)
+        arguments = [each for each in params if each.param_type_name == "argument"]
+        names = [f"{each.metavar}{'' if each.nargs == 1 else ' ...'}" for each in arguments]
+        return [
+            *(name if each.required else f"[{name}]" for name, each in zip(names, arguments, strict=True)),
+            "[OPTIONS]",
+        ]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then the options by their panels."""
+        params: list[Any] = self.get_params(ctx)
+        arguments = [("Arguments", (each.metavar, each.help)) for each in params if each.param_type_name == "argument"]
+        options = [
+            (each.rich_help_panel or "Options", each.get_help_record(ctx))
+            for each in params
+            if each.param_type_name == "option"
+        ]
+        _write_panels(formatter, [*arguments, *options])
+
+
+class RecipeCommand(Command):
+    """A command that runs a recipe, each key of which is an option too."""
+
+    takes_recipe_keys = True
+    in_several_processes = True
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the keys of a recipe, except into reference documentation, which has them once."""
+        super().format_epilog(ctx, formatter)
+        if ctx.resilient_parsing:
+            return
+
+        from cocomix.common.settings_help import describe
+        from cocomix.pipeline.recipe import Recipe
+
+        formatter.write("\nEvery key of the recipe can be overridden by an option:\n\n")
+        formatter.write("\n".join(describe(Recipe)) + "\n")
+
+
+class Commands(TyperGroup):
+    """The tree of commands, some of which have names of two words, such as `concepts search`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Return the name of a command, the command, and its arguments.
+
+        Raises:
+            InputError: there is no such command.
+        """
+        for words in (2, 1):
+            if command := self.commands.get(name := " ".join(args[:words])):
+                return name, command, args[words:]
+        raise _usage_error(ctx, f"unknown command {args[0]!r}{did_you_mean(args[0], self.commands)}")
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands by their panels."""
+        width = max(map(len, self.commands))
+        commands: dict[str, Any] = dict(self.commands)
+        rows = [
+            (command.rich_help_panel, (name.ljust(width), command.get_short_help_str(formatter.width)))
+            for name, command in commands.items()
+        ]
+        _write_panels(formatter, rows)
+
+
+def argument(metavar: str, about: str, kind: Any = None) -> Any:
+    """Return a positional argument; the parameters are those of `option`."""
+    return typer.Argument(metavar=metavar, help=about, parser=_parser(kind), readable=False)
+
+
+def option(metavar: str, about: str, kind: Any = None, panel: str | None = None) -> Any:
+    """Return an option with a value. The command itself checks paths and texts.
+
+    Args:
+        metavar: placeholder of the value in the help.
+        about: the help.
+        kind: of numbers, the annotated type with their range: one number, or a tuple written as `1,2,4`. A function
+            returns the type when a value is given.
+        panel: heading of the option's group in the help.
+    """
+    return typer.Option(metavar=metavar, help=about, parser=_parser(kind), readable=False, rich_help_panel=panel)
+
+
+def read_number(kind: Any, written: Any) -> Any:
+    """Read a number, or a tuple of numbers, that `option` describes; Typer passes the default through, too."""
+    if not isinstance(written, str):
+        return written
+    wanted = settings.without_none(kind() if isinstance(kind, FunctionType) else kind)
+    form = "[{}]" if get_origin(wanted) is tuple else "{}"
+    value, problems = settings.read(wanted, strict_yaml.parse(form.format(written), repr(written)))
+    if problems:
+        raise typer.BadParameter(problems[0].strip())
+    return value
+
+
+def _parser(kind: Any) -> Callable[[Any], Any] | None:
+    return None if kind is None else partial(read_number, kind)
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Return the options that were given; the others keep the defaults of the settings."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def load_libraries() -> None:
+    """Import the libraries and the models, without progress bars and notes to developers.
+
+    Warnings, which may concern a figure, are shown.
+    """
+    import datasets
+    import transformers
+
+    from cocomix.models import registration  # noqa: F401
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
+
+
+def _sort(ctx: Any, args: Sequence[str], options: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """Sort arguments into known options, unknown options, each with its value, and texts.
+
+    Raises:
+        InputError: an option is given twice, of which one would be ignored, or a known one has no value.
+    """
+    known: list[str] = []
+    unknown: list[str] = []
+    texts: list[str] = []
+    names: Counter[str] = Counter()
+    rest = list(args)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--":
+            texts += rest
+            break
+        if not OPTION.fullmatch(argument):
+            texts.append(argument)
+            continue
+        name, joined, _ = argument.partition("=")
+        names[name] += 1
+        option = options.get(name)
+        group = unknown if option is None else known
+        group.append(argument)
+        if joined or (option is not None and option.is_flag):
+            continue
+        if rest and not OPTION.fullmatch(rest[0]):
+            group.append(rest.pop(0))
+        elif option is not None:
+            raise _usage_error(ctx, f"{name} has no value")
+    for name, count in names.items():
+        if count > 1 and not (name in options and options[name].multiple):
+            raise _usage_error(ctx, f"{name} is given {count} times; give it once")
+    return known, unknown, texts
+
+
+def _usage_error(ctx: Any, message: str) -> InputError:
+    return InputError(f"{message} (see {ctx.command_path} --help)")
+
+
+def _write_panels(formatter: Any, rows: Iterable[tuple[str, tuple[str, str]]]) -> None:
+    panels: dict[str, list[tuple[str, str]]] = {}
+    for panel, row in rows:
+        panels.setdefault(panel, []).append(row)
+    for panel, inside in panels.items():
+        with formatter.section(panel):
+            formatter.write_dl(inside)

@@ -1,0 +1,190 @@
+"""The commands that run a recipe up to one of its stages."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cocomix.cli.compare import show_tables
+from cocomix.cli.options import Json, argument, option
+from cocomix.common import files
+from cocomix.common.console import show, status
+from cocomix.common.errors import InputError
+
+RecipeFile = Annotated[Path, argument("RECIPE", "Recipe file (YAML).")]
+
+
+def quickstart(ctx: typer.Context, as_json: Json = False) -> None:
+    """Run a small comparison on text that every machine has."""
+    _run(quickstart_recipe(), ctx.args, as_json)
+
+
+def run(ctx: typer.Context, recipe: RecipeFile, as_json: Json = False) -> None:
+    """Run a recipe: from text to compared models."""
+    _run(recipe, ctx.args, as_json)
+
+
+def data(ctx: typer.Context, recipe: RecipeFile, as_json: Json = False) -> None:
+    """Run a recipe up to the corpus: tokenizer and packed blocks."""
+    _run_until("corpus", recipe, ctx.args, as_json)
+
+
+def teacher(ctx: typer.Context, recipe: RecipeFile, as_json: Json = False) -> None:
+    """Run a recipe up to the teacher."""
+    _run_until("teacher", recipe, ctx.args, as_json)
+
+
+def sae(ctx: typer.Context, recipe: RecipeFile, as_json: Json = False) -> None:
+    """Run a recipe up to the sparse autoencoder."""
+    _run_until("sae", recipe, ctx.args, as_json)
+
+
+def label(
+    ctx: typer.Context,
+    recipe: Annotated[
+        Path, argument("RECIPE", "Recipe file (YAML), or with --inspect the folder of a labeled corpus.")
+    ],
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="Print and plot how often each concept is a label.")
+    ] = False,
+    student_tokenizer: Annotated[
+        str | None, option("SOURCE", "Label for students with this tokenizer instead of the teacher's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe up to the concept labels."""
+    if recipe.is_dir():
+        if not inspect or ctx.args or student_tokenizer:
+            raise InputError(
+                f"{recipe} is a folder; give a recipe, or to inspect a labeled corpus just: "
+                f"cocomix label {recipe} --inspect"
+            )
+        _show_labels(recipe, as_json)
+        return
+    overrides = list(ctx.args)
+    if student_tokenizer is not None:
+        overrides += ["--tokenizer.source", student_tokenizer, "--labels.alignment", "characters"]
+    if not inspect:
+        _run_until("labels", recipe, overrides, as_json)
+    elif (pipeline := _pipeline("labels", recipe, overrides)) is not None:
+        _show_labels(pipeline.labels_folder(), as_json)
+
+
+def concepts(ctx: typer.Context, recipe: RecipeFile, as_json: Json = False) -> None:
+    """Run a recipe up to the concept catalog.
+
+    `concepts search`, `concepts show` and `concepts name` use the catalog.
+    """
+    _run_until("catalog", recipe, ctx.args, as_json)
+
+
+def train(
+    ctx: typer.Context,
+    recipe: RecipeFile,
+    only: Annotated[str | None, option("NAME", "Train just this student.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe up to the students, without the report."""
+    _run_until("students", recipe, ctx.args, as_json, only)
+
+
+def _run(recipe: Path, overrides: list[str], as_json: bool) -> None:
+    """Run a recipe and its report, and show the results."""
+    loaded = _load(recipe, overrides)
+
+    from cocomix.cli import workflow
+
+    results = workflow.run_recipe(loaded)
+    if results is not None:
+        _show_results(results, files.located(loaded.output), str(recipe), as_json)
+
+
+def _run_until(stage: str, recipe: Path, overrides: list[str], as_json: bool, only: str | None = None) -> None:
+    """Run a recipe up to a stage, and show where its output is, or what each finished stage recorded."""
+    pipeline = _pipeline(stage, recipe, overrides, only)
+    if pipeline is None:
+        return
+    if as_json:
+        records = {stage.name: stage.record().summary for stage in pipeline.stages() if stage.is_done()}
+        show(json.dumps(records, indent=2))
+    else:
+        status(f"Done: {pipeline.folder}")
+
+
+def _pipeline(stage: str, recipe: Path, overrides: list[str], only: str | None = None) -> Any:
+    """Run a recipe up to a stage; return its pipeline, or None in all processes but the first."""
+    loaded = _load(recipe, overrides)
+
+    from cocomix.common import distributed
+    from cocomix.pipeline.run import run_until
+
+    pipeline = run_until(loaded, stage, only)
+    return pipeline if distributed.is_first() else None
+
+
+def _load(recipe: Path, overrides: list[str]) -> Any:
+    from cocomix.common import distributed
+    from cocomix.pipeline.recipe import load_recipe
+
+    distributed.wait_for_first()
+    return load_recipe(recipe, overrides)
+
+
+def _show_labels(folder: Path, as_json: bool) -> None:
+    from cocomix.cli import workflow
+
+    statistics = workflow.inspect_labels(folder)
+    if as_json:
+        show(json.dumps({side: counted.figures() for side, counted in statistics.items()}, indent=2))
+        return
+    for side, counted in statistics.items():
+        show(f"\n{side}\n{counted.table()}")
+    show(f"\n{workflow.labelling_remarks(folder)}")
+    show(f"\nCurve: {folder / workflow.CURVE_FILE}")
+
+
+def quickstart_recipe() -> Path:
+    """Return the path of the quickstart recipe in the checkout or in the installed package."""
+    recipe = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
+    if not recipe.is_file():
+        recipe = Path(str(resources.files("cocomix") / "recipes" / "quickstart.yaml"))
+    return recipe.relative_to(Path.cwd()) if recipe.is_relative_to(Path.cwd()) else recipe
+
+
+def _show_results(results: dict[str, Any], folder: Path, recipe: str, as_json: bool) -> None:
+    if as_json:
+        show(json.dumps(results, indent=2))
+        return
+
+    from cocomix.reporting.wording import caveats
+
+    show_tables(results)
+    show("\n" + caveats(results)[0])
+    show(f"\nReport:  {folder / 'report' / 'report.html'}\nFigures: {folder / 'report' / 'results.json'}")
+    show(f"Models:  {folder / 'students'}")
+    if steps := next_steps(results, folder, recipe):
+        show(steps)
+
+
+def next_steps(results: dict[str, Any], folder: Path, recipe: str) -> str:
+    """Return commands to try after `recipe`: inspect its first cocomix student, mix the other way, use other text."""
+    mixed = next((name for name, run in results["students"].items() if run["method"] == "cocomix"), None)
+    if mixed is None or mixed not in results["groups"]:
+        return ""
+
+    from cocomix.cli.workflow import program
+
+    call, model = program(), folder / "students" / mixed
+    mixer = results["recipe"]["students"][mixed]["mixer"] or {}
+    other = "interleave" if mixer.get("mixing") == "add" else "add"
+    return (
+        "\nThings to try next:\n"
+        f"  {call} inspect 'import os' --run {model}\n"
+        f"  {call} run {recipe} --students.{mixed}.mixer.mixing {other} --output {folder}-{other}\n"
+        f"  {call} compare {model} {folder}-{other}/students/{mixed} --output {folder}-mixings\n"
+        f"  {call} run {recipe} --corpus.source PATH/TO/YOUR/TEXT --output {folder}-mine"
+    )

@@ -1,0 +1,144 @@
+"""Workflows behind the commands: run a recipe up to a stage, report, compare."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cocomix.catalog.search import Catalog, open_catalog
+from cocomix.common import distributed, environment, files, fingerprint, portable
+from cocomix.common.console import status
+from cocomix.concepts.label_statistics import CURVE_FILE, LabelStatistics, label_statistics, plot_concept_frequency
+from cocomix.concepts.label_store import load_labels, read_labels_info
+from cocomix.evaluation.record import load_evaluations
+from cocomix.pipeline.artifacts import Pipeline
+from cocomix.pipeline.recipe import Recipe
+from cocomix.pipeline.run import prepared, run_missing
+from cocomix.pipeline.stage import Stage
+from cocomix.reporting.compare import compare_runs
+from cocomix.reporting.report_folder import FORM, check_report_folder, load_results, write_report
+
+
+def command_line() -> str:
+    """Return the command line with short paths."""
+    return shlex.join([program(), *map(portable.short_argument, sys.argv[1:])])
+
+
+def program() -> str:
+    """Return how the user calls this program: a path inside the working directory, or its name."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "cocomix" and not called.is_absolute() else "cocomix"
+
+
+def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:
+    """Count the labels of each side of a labeled corpus, and plot the frequency of each concept into its folder.
+
+    Raises:
+        InputError: there is no labeled corpus, or it is damaged.
+    """
+    labelled = load_labels(folder)
+    sides = {"train": labelled.train, "validation": labelled.validation}
+    found = {
+        name: label_statistics(blocks, labelled.info.num_concepts)
+        for name, blocks in sides.items()
+        if blocks is not None
+    }
+    try:
+        plot_concept_frequency(next(iter(found.values())), folder / CURVE_FILE)
+    except OSError as error:  # the labels may be read-only
+        status(f"Skipped the plot: {folder / CURVE_FILE} cannot be written ({error.strerror}).")
+    return found
+
+
+def labelling_remarks(folder: Path) -> str:
+    """Return the statistics that were collected during labeling and cannot be computed from the labels."""
+    info = read_labels_info(folder)
+    lines = [f"Labeled with selection {info.selection}, teacher layer {info.teacher_layer}."]
+    if info.selection in ("attribution", "attribution_negative"):
+        lines.append(
+            f"{info.fewer_positive_share:.4%} of the labeled tokens have fewer than {info.labels_per_token} concepts "
+            "with a positive score."
+        )
+    if info.cut_tokens:
+        lines.append(f"{info.cut_tokens:,} labeled tokens had more active latents than sae.max_active.")
+    return "\n".join(lines)
+
+
+def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
+    """Run a recipe and write its report unless it is up to date. Return the results on rank 0, else None."""
+    report = files.located(recipe.output) / "report"
+    if distributed.is_first() and load_results(report) is None:
+        check_report_folder(report)
+    with prepared(recipe, "students") as pipeline:
+        run_missing(pipeline, "students")
+        return _reported(pipeline, report) if distributed.is_first() else None
+
+
+def _reported(pipeline: Pipeline, report: Path) -> dict[str, Any]:
+    """Return the results of the finished students; write the report unless it is up to date."""
+    folders = [stage.folder for stage in pipeline.student_stages.values()]
+    inputs: dict[str, Any] = {stage.name: stage.record().fingerprint for stage in pipeline.stages()}
+    evaluations = [asdict(each) for folder in folders for each in load_evaluations(folder)]
+    inputs |= {"form": FORM, "evaluations": fingerprint.hash_json(evaluations)}
+    catalog = _catalog(pipeline)
+    if catalog is not None:
+        inputs["catalog"] = fingerprint.hash_json(catalog.names)
+    results = load_results(report)
+    # The order matters: tables follow it, and the first ntp student is the baseline.
+    if results is not None and list(results.get("inputs", {}).items()) == list(inputs.items()):
+        return results
+    results = {
+        "name": pipeline.recipe.name,
+        **compare_runs(folders),
+        **{stage.name: stage.record().summary for stage in _preparation(pipeline)},
+        "showcase": _showcase(pipeline, catalog),
+        "recipe": pipeline.recipe.to_dict(),
+        "inputs": inputs,
+        "environment": {"command": command_line(), **environment.describe()},
+    }
+    write_report(results, report)
+    return results
+
+
+def _catalog(pipeline: Pipeline) -> Catalog | None:
+    """Open the recipe's concept catalog; None if it does not exist or does not match the labels."""
+    stage = pipeline.catalog_stage
+    return open_catalog(stage.folder) if stage.is_done() and not stage.problems() else None
+
+
+def _showcase(pipeline: Pipeline, catalog: Catalog | None) -> dict[str, Any] | None:
+    """Return the showcase of the first student that mixes concepts."""
+    from cocomix.reporting.showcase import showcase
+
+    for (name, _), stage in pipeline.student_stages.items():
+        student = pipeline.recipe.students[name]
+        if student.learns_concepts() and (found := showcase(stage.folder, catalog)) is not None:
+            return asdict(found)
+    return None
+
+
+def _preparation(pipeline: Pipeline) -> list[Stage]:
+    students = list(pipeline.student_stages.values())
+    return [stage for stage in pipeline.stages() if stage not in students]
+
+
+def compare(folders: list[Path], output: Path | None) -> dict[str, Any]:
+    """Compare finished runs, and write a report to `output` if it is given.
+
+    Raises:
+        InputError: the runs cannot be compared, or `output` exists and is not a report.
+    """
+    if output is not None:
+        output = files.located(output)
+        check_report_folder(output)
+    results = {
+        "name": " and ".join(folder.name for folder in folders),
+        **compare_runs(folders),
+        "environment": {"command": command_line(), **environment.describe()},
+    }
+    if output is not None:
+        write_report(results, output)
+    return results

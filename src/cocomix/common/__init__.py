@@ -1,0 +1,1 @@
+"""Console, errors, files, environment and distributed processes, used by every package."""

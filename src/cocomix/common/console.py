@@ -1,0 +1,97 @@
+"""Print to the terminal: progress to stderr, results to stdout."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from cocomix.common.errors import InputError
+
+
+def status(text: str) -> None:
+    """Print a line of progress to stderr without breaking a progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def show(text: str) -> None:
+    """Print a result to stdout.
+
+    Raises:
+        BrokenPipeError: the reader has closed the pipe, as with `| head`.
+        InputError: stdout cannot be written.
+    """
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        _discard_output()
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(f"the results cannot be written to standard output: {error.strerror}") from None
+
+
+def end_progress_bars() -> None:
+    """Close the progress bars where they are, so that the next output starts on a new line."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
+def prepare_streams() -> None:
+    """Escape characters that stdout or stderr cannot encode, and replace a closed stream by one that discards."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Discard the buffered output, which Python would otherwise fail to write again when it exits."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+BOLD, DIM, RED, GREEN = 1, 2, 31, 32
+
+
+def styled(text: str, *styles: int) -> str:
+    """Style text if stdout is a terminal and NO_COLOR is unset (no-color.org)."""
+    if not styles or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\033[{';'.join(map(str, styles))}m{text}\033[0m"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Format a Markdown table whose columns line up in a terminal: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        padded = [
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [("-" * width if column == 0 else "-" * (width - 1) + ":") for column, width in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+_SIGNS = {"\n": "⏎", "\r": "⏎", "\t": "⇥", "\u00a0": " "}
+
+
+def visible(text: str) -> str:
+    """Return the text on one line, without characters that control a terminal."""
+    text = text.replace("\r\n", "\n")
+    return "".join(
+        char if char.isprintable() else _SIGNS.get(char) or char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def one_line(text: str) -> str:
+    """Return the text on one line, with each run of whitespace replaced by a space."""
+    return visible(" ".join(text.split()))

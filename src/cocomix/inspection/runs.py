@@ -1,0 +1,140 @@
+"""Open a saved model with what belongs to it: tokenizer, training record, corpus and concept catalog."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from cocomix.catalog.rows import INFO_FILE as CATALOG_FILE
+from cocomix.catalog.search import Catalog, open_catalog
+from cocomix.common import distributed
+from cocomix.common.errors import InputError
+from cocomix.data.packing import INFO_FILE as CORPUS_FILE
+from cocomix.data.packing import load_packed
+from cocomix.data.tokenizer import load_tokenizer, vocabulary_size
+from cocomix.models.loading import check_vocabulary, load_causal_lm, load_config
+from cocomix.training.run import RUN_FILE, Run, load_run
+
+QUICKSTART = Path("runs") / "quickstart"
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A saved model and what belongs to it. The weights load when `model` is first read.
+
+    Attributes:
+        folder: folder of the model.
+        config: its configuration.
+        tokenizer: its tokenizer.
+        record: contents of its `run.json`; None for a model trained elsewhere.
+        catalog: catalog of its concepts, or None.
+    """
+
+    folder: Path
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    record: Run | None = None
+    catalog: Catalog | None = None
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model in float32 and evaluation mode, on the GPU if there is one."""
+        return load_causal_lm(self.folder, dtype=torch.float32).eval().to(distributed.device())
+
+    @cached_property
+    def corpus(self) -> Path | None:
+        """Folder of the packed corpus that the model was trained on; None if it is gone or has changed.
+
+        The corpus of OUTPUT/students/NAME and of OUTPUT/teacher is OUTPUT/corpus.
+        """
+        if self.record is None:
+            return None
+        for output in self.folder.resolve().parents[:2]:
+            corpus = output / "corpus"
+            if (corpus / CORPUS_FILE).is_file() and load_packed(corpus).info.fingerprint == self.record.corpus:
+                return corpus
+        return None
+
+    @property
+    def context_length(self) -> int | None:
+        """Context length in tokens; None if the configuration does not state it."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Names of the concepts by id; empty without a catalog."""
+        return {} if self.catalog is None else self.catalog.names
+
+
+def open_model(folder: Path) -> OpenRun:
+    """Open any saved causal language model without loading its weights or looking for a catalog.
+
+    Raises:
+        InputError: `folder` holds no model, the model needs custom code, or its tokenizer does not fit.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"no model in {folder}: it has no config.json; give a folder OUTPUT/students/NAME, or any folder that "
+            "save_pretrained wrote"
+        )
+    record = load_run(folder) if (folder / RUN_FILE).is_file() else None
+    config, tokenizer = load_config(folder), load_tokenizer(str(folder))
+    check_vocabulary(config, vocabulary_size(tokenizer), folder)
+    return OpenRun(folder, config, tokenizer, record)
+
+
+def open_run(folder: Path | None, catalog: Path | None = None) -> OpenRun:
+    """Open a model that mixes concepts, with its catalog, without loading its weights.
+
+    Args:
+        folder: folder of the model; by default the newest quickstart run of method `cocomix`.
+        catalog: folder of its catalog; by default the folder `catalog` of the run's output, if it exists.
+
+    Raises:
+        InputError: there is no such model, it mixes no concepts, or the catalog describes other concepts.
+    """
+    run = open_model(_quickstart_run() if folder is None else folder)
+    if not getattr(run.config, "mixes_concepts", False):
+        raise InputError(f"the model in {run.folder} mixes no concepts in; give a run of method cocomix")
+    found = _catalog(run.folder, catalog)
+    if found is not None:
+        _check_catalog(found, run)
+    return dataclasses.replace(run, catalog=found)
+
+
+def _catalog(run: Path, given: Path | None) -> Catalog | None:
+    if given is not None:
+        return open_catalog(given)
+    default = run.absolute().parent.parent / "catalog"  # of OUTPUT/students/NAME: OUTPUT/catalog
+    return open_catalog(default) if (default / CATALOG_FILE).is_file() else None
+
+
+def _check_catalog(catalog: Catalog, run: OpenRun) -> None:
+    """Raise InputError if the catalog describes other concepts than those of the run."""
+    if catalog.info.num_concepts != run.config.num_concepts:
+        raise InputError(
+            f"the catalog {catalog.folder} has {catalog.info.num_concepts} concepts and the model in {run.folder} "
+            f"{run.config.num_concepts}; give --catalog FOLDER of the concepts that it was trained with"
+        )
+    preparation = {} if run.record is None else run.record.preparation
+    if preparation.get("sae", {}).get("fingerprint") not in (None, catalog.info.sae):
+        raise InputError(
+            f"the catalog {catalog.folder} is of another SAE than the one that {run.folder} learned concepts from; "
+            "give --catalog FOLDER of the concepts that it was trained with"
+        )
+
+
+def _quickstart_run() -> Path:
+    """Return the newest quickstart run of method `cocomix`."""
+    runs = sorted(QUICKSTART.glob(f"students/*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in runs:
+        if load_run(path.parent).method == "cocomix":
+            return path.parent
+    raise InputError(
+        f"no model given, and there is no cocomix student in {QUICKSTART}; give a folder OUTPUT/students/NAME"
+    )

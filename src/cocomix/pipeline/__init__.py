@@ -1,0 +1,1 @@
+"""From a recipe to finished artifacts: what it declares, what it needs, and how each stage is computed."""

@@ -1,0 +1,77 @@
+"""FLOPs of what a student depends on: teacher, SAE, labels, stored predictions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel
+
+from cocomix.concepts.labelling import LabelsConfig
+from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.concepts.sae_training import SAEConfig
+from cocomix.models.flops import BACKWARD, ConceptFlops, forward_flops_per_token, labelling_flops_per_token
+from cocomix.pipeline.methods import StudentConfig
+from cocomix.training.run import Preparation
+
+if TYPE_CHECKING:
+    from cocomix.pipeline.artifacts import Pipeline
+
+
+def sae_training_flops(config: SAEConfig, teacher: PreTrainedModel, d_sae: int, block_size: int) -> ConceptFlops:
+    """Return the FLOPs of training the SAE: teacher up to the tap; encoder and decoder, forward and backward."""
+    tap = forward_flops_per_token(teacher, block_size, up_to_layer=config.teacher_layer)
+    encoder_and_decoder = 2 * 2 * d_sae * teacher.config.get_text_config().hidden_size
+    return ConceptFlops(config.training_tokens * tap, config.training_tokens * (1 + BACKWARD) * encoder_and_decoder)
+
+
+def labelling_flops(
+    pipeline: Pipeline, teacher: PreTrainedModel, sae: SparseAutoencoder, config: LabelsConfig
+) -> ConceptFlops:
+    """Return the FLOPs of labeling one token; the teacher may be on the meta device."""
+    layer, block_size = pipeline.recipe.sae.teacher_layer, pipeline.recipe.block_size
+    return labelling_flops_per_token(teacher, layer, sae.d_sae, sae.max_active, block_size, config.selection)
+
+
+def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> ConceptFlops:
+    """Return the FLOPs per token of teacher and SAE inside a student's training; 0 where their outputs are stored."""
+    block_size, layer = pipeline.recipe.block_size, pipeline.recipe.sae.teacher_layer
+    distillation, teacher, sae = student.distillation_config(), 0, 0
+    if student.learns_concepts() and pipeline.recipe.labels.online:
+        labels = pipeline.recipe.labels_of(student)
+        teacher, sae = labelling_flops(pipeline, pipeline.teacher_shapes, pipeline.sae(), labels)
+    if student.mixes_hidden_states():
+        teacher += forward_flops_per_token(pipeline.teacher_shapes, block_size, up_to_layer=layer)
+    if distillation is not None and distillation.top_k is None:
+        teacher += forward_flops_per_token(pipeline.teacher_shapes, block_size)
+    return ConceptFlops(teacher, sae)
+
+
+def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Preparation]:
+    """Return the cost of each artifact that a student learns from, by kind.
+
+    The cost of artifacts that were not computed here is unknown: external labels, a given teacher or SAE.
+    """
+    found: dict[str, Preparation] = {}
+    recipe, distillation = pipeline.recipe, student.distillation_config()
+    if student.learns_concepts():
+        labels = pipeline.labels_stage_of(recipe.labels_of(student)).record()
+        flops = labels.summary.get("flops_per_token")
+        if flops is not None:  # per token of the teacher, whose tokenizer may yield more tokens or fewer
+            read = pipeline.teacher_corpus().info
+            blocks = read.validation_blocks + (0 if recipe.labels.online else read.train_blocks)
+            flops = float(flops * blocks * read.block_size)
+        found["labels"] = Preparation(labels.fingerprint, flops)
+        if recipe.labels.source is None:
+            sae = pipeline.sae_stage.record()
+            found["sae"] = Preparation(sae.fingerprint, sae.summary["training_flops"])
+    if distillation is not None and distillation.top_k is not None:
+        tokens = pipeline.corpus().info.train_blocks * recipe.block_size
+        flops = tokens * forward_flops_per_token(pipeline.teacher_shapes, recipe.block_size)
+        record = pipeline.predictions_stage_of(distillation).record()
+        found["predictions"] = Preparation(record.fingerprint, float(flops))
+    if "sae" in found or student.asks_teacher():
+        teacher = pipeline.teacher_stage.record()
+        trained = "tokens" in teacher.summary
+        cost = float(teacher.summary["tokens"] * teacher.summary["training_flops_per_token"]) if trained else None
+        found["teacher"] = Preparation(teacher.fingerprint, cost)
+    return found

@@ -1,0 +1,234 @@
+"""Compute the artifacts that students learn from: corpus, SAE, labels, predictions, catalog.
+
+Each function writes into the folder that it is given and returns what the stage records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets import load_from_disk
+from transformers import PreTrainedModel
+
+from cocomix.catalog.building import CatalogConfig, build_catalog
+from cocomix.common import fingerprint, portable
+from cocomix.common.errors import InputError
+from cocomix.concepts.attribution import ConceptExtractor
+from cocomix.concepts.label_statistics import label_statistics
+from cocomix.concepts.label_store import LabelledCorpus, LabelsInfo, labels_fingerprint
+from cocomix.concepts.labelling import LabelsConfig, Side, label_corpus
+from cocomix.concepts.predictions import PredictionsInfo, predict_corpus
+from cocomix.concepts.reading import TeacherReader
+from cocomix.concepts.sae_loading import load_sae
+from cocomix.concepts.sae_quality import sae_quality, write_quality
+from cocomix.concepts.sae_training import SAEConfig, train_sae
+from cocomix.data.corpus import CorpusConfig, is_token_folder, write_documents
+from cocomix.data.packing import PackedCorpus, pack_documents, pack_token_documents, pack_token_files
+from cocomix.data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from cocomix.models.flops import labelling_flops_per_token
+from cocomix.pipeline.costs import sae_training_flops
+from cocomix.pipeline.methods import DistillationConfig
+from cocomix.pipeline.stage import StageResult
+from cocomix.training.config import TrainingConfig
+
+
+def make_corpus(
+    corpus: CorpusConfig,
+    tokenizer_config: TokenizerConfig,
+    block_size: int,
+    trainings: Mapping[str, TrainingConfig],
+    folder: Path,
+) -> StageResult:
+    """Read the documents, train or load the tokenizer, and pack the tokens into blocks.
+
+    Args:
+        corpus: where the text comes from.
+        tokenizer_config: how its tokenizer is obtained.
+        block_size: T, tokens of a block.
+        trainings: that read the corpus, by their recipe keys; each needs the tokens of one step.
+        folder: where to write.
+
+    Raises:
+        InputError: the text cannot be read, or is less than one step of a training.
+    """
+    documents = None
+    if not is_token_folder(corpus.source):
+        documents = write_documents(corpus, folder / "documents")
+    if tokenizer_config.source is not None:
+        tokenizer = load_tokenizer(tokenizer_config.source)
+    else:
+        texts = load_from_disk(str(folder / "documents" / "train"))["text"]
+        tokenizer = train_tokenizer(texts, tokenizer_config.vocab_size)
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    if documents is None and corpus.streaming is not None:
+        info = pack_token_documents(corpus, tokenizer, block_size, folder)
+    elif documents is None:
+        info = pack_token_files(Path(corpus.source), tokenizer, block_size, folder)
+    else:
+        info = pack_documents(folder / "documents", tokenizer, block_size, folder)
+    if corpus.streaming is None:
+        _check_corpus_size(trainings, info.train_blocks * info.block_size)
+    streamed = "" if corpus.streaming is None else ", streamed; of it a sample"
+    summary = {
+        "source": portable.short(corpus.source) + streamed,
+        "documents": documents and dataclasses.asdict(documents),
+        "packed": dataclasses.asdict(info),
+    }
+    return StageResult(info.fingerprint, summary)
+
+
+def _check_corpus_size(trainings: Mapping[str, TrainingConfig], tokens: int) -> None:
+    for name, training in trainings.items():
+        if training.tokens_per_step > tokens:
+            raise InputError(
+                f"the training corpus has {tokens} tokens in complete blocks, less than one step of {name}: "
+                f"{training.tokens_per_step}; use more text or lower {name}.tokens_per_step"
+            )
+
+
+def make_teacher_corpus(teacher_source: str, documents: Path, block_size: int, folder: Path) -> StageResult:
+    """Pack the documents of the corpus again, in the tokens of a teacher with another tokenizer."""
+    tokenizer = load_tokenizer(teacher_source)
+    info = pack_documents(documents, tokenizer, block_size, folder)
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    return StageResult(info.fingerprint, {"packed": dataclasses.asdict(info)})
+
+
+def make_sae(
+    teacher: PreTrainedModel, corpus: PackedCorpus, config: SAEConfig, *, seed: int, blocks_per_batch: int, folder: Path
+) -> StageResult:
+    """Train the SAE, or load the given one, and measure its quality on the validation blocks.
+
+    Args:
+        teacher: frozen.
+        corpus: in the teacher's tokens.
+        config: how the SAE is trained, or where it is.
+        seed: of its initialization and of the order of the activations.
+        blocks_per_batch: blocks that the teacher reads at once.
+        folder: where to write.
+    """
+    if config.source is None:
+        train_sae(teacher, corpus.train, config, folder, seed)
+    sae = load_sae(config.source or folder, config.max_active).to(teacher.device)
+    measured = sae_quality(teacher, sae, corpus.validation, config.teacher_layer, blocks_per_batch)
+    write_quality(measured, folder)
+    flops = None if config.source else sae_training_flops(config, teacher, sae.d_sae, corpus.info.block_size).total
+    summary = {
+        "source": config.source and portable.short(config.source),
+        "d_sae": sae.d_sae,
+        "k": sae.max_active,
+        "quality": dataclasses.asdict(measured.quality),
+        "training_flops": flops,
+    }
+    return StageResult(sae.fingerprint(), summary)
+
+
+def make_labels(
+    corpus: PackedCorpus,
+    extractor: ConceptExtractor,
+    readers: Mapping[str, TeacherReader],
+    config: LabelsConfig,
+    inputs: Mapping[str, str],
+    folder: Path,
+) -> StageResult:
+    """Label the corpus. Every rank calls this and labels its share; complete shards in `folder` are kept.
+
+    Args:
+        corpus: in the students' tokens.
+        extractor: teacher, SAE and selection.
+        readers: how the teacher reads each side of the corpus.
+        config: settings; with `online`, only the validation side is labelled.
+        inputs: fingerprints of teacher and SAE.
+        folder: where to write.
+    """
+    sides = {"train": corpus.train, "validation": corpus.validation}
+    if config.online:
+        del sides["train"]
+    plan = LabelsInfo(
+        corpus=corpus.info.fingerprint,
+        teacher=inputs["teacher"],
+        sae=inputs["sae"],
+        teacher_layer=extractor.teacher_layer,
+        num_concepts=extractor.sae.d_sae,
+        labels_per_token=config.labels_per_token,
+        selection=config.selection,
+        alignment=config.alignment,
+        online=config.online,
+    )
+    to_label = {name: Side(blocks, readers[name]) for name, blocks in sides.items()}
+    info = label_corpus(extractor, to_label, folder, config, plan)
+    flops = labelling_flops_per_token(
+        extractor.teacher,
+        extractor.teacher_layer,
+        extractor.sae.d_sae,
+        extractor.sae.max_active,
+        corpus.info.block_size,
+        config.selection,
+    )
+    return StageResult(labels_fingerprint(info), {**dataclasses.asdict(info), "flops_per_token": flops.total})
+
+
+def make_predictions(
+    teacher: PreTrainedModel,
+    corpus: PackedCorpus,
+    config: DistillationConfig,
+    batching: LabelsConfig,
+    inputs: Mapping[str, str],
+    folder: Path,
+) -> StageResult:
+    """Store the teacher's most probable tokens. Every rank calls this and computes its share.
+
+    Args:
+        teacher: frozen.
+        corpus: whose training blocks it reads.
+        config: number of tokens and temperature.
+        batching: blocks per batch and per shard, as for labels.
+        inputs: fingerprint of the teacher.
+        folder: where to write; complete shards in it are kept.
+    """
+    assert config.top_k is not None
+    info = predict_corpus(
+        teacher,
+        corpus.train,
+        folder,
+        PredictionsInfo(corpus.info.fingerprint, inputs["teacher"], config.top_k, config.temperature),
+        vocab_size=corpus.info.vocab_size,
+        blocks_per_batch=batching.blocks_per_batch,
+        blocks_per_shard=batching.blocks_per_shard,
+    )
+    return StageResult(fingerprint.hash_json(dataclasses.asdict(info)), dataclasses.asdict(info))
+
+
+def make_catalog(
+    extractor: ConceptExtractor,
+    reader: TeacherReader,
+    labelled: LabelledCorpus,
+    config: CatalogConfig,
+    blocks_per_batch: int,
+    folder: Path,
+) -> StageResult:
+    """Describe every concept by the contexts in which it is most active.
+
+    Args:
+        extractor: teacher and SAE.
+        reader: the training text as the teacher reads it.
+        labelled: the labelled corpus, whose labels are counted; online labels exist for validation only.
+        config: what is kept of each concept.
+        blocks_per_batch: blocks that the teacher reads at once.
+        folder: where to write.
+    """
+    statistics = label_statistics(labelled.train or labelled.validation, labelled.info.num_concepts)
+    info = build_catalog(
+        extractor.teacher,
+        extractor.sae,
+        extractor.teacher_layer,
+        reader,
+        statistics.concept_counts,
+        statistics.tokens,
+        config,
+        blocks_per_batch,
+        folder,
+    )
+    return StageResult(fingerprint.hash_json(dataclasses.asdict(info)), dataclasses.asdict(info))

@@ -1,0 +1,393 @@
+"""The recipe: all settings of a run, read from YAML and validated together."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+
+from cocomix.catalog.building import CatalogConfig
+from cocomix.common import distributed, portable, settings, strict_yaml
+from cocomix.common.errors import InputError, did_you_mean
+from cocomix.common.settings import Range, Seed
+from cocomix.concepts.labelling import LabelsConfig
+from cocomix.concepts.sae import MAX_ACTIVE
+from cocomix.concepts.sae_training import SAEConfig
+from cocomix.data.corpus import CorpusConfig
+from cocomix.data.tokenizer import MIN_VOCAB_SIZE, TokenizerConfig
+from cocomix.models.building import BackboneConfig, default_options
+from cocomix.models.checking import TRIAL_TOKENS
+from cocomix.pipeline.methods import METHODS, StudentConfig, StudentLabels
+from cocomix.training.config import PARALLEL, PRECISIONS, TrainingConfig
+
+
+@dataclass
+class TeacherConfig:
+    """The model whose concepts become the labels.
+
+    Args:
+        source: Hugging Face causal language model, folder or id, to use instead of training one.
+        precision: fp32 or bf16, of its weights while it labels; by default, the precision in which it was saved.
+        backbone: sizes of the trained teacher. With a `source`, `cocomix plan` uses them if it cannot be reached.
+        training: how the teacher is trained.
+    """
+
+    source: str | None = None
+    precision: str | None = None
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def dtype(self) -> torch.dtype | None:
+        """Return the dtype of the running teacher; None for the one in which it was saved."""
+        return None if self.precision is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
+
+
+@dataclass
+class Recipe:
+    """Settings of a run, from text to compared models.
+
+    Args:
+        name: name of the run in its report.
+        output: folder for all results.
+        seed: seed of every random choice.
+        seeds: train every student once with each of these seeds; by default only with `seed`.
+        block_size: context length in tokens.
+        corpus: source of the text.
+        tokenizer: trained on the corpus, or an existing one.
+        teacher: model whose concepts are learned.
+        sae: sparse autoencoder that finds the concepts in the teacher.
+        labels: how the corpus is labeled with concepts.
+        catalog: what `cocomix concepts` shows of each concept.
+        backbone: sizes of the students.
+        training: how the students are trained.
+        parallel: how the processes that torchrun starts share a training: ddp, fsdp or fsdp+cpu-offload.
+        students: the models, by name.
+    """
+
+    name: str
+    output: str
+    seed: Seed = 0
+    seeds: list[Seed] | None = None
+    block_size: Annotated[int, Range(TRIAL_TOKENS, 2**20)] = 256
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    catalog: CatalogConfig = field(default_factory=CatalogConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: str = "ddp"
+    students: dict[str, StudentConfig] = field(default_factory=dict)
+
+    def student_seeds(self) -> list[int]:
+        """Return the seeds that every student is trained with."""
+        return [self.seed] if self.seeds is None else self.seeds
+
+    def require_student(self, name: str) -> None:
+        """Raise InputError if there is no student of that name."""
+        if name not in self.students:
+            known, hint = ", ".join(self.students), did_you_mean(name, self.students)
+            raise InputError(f"--only is {name!r}; the recipe's students are {known}{hint}")
+
+    def require_known_methods(self) -> None:
+        """Raise InputError if a student's method is unknown."""
+        if unknown := self._unknown_methods():
+            raise InputError("\n".join(unknown))
+
+    def needs_labels(self) -> bool:
+        """Return whether any student learns concepts."""
+        return any(student.learns_concepts() for student in self.students.values())
+
+    def asks_teacher(self) -> bool:
+        """Return whether any student learns from the teacher's predictions or hidden states."""
+        return any(student.asks_teacher() for student in self.students.values())
+
+    def mixes_hidden_states(self) -> bool:
+        """Return whether any student predicts the teacher's hidden states."""
+        return any(student.mixes_hidden_states() for student in self.students.values())
+
+    def needs_teacher(self) -> bool:
+        """Return whether a teacher is needed."""
+        return self.asks_teacher() or (self.needs_labels() and self.labels.source is None)
+
+    def trains_teacher(self) -> bool:
+        """Return whether a teacher is trained from scratch."""
+        return self.needs_teacher() and self.teacher.source is None
+
+    def runs_teacher(self, student: StudentConfig) -> bool:
+        """Return whether the teacher runs in every training step of a student."""
+        distillation = student.distillation_config()
+        return (
+            (distillation is not None and distillation.top_k is None)
+            or student.mixes_hidden_states()
+            or (student.learns_concepts() and self.labels.online)
+        )
+
+    def backbone_of(self, student: StudentConfig) -> BackboneConfig:
+        """Return the sizes of a student before widening, or the source of its pretrained weights."""
+        return student.backbone or self.backbone
+
+    def training_of(self, student: StudentConfig) -> TrainingConfig:
+        """Return the training settings of a student."""
+        if student.learning_rate is None:
+            return self.training
+        return dataclasses.replace(self.training, learning_rate=student.learning_rate)
+
+    def labels_of(self, student: StudentConfig) -> LabelsConfig:
+        """Return the label settings of a student."""
+        own = {} if student.labels is None else dataclasses.asdict(student.labels)
+        return dataclasses.replace(self.labels, **{key: value for key, value in own.items() if value is not None})
+
+    def problems(self) -> list[str]:
+        """Return a line for each setting that cannot work. No file is opened."""
+        if out_of_range := settings.problems(self):
+            return out_of_range
+        if unknown := self._unknown_methods():  # the other checks need the methods
+            return unknown
+        found = self._parallel_problems()
+        found += [f"training.{line}" for line in self.training.problems(self.block_size)]
+        if self.trains_teacher():
+            found += [f"teacher.training.{line}" for line in self.teacher.training.problems(self.block_size)]
+        if self.needs_teacher() and self.teacher.precision not in (None, *PRECISIONS):
+            found.append(f"teacher.precision is {self.teacher.precision!r}; expected {' or '.join(PRECISIONS)}")
+        if self.asks_teacher() and self.labels.alignment == "characters" and self.teacher.source is not None:
+            found.append(
+                "labels.alignment is 'characters', but a student that learns from the teacher itself (kd, "
+                "hidden_states) needs a teacher that reads its tokens; leave it out, or set labels.alignment to tokens"
+            )
+        found += [f"{key}.{line}" for key, sizes in self._built_backbones().items() for line in sizes.problems()]
+        found += self._streaming_problems()
+        if self.teacher.backbone.source is not None:
+            found.append("teacher.backbone.source has no effect; set teacher.source to use that model as the teacher")
+        if self.needs_labels():
+            found += self.labels.problems()
+            if self.labels.source is None and self.sae.source is None:
+                found += self.sae.problems()
+        if self.tokenizer.source is None and self.tokenizer.vocab_size < MIN_VOCAB_SIZE:
+            found.append(
+                f"tokenizer.vocab_size is {self.tokenizer.vocab_size}; expected {MIN_VOCAB_SIZE} or more, "
+                "for the 256 bytes and end-of-text"
+            )
+        if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            found.append(f"seeds is {self.seeds}; give one or more, each once, or leave it out")
+        if not self.students:
+            found.append("students is empty; name at least one, e.g. students: {ntp: {method: ntp}}")
+        for name, student in self.students.items():
+            lines = student.problems() + self._match_problems(name, student) + self._start_problems(student)
+            if not name.replace("-", "").replace("_", "").isalnum():
+                lines.insert(0, "a name may contain letters, digits, - and _ only, because it becomes a folder")
+            if student.labels is not None and student.learns_concepts():
+                lines += self.labels_of(student).problems()
+            if self.labels.source is not None and self.labels_of(student) != self.labels:
+                lines.append("labels has no effect with labels.source, which is labeled already; leave one of them out")
+            found += [f"students.{name}: {line}" for line in lines]
+        return found
+
+    def _unknown_methods(self) -> list[str]:
+        return [
+            f"students.{name}: method is {student.method!r}; expected one of {', '.join(METHODS)}"
+            + did_you_mean(student.method, METHODS)
+            for name, student in self.students.items()
+            if student.method not in METHODS
+        ]
+
+    def _built_backbones(self) -> dict[str, BackboneConfig]:
+        """Return the backbones that models are built from, by their keys."""
+        found = {f"students.{name}.backbone": each.backbone for name, each in self.students.items()}
+        shared = {
+            "backbone": self.backbone,
+            "teacher.backbone": self.teacher.backbone if self.trains_teacher() else None,
+        }
+        return {key: sizes for key, sizes in {**shared, **found}.items() if sizes is not None}
+
+    def _streaming_problems(self) -> list[str]:
+        """Return a line for each setting that needs stored blocks although the corpus is streamed."""
+        if self.corpus.streaming is None:
+            return []
+        found = []
+        if self.needs_labels() and not self.labels.online:
+            found.append(
+                "corpus.streaming stores no training blocks, so no labels of them either; set labels.online to true"
+            )
+        for name, student in self.students.items():
+            distillation = student.distillation_config()
+            if distillation is not None and distillation.top_k is not None:
+                found.append(
+                    f"students.{name}: corpus.streaming stores no training blocks, so no predictions for them either; "
+                    "leave distillation.top_k out"
+                )
+        return found
+
+    def _parallel_problems(self) -> list[str]:
+        if self.parallel not in PARALLEL:
+            hint = did_you_mean(self.parallel, PARALLEL)
+            return [f"parallel is {self.parallel!r}; expected one of {', '.join(PARALLEL)}{hint}"]
+        if self.parallel == "fsdp+cpu-offload" and distributed.count() > 1 and not torch.cuda.is_available():
+            return ["parallel is 'fsdp+cpu-offload', but there is no GPU from which to offload; use fsdp"]
+        return []
+
+    def _match_problems(self, name: str, student: StudentConfig) -> list[str]:
+        if student.match is None:
+            return []
+        if student.match == name or student.match not in self.students:
+            others = ", ".join(other for other in self.students if other != name)
+            return [f"match is {student.match!r}; expected another student ({others})"]
+        if self.students[student.match].match is not None:
+            return [f"match is {student.match!r}, which is matched to another itself; match that one"]
+        return []
+
+    def _start_problems(self, student: StudentConfig) -> list[str]:
+        """Return why a student cannot start from the pretrained weights that it names, a line each."""
+        found = []
+        if student.match is not None:
+            found.append("match has no effect with backbone.source, whose sizes are given; leave one of them out")
+        if student.future_tokens() is not None:
+            found.append(
+                f"the method {student.method} cannot start from backbone.source, because its first head leaves out the "
+                "last blocks; give the student its own backbone"
+            )
+        return found if self.backbone_of(student).source is not None else []
+
+    def resolved(self) -> Recipe:
+        """Return the recipe with every default of students, SAE and teacher filled in."""
+        teacher = self.teacher
+        if teacher.source is None:
+            teacher = dataclasses.replace(
+                teacher, backbone=_with_options(teacher.backbone), precision=teacher.precision or "fp32"
+            )
+        return dataclasses.replace(
+            self,
+            teacher=teacher,
+            sae=dataclasses.replace(self.sae, max_active=self.sae.max_active or MAX_ACTIVE),
+            students={name: self._resolved_student(student) for name, student in self.students.items()},
+        )
+
+    def _resolved_student(self, student: StudentConfig) -> StudentConfig:
+        if student.method not in METHODS:  # `problems` reports it
+            return student
+        labels, backbone, mixer = self.labels_of(student), self.backbone_of(student), student.mixer_config()
+        own_labels = StudentLabels(labels.selection, labels.labels_per_token)
+        if mixer is not None and backbone.source is not None:
+            mixer = mixer.for_pretrained()
+        return dataclasses.replace(
+            student,
+            backbone=_with_options(backbone, widened=student.match is not None),
+            mixer=mixer or student.mixer,
+            labels=own_labels if student.learns_concepts() else student.labels,
+            distillation=student.distillation_config(),
+            num_future_tokens=student.future_tokens() or student.num_future_tokens,
+            learning_rate=self.training_of(student).learning_rate,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved recipe as nested dictionaries for records; the home folder is written as `~`."""
+        return portable.recipe_record(_without_sizes(dataclasses.asdict(self.resolved())))
+
+
+def _without_sizes(record: dict[str, Any]) -> dict[str, Any]:
+    """Drop the sizes of every backbone that has a source, which defines them."""
+    if "model_type" in record and record["source"] is not None:
+        return {"source": record["source"]}
+    return {key: _without_sizes(value) if isinstance(value, dict) else value for key, value in record.items()}
+
+
+def _with_options(sizes: BackboneConfig, widened: bool = False) -> BackboneConfig:
+    if sizes.source is not None:
+        return sizes
+    return dataclasses.replace(sizes, options={**default_options(sizes, widened), **sizes.options})
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file; `overrides` are command line options such as `--training.max_tokens=1000000`.
+
+    Raises:
+        InputError: no such file, not YAML, unknown keys, values of a wrong type or out of their range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no recipe at {path}; give the path of a YAML file, e.g. recipes/quickstart.yaml")
+    content = strict_yaml.load(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no recipe: expected keys such as name, output, corpus, students")
+    _, problems = settings.read(Recipe, content)
+    lines = [f"{path}: {line}" for line in problems]
+    given, command_line = _overrides(overrides)
+    for key, value in given.items():
+        _set(content, key.split("."), value)
+    recipe, together = settings.read(Recipe, content)
+    lines += [f"command line: {line}" for line in [*command_line, *together] if line not in problems]
+    if lines:
+        raise InputError("\n".join(lines))
+    assert isinstance(recipe, Recipe)
+    _expand_home(recipe)
+    return recipe
+
+
+def _expand_home(recipe: Recipe) -> None:
+    """Expand `~` in every path that the recipe reads; `Pipeline` expands it in the output."""
+    own = [student.backbone for student in recipe.students.values() if student.backbone is not None]
+    parts: list[Any] = [
+        recipe.corpus,
+        recipe.tokenizer,
+        recipe.teacher,
+        recipe.sae,
+        recipe.labels,
+        recipe.backbone,
+        *own,
+    ]
+    for part, key in [*((part, "source") for part in parts), (recipe.corpus, "validation_source")]:
+        if (source := getattr(part, key)) is not None:
+            setattr(part, key, os.path.expanduser(source))
+
+
+def recipe_of_run(content: dict[str, Any], folder: Path) -> Recipe:
+    """Return the recipe recorded in the run.json of `folder`.
+
+    Raises:
+        InputError: this version cannot read it.
+    """
+    recipe, problems = settings.read(Recipe, content)
+    if problems:
+        raise InputError(f"the recipe of {folder}: {'; '.join(problems)}")
+    assert isinstance(recipe, Recipe)
+    recipe.require_known_methods()
+    _expand_home(recipe)
+    return recipe
+
+
+def _overrides(options: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of command-line options by their dotted keys, and a line for each invalid option."""
+    given: dict[str, Any] = {}
+    problems: list[str] = []
+    rest = list(options)
+    while rest:
+        option = rest.pop(0)
+        if not option.startswith("--"):
+            problems.append(f"unexpected {option!r}; recipe keys are given as --key value")
+            continue
+        key, is_joined, written = option[2:].partition("=")
+        if not is_joined:
+            if not rest or rest[0].startswith("--"):
+                problems.append(f"--{key} has no value")
+                continue
+            written = rest.pop(0)
+        if key in given:
+            problems.append(f"--{key} is given twice; leave one of them out")
+        is_text = settings.accepts_text(settings.kind_of(Recipe, key)) and written != "null"
+        given[key] = written if is_text else strict_yaml.parse(written, f"--{key}")
+    return given, problems
+
+
+def _set(content: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Set a key of nested dictionaries; values in the way that are not dictionaries are replaced."""
+    for key in keys[:-1]:
+        inner = content.get(key)
+        content[key] = dict(inner) if isinstance(inner, dict) else {}
+        content = content[key]
+    content[keys[-1]] = value

@@ -1,0 +1,264 @@
+"""Run a recipe up to a stage: check it, lock its stages, and call the maker of each kind of stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Dataset
+
+from cocomix.common import distributed, fingerprint
+from cocomix.common.console import status
+from cocomix.common.locking import locked
+from cocomix.concepts.alignment import OtherTokens
+from cocomix.concepts.label_store import labels_fingerprint, labels_whole
+from cocomix.concepts.labelling import LabelsConfig
+from cocomix.concepts.predictions import predictions_whole
+from cocomix.concepts.reading import SameTokens, TeacherReader
+from cocomix.concepts.teacher import teacher_fingerprint
+from cocomix.data.documents import load_documents
+from cocomix.pipeline import make_artifacts, make_models, preflight, student_inputs
+from cocomix.pipeline.artifacts import Pipeline
+from cocomix.pipeline.methods import DistillationConfig
+from cocomix.pipeline.output_folder import check_output
+from cocomix.pipeline.recipe import Recipe
+from cocomix.pipeline.stage import Stage, StageResult
+from cocomix.pipeline.students import student_config
+
+
+def run_stages(pipeline: Pipeline, stages: Sequence[Stage]) -> None:
+    """Compute what is missing of `stages`, in order. The teacher is in memory only from its first use to its last."""
+    for number, stage in enumerate(stages, 1):
+        if distributed.is_first():
+            status(f"[{number}/{len(stages)}] {stage.name}{': already finished' if stage.is_done() else ''}")
+        if stage.kind == "student" and not pipeline.recipe.runs_teacher(pipeline.recipe.students[stage.arguments[0]]):
+            pipeline.release_teacher()
+        run_stage(pipeline, stage)
+    pipeline.release_teacher()
+
+
+def run_stage(pipeline: Pipeline, stage: Stage) -> None:
+    """Compute one stage unless it is finished; the stages that it needs must be."""
+    maker = MAKERS[stage.kind]
+    stage.run(
+        lambda folder: maker.make(pipeline, folder, *stage.arguments),
+        resumes=maker.resumes,
+        on_all_ranks=maker.on_all_ranks,
+    )
+
+
+def is_repairable(stage: Stage) -> bool:
+    """Return whether damaged parts of the finished stage can be detected and computed again in place."""
+    return MAKERS[stage.kind].is_intact is not None
+
+
+def repair_stage(pipeline: Pipeline, stage: Stage) -> bool:
+    """Compute the damaged shards of a finished stage again, in place; return whether there were any."""
+    maker = MAKERS[stage.kind]
+    if maker.is_intact is None or maker.is_intact(stage.folder):
+        return False
+    maker.make(pipeline, stage.folder, *stage.arguments)
+    return True
+
+
+class Maker(NamedTuple):
+    """How stages of one kind are computed."""
+
+    make: Callable[..., StageResult]
+    """Takes the pipeline, the folder to write into, and the stage's arguments."""
+    resumes: bool = True
+    """See `Stage.run`."""
+    on_all_ranks: bool = False
+    """See `Stage.run`."""
+    is_intact: Callable[[Path], bool] | None = None
+    """Verifies the checksums of a finished folder, in which `make` keeps every intact shard."""
+
+
+def _corpus(pipeline: Pipeline, folder: Path) -> StageResult:
+    recipe = pipeline.recipe
+    trainings = {"training": recipe.training}
+    if recipe.trains_teacher():
+        trainings["teacher.training"] = recipe.teacher.training
+    return make_artifacts.make_corpus(recipe.corpus, recipe.tokenizer, recipe.block_size, trainings, folder)
+
+
+def _teacher_corpus(pipeline: Pipeline, folder: Path) -> StageResult:
+    source = pipeline.recipe.teacher.source
+    assert source is not None
+    documents = pipeline.corpus_stage.folder / "documents"
+    return make_artifacts.make_teacher_corpus(source, documents, pipeline.recipe.block_size, folder)
+
+
+def _teacher(pipeline: Pipeline, folder: Path) -> StageResult:
+    recipe, corpus = pipeline.recipe, pipeline.teacher_corpus()
+    settings = make_models.RunSettings(
+        "teacher", "ntp", recipe.teacher.training, recipe.seed, recipe.parallel, recipe.to_dict()
+    )
+    data = student_inputs.training_data(pipeline, corpus, recipe.seed)
+    figures = make_models.make_teacher(recipe.teacher.backbone, data, settings, pipeline.teacher_stage.folder)
+    # Read back from the file, which is complete however the ranks shared the training.
+    return StageResult(teacher_fingerprint(pipeline.teacher()), figures)
+
+
+def _given_teacher(pipeline: Pipeline, folder: Path) -> StageResult:
+    config, teacher = pipeline.recipe.teacher, pipeline.teacher()
+    assert config.source is not None
+    summary = make_models.examine_pretrained(
+        teacher, "teacher", config.source, pipeline.teacher_corpus().validation, config.training.blocks_per_batch
+    )
+    return StageResult(teacher_fingerprint(teacher), {**summary, "dtype": str(teacher.dtype)})
+
+
+def _backbone(pipeline: Pipeline, folder: Path, source: str) -> StageResult:
+    model, training = pipeline.backbone(source).to(pipeline.device), pipeline.recipe.training
+    summary = make_models.examine_pretrained(
+        model, "backbone", source, pipeline.corpus().validation, training.blocks_per_batch
+    )
+    found = fingerprint.hash_tensors(model.state_dict().items())
+    return StageResult(found, {**summary, "stored_parameters": model.num_parameters()})
+
+
+def _sae(pipeline: Pipeline, folder: Path) -> StageResult:
+    recipe = pipeline.recipe
+    return make_artifacts.make_sae(
+        pipeline.teacher(),
+        pipeline.teacher_corpus(),
+        recipe.sae,
+        seed=recipe.seed,
+        blocks_per_batch=recipe.labels.blocks_per_batch,
+        folder=folder,
+    )
+
+
+def _labels(pipeline: Pipeline, folder: Path, config: LabelsConfig) -> StageResult:
+    corpus, inputs = pipeline.corpus(), pipeline.labels_stage_of(config).input_fingerprints()
+    sides = {"train": corpus.train, "validation": corpus.validation}
+    readers = {name: _reader(pipeline, name, blocks) for name, blocks in sides.items()}
+    extractor = student_inputs.concept_extractor(pipeline, config, pipeline.teacher())
+    return make_artifacts.make_labels(corpus, extractor, readers, config, inputs, folder)
+
+
+def _reader(pipeline: Pipeline, side: str, blocks: Dataset) -> TeacherReader:
+    documents = load_documents(pipeline.corpus_stage.folder, side)
+    if pipeline.recipe.labels.alignment == "tokens":
+        return SameTokens(blocks, pipeline.tokenizer(), documents)
+    assert documents is not None, "preflight refuses token files here"
+    context = getattr(pipeline.teacher_model_config, "max_position_embeddings", None)
+    return OtherTokens(
+        blocks, pipeline.recipe.block_size, documents, pipeline.tokenizer(), pipeline.teacher_tokenizer(), context
+    )
+
+
+def _external_labels(pipeline: Pipeline, folder: Path, config: LabelsConfig) -> StageResult:
+    info = pipeline.labels(config).info
+    return StageResult(labels_fingerprint(info), dataclasses.asdict(info))
+
+
+def _predictions(pipeline: Pipeline, folder: Path, config: DistillationConfig) -> StageResult:
+    inputs = pipeline.predictions_stage_of(config).input_fingerprints()
+    return make_artifacts.make_predictions(
+        pipeline.teacher(), pipeline.corpus(), config, pipeline.recipe.labels, inputs, folder
+    )
+
+
+def _catalog(pipeline: Pipeline, folder: Path) -> StageResult:
+    recipe = pipeline.recipe
+    documents = load_documents(pipeline.teacher_corpus_stage.folder, "train", texts=pipeline.corpus_stage.folder)
+    reader = SameTokens(pipeline.teacher_corpus().train, pipeline.teacher_tokenizer(), documents)
+    labelled = pipeline.labels()
+    extractor = student_inputs.concept_extractor(pipeline, recipe.labels, pipeline.teacher())
+    return make_artifacts.make_catalog(
+        extractor, reader, labelled, recipe.catalog, recipe.labels.blocks_per_batch, folder
+    )
+
+
+def _student(pipeline: Pipeline, folder: Path, name: str, seed: int) -> StageResult:
+    recipe, student = pipeline.recipe, pipeline.recipe.students[name]
+    inputs = student_inputs.student_inputs(pipeline, student, seed)
+    corpus, tokenizer = inputs.data.corpus, inputs.data.tokenizer
+    config = student_config(recipe, name, pipeline.student_context(corpus.vocab_size, tokenizer.eos_token_id))
+    source = recipe.backbone_of(student).source
+    pretrained = None if source is None else pipeline.backbone(source)
+    training = recipe.training_of(student)
+    settings = make_models.RunSettings(name, student.method, training, seed, recipe.parallel, recipe.to_dict())
+    return make_models.make_student(config, pretrained, inputs, settings, pipeline.student_stages[name, seed].folder)
+
+
+MAKERS = {
+    "corpus": Maker(_corpus, resumes=False),
+    "teacher corpus": Maker(_teacher_corpus),
+    "teacher": Maker(_teacher, on_all_ranks=True),
+    "given teacher": Maker(_given_teacher, on_all_ranks=True),
+    "backbone": Maker(_backbone),
+    "sae": Maker(_sae),
+    "labels": Maker(_labels, on_all_ranks=True, is_intact=labels_whole),
+    "external labels": Maker(_external_labels, on_all_ranks=True),
+    "predictions": Maker(_predictions, on_all_ranks=True, is_intact=predictions_whole),
+    "catalog": Maker(_catalog),
+    "student": Maker(_student, on_all_ranks=True),
+}
+"""The maker of each kind of stage."""
+
+
+def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
+    """Check a recipe, then run its stages up to `until`: corpus, teacher, sae, labels, catalog or students.
+
+    Args:
+        recipe: to run.
+        until: the last stage.
+        only: train this student only, with all its seeds.
+
+    Raises:
+        InputError: a line for each problem; nothing was written.
+    """
+    with prepared(recipe, until, only) as pipeline:
+        run_missing(pipeline, until, only)
+    return pipeline
+
+
+@contextmanager
+def prepared(recipe: Recipe, until: str, only: str | None = None) -> Iterator[Pipeline]:
+    """Check a recipe, then yield its pipeline with a lock on each stage that will run or may be repaired.
+
+    Other commands may run other stages of the same recipe, such as other students, at the same time.
+    """
+    recipe.require_known_methods()
+    pipeline = Pipeline(recipe)
+    with ExitStack() as stack:
+        if distributed.is_first():
+            wanted = _wanted(pipeline, until, only)
+            missing = [stage for stage in wanted if not stage.is_done()]
+            if missing:
+                check_output(pipeline, wanted)
+            repairable = [stage for stage in wanted if until == "labels" and is_repairable(stage)]
+            for stage in dict.fromkeys([*missing, *repairable]):
+                stack.enter_context(locked(stage.folder))
+            preflight.check(pipeline, wanted)
+        distributed.call_others()
+        yield pipeline
+
+
+def run_missing(pipeline: Pipeline, until: str, only: str | None = None) -> None:
+    """Run the unfinished stages of a `prepared` pipeline, and repair damaged shards if `until` is labels."""
+    stages = _wanted(pipeline, until, only)
+    finished = [stage for stage in stages if stage.is_done()]
+    is_complete = len(finished) == len(stages)
+    if not is_complete:
+        run_stages(pipeline, stages)
+    # Verifying checksums takes a while, so only the command that can repair a damaged shard does it.
+    repaired = until == "labels" and any([repair_stage(pipeline, stage) for stage in finished])
+    if is_complete and not repaired and distributed.is_first():
+        status(f"Nothing to do: everything is in {pipeline.folder} already.")
+
+
+def _wanted(pipeline: Pipeline, until: str, only: str | None) -> list[Stage]:
+    """Return the stages to run; InputError if the recipe lacks one."""
+    if only is None:
+        return pipeline.stages_until(until)
+    recipe = pipeline.recipe
+    recipe.require_student(only)
+    own = [pipeline.student_stages[only, seed] for seed in recipe.student_seeds()]
+    return list(dict.fromkeys(needed for stage in own for needed in stage.with_needs()))

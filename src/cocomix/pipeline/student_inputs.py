@@ -1,0 +1,127 @@
+"""Open what a student learns from: blocks with labels and predictions, the teacher's signals, the costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cocomix.concepts.attribution import ConceptExtractor
+from cocomix.concepts.labelling import LabelsConfig, label_in_equal_batches
+from cocomix.concepts.predictions import load_predictions
+from cocomix.concepts.teacher import residual_stream
+from cocomix.data.documents import load_documents
+from cocomix.data.packing import PackedCorpus
+from cocomix.data.streaming import BlockStream, open_stream
+from cocomix.objectives.cocomix import Labeller
+from cocomix.objectives.distillation import TeacherLogits
+from cocomix.objectives.hidden_states import HiddenStates
+from cocomix.pipeline.costs import preparation, teacher_flops
+from cocomix.pipeline.make_models import StudentInputs, TrainingData
+from cocomix.pipeline.methods import StudentConfig
+
+if TYPE_CHECKING:
+    from cocomix.pipeline.artifacts import Pipeline
+
+
+def student_inputs(pipeline: Pipeline, student: StudentConfig, seed: int) -> StudentInputs:
+    """Open everything that a student learns from, and check that it is what the stages recorded."""
+    corpus = pipeline.corpus()
+    blocks = student_blocks(pipeline, student, corpus)
+    data = training_data(pipeline, blocks, seed)
+    labels = None
+    if student.learns_concepts():
+        # Online labels of training text are not stored; counting the validation labels gives a stronger baseline.
+        labels = blocks.train if "concept_ids" in blocks.train.column_names else blocks.validation
+    labels_config = pipeline.recipe.labels_of(student)
+    return StudentInputs(
+        data,
+        student.objective(OnlineTeacher(pipeline, labels_config, corpus.info.vocab_size)),
+        labels,
+        teacher_flops(pipeline, student).total,
+        preparation(pipeline, student),
+    )
+
+
+def student_blocks(pipeline: Pipeline, student: StudentConfig, corpus: PackedCorpus) -> PackedCorpus:
+    """Return the corpus with the stored columns that a student learns from."""
+    train, validation = corpus.train, corpus.validation
+    labelled = pipeline.labels(pipeline.recipe.labels_of(student)) if student.learns_concepts() else None
+    if labelled is not None:
+        train, validation = train if labelled.train is None else labelled.train, labelled.validation
+    distillation = student.distillation_config()
+    if distillation is not None and distillation.top_k is not None:
+        predicted = load_predictions(pipeline.predictions_stage_of(distillation).folder)
+        if labelled is None or labelled.train is None:
+            train = predicted
+        else:  # both stages checked that they read this corpus, so their blocks are aligned
+            new = [name for name in predicted.column_names if name not in train.column_names]
+            train = concatenate_datasets([train, predicted.select_columns(new)], axis=1)
+    return PackedCorpus(train, validation, corpus.info)
+
+
+def training_data(pipeline: Pipeline, blocks: PackedCorpus, seed: int) -> TrainingData:
+    """Return blocks, documents and tokenizer for a training; a streamed corpus is read from its source instead."""
+    recipe, folder, tokenizer = pipeline.recipe, pipeline.corpus_stage.folder, pipeline.tokenizer()
+    documents = load_documents(folder, "validation")
+    train: Dataset | BlockStream = blocks.train
+    if recipe.corpus.streaming is not None:
+        excluded: list[str] = []
+        if recipe.corpus.validation_source is not None:
+            assert documents is not None, "preflight refuses token files here"
+            excluded = documents.texts(0, len(documents))
+        train = open_stream(recipe.corpus, tokenizer, excluded, block_size=recipe.block_size, seed=seed)
+    return TrainingData(train, blocks.validation, blocks.info, documents, tokenizer)
+
+
+class OnlineTeacher:
+    """What the teacher computes inside the training steps of one student (`TeacherSignals`).
+
+    Args:
+        pipeline: opens the teacher and the SAE when they are first used.
+        labels: how the student's labels are computed.
+        vocab_size: V; logits of further tokens, which no text contains, are cut off.
+    """
+
+    def __init__(self, pipeline: Pipeline, labels: LabelsConfig, vocab_size: int) -> None:
+        self._pipeline, self._labels, self._vocab_size = pipeline, labels, vocab_size
+        self._teacher: Callable[[], PreTrainedModel] = cache(pipeline.teacher)
+
+    def labeler(self) -> Labeller | None:
+        """Return the labeling of a batch, bit-identical to stored labels; None if the labels are stored."""
+        if not self._labels.online:
+            return None
+        extractor = concept_extractor(self._pipeline, self._labels, self._teacher())
+        size = self._labels.blocks_per_batch
+        return lambda input_ids: label_in_equal_batches(extractor, input_ids, None, size).ids
+
+    def logits(self) -> TeacherLogits:
+        """Return the teacher's forward pass."""
+        teacher, vocab_size = self._teacher(), self._vocab_size
+
+        def logits(input_ids: Tensor) -> Tensor:
+            with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
+                return teacher(input_ids=input_ids, use_cache=False).logits[..., :vocab_size]
+
+        return logits
+
+    def hidden_states(self) -> HiddenStates:
+        """Return the teacher's forward pass up to the tapped block."""
+        teacher, layer = self._teacher(), self._pipeline.recipe.sae.teacher_layer
+
+        def hidden_states(input_ids: Tensor) -> Tensor:
+            with torch.autocast(input_ids.device.type, enabled=False):
+                return residual_stream(teacher, input_ids, layer)
+
+        return hidden_states
+
+
+def concept_extractor(pipeline: Pipeline, config: LabelsConfig, teacher: PreTrainedModel) -> ConceptExtractor:
+    """Return the recipe's teacher and SAE with the selection of `config`."""
+    layer = pipeline.recipe.sae.teacher_layer
+    return ConceptExtractor(teacher, pipeline.sae(), layer, config.labels_per_token, config.selection)

@@ -1,0 +1,81 @@
+"""Write the report's section on a model's concepts: best predicted concepts, a traced sentence, a steered text."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from cocomix.common.console import table, visible
+
+
+def concept_section(shown: dict[str, Any]) -> list[str]:
+    """Return the parts of the section in Markdown.
+
+    Args:
+        shown: a `Showcase` as a dictionary.
+    """
+    parts = [f"## Concepts of `{shown['student']}`"]
+    if best := shown["best"]:
+        parts += [
+            _best_table(best),
+            f"Concepts with the best F1 on the first {shown['blocks']} blocks of validation text, among those that are "
+            "labels often enough there; the same blocks select and score them. A concept counts as predicted at a "
+            "token with A labels if it is among the A most probable concepts. Precision: share of these predictions "
+            "that are labels. Recall: share of its labels that are predicted. Token table: the recall of each token's "
+            "most frequent training labels. Names are hints: the tokens whose logits the concept raises most, unless "
+            "the catalog has better names.",
+        ]
+    if contexts := [f"- {_named(each)}: {_contexts(each['contexts'])}" for each in best if each["contexts"]]:
+        parts += ["Where they are most active in the teacher:", "\n".join(contexts)]
+    parts += [
+        "### One sentence of validation text",
+        "\n".join(map(_traced, shown["trace"])),
+        "For each token, the three concepts with the largest logits. In parentheses: the concept's effect on the "
+        "log-probability of the next token, in nats, measured by leaving the concept out. The last token is followed "
+        "by the model's own prediction.",
+    ]
+    if sample := shown["sample"]:
+        parts += [
+            "### One text, plain and steered",
+            "\n".join(f"- {name}: {literal(sample[name])}" for name in ("prompt", "plain", "steered")),
+            f"Steered: {sample['strength']:g} standard deviations of the concept logits are added to concept "
+            f"{_named(sample)}, the first of the table, at every token. Both texts use the same random numbers. This "
+            "is one example, not selected for its effect; `cocomix evaluate steering` measures the effect on many.",
+        ]
+    return parts
+
+
+def _best_table(best: list[dict[str, Any]]) -> str:
+    rows = [
+        [
+            _named(each),
+            f"{each['frequency']:.2%}",
+            *(f"{each[key]:.1%}" for key in ("precision", "recall", "table_recall")),
+        ]
+        for each in best
+    ]
+    return table(["concept", "share of labeled tokens", "precision", "recall", "token table"], rows)
+
+
+def _contexts(contexts: list[dict[str, Any]]) -> str:
+    """Format the contexts in which a concept is active, with the token in «»."""
+    return " — ".join(
+        f"{literal(each['before'])}«{literal(each['token'])}»{literal(each['after'])}" for each in contexts
+    )
+
+
+def _traced(step: dict[str, Any]) -> str:
+    """Format a token of the sentence with its concepts and their effects."""
+    concepts = "; ".join(f"{_named(each)} ({each['effect']:+.2f})" for each in step["concepts"])
+    text, following = literal(step["text"]), literal(step["next_text"])
+    return f"- «{text}» → «{following}», log p {step['next_logprob']:.2f}: {concepts}"
+
+
+def _named(concept: dict[str, Any]) -> str:
+    name = concept["name"]
+    return f"{concept['concept_id']}" + (f" {literal(name)}" if name else "")
+
+
+def literal(text: str) -> str:
+    """Escape text so that Markdown shows it literally, in one line."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", visible(text))

@@ -1,0 +1,285 @@
+"""Write the text, tables and plots of a report that compares runs."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from statistics import fmean, stdev
+from typing import Any
+
+from cocomix.common.console import table
+from cocomix.reporting.concept_report import concept_section
+from cocomix.reporting.costs import AXES
+from cocomix.reporting.tables import evaluation_tables
+from cocomix.reporting.wording import caveats, comparison_sentences, concept_sentences, provenance_lines, verdict_note
+from cocomix.training import older_records
+
+CURVES = "curves.png"
+CURVE_AXES = ("tokens", "student_flops", "all_flops")
+EVALUATION_NOTE = (
+    "Measured by `cocomix evaluate`. In parentheses: 95 % intervals over documents, that is, the variation to expect "
+    "with other text of the same kind. Tasks: lm-evaluation-harness, value ± standard error."
+)
+PUBLISHED_SETTINGS = (
+    "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels by `attribution`."
+)
+
+
+def curves_picture(results: dict[str, Any]) -> bytes:
+    """Plot the mean validation loss of each group against tokens and FLOPs, with a band over seeds; returns a PNG."""
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+
+    groups, colors = results["groups"], len(rcParams["axes.prop_cycle"])
+    many = len(groups) > colors
+    figure = Figure(figsize=(14, 7) if many else (13, 4), dpi=120, layout="constrained")
+    panels = dict(zip(CURVE_AXES, figure.subplots(1, len(CURVE_AXES), sharey=True), strict=True))
+    for number, (name, members) in enumerate(groups.items()):
+        style = ("-", "--", ":")[number // colors % 3]  # the colors repeat
+        runs = [results["students"][member] for member in members]
+        losses = [[point["loss"] for point in run["curve"]] for run in runs]
+        low, mean, high = ([f(column) for column in zip(*losses, strict=True)] for f in (min, fmean, max))
+        for axis, axes in panels.items():
+            at = [fmean(column) for column in zip(*(run["costs"][axis] for run in runs), strict=True)]
+            (line,) = axes.plot(at, mean, style, marker=".", label=name if axis == "tokens" else None)
+            if len(runs) > 1:
+                axes.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    for axis, axes in panels.items():
+        axes.set(xlabel=AXES[axis].label)
+        axes.grid(alpha=0.3)
+    panels["tokens"].set(ylabel="validation loss, nats per token")
+    if many:
+        figure.legend(loc="outside lower center", ncols=6)
+    else:
+        panels["tokens"].legend()
+    picture = BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
+
+
+def equal_cost_table(results: dict[str, Any]) -> str:
+    """Build a table of each group's mean loss at equal cost, with the standard deviation over seeds."""
+    equal = results["equal_cost"]
+    header = [
+        "loss at equal cost",
+        "seeds",
+        f"{equal['tokens']['budget'] / 1e6:,.3g}M tokens",
+        f"{equal['student_flops']['budget']:.2e} FLOPs",
+        f"{equal['all_flops']['budget']:.2e} FLOPs, all shared",
+        f"{equal['single_run_flops']['budget']:.2e} FLOPs, all for one run",
+        duration(equal["seconds"]["budget"]),
+    ]
+    rows = [
+        [name, str(len(members)), *(_mean_and_scatter([equal[axis]["losses"][m] for m in members]) for axis in equal)]
+        for name, members in results["groups"].items()
+    ]
+    return table(header, rows)
+
+
+def _mean_and_scatter(losses: list[float | None]) -> str:
+    known = [loss for loss in losses if loss is not None]
+    if len(known) < len(losses):
+        return "–"
+    return f"{fmean(known):.4f}" + (f" ± {stdev(known):.4f}" if len(known) > 1 else "")
+
+
+def students_table(results: dict[str, Any]) -> str:
+    """Build a table of each student's size, cost and losses; with the teacher's tokens too, where known."""
+    teacher_tokens = results.get("teacher", {}).get("tokens")
+    header = [
+        "student",
+        "stored",
+        "activated",
+        "tokens",
+        *(["tokens, with teacher's"] if teacher_tokens else []),
+        "FLOPs",
+        "FLOPs, all for one run",
+        "time",
+        "tokens/s",
+        "loss",
+        "perplexity",
+        "bits/byte",
+    ]
+    rows = [
+        [
+            name,
+            f"{student['stored_parameters'] / 1e6:.2f}M",
+            f"{student['activated_parameters'] / 1e6:.2f}M",
+            f"{student['tokens'] / 1e6:.2f}M",
+            *([_tokens_with_teacher(student, teacher_tokens)] if teacher_tokens else []),
+            f"{student['training_flops']:.2e}",
+            f"{student['costs']['single_run_flops'][-1]:.2e}",
+            duration(student["timing"]["seconds"]),
+            f"{student['timing']['tokens_per_second']:,.0f}",
+            f"{student['metrics']['loss']:.4f}",
+            f"{student['metrics']['perplexity']:.2f}",
+            f"{student['metrics']['bits_per_byte']:.4f}",
+        ]
+        for name, student in results["students"].items()
+    ]
+    return table(header, rows)
+
+
+def _tokens_with_teacher(student: dict[str, Any], teacher_tokens: int) -> str:
+    """Return the training tokens of a student and of the teacher that it learns from."""
+    return f"{(student['tokens'] + (teacher_tokens if student['preparation'] else 0)) / 1e6:.2f}M"
+
+
+NONE = "–"
+"""Cell for a figure that is unknown or a setting that has no effect."""
+CONCEPT_LOSSES = {
+    "concept_loss": "concept loss",
+    "token_table_loss": "loss of token table",
+    "concept_loss_floor": "floor",
+}
+CONCEPT_SHARES = {
+    "concept_precision": "precision",
+    "concept_recall": "recall",
+    "token_table_recall": "recall of token table",
+    "constant_recall": "constant recall",
+}
+"""Column headers by metric of a run; runs of older versions lack some metrics."""
+
+
+def concepts_table(students: dict[str, Any]) -> str | None:
+    """Build a table of how well each cocomix student predicts its labels; None without cocomix students."""
+    rows = [
+        [
+            name,
+            *(f"{m[key]:.3f}" if key in m else NONE for key in CONCEPT_LOSSES),
+            *(f"{m[key]:.1%}" if key in m else NONE for key in CONCEPT_SHARES),
+        ]
+        for name, m in ((name, student["metrics"]) for name, student in students.items())
+        if "concept_loss" in m
+    ]
+    return table(["student", *CONCEPT_LOSSES.values(), *CONCEPT_SHARES.values()], rows) if rows else None
+
+
+def duration(seconds: float) -> str:
+    """Format seconds as seconds, minutes or hours."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+SETTINGS = (
+    "mixes in",
+    "how",
+    "slot",
+    "after blocks",
+    "loss weight",
+    "K",
+    "labels per token",
+    "distillation",
+    "learning rate",
+)
+
+
+def settings_table(recipe: dict[str, Any]) -> str | None:
+    """Build a table of the students' settings other than the backbone; None if there are none.
+
+    A dash marks a setting that has no effect.
+    """
+    students = older_records.complete_students(recipe)
+    rows = {
+        name: [*_mixed(student), _labeled(student), _distilled(student), rate]
+        for (name, student), rate in zip(students.items(), _learning_rates(recipe), strict=True)
+    }
+    shown = {name: row for name, row in rows.items() if any(cell != NONE for cell in row)}
+    used = [at for at in range(len(SETTINGS)) if any(row[at] != NONE for row in shown.values())]
+    header = ["student", *(SETTINGS[at] for at in used)]
+    return table(header, [[name, *(row[at] for at in used)] for name, row in shown.items()]) if shown else None
+
+
+def _mixed(student: dict[str, Any]) -> list[str]:
+    """Return content, mixing, slot, insertion layer, λ and K of a student's mixer."""
+    if student["mixer"] is None:
+        return [NONE] * 6
+    mixer = student["mixer"]
+    content = "pause" if student["method"] == "pause" else mixer["content"]
+    return [
+        f"{content} ({mixer['regression_loss']})" if content == "hidden_states" else content,
+        mixer["mixing"],
+        mixer["concept_slot"] if mixer["mixing"] != "none" else NONE,
+        str(mixer["insert_layer"]),
+        NONE if content == "pause" else f"{mixer['concept_loss_weight']:g}",
+        str(mixer["num_active_concepts"]) if content == "concepts" else NONE,
+    ]
+
+
+def _labeled(student: dict[str, Any]) -> str:
+    if student["method"] != "cocomix" or student["mixer"]["content"] != "concepts":
+        return NONE
+    return f"{student['labels']['labels_per_token']} by {student['labels']['selection']}"
+
+
+def _distilled(student: dict[str, Any]) -> str:
+    distillation = student.get("distillation")
+    if not distillation:
+        return NONE
+    top = f", top {distillation['top_k']}" if distillation["top_k"] else ""
+    return f"{distillation['weight']:g} at τ {distillation['temperature']:g}{top}"
+
+
+def _learning_rates(recipe: dict[str, Any]) -> list[str]:
+    """Return each student's learning rate; dashes if all use the recipe's, which older records leave out."""
+    rates = [student.get("learning_rate") for student in recipe["students"].values()]
+    alike = all(rate in (None, recipe["training"]["learning_rate"]) for rate in rates)
+    return [NONE if alike or rate is None else f"{rate:g}" for rate in rates]
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Render the report as Markdown."""
+    parts = [f"# {results['name']}", students_table(results), equal_cost_table(results)]
+    parts.append(
+        "FLOPs: the student's own training. All shared: adds the teacher's computation during training and an equal "
+        "share of teacher, SAE and labels, divided among the runs here that learn from them. All for one run: charges "
+        "all of these to this run alone. Loss at equal cost: the loss at the total cost of the cheapest run; a dash if "
+        "a run exceeds this cost by its first evaluation."
+    )
+    parts += comparison_sentences(results)
+    if note := verdict_note(results):
+        parts.append(note)
+    parts.append(f"![Validation loss by tokens and by FLOPs]({CURVES})")
+    concepts = concepts_table(results["students"])
+    if concepts:
+        parts += [
+            "## Concepts",
+            concepts,
+            "Computed over validation tokens that have labels. Concept loss: nats per token; floor: the loss of a "
+            "prediction that knows the labels. Precision: share of the predicted concepts (the model's top K) that are "
+            "labels; it cannot reach 100% with fewer labels than predictions. Recall: share of the labels that are "
+            "predicted. Two baselines need no model: the token table predicts the K most frequent training labels of "
+            "the current token; constant recall is the recall of the K most frequent labels overall. Labels computed "
+            "in the training step are not stored; the baselines are then counted on the validation labels, which "
+            "favors them.",
+            *concept_sentences(results["students"]),
+        ]
+    if shown := results.get("showcase"):
+        parts += concept_section(shown)
+    if measured := evaluation_tables(results["evaluations"]):
+        parts += [
+            "## Evaluation",
+            *measured,
+            EVALUATION_NOTE,
+        ]
+    parts += ["## How to read these results", bullets(caveats(results))]
+    provenance = provenance_lines(results)
+    if provenance:
+        parts += ["## Provenance", bullets(provenance)]
+    settings = settings_table(results["recipe"]) if "recipe" in results else None
+    if settings:
+        parts += [settings, PUBLISHED_SETTINGS]
+    if environment := results.get("environment"):
+        versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+        parts.append(
+            f"Measured on {environment['date']} with {environment['hardware']}; cocomix commit "
+            f"{environment['commit'] or 'unknown'}; {versions}; command `{environment['command']}`."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def bullets(lines: list[str]) -> str:
+    """Format lines as a Markdown list."""
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,104 @@
+"""Complete older records, which omit settings that had the default value, with the defaults of their time.
+
+Current records hold every setting, so these functions return them unchanged. The values below are the defaults of the
+last version that omitted settings; they do not change when a default changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cocomix.common import portable
+from cocomix.models.building import BackboneConfig, default_options
+
+MIXER = {
+    "insert_layer": 3,
+    "content": "concepts",
+    "num_active_concepts": 32,
+    "mixing": "interleave",
+    "concept_slot": "residual",
+    "slot_positions": "interleaved",
+    "concept_loss_weight": 1.0,
+    "regression_loss": "l2",
+}
+DISTILLATION = {"weight": 0.1, "temperature": 1.0, "top_k": None}
+NUM_FUTURE_TOKENS = 2
+MAX_ACTIVE = 256
+
+
+def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a run with every setting; ValueError if it is not a recipe."""
+    try:
+        found = portable.recipe_record(recipe)
+        completed = {"students": complete_students(found), "sae": _sae(found["sae"])}
+        return {**found, **completed, "teacher": _teacher(found["teacher"])}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"its recipe is damaged ({type(error).__name__}: {error})") from None
+
+
+def complete_students(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the students of a run's or report's recipe with every setting."""
+    return {
+        name: _student(student, recipe["backbone"], recipe["training"]["learning_rate"], recipe["labels"])
+        for name, student in recipe["students"].items()
+    }
+
+
+def complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a stage's record with every setting of a current record; damaged ones unchanged.
+
+    If a student used the labels of its recipe, they are taken from `wanted`: the student's inputs identify them.
+    """
+    try:
+        return _complete_settings(recorded, wanted)
+    except (AttributeError, KeyError, TypeError):
+        return recorded
+
+
+def _complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    found = portable.recipe_record(recorded)
+    if "teacher" in found:
+        found["teacher"] = _teacher(found["teacher"])
+    if "sae" in found:
+        found["sae"] = _sae(found["sae"])
+    if "student" in found:
+        backbone = found.pop("backbone", None)
+        labels = wanted["student"]["labels"]
+        found["student"] = _student(found["student"], backbone, found["training"]["learning_rate"], labels)
+        if found["match"] is not None:
+            found["match"] = _student(found["match"], backbone, None, (wanted["match"] or {}).get("labels"))
+    return found
+
+
+def _student(
+    student: dict[str, Any], backbone: Any, learning_rate: float | None, labels: dict[str, Any] | None
+) -> dict[str, Any]:
+    method, found = student["method"], dict(student)
+    if method in ("cocomix", "pause"):
+        found["mixer"] = found.get("mixer") or dict(MIXER)
+    if method == "cocomix" and found["mixer"]["content"] == "concepts" and labels is not None:
+        own = found.get("labels") or {}
+        found["labels"] = {key: own.get(key) or labels[key] for key in ("selection", "labels_per_token")}
+    if method == "kd":
+        found["distillation"] = found.get("distillation") or dict(DISTILLATION)
+    if method == "mtp":
+        found["num_future_tokens"] = found.get("num_future_tokens") or NUM_FUTURE_TOKENS
+    found["learning_rate"] = found.get("learning_rate") or learning_rate
+    found["backbone"] = _backbone(found["backbone"] or backbone, widened=found["match"] is not None)
+    return found
+
+
+def _teacher(teacher: dict[str, Any]) -> dict[str, Any]:
+    if teacher["source"]:
+        return teacher
+    return {**teacher, "backbone": _backbone(teacher["backbone"]), "precision": teacher["precision"] or "fp32"}
+
+
+def _backbone(backbone: dict[str, Any], widened: bool = False) -> dict[str, Any]:
+    if backbone.get("source"):
+        return backbone
+    return {**backbone, "options": {**default_options(BackboneConfig(**backbone), widened), **backbone["options"]}}
+
+
+def _sae(sae: dict[str, Any]) -> dict[str, Any]:
+    return {**sae, "max_active": sae["max_active"] or MAX_ACTIVE}

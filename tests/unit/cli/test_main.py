@@ -1,0 +1,172 @@
+"""What the system refuses, and what interrupts a command, takes one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cocomix.cli import main, options
+from cocomix.common import starting
+from cocomix.common.console import show
+from cocomix.common.errors import InputError
+
+INTERRUPTED_AT_AN_IMPORT = """
+import os, signal, sys
+
+class Interrupt:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background without it
+sys.meta_path.insert(0, Interrupt)
+sys.orig_argv = [sys.executable, *sys.argv[1:]]
+from cocomix.cli.main import main
+main(["compare", "runs/none"])
+"""
+
+
+def raising(error: BaseException) -> Callable[[list[str]], int]:
+    def run(_: list[str]) -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("one\ntwo"), 2, "cocomix: one\ncocomix: two\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "out/corpus"),
+            2,
+            "cocomix: out/corpus: Permission denied: ",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "cocomix: No space left on device: free some space; "),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "page"), 2, "cocomix: page: Is a directory\n"),
+        (OSError("gpt9 is not a model\n\nor a folder"), 2, "cocomix: gpt9 is not a model or a folder\n"),
+        (KeyboardInterrupt(), 130, "\ncocomix: interrupted; "),
+        (BrokenPipeError(), 141, ""),
+    ],
+)
+def test_failures_take_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
+) -> None:
+    monkeypatch.setattr(main, "_dispatch", raising(error))
+    assert main.main([]) == code
+    told = capsys.readouterr().err
+    assert told.startswith(line) and told.count("cocomix: ") == line.count("cocomix: ")
+
+
+def test_mistakes_of_the_program_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "_dispatch", raising(TypeError("a bug")))
+    with pytest.raises(TypeError, match="a bug"):
+        main.main([])
+
+
+@pytest.mark.parametrize(
+    ("output", "encoding", "code", "told"),
+    [
+        (
+            "/dev/full",
+            "utf-8",
+            2,
+            "cocomix: the results cannot be written to standard output: No space left on device\n",
+        ),
+        ("pipe that nobody reads", "utf-8", 141, ""),
+        ("/dev/null", "latin-1", 0, ""),
+        (None, "utf-8", 0, ""),
+    ],
+)
+def test_results_that_cannot_be_printed(
+    tmp_path: Path, output: str | None, encoding: str, code: int, told: str
+) -> None:
+    child = os.fork()
+    if child == 0:
+        sys.stderr = (tmp_path / "err").open("w")
+        if output is None:
+            sys.stdout = None  # type: ignore[assignment]
+        elif output == "pipe that nobody reads":
+            read, write = os.pipe()
+            os.close(read)
+            sys.stdout = os.fdopen(write, "w", encoding=encoding)
+        else:
+            sys.stdout = os.fdopen(os.open(output, os.O_WRONLY), "w", encoding=encoding)
+        main._dispatch = lambda _: show("loss 1.0 – 2.0") or 0  # type: ignore[func-returns-value]
+        found = main.main([])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(found)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    assert (tmp_path / "err").read_text() == told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["-m", "cocomix", "run", "r.yaml"], 130, "\ncocomix: interrupted while starting; nothing was changed\n"),
+        (["-m", "somebody.elses"], -signal.SIGINT, "KeyboardInterrupt\n"),
+    ],
+)
+def test_an_interruption_while_the_libraries_load(arguments: list[str], code: int, told: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT, *arguments]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == code and found.stderr.endswith(told)
+    assert ("Traceback" in found.stderr) == (code != 130)
+
+
+def test_interruptions_are_exceptions_again_once_a_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "cocomix"])
+    try:
+        starting.exit_quietly_while_loading()
+        assert signal.getsignal(signal.SIGINT) not in (before, signal.default_int_handler)
+        starting.raise_interruptions()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_help_fits_on_a_screen_and_lists_the_commands_in_the_order_of_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= main.WIDTH
+    listed = [line.strip() for line in lines[lines.index("Start:") :]]
+    names = [name for panel, commands in main.COMMANDS.items() for name in (f"{panel}:", *commands)]
+    positions = [next(i for i, line in enumerate(listed) if line.startswith(name)) for name in names]
+    assert positions == sorted(positions)
+
+
+def test_every_command_has_a_help_text() -> None:
+    texts = main.help_texts()
+    assert list(texts) == ["cocomix", *(f"cocomix {name}" for panel in main.COMMANDS.values() for name in panel)]
+    for name, text in texts.items():
+        assert text.startswith(f"Usage: {name} ") and len(text.splitlines()) < 45
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["generate", "--help"], ["compare"]])
+def test_what_needs_no_libraries_loads_none(arguments: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "cocomix", *arguments]
+    loaded = {
+        line.split("|")[-1].strip()
+        for line in subprocess.run(command, capture_output=True, text=True).stderr.splitlines()
+    }
+    assert "cocomix.cli.main" in loaded and not {"torch", "transformers", "datasets", "numpy"} & loaded
+
+
+def test_warnings_of_libraries_are_shown_but_for_those_to_developers() -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        options.load_libraries()
+        for category in (UserWarning, RuntimeWarning, FutureWarning, DeprecationWarning):
+            warnings.warn_explicit("said", category, "optimizer.py", 1, module="torch.optim")
+    assert [each.category for each in shown] == [UserWarning, RuntimeWarning]

@@ -1,0 +1,52 @@
+"""The recipes that come with the program can be run as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cocomix.pipeline.artifacts import Pipeline
+from cocomix.pipeline.recipe import load_recipe
+from cocomix.pipeline.students import StudentContext, student_config
+
+FOLDER = Path(__file__).parents[3] / "recipes"
+RECIPES = [
+    path
+    for path in sorted(FOLDER.glob("*.yaml"))
+    if not path.stem.startswith(("gpt2-", "llama-"))  # of clusters: tests/unit/planning/test_paper_recipes.py
+]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_has_no_problems_and_students_that_can_be_built(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.problems() == []
+    assert (recipe.name, recipe.output) == (path.stem, f"runs/{path.stem}")
+    context = Pipeline(recipe).student_context(recipe.tokenizer.vocab_size, eos_token_id=0)
+    for name in recipe.students:
+        student_config(recipe, name, context)
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "evidence").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_of_the_study_has_no_problems_and_students_that_can_be_built(path: Path) -> None:
+    """Those that go on from another's teacher and SAE are built with its sizes."""
+    recipe = load_recipe(path)
+    assert recipe.problems() == []
+    assert (recipe.name, recipe.output) == (f"evidence-{path.stem}", f"runs/evidence/{path.stem}")
+    context = StudentContext(vocab_size=2048, eos_token_id=0, num_concepts=1024, teacher_hidden_size=192)
+    for name in recipe.students:
+        student_config(recipe, name, context)
+
+
+def test_the_ablations_hold_the_papers_set() -> None:
+    """Section 4.3: selection, target, components, conditioning, pause tokens with and without distillation."""
+    students = load_recipe(next(path for path in RECIPES if path.stem == "ablations")).students
+    mixers = [student.mixer for student in students.values() if student.method == "cocomix" and student.mixer]
+    assert {"ntp", "kd", "pause", "mtp", "cocomix"} == {student.method for student in students.values()}
+    assert any(student.method == "pause" and student.distillation for student in students.values())
+    assert {mixer.mixing for mixer in mixers} == {"interleave", "add", "none"}
+    assert {m.regression_loss for m in mixers if m.content == "hidden_states"} == {"l1", "l2", "cosine"}
+    assert 0.0 in {mixer.concept_loss_weight for mixer in mixers}
+    selections = {student.labels.selection for student in students.values() if student.labels}
+    assert {"activation", "attribution_abs", "attribution_negative"} <= selections

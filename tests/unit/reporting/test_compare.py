@@ -1,0 +1,89 @@
+"""Reading costs off curves, and saying so in words."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cocomix.common.console import table
+from cocomix.reporting.costs import cost_to_reach
+from cocomix.reporting.report import duration
+from cocomix.reporting.wording import _seed_caveat, comparison_sentences
+from cocomix.training.validation import bits_per_byte, concept_hits
+
+TOKENS, LOSSES = np.array([100.0, 200.0, 300.0]), np.array([4.0, 3.0, 2.8])
+
+
+@pytest.mark.parametrize(
+    ("loss", "tokens"),
+    [(3.5, 150), (3.0, 200), (2.9, 250), (2.8, 300), (2.7, None), (5.0, 100)],
+)
+def test_costs_to_reach_a_loss_are_read_between_evaluations(loss: float, tokens: float | None) -> None:
+    assert cost_to_reach(TOKENS, LOSSES, loss) == (None if tokens is None else pytest.approx(tokens))
+
+
+def test_the_first_crossing_counts_where_a_curve_rises_again() -> None:
+    assert cost_to_reach(np.array([1.0, 2.0, 3.0]), np.array([4.0, 2.0, 3.0]), 3.0) == pytest.approx(1.5)
+
+
+def test_a_difference_is_stated_with_its_intervals() -> None:
+    comparison = {
+        "run": "a",
+        "baseline": "b",
+        "loss_difference": -0.1,
+        "loss_over_seeds": {"sd": 0.02, "interval": [-0.15, -0.05], "seeds": 3},
+        "documents": {"interval": [-0.13, -0.07], "documents": 50, "p_value": 0.0004},
+        "seeds": (3, 3),
+        "tokens_to_baseline_loss": None,
+        "tokens_at_most": False,
+        "tokens_over_seeds": None,
+        "verdict_over_seeds": None,
+        "verdict_over_documents": None,
+    }
+    results = {"students": {"a, seed 0": {"tokens": 1000}}, "groups": {"a": ["a, seed 0"]}}
+    (lower,) = comparison_sentences({**results, "comparisons": [comparison]})
+    assert "0.1000 nats lower" in lower
+    assert "(standard deviation over 3 seeds 0.0200, 95 % interval -0.1500 to -0.0500; 95 % interval over 50" in lower
+    assert "50 validation documents -0.1300 to -0.0700, p = 0.0004)" in lower
+    alone = {"loss_difference": 0.1, "loss_over_seeds": None, "documents": None, "seeds": (1, 1)}
+    (higher,) = comparison_sentences({**results, "comparisons": [{**comparison, **alone}]})
+    assert "0.1000 nats higher" in higher
+    assert "seeds" not in higher
+
+
+def test_groups_with_one_seed_are_named() -> None:
+    one, two = {"a": ["a"]}, {"b": ["b, seed 0", "b, seed 1"]}
+    students = {name: {"seed": int(name[-1] == "1"), "preparation": {}} for name in ("a", "b, seed 0", "b, seed 1")}
+    assert _seed_caveat({"students": students, "groups": one | two}).startswith("One seed of a: the variation")
+    assert _seed_caveat({"students": students, "groups": one}).startswith("One seed (0, 1) per student")
+    assert _seed_caveat({"students": students, "groups": two}).startswith("Seeds 0, 1: the deviation")
+
+
+def test_bits_per_byte() -> None:
+    assert bits_per_byte(math.log(2) * 6, 3.0) == pytest.approx(2.0)
+
+
+def test_concept_hits_against_sets() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 30)
+    labels = torch.stack([torch.randperm(30)[:4] for _ in range(10)]).view(2, 5, 4)
+    labels[0, 0] = -100
+    labels[1, 2, 1:] = -100
+    expected = sum(
+        len(set(logits[b, t].topk(6).indices.tolist()) & set(labels[b, t].tolist())) for b in range(2) for t in range(5)
+    )
+    assert concept_hits(logits, labels, 6).item() == expected > 0
+
+
+def test_a_table_lines_up() -> None:
+    lines = table(["name", "loss"], [["ntp", "4.1"], ["cocomix", "10.25"]]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2] == "| ntp     |   4.1 |"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (65, "1 min 5 s"), (3700, "1 h 1 min")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,56 @@
+"""What a report shows of concepts: the sentence that is traced, and text of any kind in Markdown."""
+
+from __future__ import annotations
+
+from html import unescape
+
+import pytest
+from markdown_it import MarkdownIt
+
+from cocomix.data.tokenizer import train_tokenizer
+from cocomix.reporting.concept_report import concept_section, literal
+from cocomix.reporting.showcase import first_sentence
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["abc"], 257)  # a token for each byte
+
+
+def test_the_first_whole_sentence_is_traced(tokenizer) -> None:
+    texts = ["of a block. Too short. This one is long enough, I say. And so on.", "other"]
+    assert first_sentence(texts, tokenizer, 100) == "This one is long enough, I say."
+    assert first_sentence(texts, tokenizer, 8) == "This one"
+    assert first_sentence(["cut off", "def f():\n    return a + b * c\n"], tokenizer, 100) == "return a + b * c"
+
+
+@pytest.mark.parametrize(("texts", "expected"), [(["", "\n", "word"], "word"), (["\n\n a"], "a"), ([""], ""), ([], "")])
+def test_where_there_is_no_sentence(tokenizer, texts: list[str], expected: str) -> None:
+    assert first_sentence(texts, tokenizer, 16) == expected
+
+
+def test_no_character_is_cut_in_two(tokenizer) -> None:
+    assert first_sentence(["x\nhe said é to me"], tokenizer, 9) == "he said"
+
+
+@pytest.mark.parametrize(
+    "text", ["<script>1</script>", "a|b", "`x` *y* _z_ [l](m) ![i](j)", "# 1. - \\", "&amp; ~~s~~", "$%^@:;"]
+)
+def test_any_text_is_shown_as_it_is(text: str) -> None:
+    concept = {"concept_id": 7, "name": text, "frequency": 0.1, "precision": 0.5, "recall": 0.5, "table_recall": 0.4}
+    context = {"before": text, "token": text, "after": text}
+    step = {"text": text, "next_text": text, "next_logprob": -1.0, "concepts": [concept | {"effect": 0.5}]}
+    sample = {"concept_id": 7, "name": text, "strength": 4.0, "prompt": text, "plain": text, "steered": text}
+    shown = {
+        "student": "s",
+        "blocks": 3,
+        "best": [concept | {"contexts": [context]}],
+        "trace": [step],
+        "sample": sample,
+    }
+    page = MarkdownIt("commonmark").enable("table").render("\n\n".join(concept_section(shown)))
+    plain = unescape(page)
+    assert "<script" not in page and "**" not in page and "<img" not in page and "<a " not in page
+    assert plain.count(f"7 {text}") == 4
+    assert plain.count(text) == 4 + 3 + 2 + 3
+    assert literal("a\nb") == "a⏎b"

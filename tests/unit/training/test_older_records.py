@@ -1,0 +1,127 @@
+"""Records hold every setting; older ones, which left defaults out, are read with the defaults of their time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cocomix.models.building import BackboneConfig
+from cocomix.pipeline import methods
+from cocomix.pipeline.artifacts import Pipeline
+from cocomix.pipeline.methods import MixerConfig, StudentConfig, StudentLabels
+from cocomix.pipeline.recipe import Recipe
+from cocomix.reporting.report import settings_table
+from cocomix.training.older_records import complete_recipe, complete_settings
+
+GPT2 = {
+    "tie_word_embeddings": True,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "summary_first_dropout": 0.0,
+}
+LLAMA = {"tie_word_embeddings": True, "attention_dropout": 0.0, "num_key_value_heads": 4, "intermediate_size": 344}
+MIXER = {
+    "insert_layer": 3,
+    "content": "concepts",
+    "num_active_concepts": 32,
+    "mixing": "interleave",
+    "concept_slot": "residual",
+    "slot_positions": "interleaved",
+    "concept_loss_weight": 1.0,
+    "regression_loss": "l2",
+}
+
+
+def recipe() -> Recipe:
+    students = {
+        "ntp": StudentConfig("ntp", match="cocomix"),
+        "kd": StudentConfig("kd"),
+        "mtp": StudentConfig("mtp"),
+        "pause": StudentConfig("pause"),
+        "cocomix": StudentConfig("cocomix"),
+        "llama": StudentConfig("ntp", BackboneConfig("llama"), learning_rate=0.01),
+        "own": StudentConfig("cocomix", mixer=MixerConfig(mixing="add"), labels=StudentLabels(labels_per_token=2)),
+    }
+    return Recipe("tiny", "out", students=students)
+
+
+def older(settings: dict[str, Any], recipe: Recipe, name: str) -> dict[str, Any]:
+    """Settings of a student's stage as the version before wrote them."""
+    student = recipe.students[name]
+    matched = recipe.students.get(student.match or "")
+    return {
+        **settings,
+        "student": dataclasses.asdict(student),
+        "match": matched and dataclasses.asdict(dataclasses.replace(matched, learning_rate=None)),
+        "backbone": dataclasses.asdict(recipe.backbone),
+    }
+
+
+def test_a_record_holds_what_the_recipe_leaves_out() -> None:
+    students = recipe().to_dict()["students"]
+    assert students["cocomix"]["mixer"] == students["pause"]["mixer"] == MIXER
+    assert students["cocomix"]["labels"] == {"selection": "activation", "labels_per_token": 4}
+    assert students["kd"]["distillation"] == {"weight": 0.1, "temperature": 1.0, "top_k": None}
+    assert students["mtp"]["num_future_tokens"] == 2
+    assert students["cocomix"]["learning_rate"] == 1e-3
+    assert students["cocomix"]["backbone"]["options"] == GPT2
+    assert students["llama"]["backbone"]["options"] == LLAMA
+    assert students["ntp"]["mixer"] is students["ntp"]["labels"] is students["ntp"]["distillation"] is None
+
+
+@pytest.mark.parametrize("name", recipe().students)
+def test_a_stage_recognizes_the_same_settings_in_an_older_record(name: str) -> None:
+    stage = Pipeline(recipe()).student_stages[name, 0]
+    assert complete_settings(stage.settings, stage.settings) == stage.settings
+    assert complete_settings(older(stage.settings, recipe(), name), stage.settings) == stage.settings
+
+
+def test_the_teacher_and_the_sae_of_an_older_record() -> None:
+    pipeline = Pipeline(recipe())
+    left_out = dataclasses.asdict(recipe())
+    for stage in (pipeline.teacher_stage, pipeline.sae_stage):
+        recorded = {key: left_out[key] for key in stage.settings}
+        assert complete_settings(recorded, stage.settings) == stage.settings
+
+
+def test_the_recipe_of_an_older_run_is_read_as_what_it_was() -> None:
+    left_out = dataclasses.asdict(recipe())
+    assert complete_recipe(left_out) == recipe().to_dict() == complete_recipe(recipe().to_dict())
+    del left_out["students"]["llama"]  # whose learning rate is its own: then all of them are shown
+    assert settings_table(left_out) == settings_table(complete_recipe(left_out))
+
+
+def test_a_default_that_changes_neither_passes_for_the_old_one_nor_changes_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = dataclasses.replace(recipe(), output=str(tmp_path))
+    del before.students["llama"]
+    stage = Pipeline(before).student_stages["cocomix", 0]
+    inputs = {needed.name: "" for needed in stage.needs}
+    stage.folder.mkdir(parents=True)
+    record = {"inputs": inputs, "fingerprint": "", "summary": {}}
+    shown = settings_table(before.to_dict())
+    monkeypatch.setattr(methods, "MixerConfig", partial(MixerConfig, concept_loss_weight=0.5))
+    now = Pipeline(before).student_stages["cocomix", 0]
+    for settings in (stage.settings, older(stage.settings, before, "cocomix")):
+        (stage.folder / "stage.json").write_text(json.dumps({**record, "settings": settings}))
+        assert stage.problems() == []
+        (problem,) = now.problems()
+        assert "student.mixer.concept_loss_weight is 1.0 there, 0.5 here" in problem
+    assert settings_table(dataclasses.asdict(before)) == shown
+
+
+@pytest.mark.parametrize(
+    "damaged", [{}, {"student": {}}, {"student": None, "training": 1}, {"teacher": 3}, {"sae": {}}]
+)
+def test_damaged_settings_are_another_recipe_and_a_damaged_recipe_no_run(damaged: dict[str, Any]) -> None:
+    stage = Pipeline(recipe()).student_stages["cocomix", 0]
+    assert complete_settings(damaged, stage.settings) == damaged
+    with pytest.raises(ValueError, match="its recipe is damaged"):
+        complete_recipe(damaged)
