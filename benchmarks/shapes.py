@@ -106,7 +106,7 @@ def extractor(shape: Shape, device: torch.device) -> ConceptExtractor:
         W_dec=W_enc.T.contiguous(),
         b_dec=torch.zeros(width),
         k=min(ACTIVE_LATENTS, concepts),
-        normalisation="layer_norm",
+        normalization="layer_norm",
         teacher_layer=shape.teacher_layer,
     )
     return ConceptExtractor(

@@ -21,7 +21,7 @@ from cocomix import CoCoMixForCausalLM
 from cocomix.common.gpus import peak_flops
 from cocomix.concepts.teacher import freeze
 from cocomix.models.building import build_plain
-from cocomix.models.flops import forward_flops_per_token, labelling_flops_per_token, training_flops_per_token
+from cocomix.models.flops import forward_flops_per_token, labeling_flops_per_token, training_flops_per_token
 from cocomix.models.plain import with_token_loss
 from cocomix.objectives import ConceptMixing, Distillation, NextToken, Objective
 
@@ -47,7 +47,7 @@ class Step:
         self.model: PreTrainedModel | None = None
         self.flops = 0
         if self.extractor is not None:
-            per_token = labelling_flops_per_token(
+            per_token = labeling_flops_per_token(
                 self.extractor.teacher,
                 shape.teacher_layer,
                 shape.concepts,

@@ -19,7 +19,7 @@ from tiny_run import Runner
 
 
 @pytest.fixture
-def unlabelled(finished: Runner, recipe, tmp_path: Path) -> Runner:
+def unlabeled(finished: Runner, recipe, tmp_path: Path) -> Runner:
     """A recipe whose corpus, teacher and SAE are made, and nothing else."""
     runner = recipe()
     for stage in ("corpus", "teacher", "sae"):
@@ -27,7 +27,7 @@ def unlabelled(finished: Runner, recipe, tmp_path: Path) -> Runner:
     return runner
 
 
-def labelling(runner: Runner, processes: int) -> list[BaseProcess]:
+def labeling(runner: Runner, processes: int) -> list[BaseProcess]:
     """`cocomix label` by several processes."""
     return forked.start_several(processes, forked.command, ["label", str(runner.recipe)], log=runner.folder / "log")
 
@@ -40,10 +40,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_killed_by_two_and_finished_by_three(finished: Runner, unlabelled: Runner) -> None:
+def test_killed_by_two_and_finished_by_three(finished: Runner, unlabeled: Runner) -> None:
     """All at once, as a machine goes down; what was complete is kept, and the files are those of one process."""
-    partial, log = unlabelled.folder / "out" / "labels.partial", unlabelled.folder / "log"
-    two = labelling(unlabelled, 2)
+    partial, log = unlabeled.folder / "out" / "labels.partial", unlabeled.folder / "log"
+    two = labeling(unlabeled, 2)
     deadline = time.monotonic() + 120
     while len(list(partial.glob("shards/*.json"))) < 2:
         assert all(process.is_alive() for process in two), log.read_text()
@@ -56,9 +56,9 @@ def test_killed_by_two_and_finished_by_three(finished: Runner, unlabelled: Runne
     recorded = {path.stem.removeprefix("train-") for path in partial.glob("shards/train-*.json")}
     assert recorded
     log.unlink()
-    assert forked.exit_codes(*labelling(unlabelled, 3)) == [0, 0, 0], log.read_text()
+    assert forked.exit_codes(*labeling(unlabeled, 3)) == [0, 0, 0], log.read_text()
     assert log.read_text().count("[4/4] labels") == 1  # one process speaks
-    labels = unlabelled.folder / "out" / "labels"
+    labels = unlabeled.folder / "out" / "labels"
     made = files_of(labels)
     assert made == files_of(finished.folder / "out" / "labels")
     assert len([name for name in made if name.endswith(".arrow")]) >= 4

@@ -91,8 +91,8 @@ def test_a_run_is_a_hugging_face_model(finished: Runner, results: dict[str, Any]
     folder = finished.folder / "out" / "students" / "cocomix"
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     assert isinstance(model, cocomix.CoCoMixForCausalLM)
-    labelled = load_from_disk(str(finished.folder / "out" / "labels" / "validation"))
-    again = evaluate_model(model, labelled, batch_size=8)
+    labeled = load_from_disk(str(finished.folder / "out" / "labels" / "validation"))
+    again = evaluate_model(model, labeled, batch_size=8)
     assert again["loss"] == pytest.approx(results["students"]["cocomix"]["metrics"]["loss"], rel=1e-6)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer("The river", return_tensors="pt")
@@ -105,13 +105,13 @@ def test_labels_are_the_corpus_with_one_more_column(finished: Runner) -> None:
     out = finished.folder / "out"
     for side in ("train", "validation"):
         packed = load_from_disk(str(out / "corpus" / side)).with_format("numpy")
-        labelled = load_from_disk(str(out / "labels" / side)).with_format("numpy")
-        assert (packed[:]["input_ids"] == labelled[:]["input_ids"]).all()
-        ids = labelled[:]["concept_ids"]
+        labeled = load_from_disk(str(out / "labels" / side)).with_format("numpy")
+        assert (packed[:]["input_ids"] == labeled[:]["input_ids"]).all()
+        ids = labeled[:]["concept_ids"]
         assert ids.shape == (len(packed), 32, 2)
         assert ids.max() < 64
         assert (ids[:, -1] == -100).all()
-        assert str(labelled.features["concept_ids"].feature.feature.dtype) == "int16"
+        assert str(labeled.features["concept_ids"].feature.feature.dtype) == "int16"
     assert len(list((out / "labels" / "train").glob("data-*.arrow"))) > 1
 
 

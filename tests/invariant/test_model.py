@@ -80,7 +80,7 @@ def ids() -> Tensor:
 
 @pytest.fixture
 def concept_ids() -> Tensor:
-    """(2, 9, 3), one token unlabelled and one with a slot to spare."""
+    """(2, 9, 3), one token unlabeled and one with a slot to spare."""
     drawn = torch.rand(2, 9, 40).topk(3).indices
     drawn[0, 2] = drawn[1, 5, 1:] = -100
     return drawn
@@ -360,14 +360,14 @@ def test_embeddings_in_place_of_ids_give_the_same_logits(model, ids):
 def test_losses_of_parts_sum_to_the_loss_of_the_batch(random_model, ids, concept_ids):
     model = random_model()
     whole = model(ids, labels=ids, concept_ids=concept_ids)
-    targets, labelled = 2 * 8, 2 * 9 - 1
+    targets, labeled = 2 * 8, 2 * 9 - 1
     parts = [
         model(
             ids[row : row + 1],
             labels=ids[row : row + 1],
             concept_ids=concept_ids[row : row + 1],
             num_items_in_batch=targets,
-            num_concept_items_in_batch=labelled,
+            num_concept_items_in_batch=labeled,
         )
         for row in (0, 1)
     ]

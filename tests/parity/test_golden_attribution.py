@@ -43,7 +43,7 @@ class Case:
                 W_dec=tensors["sae/decoder.weight"].T.to(dtype),
                 b_dec=tensors["sae/pre_bias"].to(dtype),
                 k=settings["sae_k"],
-                normalisation="layer_norm",
+                normalization="layer_norm",
             )
 
     def tapped(self) -> TappedResidual:
@@ -64,9 +64,9 @@ def case(request, golden) -> Case:
 def test_the_residual_stream_equals_the_published_one(case, relative_error):
     residual = case.tapped().residual
     assert residual.dtype == case.dtype
-    # TransformerLens centres what is written to the stream: it differs by the mean of each row.
-    centred = residual - residual.mean(-1, keepdim=True)
-    assert relative_error(centred, case.expected["out/resid"]) < case.relative
+    # TransformerLens centers what is written to the stream: it differs by the mean of each row.
+    centered = residual - residual.mean(-1, keepdim=True)
+    assert relative_error(centered, case.expected["out/resid"]) < case.relative
     if "out/resid_hf" in case.expected:
         assert relative_error(residual, case.expected["out/resid_hf"]) < case.relative
 

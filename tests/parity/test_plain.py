@@ -142,7 +142,7 @@ def plain_token_losses(logits: Tensor, labels: Tensor) -> list[Tensor]:
 
 
 def plain_concept_loss(z: Tensor, concept_ids: Tensor) -> Tensor:
-    """The cross-entropies of each labelled token's labels, averaged over its labels, then over the tokens."""
+    """The cross-entropies of each labeled token's labels, averaged over its labels, then over the tokens."""
     of_tokens = []
     for logits, labels in zip(z.flatten(0, 1), concept_ids.flatten(0, 1), strict=True):
         entropies = [F.cross_entropy(logits[None], label[None]) for label in labels if label != -100]
@@ -155,20 +155,20 @@ def distinct_labels(batch: int, tokens: int, per_token: int, num_concepts: int) 
     return torch.rand(batch, tokens, num_concepts).topk(per_token).indices
 
 
-@pytest.mark.parametrize("gaps", ["every slot labelled", "empty slots", "unlabelled tokens"])
+@pytest.mark.parametrize("gaps", ["every slot labelled", "empty slots", "unlabeled tokens"])
 def test_concept_loss_is_the_mean_of_separate_cross_entropies(gaps, relative_error):
     z = torch.randn(2, 5, 17, dtype=torch.float64, requires_grad=True)
     concept_ids = distinct_labels(2, 5, 3, 17)
     if gaps != "every slot labelled":
         concept_ids[0, 1, 2] = concept_ids[1, 0, 0] = -100
-    if gaps == "unlabelled tokens":
+    if gaps == "unlabeled tokens":
         concept_ids[:, -1] = concept_ids[0, 2] = -100
     found, wanted = concept_loss(z, concept_ids), plain_concept_loss(z, concept_ids)
     assert relative_error(found, wanted) < TOLERANCE
     assert relative_error(torch.autograd.grad(found, z)[0], torch.autograd.grad(wanted, z)[0]) < TOLERANCE
 
 
-def test_concept_loss_with_every_slot_labelled_is_the_published_sum_over_labels(relative_error):
+def test_concept_loss_with_every_slot_labeled_is_the_published_sum_over_labels(relative_error):
     z, concept_ids = torch.randn(2, 5, 17, dtype=torch.float64), distinct_labels(2, 5, 4, 17)
     published = sum(F.cross_entropy(z.flatten(0, 1), concept_ids[..., a].flatten()) for a in range(4)) / 4
     assert relative_error(concept_loss(z, concept_ids), published) < TOLERANCE
@@ -189,7 +189,7 @@ def plain_encoding(sae: SparseAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
     """Dense latents (d_sae,) and reconstruction (d_in,) of one activation x (d_in,)."""
     mean, std = x.new_zeros(()), x.new_ones(())
     n = x
-    if sae.normalisation == "layer_norm":
+    if sae.normalization == "layer_norm":
         mean = x.sum() / x.numel()
         std = (((x - mean) ** 2).sum() / (x.numel() - 1)).sqrt()
         n = (x - mean) / (std + 1e-5)
@@ -219,9 +219,9 @@ def random_sae(width: int = 12, d_sae: int = 30, k: int = 6, shift: float = 0.0,
 
 @pytest.mark.parametrize("shift", [0.0, -3.0], ids=["k active", "fewer active than k"])
 @pytest.mark.parametrize("subtract_b_dec", [True, False])
-@pytest.mark.parametrize("normalisation", ["layer_norm", "none"])
-def test_sae_encoding_and_reconstruction(normalisation, subtract_b_dec, shift, relative_error):
-    sae = random_sae(shift=shift, normalisation=normalisation, subtract_b_dec=subtract_b_dec)
+@pytest.mark.parametrize("normalization", ["layer_norm", "none"])
+def test_sae_encoding_and_reconstruction(normalization, subtract_b_dec, shift, relative_error):
+    sae = random_sae(shift=shift, normalization=normalization, subtract_b_dec=subtract_b_dec)
     x = torch.randn(2, 7, 12, dtype=torch.float64) * 2 + 1
     latents, rebuilt = sae.encode(x), sae.reconstruct(x)
     assert latents.values.shape == latents.indices.shape == (2, 7, 6)
@@ -293,7 +293,7 @@ def test_the_tap_gives_residual_and_gradient_of_an_ordinary_backward_pass(kind, 
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_the_extractor_equals_dense_attribution_over_all_latents(selection, random_teacher):
     teacher, ids = random_teacher("gpt2"), torch.randint(53, (2, 9))
-    sae = random_sae(width=32, d_sae=60, shift=-2.0, normalisation="layer_norm")
+    sae = random_sae(width=32, d_sae=60, shift=-2.0, normalization="layer_norm")
     out = teacher(input_ids=ids, output_hidden_states=True, use_cache=False)
     x = out.hidden_states[2]
     loss = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

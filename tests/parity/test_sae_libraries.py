@@ -145,17 +145,17 @@ def test_centred_writing_weights_take_the_mean_out_of_the_residual_stream():
     config = HookedTransformerConfig(
         n_layers=3, d_model=16, n_ctx=12, d_head=4, d_vocab=30, act_fn="gelu_new", normalization_type="LN"
     )
-    plain, centred = HookedTransformer(config), HookedTransformer(config)
+    plain, centered = HookedTransformer(config), HookedTransformer(config)
     for parameter in plain.parameters():
         parameter.normal_(std=0.5)
     off = {"fold_ln": False, "center_unembed": False, "fold_value_biases": False}
-    centred.load_and_process_state_dict(plain.state_dict(), center_writing_weights=True, **off)
+    centered.load_and_process_state_dict(plain.state_dict(), center_writing_weights=True, **off)
     ids = torch.randint(30, (2, 12))
     for layer in range(3):
         name = f"blocks.{layer}.hook_resid_post"
         x = plain.run_with_cache(ids, names_filter=name)[1][name]
         assert x.mean(-1).abs().max() > 0.1
-        assert_close(x - x.mean(-1, keepdim=True), centred.run_with_cache(ids, names_filter=name)[1][name])
+        assert_close(x - x.mean(-1, keepdim=True), centered.run_with_cache(ids, names_filter=name)[1][name])
 
 
 # SAELens' registry: SAE.from_pretrained itself runs, on a hub that is a folder
@@ -190,7 +190,7 @@ def test_the_registry_and_what_it_knows_beyond_the_files(hub):
     theirs.save_model(folder)
     as_before_version_6(folder, name)
     ours = load_sae(f"saelens:gpt2-small-res-jb/{name}")
-    assert (ours.normalisation, ours.teacher_layer, ours.k) == ("centre", 7, None)
+    assert (ours.normalization, ours.teacher_layer, ours.k) == ("centre", 7, None)
     x = activations(30)
     assert_equal(ours, theirs, x, read=x - x.mean(-1, keepdim=True))
 
@@ -200,7 +200,7 @@ def test_a_folder_from_before_version_6(hub):
     theirs.save_model(hub)
     as_before_version_6(hub, "blocks.2.hook_resid_post")
     ours = load_sae(hub)
-    assert (ours.normalisation, ours.teacher_layer) == ("none", 2)
+    assert (ours.normalization, ours.teacher_layer) == ("none", 2)
     assert_equal(ours, sae_lens.SAE.load_from_disk(hub), activations(30))
 
 
@@ -211,7 +211,7 @@ def test_the_registry_folds_the_scale_that_it_knows(hub):
     theirs.cfg.metadata.hook_name = name
     theirs.save_model(hub / entry.repo_id / entry.saes_map[name])
     ours = load_sae(f"saelens:gemma-2b-res-jb/{name}")
-    assert (ours.teacher_layer, ours.normalisation) == (12, "none")
+    assert (ours.teacher_layer, ours.normalization) == (12, "none")
     theirs.fold_activation_norm_scaling_factor(entry.norm_scaling_factor[name])
     assert_equal(ours, theirs, activations(30) * 5)
 

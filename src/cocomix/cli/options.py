@@ -66,8 +66,8 @@ class Command(TyperCommand):
         from cocomix.common import distributed
 
         starting.raise_interruptions()
-        if distributed.count() > 1 and not self.in_several_processes:
-            if not distributed.is_first():
+        if distributed.world_size() > 1 and not self.in_several_processes:
+            if not distributed.is_main_process():
                 raise typer.Exit(USER_ERROR)
             raise InputError(f"{ctx.command_path} runs in one process; start it without torchrun")
         return super().invoke(ctx)

@@ -27,7 +27,7 @@ def plan(
     recipe: RecipeFile,
     gpu: Annotated[str, option("NAME", "Kind of GPU.")] = "h100",
     gpus: Annotated[int, option("N", "Number of GPUs.", Batch)] = 8,
-    utilisation: Annotated[float, option("SHARE", "Assumed share of their peak.", Utilization)] = 0.4,
+    utilization: Annotated[float, option("SHARE", "Assumed share of their peak.", Utilization)] = 0.4,
     corpus_tokens: Annotated[
         int | None, option("N", "Training tokens of a corpus that is not packed yet.", Count)
     ] = None,
@@ -43,6 +43,6 @@ def plan(
     from cocomix.planning.plan import plan_recipe
     from cocomix.planning.tables import describe
 
-    on = machines(gpu, gpus, utilisation)
+    on = machines(gpu, gpus, utilization)
     computed = plan_recipe(load_recipe(recipe, ctx.args), on, corpus_tokens, only)
     show(json.dumps(asdict(computed), indent=2) if as_json else describe(computed))

@@ -123,14 +123,14 @@ def _pipeline(stage: str, recipe: Path, overrides: list[str], only: str | None =
     from cocomix.pipeline.run import run_until
 
     pipeline = run_until(loaded, stage, only)
-    return pipeline if distributed.is_first() else None
+    return pipeline if distributed.is_main_process() else None
 
 
 def _load(recipe: Path, overrides: list[str]) -> Any:
     from cocomix.common import distributed
     from cocomix.pipeline.recipe import load_recipe
 
-    distributed.wait_for_first()
+    distributed.wait_for_main_process()
     return load_recipe(recipe, overrides)
 
 
@@ -143,7 +143,7 @@ def _show_labels(folder: Path, as_json: bool) -> None:
         return
     for side, counted in statistics.items():
         show(f"\n{side}\n{counted.table()}")
-    show(f"\n{workflow.labelling_remarks(folder)}")
+    show(f"\n{workflow.labeling_remarks(folder)}")
     show(f"\nCurve: {folder / workflow.CURVE_FILE}")
 
 

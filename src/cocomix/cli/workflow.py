@@ -39,10 +39,10 @@ def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:
     Raises:
         InputError: there is no labeled corpus, or it is damaged.
     """
-    labelled = load_labels(folder)
-    sides = {"train": labelled.train, "validation": labelled.validation}
+    labeled = load_labels(folder)
+    sides = {"train": labeled.train, "validation": labeled.validation}
     found = {
-        name: label_statistics(blocks, labelled.info.num_concepts)
+        name: label_statistics(blocks, labeled.info.num_concepts)
         for name, blocks in sides.items()
         if blocks is not None
     }
@@ -53,7 +53,7 @@ def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:
     return found
 
 
-def labelling_remarks(folder: Path) -> str:
+def labeling_remarks(folder: Path) -> str:
     """Return the statistics that were collected during labeling and cannot be computed from the labels."""
     info = read_labels_info(folder)
     lines = [f"Labeled with selection {info.selection}, teacher layer {info.teacher_layer}."]
@@ -70,11 +70,11 @@ def labelling_remarks(folder: Path) -> str:
 def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
     """Run a recipe and write its report unless it is up to date. Return the results on rank 0, else None."""
     report = files.located(recipe.output) / "report"
-    if distributed.is_first() and load_results(report) is None:
+    if distributed.is_main_process() and load_results(report) is None:
         check_report_folder(report)
     with prepared(recipe, "students") as pipeline:
         run_missing(pipeline, "students")
-        return _reported(pipeline, report) if distributed.is_first() else None
+        return _reported(pipeline, report) if distributed.is_main_process() else None
 
 
 def _reported(pipeline: Pipeline, report: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def ignore_launcher_settings() -> None:
         del os.environ[name]
 
 
-def count() -> int:
+def world_size() -> int:
     """Return the number of processes (world size)."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -40,19 +40,19 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Return whether this is rank 0, which writes files and prints messages."""
     return rank() == 0
 
 
-def share(items: Sequence[T]) -> list[T]:
+def shard(items: Sequence[T]) -> list[T]:
     """Return the items that this rank works on; each item belongs to exactly one rank."""
-    return list(items[rank() :: count()])
+    return list(items[rank() :: world_size()])
 
 
 def sum_arrays(arrays: list[np.ndarray]) -> list[np.ndarray]:
     """Sum float64 arrays of one shape over all ranks."""
-    if count() == 1:
+    if world_size() == 1:
         return arrays
     found = torch.from_numpy(np.stack(arrays)).to(device())
     torch.distributed.all_reduce(found)
@@ -61,7 +61,7 @@ def sum_arrays(arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 def sum_over(values: dict[str, float]) -> dict[str, float]:
     """Sum named values over all ranks, which must have the same names."""
-    if count() == 1:
+    if world_size() == 1:
         return values
     (summed,) = sum_arrays([np.array(list(values.values()), dtype=np.float64)])
     return dict(zip(values, summed.tolist(), strict=True))
@@ -72,9 +72,9 @@ def device() -> str:
     return str(_state().device)
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Wait at a barrier for all ranks. If one of them has failed, exit without another message."""
-    if count() == 1:
+    if world_size() == 1:
         return
     try:
         _state().wait_for_everyone()
@@ -82,23 +82,23 @@ def wait_for_all() -> None:
         sys.exit(1)
 
 
-def wait_for_first() -> None:
-    """Block every rank but 0 until rank 0 calls `call_others`, so that invalid input is reported once."""
-    if not is_first():
-        wait_for_all()
+def wait_for_main_process() -> None:
+    """Block every rank but 0 until rank 0 calls `release_others`, so that invalid input is reported once."""
+    if not is_main_process():
+        barrier()
 
 
-def call_others() -> None:
-    """Release the ranks that wait in `wait_for_first`; rank 0 calls this once it has checked the input."""
-    if is_first():
-        wait_for_all()
+def release_others() -> None:
+    """Release the ranks that wait in `wait_for_main_process`; rank 0 calls this once it has checked the input."""
+    if is_main_process():
+        barrier()
 
 
 def _state() -> PartialState:
     from accelerate import PartialState
 
     ignore_launcher_settings()
-    if count() == 1:
+    if world_size() == 1:
         return PartialState()
     # Without `cpu`, Accelerate ignores the other processes on a machine without GPUs.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)

@@ -75,6 +75,6 @@ def describe() -> dict[str, object]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": commit(),
         "hardware": hardware(),
-        "processes": distributed.count(),
+        "processes": distributed.world_size(),
         "versions": versions(),
     }

@@ -63,7 +63,7 @@ class LabelsInfo:
 
 
 @dataclass(frozen=True)
-class LabelledCorpus:
+class LabeledCorpus:
     """A memory-mapped labeled corpus with the columns `input_ids` (T,) and `concept_ids` (T, A).
 
     `train` is None if training labels its blocks online.
@@ -91,7 +91,7 @@ def finish_labels(folder: Path, info: LabelsInfo) -> None:
     files.write_json(folder / LABELS_FILE, asdict(info))
 
 
-def load_labels(folder: Path) -> LabelledCorpus:
+def load_labels(folder: Path) -> LabeledCorpus:
     """Open a labeled corpus.
 
     Raises:
@@ -99,7 +99,7 @@ def load_labels(folder: Path) -> LabelledCorpus:
     """
     info = read_labels_info(folder)
     sides = open_shards(folder, info.shards, "labeled corpus")
-    return LabelledCorpus(sides.get("train"), sides["validation"], info)
+    return LabeledCorpus(sides.get("train"), sides["validation"], info)
 
 
 def read_labels_info(folder: Path) -> LabelsInfo:

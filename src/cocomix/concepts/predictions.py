@@ -100,7 +100,7 @@ def predict_corpus(
     counts = [shard.written().counts for shard in shards]
     mean_rest = sum(c["rest_in_millionths"] for c in counts) / sum(c["tokens"] for c in counts) / 1e6
     info = PredictionsInfo(plan.corpus, plan.teacher, plan.top_k, plan.temperature, mean_rest, len(shards))
-    if distributed.is_first():
+    if distributed.is_main_process():
         describe(folder, {SIDE: shards}, columns)
         files.write_json(folder / PREDICTIONS_FILE, asdict(info))
     return info

@@ -21,7 +21,7 @@ ENCODE_BUFFER_BYTES = 128 * 2**20
 """Upper bound for the dense part of an encoding: (chunk, d_sae) pre-activations and their mask."""
 MAX_ACTIVE = 256
 """Default maximum of latents per token for SAEs without a k."""
-NORMALISATIONS = ("none", "centre", "layer_norm", "constant_norm_rescale")
+NORMALIZATIONS = ("none", "centre", "layer_norm", "constant_norm_rescale")
 
 
 class Latents(NamedTuple):
@@ -52,7 +52,7 @@ class SparseAutoencoder(nn.Module):
         k: number of latents kept per token, for TopK.
         threshold: θ (d_sae,) ≥ 0, for the other architectures.
         max_active: with a threshold, the maximum number of latents kept per token, strongest first. Ignored by TopK.
-        normalisation: how x̂ is computed from x; undone in the reconstruction. `none`; `centre`: subtract the mean
+        normalization: how x̂ is computed from x; undone in the reconstruction. `none`; `centre`: subtract the mean
             over d_in; `layer_norm`: also divide by the (unbiased) standard deviation + 1e-5;
             `constant_norm_rescale`: scale to the norm √d_in.
         subtract_b_dec: if True, x̂' is x̂ − b_dec, else x̂.
@@ -82,7 +82,7 @@ class SparseAutoencoder(nn.Module):
         k: int | None = None,
         threshold: Tensor | None = None,
         max_active: int = MAX_ACTIVE,
-        normalisation: str = "none",
+        normalization: str = "none",
         subtract_b_dec: bool = True,
         teacher_layer: int | None = None,
     ) -> None:
@@ -91,7 +91,7 @@ class SparseAutoencoder(nn.Module):
         problem = (
             _type_problem(weights)
             or _shape_problem(weights)
-            or _setting_problem(k, threshold, max_active, normalisation, len(W_dec))
+            or _setting_problem(k, threshold, max_active, normalization, len(W_dec))
         )
         if problem:
             raise InputError(problem)
@@ -99,7 +99,7 @@ class SparseAutoencoder(nn.Module):
             self.register_buffer(name, None if tensor is None else tensor.detach().to(W_enc.dtype).contiguous())
         self.k = k
         self.max_active = min(max_active, self.d_sae) if k is None else k
-        self.normalisation = normalisation
+        self.normalization = normalization
         self.subtract_b_dec = subtract_b_dec
         self.teacher_layer = teacher_layer
         self.tokens_cut = 0
@@ -116,7 +116,7 @@ class SparseAutoencoder(nn.Module):
 
     def fingerprint(self) -> str:
         """Return the fingerprint of weights and settings, which together determine the encoding."""
-        settings = [self.k, self.max_active, self.normalisation, self.subtract_b_dec]
+        settings = [self.k, self.max_active, self.normalization, self.subtract_b_dec]
         return fingerprint.hash_json([fingerprint.hash_tensors(self.named_buffers()), settings])
 
     @torch.no_grad()
@@ -184,14 +184,14 @@ class SparseAutoencoder(nn.Module):
 
     def _normalized(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
         """Return x̂, and the mean and scale that undo the normalization."""
-        if self.normalisation == "none":
+        if self.normalization == "none":
             return x, 0.0, 1.0
-        if self.normalisation == "constant_norm_rescale":
+        if self.normalization == "constant_norm_rescale":
             # A token of zeros remains zero.
             scale = x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny) / self.d_in**0.5
             return x / scale, 0.0, scale
         mean = x.mean(-1, keepdim=True)
-        if self.normalisation == "centre":
+        if self.normalization == "centre":
             return x - mean, mean, 1.0
         std = x.std(-1, keepdim=True)
         return (x - mean) / (std + NORM_EPSILON), mean, std
@@ -219,7 +219,7 @@ def _shape_problem(weights: dict[str, Tensor | None]) -> str | None:
 
 
 def _setting_problem(
-    k: int | None, threshold: Tensor | None, max_active: int, normalisation: str, d_sae: int
+    k: int | None, threshold: Tensor | None, max_active: int, normalization: str, d_sae: int
 ) -> str | None:
     if (k is None) == (threshold is None):
         return "an SAE needs exactly one of k (TopK) and threshold (ReLU, JumpReLU, Gated)"
@@ -229,6 +229,6 @@ def _setting_problem(
         return "threshold has negative entries; activations are never negative, so use 0 instead"
     if max_active < 1:
         return f"max_active is {max_active}; expected 1 or more"
-    if normalisation not in NORMALISATIONS:
-        return f"normalisation is {normalisation!r}; expected one of {', '.join(NORMALISATIONS)}"
+    if normalization not in NORMALIZATIONS:
+        return f"normalization is {normalization!r}; expected one of {', '.join(NORMALIZATIONS)}"
     return None

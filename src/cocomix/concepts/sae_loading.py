@@ -246,7 +246,7 @@ def _from_saelens(
         **_saelens_encoder(weights, config, where),
         b_dec=weights["b_dec"],
         max_active=max_active,
-        normalisation=_saelens_normalisation(config, where),
+        normalization=_saelens_normalization(config, where),
         subtract_b_dec=require_type(config["apply_b_dec_to_input"], bool, "apply_b_dec_to_input", where),
         teacher_layer=_teacher_layer(config["metadata"].get("hook_name"), where),
     )
@@ -275,7 +275,7 @@ def _saelens_encoder(weights: Mapping[str, Tensor], config: Mapping[str, Any], w
     return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "threshold": threshold.clamp(min=0)}
 
 
-def _saelens_normalisation(config: Mapping[str, Any], where: str) -> str:
+def _saelens_normalization(config: Mapping[str, Any], where: str) -> str:
     norm = config["normalize_activations"]
     if norm == "expected_average_only_in":
         # SAELens folds the scale into the weights when training ends and then sets "none". If that was not
@@ -291,7 +291,7 @@ def _saelens_normalisation(config: Mapping[str, Any], where: str) -> str:
             f"the SAE in {where} normalizes its input by {norm!r}; expected none, expected_average_only_in, "
             "layer_norm or constant_norm_rescale (others are folded into the weights when SAELens ends training)"
         )
-    if not _centred(config["metadata"]) or norm == "layer_norm":  # layer_norm subtracts the mean itself
+    if not _centered(config["metadata"]) or norm == "layer_norm":  # layer_norm subtracts the mean itself
         return norm
     if norm == "constant_norm_rescale":
         raise InputError(
@@ -301,7 +301,7 @@ def _saelens_normalisation(config: Mapping[str, Any], where: str) -> str:
     return "centre"
 
 
-def _centred(metadata: Mapping[str, Any]) -> bool:
+def _centered(metadata: Mapping[str, Any]) -> bool:
     """Check whether the SAE was trained on a residual stream without its mean over d.
 
     TransformerLens can subtract the mean over d from everything that writes to the residual stream
@@ -375,7 +375,7 @@ def _from_openai(path: Path, max_active: int) -> SparseAutoencoder:
             k=require_type(settings["k"], int, "k", str(path)) if top else None,
             threshold=None if top else torch.zeros_like(state["latent_bias"]),
             max_active=max_active,
-            normalisation="layer_norm" if top else "none",
+            normalization="layer_norm" if top else "none",
         )
 
 

@@ -158,21 +158,21 @@ def write_shards(
         side: shards_of(folder, {side: -(-len(blocks_of_side) // blocks_per_shard)})
         for side, blocks_of_side in blocks.items()
     }
-    if distributed.is_first():
+    if distributed.is_main_process():
         for name in (*blocks, "shards"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-    distributed.wait_for_all()
+    distributed.barrier()
     every = [shard for side in shards.values() for shard in side]
-    _discard_damaged(distributed.share([shard for shard in every if shard.record_path.is_file()]))
-    distributed.wait_for_all()
+    _discard_damaged(distributed.shard([shard for shard in every if shard.record_path.is_file()]))
+    distributed.barrier()
     missing = [shard for shard in every if shard.record() is None]
     ranges = {shard: _range(shard, len(blocks[shard.side]), blocks_per_shard) for shard in missing}
-    if distributed.is_first():
+    if distributed.is_main_process():
         needed = sum(len(ranges[shard]) * _bytes_per_block(columns[shard.side]) for shard in missing)
         _check_space(folder, needed, what, remedy)
-    distributed.wait_for_all()  # otherwise a rank would see shards that another has just written
+    distributed.barrier()  # otherwise a rank would see shards that another has just written
 
-    mine = distributed.share(missing)
+    mine = distributed.shard(missing)
     tokens = sum(len(ranges[shard]) * columns[shard.side]["input_ids"].length for shard in mine)
     with _progress(what, tokens) as progress:
         for done, shard in enumerate(mine):
@@ -189,7 +189,7 @@ def write_shards(
                     f"no space left for {shard.path}; {done} of the {len(mine)} shards of this process are finished "
                     "and kept: free some space and run the same command again"
                 ) from None
-    distributed.wait_for_all()
+    distributed.barrier()
     return shards
 
 
@@ -262,14 +262,14 @@ def _range(shard: Shard, blocks: int, blocks_per_shard: int) -> range:
 
 
 def _progress(what: str, tokens: int) -> tqdm:
-    several = "" if distributed.count() == 1 else f", rank 0 of {distributed.count()}"
+    several = "" if distributed.world_size() == 1 else f", rank 0 of {distributed.world_size()}"
     return tqdm(
         total=tokens,
         desc=f"{what}{several}",
         unit=" tokens",
         unit_scale=True,
         dynamic_ncols=True,
-        disable=not distributed.is_first(),
+        disable=not distributed.is_main_process(),
     )
 
 

@@ -153,7 +153,7 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, as JSON."""
         return {
-            "processes": distributed.count(),
+            "processes": distributed.world_size(),
             "files": self.files,
             "window": self._window,
             "given": self._given,
@@ -162,7 +162,7 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on, when next iterated over, where a stream of as many processes and files stood."""
-        assert (state["processes"], state["files"]) == (distributed.count(), self.files)
+        assert (state["processes"], state["files"]) == (distributed.world_size(), self.files)
         self._window, self._given = state["window"], state["given"]
         self._begin = Position(**state["begin"])
 
@@ -207,7 +207,7 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
                 state = records.state_dict()
             if not anything:
                 raise InputError(
-                    f"the streamed corpus has no training documents for one of {distributed.count()} process(es): "
+                    f"the streamed corpus has no training documents for one of {distributed.world_size()} process(es): "
                     "give more documents, or start fewer processes"
                 )
             state = None
@@ -216,7 +216,7 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
         """Open this process' records of an epoch, starting from `state`."""
         from datasets.distributed import split_dataset_by_node
 
-        records = split_dataset_by_node(self.documents.open(), distributed.rank(), distributed.count())
+        records = split_dataset_by_node(self.documents.open(), distributed.rank(), distributed.world_size())
         records.set_epoch(self.seed * _EPOCHS + epoch + 1)  # seed of the order of files
         if state is not None:
             records.load_state_dict(state)

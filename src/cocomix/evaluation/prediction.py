@@ -13,7 +13,7 @@ from cocomix.common.errors import InputError
 from cocomix.common.settings import Batch, Count
 from cocomix.concepts.label_baselines import TokenTable
 from cocomix.concepts.label_statistics import label_frequencies
-from cocomix.concepts.label_store import LabelledCorpus, labels_fingerprint
+from cocomix.concepts.label_store import LabeledCorpus, labels_fingerprint
 from cocomix.data.packing import load_packed
 from cocomix.evaluation.channel import channel_losses
 from cocomix.evaluation.concepts import concept_predictions
@@ -38,7 +38,7 @@ class ConceptSettings:
     precision: str = "fp32"
 
 
-def training_frequencies(labeled: LabelledCorpus) -> np.ndarray:
+def training_frequencies(labeled: LabeledCorpus) -> np.ndarray:
     """Return the share (C,) of labeled tokens that have each concept as a label.
 
     Counted on the training labels, or on the validation labels if training labels were computed online.
@@ -46,7 +46,7 @@ def training_frequencies(labeled: LabelledCorpus) -> np.ndarray:
     return label_frequencies(labeled.train or labeled.validation, labeled.info.num_concepts)
 
 
-def token_table(labeled: LabelledCorpus, model: PreTrainedModel) -> TokenTable:
+def token_table(labeled: LabeledCorpus, model: PreTrainedModel) -> TokenTable:
     """Build the token table from the same labels as `training_frequencies`."""
     per_token = labeled.validation.features["concept_ids"].feature.length
     return TokenTable.of_blocks(
@@ -57,7 +57,7 @@ def token_table(labeled: LabelledCorpus, model: PreTrainedModel) -> TokenTable:
     )
 
 
-def evaluate_concepts(run: OpenRun, labeled: LabelledCorpus | None, settings: ConceptSettings) -> Evaluation:
+def evaluate_concepts(run: OpenRun, labeled: LabeledCorpus | None, settings: ConceptSettings) -> Evaluation:
     """Measure concept predictions by frequency band, and the losses with a changed continuous vector.
 
     Args:

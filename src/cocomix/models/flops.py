@@ -97,7 +97,7 @@ class ConceptFlops(NamedTuple):
         return self.teacher + self.sae
 
 
-def labelling_flops_per_token(
+def labeling_flops_per_token(
     teacher: PreTrainedModel, teacher_layer: int, d_sae: int, active: int, block_size: int, selection: str
 ) -> ConceptFlops:
     """Return the FLOPs of labeling, per token.

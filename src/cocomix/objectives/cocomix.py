@@ -17,7 +17,7 @@ from cocomix.objectives.base import Batch, Counts, Losses
 from cocomix.objectives.distillation import Distillation
 from cocomix.objectives.ntp import count_tokens
 
-Labeller = Callable[[Tensor], Tensor]
+Labeler = Callable[[Tensor], Tensor]
 """Computes concept labels (B, T, A) of blocks (B, T), −100 for none."""
 
 
@@ -26,26 +26,26 @@ class ConceptMixing:
     """L_token + λ · L_concept of a `CoCoMixForCausalLM`; λ is the model's `concept_loss_weight`.
 
     Args:
-        labeller: computes the labels of each batch; by default they are read from the column `concept_ids`.
+        labeler: computes the labels of each batch; by default they are read from the column `concept_ids`.
         distillation: adds the divergence from the teacher, with its weight.
     """
 
-    labeller: Labeller | None = None
+    labeler: Labeler | None = None
     distillation: Distillation | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """`input_ids`, and the labels and predictions that are stored."""
-        labels = () if self.labeller else ("concept_ids",)
+        labels = () if self.labeler else ("concept_ids",)
         predictions = self.distillation.columns if self.distillation else ()
         return tuple(dict.fromkeys(("input_ids", *labels, *predictions)))
 
     def prepare(self, batches: list[Batch]) -> list[Batch]:
         """Label all micro-batches at once, since the teacher may read more blocks at a time than the student."""
-        if self.labeller is None or not batches:
+        if self.labeler is None or not batches:
             return batches
         sizes = [len(batch["input_ids"]) for batch in batches]
-        labels = self.labeller(torch.cat([batch["input_ids"] for batch in batches])).split(sizes)
+        labels = self.labeler(torch.cat([batch["input_ids"] for batch in batches])).split(sizes)
         return [{**batch, "concept_ids": ids} for batch, ids in zip(batches, labels, strict=True)]
 
     def count(self, batch: Batch) -> Counts:

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from cocomix.common import distributed, files, fingerprint, portable
 from cocomix.common.errors import InputError
-from cocomix.concepts.label_store import LabelledCorpus, check_labels, labels_fingerprint, load_labels, read_labels_info
-from cocomix.concepts.labelling import LabelsConfig
+from cocomix.concepts.label_store import LabeledCorpus, check_labels, labels_fingerprint, load_labels, read_labels_info
+from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.teacher import freeze, teacher_fingerprint
@@ -176,13 +176,13 @@ class Pipeline:
         """Return the folder of the labeled corpus."""
         return Path(self.recipe.labels.source or self.labels_stage.folder)
 
-    def labels(self, config: LabelsConfig | None = None) -> LabelledCorpus:
+    def labels(self, config: LabelsConfig | None = None) -> LabeledCorpus:
         """Open the labels of the recipe or of a student; InputError if their inputs or settings differ from it."""
         config = config or self.recipe.labels
         stage = self.labels_stage_of(config)
         folder = Path(config.source or stage.folder)
-        labelled = load_labels(folder)
-        if self.recipe.labels.source is not None and labelled.train is None:
+        labeled = load_labels(folder)
+        if self.recipe.labels.source is not None and labeled.train is None:
             raise InputError(
                 f"{folder} holds labels of validation text only (labels.online); label the training text too"
             )
@@ -198,15 +198,15 @@ class Pipeline:
             if self.recipe.sae.source is not None:
                 inputs["sae"] = self.sae().fingerprint()
         check_labels(
-            labelled.info,
+            labeled.info,
             folder,
             **inputs,
             teacher_layer=self.recipe.sae.teacher_layer,
             labels_per_token=config.labels_per_token,
             selection=config.selection,
         )
-        require_unchanged(stage, labels_fingerprint(labelled.info), f"the labeled corpus {folder}")
-        return labelled
+        require_unchanged(stage, labels_fingerprint(labeled.info), f"the labeled corpus {folder}")
+        return labeled
 
     def backbone(self, source: str) -> PreTrainedModel:
         """Load a pretrained model that students start from; InputError if it is not the one that was recorded."""

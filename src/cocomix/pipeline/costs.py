@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from cocomix.concepts.labelling import LabelsConfig
+from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_training import SAEConfig
-from cocomix.models.flops import BACKWARD, ConceptFlops, forward_flops_per_token, labelling_flops_per_token
+from cocomix.models.flops import BACKWARD, ConceptFlops, forward_flops_per_token, labeling_flops_per_token
 from cocomix.pipeline.methods import StudentConfig
 from cocomix.training.run import Preparation
 
@@ -24,12 +24,12 @@ def sae_training_flops(config: SAEConfig, teacher: PreTrainedModel, d_sae: int, 
     return ConceptFlops(config.training_tokens * tap, config.training_tokens * (1 + BACKWARD) * encoder_and_decoder)
 
 
-def labelling_flops(
+def labeling_flops(
     pipeline: Pipeline, teacher: PreTrainedModel, sae: SparseAutoencoder, config: LabelsConfig
 ) -> ConceptFlops:
     """Return the FLOPs of labeling one token; the teacher may be on the meta device."""
     layer, block_size = pipeline.recipe.sae.teacher_layer, pipeline.recipe.block_size
-    return labelling_flops_per_token(teacher, layer, sae.d_sae, sae.max_active, block_size, config.selection)
+    return labeling_flops_per_token(teacher, layer, sae.d_sae, sae.max_active, block_size, config.selection)
 
 
 def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> ConceptFlops:
@@ -38,7 +38,7 @@ def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> ConceptFlops:
     distillation, teacher, sae = student.distillation_config(), 0, 0
     if student.learns_concepts() and pipeline.recipe.labels.online:
         labels = pipeline.recipe.labels_of(student)
-        teacher, sae = labelling_flops(pipeline, pipeline.teacher_shapes, pipeline.sae(), labels)
+        teacher, sae = labeling_flops(pipeline, pipeline.teacher_shapes, pipeline.sae(), labels)
     if student.mixes_hidden_states():
         teacher += forward_flops_per_token(pipeline.teacher_shapes, block_size, up_to_layer=layer)
     if distillation is not None and distillation.top_k is None:

@@ -17,8 +17,8 @@ from cocomix.common import fingerprint, portable
 from cocomix.common.errors import InputError
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.label_statistics import label_statistics
-from cocomix.concepts.label_store import LabelledCorpus, LabelsInfo, labels_fingerprint
-from cocomix.concepts.labelling import LabelsConfig, Side, label_corpus
+from cocomix.concepts.label_store import LabeledCorpus, LabelsInfo, labels_fingerprint
+from cocomix.concepts.labeling import LabelsConfig, Side, label_corpus
 from cocomix.concepts.predictions import PredictionsInfo, predict_corpus
 from cocomix.concepts.reading import TeacherReader
 from cocomix.concepts.sae_loading import load_sae
@@ -27,7 +27,7 @@ from cocomix.concepts.sae_training import SAEConfig, train_sae
 from cocomix.data.corpus import CorpusConfig, is_token_folder, write_documents
 from cocomix.data.packing import PackedCorpus, pack_documents, pack_token_documents, pack_token_files
 from cocomix.data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
-from cocomix.models.flops import labelling_flops_per_token
+from cocomix.models.flops import labeling_flops_per_token
 from cocomix.pipeline.costs import sae_training_flops
 from cocomix.pipeline.methods import DistillationConfig
 from cocomix.pipeline.stage import StageResult
@@ -139,7 +139,7 @@ def make_labels(
         corpus: in the students' tokens.
         extractor: teacher, SAE and selection.
         readers: how the teacher reads each side of the corpus.
-        config: settings; with `online`, only the validation side is labelled.
+        config: settings; with `online`, only the validation side is labeled.
         inputs: fingerprints of teacher and SAE.
         folder: where to write.
     """
@@ -159,7 +159,7 @@ def make_labels(
     )
     to_label = {name: Side(blocks, readers[name]) for name, blocks in sides.items()}
     info = label_corpus(extractor, to_label, folder, config, plan)
-    flops = labelling_flops_per_token(
+    flops = labeling_flops_per_token(
         extractor.teacher,
         extractor.teacher_layer,
         extractor.sae.d_sae,
@@ -204,7 +204,7 @@ def make_predictions(
 def make_catalog(
     extractor: ConceptExtractor,
     reader: TeacherReader,
-    labelled: LabelledCorpus,
+    labeled: LabeledCorpus,
     config: CatalogConfig,
     blocks_per_batch: int,
     folder: Path,
@@ -214,12 +214,12 @@ def make_catalog(
     Args:
         extractor: teacher and SAE.
         reader: the training text as the teacher reads it.
-        labelled: the labelled corpus, whose labels are counted; online labels exist for validation only.
+        labeled: the labeled corpus, whose labels are counted; online labels exist for validation only.
         config: what is kept of each concept.
         blocks_per_batch: blocks that the teacher reads at once.
         folder: where to write.
     """
-    statistics = label_statistics(labelled.train or labelled.validation, labelled.info.num_concepts)
+    statistics = label_statistics(labeled.train or labeled.validation, labeled.info.num_concepts)
     info = build_catalog(
         extractor.teacher,
         extractor.sae,

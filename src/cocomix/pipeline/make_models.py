@@ -120,7 +120,7 @@ def make_teacher(backbone: BackboneConfig, data: TrainingData, settings: RunSett
     model = build_plain(sizes)
     result = _pretrain(model, NextToken(), data, settings, folder)
     run = _describe(model, result, data, settings)
-    if distributed.is_first():
+    if distributed.is_main_process():
         save_run(run, files.partial(folder))
     return _reported(run)
 
@@ -152,7 +152,7 @@ def make_student(
     losses = document_losses(
         model.eval(), data.validation, data.documents, training.blocks_per_batch, training.precision
     )
-    if distributed.is_first():
+    if distributed.is_main_process():
         save_document_losses(losses, unfinished)
     run = _describe(
         model,
@@ -169,7 +169,7 @@ def make_student(
                 inputs.labels, data.validation, config.vocab_size, config.num_concepts, config.num_active_concepts
             )
         )
-    if distributed.is_first():
+    if distributed.is_main_process():
         save_run(run, unfinished)
     return StageResult(fingerprint.hash_json(run.curve), _reported(run))
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.common.errors import InputError
 from cocomix.concepts.alignment import leading_bos
-from cocomix.concepts.label_store import LabelledCorpus, labels_fingerprint
+from cocomix.concepts.label_store import LabeledCorpus, labels_fingerprint
 from cocomix.concepts.reading import SameTokens
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import teacher_fingerprint
@@ -42,7 +42,7 @@ class ConceptSource(NamedTuple):
     blocks_per_batch: int
 
 
-def learned_labels(run: OpenRun) -> LabelledCorpus:
+def learned_labels(run: OpenRun) -> LabeledCorpus:
     """Open the labels that a run learned.
 
     Raises:
@@ -97,11 +97,11 @@ def _pipeline(run: OpenRun) -> Pipeline:
     return Pipeline(dataclasses.replace(recipe, output=str(run.folder.resolve().parents[1])))
 
 
-def _labels(run: OpenRun, pipeline: Pipeline) -> LabelledCorpus:
+def _labels(run: OpenRun, pipeline: Pipeline) -> LabeledCorpus:
     assert run.record is not None
-    labelled = pipeline.labels(pipeline.recipe.labels_of(pipeline.recipe.students[run.record.name]))
-    _check(run, pipeline, "labels", labels_fingerprint(labelled.info))
-    return labelled
+    labeled = pipeline.labels(pipeline.recipe.labels_of(pipeline.recipe.students[run.record.name]))
+    _check(run, pipeline, "labels", labels_fingerprint(labeled.info))
+    return labeled
 
 
 def _check(run: OpenRun, pipeline: Pipeline, what: str, found: str) -> None:

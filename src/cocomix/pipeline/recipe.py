@@ -15,7 +15,7 @@ from cocomix.catalog.building import CatalogConfig
 from cocomix.common import distributed, portable, settings, strict_yaml
 from cocomix.common.errors import InputError, did_you_mean
 from cocomix.common.settings import Range, Seed
-from cocomix.concepts.labelling import LabelsConfig
+from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.sae import MAX_ACTIVE
 from cocomix.concepts.sae_training import SAEConfig
 from cocomix.data.corpus import CorpusConfig
@@ -228,7 +228,7 @@ class Recipe:
         if self.parallel not in PARALLEL:
             hint = did_you_mean(self.parallel, PARALLEL)
             return [f"parallel is {self.parallel!r}; expected one of {', '.join(PARALLEL)}{hint}"]
-        if self.parallel == "fsdp+cpu-offload" and distributed.count() > 1 and not torch.cuda.is_available():
+        if self.parallel == "fsdp+cpu-offload" and distributed.world_size() > 1 and not torch.cuda.is_available():
             return ["parallel is 'fsdp+cpu-offload', but there is no GPU from which to offload; use fsdp"]
         return []
 

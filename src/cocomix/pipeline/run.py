@@ -15,7 +15,7 @@ from cocomix.common.console import status
 from cocomix.common.locking import locked
 from cocomix.concepts.alignment import OtherTokens
 from cocomix.concepts.label_store import labels_fingerprint, labels_whole
-from cocomix.concepts.labelling import LabelsConfig
+from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.predictions import predictions_whole
 from cocomix.concepts.reading import SameTokens, TeacherReader
 from cocomix.concepts.teacher import teacher_fingerprint
@@ -32,7 +32,7 @@ from cocomix.pipeline.students import student_config
 def run_stages(pipeline: Pipeline, stages: Sequence[Stage]) -> None:
     """Compute what is missing of `stages`, in order. The teacher is in memory only from its first use to its last."""
     for number, stage in enumerate(stages, 1):
-        if distributed.is_first():
+        if distributed.is_main_process():
             status(f"[{number}/{len(stages)}] {stage.name}{': already finished' if stage.is_done() else ''}")
         if stage.kind == "student" and not pipeline.recipe.runs_teacher(pipeline.recipe.students[stage.arguments[0]]):
             pipeline.release_teacher()
@@ -168,10 +168,10 @@ def _catalog(pipeline: Pipeline, folder: Path) -> StageResult:
     recipe = pipeline.recipe
     documents = load_documents(pipeline.teacher_corpus_stage.folder, "train", texts=pipeline.corpus_stage.folder)
     reader = SameTokens(pipeline.teacher_corpus().train, pipeline.teacher_tokenizer(), documents)
-    labelled = pipeline.labels()
+    labeled = pipeline.labels()
     extractor = student_inputs.concept_extractor(pipeline, recipe.labels, pipeline.teacher())
     return make_artifacts.make_catalog(
-        extractor, reader, labelled, recipe.catalog, recipe.labels.blocks_per_batch, folder
+        extractor, reader, labeled, recipe.catalog, recipe.labels.blocks_per_batch, folder
     )
 
 
@@ -228,7 +228,7 @@ def prepared(recipe: Recipe, until: str, only: str | None = None) -> Iterator[Pi
     recipe.require_known_methods()
     pipeline = Pipeline(recipe)
     with ExitStack() as stack:
-        if distributed.is_first():
+        if distributed.is_main_process():
             wanted = _wanted(pipeline, until, only)
             missing = [stage for stage in wanted if not stage.is_done()]
             if missing:
@@ -237,7 +237,7 @@ def prepared(recipe: Recipe, until: str, only: str | None = None) -> Iterator[Pi
             for stage in dict.fromkeys([*missing, *repairable]):
                 stack.enter_context(locked(stage.folder))
             preflight.check(pipeline, wanted)
-        distributed.call_others()
+        distributed.release_others()
         yield pipeline
 
 
@@ -250,7 +250,7 @@ def run_missing(pipeline: Pipeline, until: str, only: str | None = None) -> None
         run_stages(pipeline, stages)
     # Verifying checksums takes a while, so only the command that can repair a damaged shard does it.
     repaired = until == "labels" and any([repair_stage(pipeline, stage) for stage in finished])
-    if is_complete and not repaired and distributed.is_first():
+    if is_complete and not repaired and distributed.is_main_process():
         status(f"Nothing to do: everything is in {pipeline.folder} already.")
 
 

@@ -152,19 +152,19 @@ class Stage:
                 folder.
             on_all_ranks: whether every rank calls `make`; otherwise rank 0 does while the others wait.
         """
-        if not self.is_done() and (on_all_ranks or distributed.is_first()):
-            self._compute(make, resumes, distributed.wait_for_all if on_all_ranks else lambda: None)
-        distributed.wait_for_all()
+        if not self.is_done() and (on_all_ranks or distributed.is_main_process()):
+            self._compute(make, resumes, distributed.barrier if on_all_ranks else lambda: None)
+        distributed.barrier()
 
     def _compute(self, make: Callable[[Path], StageResult], resumes: bool, meet: Callable[[], None]) -> None:
         unfinished = files.partial(self.folder)
         inputs = self.input_fingerprints()
-        if distributed.is_first():
+        if distributed.is_main_process():
             self._claim({"settings": self.settings, "inputs": inputs}, resumes)
         meet()
         if (unfinished / RECORD_FILE).is_file():  # an earlier attempt was killed between the record and the rename
             meet()
-            if distributed.is_first():
+            if distributed.is_main_process():
                 self._rename_into_place()
             return
         try:
@@ -178,7 +178,7 @@ class Stage:
             where = failure.filename or str(self.folder)
             raise OSError(failure.errno, f"{self.name} cannot be computed: {failure.strerror}", where) from None
         meet()
-        if distributed.is_first():
+        if distributed.is_main_process():
             record = Record(self.settings, inputs, result.fingerprint, result.summary)
             files.write_json(unfinished / RECORD_FILE, asdict(record))
             self._rename_into_place()

@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.concepts.attribution import ConceptExtractor
-from cocomix.concepts.labelling import LabelsConfig, label_in_equal_batches
+from cocomix.concepts.labeling import LabelsConfig, label_in_equal_batches
 from cocomix.concepts.predictions import load_predictions
 from cocomix.concepts.teacher import residual_stream
 from cocomix.data.documents import load_documents
 from cocomix.data.packing import PackedCorpus
 from cocomix.data.streaming import BlockStream, open_stream
-from cocomix.objectives.cocomix import Labeller
+from cocomix.objectives.cocomix import Labeler
 from cocomix.objectives.distillation import TeacherLogits
 from cocomix.objectives.hidden_states import HiddenStates
 from cocomix.pipeline.costs import preparation, teacher_flops
@@ -51,13 +51,13 @@ def student_inputs(pipeline: Pipeline, student: StudentConfig, seed: int) -> Stu
 def student_blocks(pipeline: Pipeline, student: StudentConfig, corpus: PackedCorpus) -> PackedCorpus:
     """Return the corpus with the stored columns that a student learns from."""
     train, validation = corpus.train, corpus.validation
-    labelled = pipeline.labels(pipeline.recipe.labels_of(student)) if student.learns_concepts() else None
-    if labelled is not None:
-        train, validation = train if labelled.train is None else labelled.train, labelled.validation
+    labeled = pipeline.labels(pipeline.recipe.labels_of(student)) if student.learns_concepts() else None
+    if labeled is not None:
+        train, validation = train if labeled.train is None else labeled.train, labeled.validation
     distillation = student.distillation_config()
     if distillation is not None and distillation.top_k is not None:
         predicted = load_predictions(pipeline.predictions_stage_of(distillation).folder)
-        if labelled is None or labelled.train is None:
+        if labeled is None or labeled.train is None:
             train = predicted
         else:  # both stages checked that they read this corpus, so their blocks are aligned
             new = [name for name in predicted.column_names if name not in train.column_names]
@@ -92,7 +92,7 @@ class OnlineTeacher:
         self._pipeline, self._labels, self._vocab_size = pipeline, labels, vocab_size
         self._teacher: Callable[[], PreTrainedModel] = cache(pipeline.teacher)
 
-    def labeler(self) -> Labeller | None:
+    def labeler(self) -> Labeler | None:
         """Return the labeling of a batch, bit-identical to stored labels; None if the labels are stored."""
         if not self._labels.online:
             return None

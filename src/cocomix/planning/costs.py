@@ -17,20 +17,20 @@ class Machines:
         name: name of the GPU.
         gpu: its memory and peak throughput.
         count: number of GPUs.
-        utilisation: assumed share of the peak throughput that training reaches.
+        utilization: assumed share of the peak throughput that training reaches.
     """
 
     name: str
     gpu: Gpu
     count: int
-    utilisation: float
+    utilization: float
 
     def hours(self, flops: float, precision: str) -> float:
         """Return the hours for a number of FLOPs in a precision."""
-        return flops / (self.gpu.peak(precision) * self.utilisation * self.count) / 3600
+        return flops / (self.gpu.peak(precision) * self.utilization * self.count) / 3600
 
 
-def machines(name: str, count: int, utilisation: float) -> Machines:
+def machines(name: str, count: int, utilization: float) -> Machines:
     """Describe `count` GPUs by a name such as h100.
 
     Raises:
@@ -39,7 +39,7 @@ def machines(name: str, count: int, utilisation: float) -> Machines:
     known = {key.lower().replace(" ", "-"): gpu for key, gpu in GPUS.items()}
     if name.lower() not in known:
         raise InputError(f"--gpu is {name!r}; expected one of {', '.join(known)}{did_you_mean(name.lower(), known)}")
-    return Machines(name.lower(), known[name.lower()], count, utilisation)
+    return Machines(name.lower(), known[name.lower()], count, utilization)
 
 
 @dataclass(frozen=True)

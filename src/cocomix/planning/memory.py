@@ -37,7 +37,7 @@ from cocomix.objectives.base import Batch
 from cocomix.training.config import TrainingConfig
 from cocomix.training.validation import evaluation_sums
 
-WEIGHTS, GRADIENTS, STATES, CASTS = "weights", "gradients", "optimiser states", "weights in low precision"
+WEIGHTS, GRADIENTS, STATES, CASTS = "weights", "gradients", "optimizer states", "weights in low precision"
 BLOCKS, MIXER, HEAD = "activations of the blocks", "activations of the mixer", "embedding, token head, losses"
 BACKWARD, TEACHER, BUCKETS, GATHERED = "backward pass", "teacher and SAE", "ddp's buckets", "fsdp's gathered blocks"
 PARTS = (WEIGHTS, GRADIENTS, STATES, BUCKETS, GATHERED, CASTS, BLOCKS, MIXER, HEAD, BACKWARD, TEACHER)
@@ -256,7 +256,7 @@ def training_memory(
             live.reset_peak()
             with live.counting(TEACHER):
                 label()
-            phases["online labelling"] = live.peak
+            phases["online labeling"] = live.peak
         weights = [parameter.nbytes for parameter in model.parameters()]
         block_weights = [sum(parameter.nbytes for parameter in block.parameters()) for block in blocks]
     return TrainingMemory(phases, sum(weights), max(block_weights), sum(weights) - sum(block_weights), accumulates)

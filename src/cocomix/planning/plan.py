@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from cocomix.common.errors import InputError
 from cocomix.concepts.attribution import attribution_scores
 from cocomix.concepts.label_store import features
-from cocomix.concepts.labelling import LabelsConfig
+from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.predictions import prediction_columns
 from cocomix.concepts.teacher import residual_stream, tapped_residual
 from cocomix.data.sources import HUB_PREFIX
@@ -27,7 +27,7 @@ from cocomix.models.flops import forward_flops_per_token, training_flops_per_tok
 from cocomix.objectives import NextToken, Objective
 from cocomix.objectives.base import Batch
 from cocomix.pipeline import preflight
-from cocomix.pipeline.costs import labelling_flops, sae_training_flops, teacher_flops
+from cocomix.pipeline.costs import labeling_flops, sae_training_flops, teacher_flops
 from cocomix.pipeline.methods import DistillationConfig, StudentConfig
 from cocomix.pipeline.recipe import Recipe
 from cocomix.pipeline.stage import Stage
@@ -156,7 +156,7 @@ class _Planner:
 
     def _labels(self, config: LabelsConfig) -> PreparationPlan:
         with torch.device("meta"):
-            found = labelling_flops(self.pipeline, self.pipeline.teacher(), self.pipeline.sae(), config)
+            found = labeling_flops(self.pipeline, self.pipeline.teacher(), self.pipeline.sae(), config)
         sizes = self.recipe.block_size, config.labels_per_token, self._token_type(), self.pipeline.num_concepts
         memory = labeling_memory(lambda: self._labeler(config, self.pipeline.teacher()), self.device)
         flops = Flops(teacher=found.teacher, sae=found.sae).times(self._read_tokens())

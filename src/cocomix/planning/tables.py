@@ -80,7 +80,7 @@ def _assumptions(plan: Plan) -> list[str]:
     on = plan.machines
     return [
         f"Hours: FLOPs / ({on.gpu.half / 1e12:.0f} TFLOP/s in half precision, {on.gpu.single / 1e12:.0f} in float32, "
-        f"× utilization {on.utilisation} × {on.count} GPUs); assumed, not measured. The SAE runs in float32. Reading "
+        f"× utilization {on.utilization} × {on.count} GPUs); assumed, not measured. The SAE runs in float32. Reading "
         "data, evaluation and checkpoints are not counted.",
         "Memory: tensors only; the effect of torch.compile is not included.",
         *plan.remarks,

@@ -100,7 +100,7 @@ class TrainingConfig:
 
     def _sharing_problems(self, block_size: int) -> list[str]:
         """List why these processes cannot share the batches equally, one line at most."""
-        batch, several = self.blocks_per_batch * block_size, distributed.count()
+        batch, several = self.blocks_per_batch * block_size, distributed.world_size()
         if several == 1 or self.tokens_per_step % (batch * several) == 0:
             return []
         return [
@@ -165,7 +165,7 @@ def training_arguments(
         max_steps=config.steps(),
         per_device_train_batch_size=config.blocks_per_batch,
         gradient_accumulation_steps=config.tokens_per_step
-        // (config.blocks_per_batch * block_size * distributed.count()),
+        // (config.blocks_per_batch * block_size * distributed.world_size()),
         learning_rate=config.learning_rate,
         **_schedule(config),
         warmup_steps=round(config.warmup_ratio * config.steps()),
@@ -201,7 +201,7 @@ def training_arguments(
 
 def _sharding(parallel: str) -> dict[str, Any]:
     """Arguments for sharding; none for a single process, so that a recipe runs on a laptop and on a cluster."""
-    if parallel == "ddp" or distributed.count() == 1:
+    if parallel == "ddp" or distributed.world_size() == 1:
         return {}
     return {"fsdp": True, "fsdp_config": {"version": 2, "cpu_offload": parallel == "fsdp+cpu-offload"}}
 

@@ -120,13 +120,13 @@ def pretrain(
     curve = _curve(trainer.state.log_history, config.tokens_per_step)
     assert curve[-1]["tokens"] == config.steps() * config.tokens_per_step, "the last step was not evaluated"
     if not curve[-1]["loss"] < MEANINGLESS_LOSS:
-        distributed.wait_for_first()
+        distributed.wait_for_main_process()
         raise InputError(
             f"the training of {description} diverged: its validation loss is {curve[-1]['loss']}; "
             "lower its learning_rate or raise its warmup_ratio"
         )
     trainer.save_model(str(unfinished))
-    if tokenizer is not None and distributed.is_first():
+    if tokenizer is not None and distributed.is_main_process():
         tokenizer.save_pretrained(str(unfinished))
     metrics = {name: value for name, value in curve[-1].items() if name != "tokens"}
     seconds = [entry["seconds"] for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -135,7 +135,7 @@ def pretrain(
 
 def _wandb_run(config: TrainingConfig, folder: Path, name: str) -> AbstractContextManager[Any]:
     """Open a separate wandb run for this training, with its files in `folder`, if metrics go to wandb."""
-    if "wandb" not in config.report_to or not distributed.is_first():
+    if "wandb" not in config.report_to or not distributed.is_main_process():
         return nullcontext()
     import wandb
 
@@ -144,21 +144,21 @@ def _wandb_run(config: TrainingConfig, folder: Path, name: str) -> AbstractConte
 
 def _checkpoint_to_resume(unfinished: Path) -> Path | None:
     """Return the newest complete checkpoint, or None. Rank 0 deletes incomplete ones and verifies it."""
-    if distributed.is_first():
+    if distributed.is_main_process():
         newest = last_complete_checkpoint(unfinished)
         if newest is not None:
             require_readable(newest)
-    distributed.wait_for_all()
+    distributed.barrier()
     return last_complete_checkpoint(unfinished)
 
 
 def _require_same_stream(checkpoint: Path, stream: BlockStream, description: str) -> None:
     """Raise InputError if the number of processes or streamed files has changed since `checkpoint`."""
     before = files.read_json(position_file(checkpoint, rank=0))
-    now = {"processes": distributed.count(), "files": stream.files}
+    now = {"processes": distributed.world_size(), "files": stream.files}
     changed = [f"{before[what]} {what}, now there are {count}" for what, count in now.items() if before[what] != count]
     if changed:
-        distributed.wait_for_first()
+        distributed.wait_for_main_process()
         raise InputError(
             f"{description} cannot resume from {checkpoint}: its corpus was streamed with {' and '.join(changed)}; "
             f"resume with the same number, or delete {checkpoint.parent} to start again"

@@ -193,13 +193,13 @@ class ObjectiveTrainer(Trainer):
             peak = peak_flops(self.args.device) if self.args.bf16 or self.args.fp16 else None
             if peak is not None:
                 used = found["tokens_per_second"] * self.flops_per_token
-                found["model_flop_utilisation"] = used / peak / self.accelerator.num_processes
+                found["model_flop_utilization"] = used / peak / self.accelerator.num_processes
         return found
 
     def _require_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
             return
-        distributed.wait_for_first()
+        distributed.wait_for_main_process()
         tokens = self.state.global_step * self.tokens_per_step
         good = last_complete_checkpoint(Path(self.args.output_dir))
         kept = "no checkpoint was written before"
@@ -233,7 +233,11 @@ class ObjectiveTrainer(Trainer):
         before = [entry[f"{prefix}_loss"] for entry in self.state.log_history if f"{prefix}_loss" in entry]
         if loss < min(before, default=math.inf):
             best = Path(self.args.output_dir) / BEST
-            with files.whole_folder(best) if distributed.is_first() else contextlib.nullcontext(best) as unfinished:
+            with (
+                files.whole_folder(best)
+                if distributed.is_main_process()
+                else contextlib.nullcontext(best) as unfinished
+            ):
                 self.save_model(str(unfinished))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -243,17 +247,17 @@ class ObjectiveTrainer(Trainer):
         differ for experts), so that resuming needs no conversion.
         """
         model = self._gathered_model() if self.is_fsdp_enabled else self.model
-        if distributed.is_first():
+        if distributed.is_main_process():
             folder = output_dir or self.args.output_dir
             model.save_pretrained(folder, save_original_format=not _internal_call)
-        distributed.wait_for_all()
+        distributed.barrier()
 
     def _gathered_model(self) -> PreTrainedModel:
         """Build an unsharded model of the original class; on rank 0 with all weights."""
         weights = get_model_state_dict(self.model, options=FULL_STATE)
         with torch.device("meta"):
             gathered = self.model_class(self.model.config)
-        if distributed.is_first():
+        if distributed.is_main_process():
             gathered.load_state_dict(weights, assign=True)
             gathered.tie_weights()
             gathered.generation_config = self.model.generation_config
@@ -294,11 +298,11 @@ class ObjectiveTrainer(Trainer):
             newest = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             if isinstance(self.train_dataset, BlockStream):
                 files.write_json(position_file(newest, distributed.rank()), self.train_dataset.state_dict())
-            distributed.wait_for_all()  # every process has written its random state and its position in the stream
+            distributed.barrier()  # every process has written its random state and its position in the stream
             if self.args.should_save:
                 mark_complete(newest)
                 keep_newest(newest.parent, self.keep_checkpoints)
-            distributed.wait_for_all()  # the checkpoint is complete before any process can fail and end the others
+            distributed.barrier()  # the checkpoint is complete before any process can fail and end the others
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Return the names of weights with weight decay: matrices only, while Transformers includes some vectors."""

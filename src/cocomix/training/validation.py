@@ -63,8 +63,8 @@ def batches_of_rank(starts: range) -> list[tuple[int, bool]]:
     All ranks get equally many batches, because a sharded model runs on all ranks at once. The padding repeats the first
     batch and does not count.
     """
-    mine = distributed.share(starts)
-    padding = math.ceil(len(starts) / distributed.count()) - len(mine)
+    mine = distributed.shard(starts)
+    padding = math.ceil(len(starts) / distributed.world_size()) - len(mine)
     return [(start, True) for start in mine] + [(starts[0], False)] * padding
 
 
@@ -96,7 +96,7 @@ def evaluate_model(
         desc="validation",
         unit="batch",
         leave=False,
-        disable=not (progress and distributed.is_first()),
+        disable=not (progress and distributed.is_main_process()),
         delay=1.0,
     ):
         indices = list(range(start, min(start + batch_size, len(blocks))))

@@ -11,13 +11,13 @@ from datasets import Dataset
 from cocomix import InputError
 from cocomix.app import predictability
 from cocomix.app.predictability import Predictability
-from cocomix.concepts.label_store import LabelledCorpus, LabelsInfo, features
+from cocomix.concepts.label_store import LabeledCorpus, LabelsInfo, features
 from cocomix.inspection.runs import OpenRun
 from small_catalog import CONCEPTS
 
 
 @pytest.fixture
-def labels() -> LabelledCorpus:
+def labels() -> LabeledCorpus:
     """Of validation text, as online labels are."""
     draw = np.random.default_rng(0)
     columns = {
@@ -26,7 +26,7 @@ def labels() -> LabelledCorpus:
     }
     blocks = Dataset.from_dict(columns, features=features(16, 2, "uint16", CONCEPTS))
     info = {field.name: "" for field in dataclasses.fields(LabelsInfo)} | {"num_concepts": CONCEPTS}
-    return LabelledCorpus(None, blocks, LabelsInfo(**info))
+    return LabeledCorpus(None, blocks, LabelsInfo(**info))
 
 
 def test_it_is_counted_once_and_over_some_blocks(opened, labels, monkeypatch):
@@ -53,7 +53,7 @@ def test_why_there_is_nothing_to_count(opened, monkeypatch, tmp_path):
     assert alone.missing.startswith(f"not known: no finished run in {tmp_path}")
     assert alone.known
 
-    def changed(run: OpenRun) -> LabelledCorpus:
+    def changed(run: OpenRun) -> LabeledCorpus:
         raise InputError("the labels changed since it was trained")
 
     monkeypatch.setattr(predictability, "learned_labels", changed)

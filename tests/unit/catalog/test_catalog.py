@@ -289,9 +289,9 @@ def test_a_token_of_a_character_that_the_text_does_not_finish():
 def test_effects_are_logits_of_the_direction_through_norm_and_unembedding(kind, random_teacher):
     teacher = random_teacher(kind)
     directions = torch.randn(7, 32, dtype=torch.float64)
-    centred = directions - directions.mean(-1, keepdim=True) if kind == "gpt2" else directions
+    centered = directions - directions.mean(-1, keepdim=True) if kind == "gpt2" else directions
     gain = (teacher.transformer.ln_f if kind == "gpt2" else teacher.model.norm).weight
-    unit = centred / centred.square().mean(-1, keepdim=True).sqrt()
+    unit = centered / centered.square().mean(-1, keepdim=True).sqrt()
     logits = (unit * gain) @ teacher.get_output_embeddings().weight[:50].T
     (effects,) = token_effects(teacher, directions * 1e-3, 5, 50)
     for found, largest in ((effects.promoted, True), (effects.suppressed, False)):

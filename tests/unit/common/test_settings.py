@@ -240,7 +240,7 @@ def test_options_are_read_by_the_type_of_their_key(tmp_path: Path) -> None:
         (["app", "x", "--port", "70000"], "--port is 70000; expected a whole number from 1 to 65,535"),
         (["app", "x", "--time-limit", ".nan"], "--time-limit is nan; expected a number from 1 to 3,600"),
         (["plan", "x", "--gpus", "0"], "--gpus is 0; expected a whole number from 1"),
-        (["plan", "x", "--utilisation", "nan"], "--utilisation is 'nan'; expected a number above 0 to 1"),
+        (["plan", "x", "--utilization", "nan"], "--utilization is 'nan'; expected a number above 0 to 1"),
         (["trian", "x"], "unknown command 'trian'; did you mean 'train'? (see cocomix --help)"),
         (["compare"], "the following arguments are required: RUN (see cocomix compare --help)"),
         ([], "Missing command (see cocomix --help)"),

@@ -39,7 +39,7 @@ def sae() -> SparseAutoencoder:
         return torch.randn(shape, dtype=torch.float64)
 
     return SparseAutoencoder(
-        W_enc=draw(32, 60), b_enc=draw(60) - 8, W_dec=draw(60, 32), b_dec=draw(32), k=6, normalisation="layer_norm"
+        W_enc=draw(32, 60), b_enc=draw(60) - 8, W_dec=draw(60, 32), b_dec=draw(32), k=6, normalization="layer_norm"
     )
 
 

@@ -59,7 +59,7 @@ def test_json_values_are_named_by_content_and_not_by_order():
 
 
 def test_fingerprints_are_the_same_on_every_machine():
-    """Recorded once: a change here makes every labelled corpus refuse its own teacher."""
+    """Recorded once: a change here makes every labeled corpus refuse its own teacher."""
     assert fingerprint.hash_json({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad808"
     assert of(TENSORS) == "b8a7fb5a46dda2bc31c51eb485f0e569"
 
@@ -77,8 +77,8 @@ def test_an_sae_is_named_by_weights_and_settings():
 
     others = [
         sae(k=3),
-        sae(normalisation="layer_norm"),
-        sae(normalisation="centre"),
+        sae(normalization="layer_norm"),
+        sae(normalization="centre"),
         sae(threshold=torch.zeros(4)),
         sae(threshold=torch.ones(4)),
         sae(threshold=torch.ones(4), max_active=3),

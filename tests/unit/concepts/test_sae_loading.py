@@ -115,14 +115,14 @@ def test_an_old_sae_with_another_activation_is_refused(tmp_path):
     refused(folder, "architecture 'standard with the activation tanh-relu'")
 
 
-def test_a_normalisation_that_is_not_known_here_is_refused(tmp_path):
+def test_a_normalization_that_is_not_known_here_is_refused(tmp_path):
     folder = saelens_folder(tmp_path, normalize_activations="covariance_whitening")
     refused(folder, "normalizes its input by 'covariance_whitening'; expected none, ")
 
 
 def test_an_unfolded_average_is_used_as_saelens_does_and_said(tmp_path):
     with pytest.warns(UserWarning, match="used unscaled, as by SAELens"):
-        assert load_sae(saelens_folder(tmp_path, normalize_activations=True)).normalisation == "none"
+        assert load_sae(saelens_folder(tmp_path, normalize_activations=True)).normalization == "none"
 
 
 @pytest.mark.parametrize("state", [{"scaling_factor": 0.3}, {"scaling_factor": None, "has_whitening": True}])
@@ -213,7 +213,7 @@ def test_a_k_that_cannot_be_is_refused(k, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "normalisation"),
+    ("changes", "normalization"),
     [
         ({"model_name": "gpt2-small"}, "centre"),
         ({"model_class_name": "HookedTransformer"}, "centre"),
@@ -225,9 +225,9 @@ def test_a_k_that_cannot_be_is_refused(k, tmp_path):
     ],
     ids=str,
 )
-def test_x_is_centred_where_the_model_was(changes, normalisation, tmp_path):
+def test_x_is_centred_where_the_model_was(changes, normalization, tmp_path):
     metadata = {"model_from_pretrained_kwargs": {"center_writing_weights": True}, **changes}
-    assert load_sae(saelens_folder(tmp_path, metadata=metadata)).normalisation == normalisation
+    assert load_sae(saelens_folder(tmp_path, metadata=metadata)).normalization == normalization
 
 
 def test_a_centred_model_and_a_constant_norm_are_refused(tmp_path):
@@ -311,7 +311,7 @@ def test_a_place_that_is_not_tapped_is_refused(hook, tmp_path):
 @pytest.mark.parametrize(("name", "layer"), [("layers.5", 5), ("transformer.h.7", 7), ("h.2", 2), ("mine", None)])
 def test_a_sparsify_folder_is_named_after_what_it_reads(name, layer, tmp_path):
     sae = load_sae(sparsify_folder(tmp_path / name))
-    assert (sae.teacher_layer, sae.k, sae.normalisation) == (layer, K, "none")
+    assert (sae.teacher_layer, sae.k, sae.normalization) == (layer, K, "none")
 
 
 def test_a_sparsify_folder_of_another_place_is_refused(tmp_path):
@@ -379,7 +379,7 @@ def test_an_openai_sae_gives_its_sizes(tmp_path):
     torch.save(openai_state(), tmp_path / "sae.pt")
     sae = load_sae(str(tmp_path / "sae.pt"))
     assert (sae.d_in, sae.d_sae, sae.k, sae.max_active, sae.teacher_layer) == (D_IN, D_SAE, K, K, None)
-    assert (sae.normalisation, sae.subtract_b_dec) == ("layer_norm", True)
+    assert (sae.normalization, sae.subtract_b_dec) == ("layer_norm", True)
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["activation: ReLU", "no activation on record"])
@@ -420,7 +420,7 @@ def test_latents_are_at_most_k_and_never_negative():
         ({"k": K, "threshold": torch.zeros(D_SAE)}, "exactly one of k .* and threshold"),
         ({"threshold": torch.full((D_SAE,), -0.1)}, "threshold has negative entries"),
         ({"threshold": torch.zeros(D_SAE + 1)}, "threshold has the shape"),
-        ({"k": K, "normalisation": "batch"}, "normalisation is 'batch'; expected one of none, centre"),
+        ({"k": K, "normalization": "batch"}, "normalization is 'batch'; expected one of none, centre"),
         ({"threshold": torch.zeros(D_SAE), "max_active": 0}, "max_active is 0; expected 1 or more"),
         ({"k": K, "W_enc": torch.zeros(D_IN)}, "W_enc has the shape"),
         ({"k": K, "W_enc": torch.zeros(D_IN, 0)}, "W_enc has the shape"),
@@ -498,7 +498,7 @@ def test_encoding_builds_no_graph():
 
 
 def test_a_token_of_zeros_survives_scaling_to_a_constant_norm():
-    sae = relu_sae(normalisation="constant_norm_rescale")
+    sae = relu_sae(normalization="constant_norm_rescale")
     assert sae.encode(torch.zeros(2, D_IN)).values.isfinite().all()
     assert sae.reconstruct(torch.zeros(2, D_IN)).isfinite().all()
 
@@ -507,7 +507,7 @@ def test_a_token_of_zeros_survives_scaling_to_a_constant_norm():
 @pytest.mark.parametrize("kind", ["topk", "threshold"])
 def test_encoding_in_chunks_equals_encoding_at_once(kind, rows_per_chunk, monkeypatch):
     settings = {"k": K} if kind == "topk" else {"threshold": torch.rand(D_SAE)}
-    sae = SparseAutoencoder(**weights(), **settings, normalisation="layer_norm").double()
+    sae = SparseAutoencoder(**weights(), **settings, normalization="layer_norm").double()
     x = torch.randn(2, 7, D_IN).double()
     whole = sae.encode(x)
     chunks: list[int] = []
@@ -575,7 +575,7 @@ def test_an_sae_encodes_in_the_precision_of_its_weights():
 
 
 def test_a_surrounding_autocast_changes_nothing():
-    for sae in (SparseAutoencoder(**weights(), k=K, normalisation="layer_norm"), relu_sae()):
+    for sae in (SparseAutoencoder(**weights(), k=K, normalization="layer_norm"), relu_sae()):
         x = torch.randn(30, D_IN)
         latents, rebuilt = sae.encode(x), sae.reconstruct(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -170,7 +170,7 @@ def test_figures_and_histogram_are_written(frequency, tmp_path):
     picture = imread(tmp_path / "latent_frequency.png")
     assert picture.shape[0] > 300
     assert picture.shape[1] > 600
-    assert picture[..., :3].std() > 0.05  # not one colour
+    assert picture[..., :3].std() > 0.05  # not one color
 
 
 def test_every_latent_is_in_a_bar_of_the_histogram(tmp_path, monkeypatch):

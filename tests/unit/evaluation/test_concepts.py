@@ -107,7 +107,7 @@ def test_runs_of_older_versions_have_no_table() -> None:
     assert concept_sentences({"a": {"metrics": old}}) == []
 
 
-def test_frequencies_are_shares_of_the_labelled_tokens() -> None:
+def test_frequencies_are_shares_of_the_labeled_tokens() -> None:
     found = label_frequencies(blocks([[[1, 2], [1, 3]], [[1, 2], [-100, -100]]]), num_concepts=5)
     assert found.tolist() == pytest.approx([0, 1, 2 / 3, 1 / 3, 0])
 
@@ -146,10 +146,10 @@ def test_bands_against_loops(monkeypatch: pytest.MonkeyPatch) -> None:
             promised = z[row, t].softmax(-1) * len(here)
             for concept in range(concepts) if here else []:
                 of_band = sums[band_of[concept]]
-                is_label, is_first = concept in here, concept in order[: len(here)]
+                is_label, is_main_process = concept in here, concept in order[: len(here)]
                 of_band["labels"] += is_label
-                of_band["predicted"] += is_first
-                of_band["at_a"] += is_label and is_first
+                of_band["predicted"] += is_main_process
+                of_band["at_a"] += is_label and is_main_process
                 of_band["at_k"] += is_label and concept in order[:k]
                 of_band["promised"] += promised[concept].item()
     read = blocks(labels.tolist())

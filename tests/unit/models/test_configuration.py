@@ -9,7 +9,7 @@ import pytest
 from transformers import GPT2Config
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM, ConceptExtractor
-from cocomix.concepts.labelling import LabelsConfig
+from cocomix.concepts.labeling import LabelsConfig
 from cocomix.pipeline.methods import MixerConfig
 
 

@@ -12,7 +12,7 @@ import cocomix
 from cocomix.concepts.teacher import residual_stream
 from cocomix.models.building import BackboneConfig, activated_parameters, backbone_config, build_plain
 from cocomix.models.experts import experts_per_token
-from cocomix.models.flops import forward_flops_per_token, labelling_flops_per_token, training_flops_per_token
+from cocomix.models.flops import forward_flops_per_token, labeling_flops_per_token, training_flops_per_token
 from cocomix.objectives import ConceptMixing, Distillation
 
 BLOCK = 64
@@ -176,7 +176,7 @@ def test_the_blocks_up_to_the_tap_agree_with_the_counter() -> None:
 
 @pytest.mark.parametrize("selection", ["attribution", "activation"])
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
-def test_labelling_agrees_with_the_counter(model_type: str, selection: str) -> None:
+def test_labeling_agrees_with_the_counter(model_type: str, selection: str) -> None:
     teacher = build_plain(plain(model_type))
     teacher.set_attn_implementation("eager")
     sae = cocomix.SparseAutoencoder(
@@ -187,5 +187,5 @@ def test_labelling_agrees_with_the_counter(model_type: str, selection: str) -> N
     with FlopSum() as counter:
         extractor(ids)
     expected = counter.total / ids.numel()
-    found = labelling_flops_per_token(teacher, 1, 512, 8, BLOCK, selection).total
+    found = labeling_flops_per_token(teacher, 1, 512, 8, BLOCK, selection).total
     assert found == pytest.approx(expected, rel=0.03)

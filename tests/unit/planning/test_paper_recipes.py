@@ -94,7 +94,7 @@ def test_the_stated_command_trains_on_200b_tokens_in_another_folder(size: str) -
 
 
 def test_what_is_shared_is_the_same() -> None:
-    """One corpus, teacher, SAE and labelling serve all recipes of a folder."""
+    """One corpus, teacher, SAE and labeling serve all recipes of a folder."""
     for output in {recipe_of(stem).output for stem in ALL}:
         recipes = [recipe for recipe in map(recipe_of, ALL) if recipe.output == output]
         for key in ("corpus", "tokenizer", "block_size", "seed"):
@@ -167,7 +167,7 @@ def test_the_command_prints_tables_or_json(capsys) -> None:
         (["--gpus", "0"], "--gpus is 0"),
         (["--gpus", "3"], "multiple of blocks_per_batch × block_size × GPUs"),
         (["--corpus-tokens", "0"], "--corpus-tokens is 0"),
-        (["--utilisation", "40"], "--utilisation is 40"),
+        (["--utilization", "40"], "--utilization is 40"),
         (["--only", "ntp"], "--only is 'ntp'"),
         (["--training.blocks_per_bach", "4"], "unknown key training.blocks_per_bach"),
     ],

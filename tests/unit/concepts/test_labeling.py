@@ -17,7 +17,7 @@ from cocomix import InputError
 from cocomix.common import files
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.label_store import LabelsInfo, features, labels_whole, load_labels, read_labels_info
-from cocomix.concepts.labelling import LabelsConfig, Side, label_corpus, label_in_equal_batches
+from cocomix.concepts.labeling import LabelsConfig, Side, label_corpus, label_in_equal_batches
 from cocomix.concepts.reading import SameTokens
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.data import shards
@@ -83,7 +83,7 @@ def test_what_is_counted(extractor, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*more than max_active")
-def test_cut_tokens_are_the_labelled_ones_and_each_counted_once(extractor, tmp_path):
+def test_cut_tokens_are_the_labeled_ones_and_each_counted_once(extractor, tmp_path):
     """Neither the repetitions that fill a batch up, nor tokens that have no label."""
     weights = dict(extractor.sae.named_buffers())
     extractor.sae = SparseAutoencoder(**weights, threshold=torch.zeros(C), max_active=28)
@@ -218,7 +218,7 @@ def test_a_full_disk_keeps_whole_shards_only(extractor, tmp_path, monkeypatch):
     assert labels_whole(tmp_path)
 
 
-def test_a_disk_that_is_too_small_is_refused_before_labelling(extractor, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_refused_before_labeling(extractor, tmp_path, monkeypatch):
     usage = shards.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage._replace(free=100))
     with pytest.raises(InputError, match=r"the labels need 8.82e-07 GB more, but .* has 1e-07 GB left"):
@@ -238,7 +238,7 @@ def test_datasets_opens_what_is_there(extractor, tmp_path):
     assert "| selection | attribution |" in (tmp_path / "labels" / "README.md").read_text()
 
 
-def test_two_labellings_are_the_same_files(extractor, tmp_path):
+def test_two_labelings_are_the_same_files(extractor, tmp_path):
     label(extractor, tmp_path / "a")
     label(extractor, tmp_path / "b")
     assert content(tmp_path / "a") == content(tmp_path / "b")

@@ -138,7 +138,7 @@ def label_corpus(
         remedy="lower labels.labels_per_token, or set labels.online, which stores none for training",
     )
     info = _with_counts(plan, shards)
-    if distributed.is_first():
+    if distributed.is_main_process():
         describe(folder, shards, next(iter(columns.values())))
         finish_labels(folder, info)
     return info
@@ -153,18 +153,18 @@ def count(labels: ConceptLabels) -> dict[str, int]:
     """Count the tokens and labels of labeled blocks.
 
     Returns:
-        `tokens`; `labelled`, tokens with a label; `full`, tokens with A labels; `labels`; `fewer_positive`, labeled
+        `tokens`; `labeled`, tokens with a label; `full`, tokens with A labels; `labels`; `fewer_positive`, labeled
         tokens with fewer than A positive scores; and `cut`, labeled tokens with more active latents than `max_active`.
     """
     has = labels.ids != IGNORE  # (B, T, A)
-    labelled = has.any(-1)
+    labeled = has.any(-1)
     return {
-        "tokens": labelled.numel(),
-        "labelled": int(labelled.sum()),
+        "tokens": labeled.numel(),
+        "labelled": int(labeled.sum()),
         "full": int(has.all(-1).sum()),
         "labels": int(has.sum()),
-        "fewer_positive": int((labelled & ~(labels.scores > 0).all(-1)).sum()),
-        "cut": int((labelled & labels.cut).sum()),
+        "fewer_positive": int((labeled & ~(labels.scores > 0).all(-1)).sum()),
+        "cut": int((labeled & labels.cut).sum()),
     }
 
 
