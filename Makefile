@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-browser lint format docs clean
+.PHONY: quickstart test test-slow test-gpu test-browser lint format docs clean
 
 quickstart: .venv/quickstart.installed
 	$(BIN)/cocomix quickstart
@@ -12,6 +12,10 @@ test: .venv/dev.installed
 
 test-slow: .venv/dev.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
+
+# The tests that depend on the device. Without a CUDA device only their CPU part runs; the rest is skipped with that reason.
+test-gpu: .venv/dev.installed
+	$(BIN)/python -m pytest tests/gpu
 
 # Needs a Chromium, as Debian's package `chromium`. COCOMIX_SCREENSHOTS names a folder for the pictures that it takes.
 test-browser: .venv/dev.installed

@@ -44,6 +44,9 @@ def moments(h: Tensor) -> Moments:
 def compress(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     """Sum value · row of `weight` over the active concepts, reading K rows per token instead of C.
 
+    Where a gradient is needed, half precision is cast to float32: the gradient of a row is a sum over many tokens, and
+    CUDA's kernel for the gradient of the values lacks bfloat16.
+
     Args:
         values: (B, T, K) logits of the active concepts.
         indices: (B, T, K) their ids.
@@ -54,8 +57,8 @@ def compress(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     """
     *shape, k = indices.shape
     dtype = weight.dtype
-    if torch.is_grad_enabled() and weight.requires_grad:
-        weight = at_least_float32(weight)  # the gradient of a row is a sum over many tokens
+    if torch.is_grad_enabled() and (weight.requires_grad or values.requires_grad):
+        weight = at_least_float32(weight)
     mixed = F.embedding_bag(
         indices.reshape(-1, k), weight, per_sample_weights=values.reshape(-1, k).to(weight.dtype), mode="sum"
     )
