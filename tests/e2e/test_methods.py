@@ -23,6 +23,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "ntp-slow": {"method": "ntp", "learning_rate": 1e-4},
     "kd": {"method": "kd"},
     "kd-strong": {"method": "kd", "distillation": {"weight": 1.0, "temperature": 2.0}},
+    "kd-falling": {"method": "kd", "distillation": {"weight_schedule": {"kind": "linear", "end": 0.5}}},
     "kd-stored": {"method": "kd", "distillation": {"weight": 1.0, "temperature": 2.0, "top_k": 299}},  # of 300 tokens
     "pause": {"method": "pause", "mixer": PAUSE, "match": "cocomix"},
     "pause-kd": {"method": "pause", "mixer": PAUSE, "distillation": {"top_k": 8}},
@@ -115,6 +116,9 @@ def test_what_a_student_learns_from_is_counted_whole(results):
         "cocomix-kd-stored": {"teacher", "sae", "labels", "predictions"},
     }
     asked = {name: students[name]["teacher_flops_per_token"] for name in ("kd", "cocomix", "cocomix-kd")}
+    assert (
+        students["kd-falling"]["teacher_flops_per_token"] == asked["kd"] // 2
+    )  # the teacher runs in half of the steps
     assert asked["cocomix-kd"] == asked["kd"] > asked["cocomix"] == 0
 
 

@@ -6,6 +6,7 @@ from cocomix.objectives.distillation import Distillation
 from cocomix.objectives.hidden_states import HiddenStateMixing
 from cocomix.objectives.multi_token import MultiToken
 from cocomix.objectives.ntp import NextToken
+from cocomix.objectives.schedule import WeightSchedule
 
 __all__ = [
     "ConceptMixing",
@@ -16,4 +17,5 @@ __all__ = [
     "MultiToken",
     "NextToken",
     "Objective",
+    "WeightSchedule",
 ]

@@ -37,6 +37,14 @@ class Objective(Protocol):
         """Dataset columns to read."""
         ...
 
+    def at(self, progress: float) -> Objective:
+        """Return the objective of a step, with scheduled weights; `progress` is the share of the steps before it."""
+        ...
+
+    def scheduled_weights(self) -> dict[str, float]:
+        """Return the weights that change during training, for the log."""
+        ...
+
     def prepare(self, batches: list[Batch]) -> list[Batch]:
         """Add the columns that are computed during training to a step's micro-batches, which are on the device."""
         ...

@@ -6,7 +6,7 @@ Optionally with distillation, which the paper did not try.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from cocomix.models.losses import IGNORE
 from cocomix.objectives.base import Batch, Counts, Losses
 from cocomix.objectives.distillation import Distillation
 from cocomix.objectives.ntp import count_tokens
+from cocomix.objectives.schedule import WeightSchedule, scheduled
 
 Labeler = Callable[[Tensor], Tensor]
 """Computes concept labels (B, T, A) of blocks (B, T), −100 for none."""
@@ -23,15 +24,30 @@ Labeler = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ConceptMixing:
-    """L_token + λ · L_concept of a `CoCoMixForCausalLM`; λ is the model's `concept_loss_weight`.
+    """L_token + λ · L_concept of a `CoCoMixForCausalLM`.
 
     Args:
         labeler: computes the labels of each batch; by default they are read from the column `concept_ids`.
         distillation: adds the divergence from the teacher, with its weight.
+        weight: λ; by default the model's `concept_loss_weight`. With weight 0, the labeler does not run. The loss on
+            stored labels is still computed, because it costs no product that the mixer does not need, and logged.
+        schedule: how λ changes during training; it needs `weight`.
     """
 
     labeler: Labeler | None = None
     distillation: Distillation | None = None
+    weight: float | None = None
+    schedule: WeightSchedule | None = None
+
+    def at(self, progress: float) -> ConceptMixing:
+        """Return the objective of a step, with the weights of the schedules."""
+        weight = self.weight if self.weight is None else scheduled(self.weight, self.schedule, progress)
+        return replace(self, weight=weight, distillation=self.distillation and self.distillation.at(progress))
+
+    def scheduled_weights(self) -> dict[str, float]:
+        """Return the weights that change."""
+        own = {} if self.schedule is None or self.weight is None else {"concept_loss_weight": self.weight}
+        return own | (self.distillation.scheduled_weights() if self.distillation else {})
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -44,6 +60,8 @@ class ConceptMixing:
         """Label all micro-batches at once, since the teacher may read more blocks at a time than the student."""
         if self.labeler is None or not batches:
             return batches
+        if self.weight == 0:
+            return [{**batch, "concept_ids": _no_labels(batch["input_ids"])} for batch in batches]
         sizes = [len(batch["input_ids"]) for batch in batches]
         labels = self.labeler(torch.cat([batch["input_ids"] for batch in batches])).split(sizes)
         return [{**batch, "concept_ids": ids} for batch, ids in zip(batches, labels, strict=True)]
@@ -55,17 +73,26 @@ class ConceptMixing:
 
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
         """Compute the losses; materialize logits for a divergence only."""
+        distillation = self.distillation if self.distillation is not None and self.distillation.weight > 0 else None
         output = model(
             input_ids=batch["input_ids"],
             labels=batch["input_ids"],
             concept_ids=batch["concept_ids"],
             num_items_in_batch=counts["token"],
             num_concept_items_in_batch=counts["concept"],
-            output_logits=self.distillation is not None,
+            output_logits=distillation is not None,
             use_cache=False,
         )
-        parts = {"token_loss": output.token_loss.detach(), "concept_loss": output.concept_loss.detach()}
-        if self.distillation is None:
-            return Losses(output.loss, parts)
-        kd_loss = self.distillation.teacher_loss(output.logits, batch, counts)
-        return Losses(output.loss + self.distillation.weight * kd_loss, {**parts, "kd_loss": kd_loss.detach()})
+        parts = {"token_loss": output.token_loss.detach()}
+        if self.labeler is None or self.weight != 0:
+            parts["concept_loss"] = output.concept_loss.detach()
+        total = output.loss if self.weight is None else output.token_loss + self.weight * output.concept_loss
+        if distillation is None:
+            return Losses(total, parts)
+        kd_loss = distillation.teacher_loss(output.logits, batch, counts)
+        return Losses(total + distillation.weight * kd_loss, {**parts, "kd_loss": kd_loss.detach()})
+
+
+def _no_labels(input_ids: Tensor) -> Tensor:
+    """Return the labels (B, T, 1) of blocks (B, T) without labels."""
+    return torch.full_like(input_ids, IGNORE).unsqueeze(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from cocomix.models.divergence import TopTokens, divergence, divergence_of_top
 from cocomix.models.losses import token_loss
 from cocomix.objectives.base import Batch, Counts, Losses
 from cocomix.objectives.ntp import NextToken
+from cocomix.objectives.schedule import WeightSchedule, scheduled
 
 TeacherLogits = Callable[[Tensor], Tensor]
 """Computes logits (B, T, V) of blocks (B, T)."""
@@ -27,14 +28,24 @@ class Distillation(NextToken):
     The divergence is averaged over the predicted tokens, as the token loss is.
 
     Args:
-        weight: weight of the divergence.
+        weight: weight of the divergence. With weight 0, the teacher does not run.
         temperature: τ, temperature of both distributions.
         teacher: computes the teacher's logits of each micro-batch; by default its top tokens are read from `COLUMNS`.
+        schedule: how the weight changes during training.
     """
 
     weight: float = 0.1
     temperature: float = 1.0
     teacher: TeacherLogits | None = None
+    schedule: WeightSchedule | None = None
+
+    def at(self, progress: float) -> Distillation:
+        """Return the objective of a step, with the weight of its schedule."""
+        return replace(self, weight=scheduled(self.weight, self.schedule, progress))
+
+    def scheduled_weights(self) -> dict[str, float]:
+        """Return the weight if it changes."""
+        return {} if self.schedule is None else {"kd_weight": self.weight}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -43,6 +54,8 @@ class Distillation(NextToken):
 
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
         """Compute both losses."""
+        if self.weight == 0:
+            return super().__call__(model, batch, counts)
         ids = batch["input_ids"]
         logits = model(input_ids=ids, use_cache=False).logits
         next_token_loss = token_loss(logits, ids, counts["token"])

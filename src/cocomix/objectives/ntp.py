@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.objectives.base import Batch, Counts, Losses
+from cocomix.objectives.base import Batch, Counts, Losses, Objective
 
 
 def count_tokens(batch: Batch) -> torch.Tensor:
@@ -23,6 +23,14 @@ class NextToken:
     def columns(self) -> tuple[str, ...]:
         """`input_ids`."""
         return ("input_ids",)
+
+    def at(self, progress: float) -> Objective:
+        """Return this objective, which is the same in every step."""
+        return self
+
+    def scheduled_weights(self) -> dict[str, float]:
+        """Return no weights."""
+        return {}
 
     def prepare(self, batches: list[Batch]) -> list[Batch]:
         """Return the batches unchanged."""

@@ -10,6 +10,7 @@ from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_training import SAEConfig
 from cocomix.models.flops import BACKWARD, ConceptFlops, forward_flops_per_token, labeling_flops_per_token
+from cocomix.objectives import WeightSchedule
 from cocomix.pipeline.methods import StudentConfig
 from cocomix.training.run import Preparation
 
@@ -33,17 +34,29 @@ def labeling_flops(
 
 
 def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> ConceptFlops:
-    """Return the FLOPs per token of teacher and SAE inside a student's training; 0 where their outputs are stored."""
+    """Return the mean FLOPs per token of teacher and SAE inside a student's training; 0 where their outputs are stored.
+
+    Steps in which the weight of the loss is 0 count as 0, because the teacher does not run.
+    """
     block_size, layer = pipeline.recipe.block_size, pipeline.recipe.sae.teacher_layer
     distillation, teacher, sae = student.distillation_config(), 0, 0
+    mixer = student.mixer_config()
+    predicted = 1.0 if mixer is None else _on_share(mixer.concept_loss_schedule)
     if student.learns_concepts() and pipeline.recipe.labels.online:
         labels = pipeline.recipe.labels_of(student)
-        teacher, sae = labeling_flops(pipeline, pipeline.teacher_shapes, pipeline.sae(), labels)
+        found = labeling_flops(pipeline, pipeline.teacher_shapes, pipeline.sae(), labels)
+        teacher, sae = (round(predicted * flops) for flops in found)
     if student.mixes_hidden_states():
-        teacher += forward_flops_per_token(pipeline.teacher_shapes, block_size, up_to_layer=layer)
+        tap = forward_flops_per_token(pipeline.teacher_shapes, block_size, up_to_layer=layer)
+        teacher += round(predicted * tap)
     if distillation is not None and distillation.top_k is None:
-        teacher += forward_flops_per_token(pipeline.teacher_shapes, block_size)
+        distilled = _on_share(distillation.weight_schedule)
+        teacher += round(distilled * forward_flops_per_token(pipeline.teacher_shapes, block_size))
     return ConceptFlops(teacher, sae)
+
+
+def _on_share(schedule: WeightSchedule | None) -> float:
+    return 1.0 if schedule is None else schedule.on_share()
 
 
 def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Preparation]:

@@ -20,7 +20,15 @@ from cocomix.common.settings import (
 )
 from cocomix.models.building import BackboneConfig
 from cocomix.models.configuration import CoCoMixConfig
-from cocomix.objectives import ConceptMixing, Distillation, HiddenStateMixing, MultiToken, NextToken, Objective
+from cocomix.objectives import (
+    ConceptMixing,
+    Distillation,
+    HiddenStateMixing,
+    MultiToken,
+    NextToken,
+    Objective,
+    WeightSchedule,
+)
 from cocomix.objectives.base import TeacherSignals
 
 NUM_FUTURE_TOKENS = 2
@@ -30,6 +38,7 @@ ONLY_FOR = {
     "content": ("concepts", "hidden_states"),
     "num_active_concepts": ("concepts",),
     "concept_loss_weight": ("concepts", "hidden_states"),
+    "concept_loss_schedule": ("concepts", "hidden_states"),
     "regression_loss": ("hidden_states",),
 }
 """Settings of a mixer that have an effect on some contents only."""
@@ -49,6 +58,8 @@ class MixerConfig:
             interleaved and c − mean(h) if added.
         slot_positions: rotary positions of the two slots of a token, interleaved or repeat.
         concept_loss_weight: λ, weight of the loss of the prediction.
+        concept_loss_schedule: how λ changes during training; by default it is constant. Where it is 0, the teacher of
+            online labels and of hidden_states does not run.
         regression_loss: for hidden_states: l1, l2 or cosine.
     """
 
@@ -59,6 +70,7 @@ class MixerConfig:
     concept_slot: str = DEFAULTS.concept_slot
     slot_positions: str = DEFAULTS.slot_positions
     concept_loss_weight: LossWeight = DEFAULTS.concept_loss_weight
+    concept_loss_schedule: WeightSchedule | None = None
     regression_loss: str = DEFAULTS.regression_loss
 
     def for_pretrained(self) -> MixerConfig:
@@ -71,9 +83,11 @@ class MixerConfig:
             known = ONLY_FOR["content"]
             hint = did_you_mean(self.content, known)
             return [f"mixer.content is {self.content!r}; expected {' or '.join(known)}{hint}"]
+        schedule = self.concept_loss_schedule
+        wrong = [] if schedule is None else [f"mixer.concept_loss_schedule.{line}" for line in schedule.problems()]
         idle = [key for key, contents in ONLY_FOR.items() if content not in contents]
         defaults = {setting.name: setting.default for setting in dataclasses.fields(self)}
-        return [
+        return wrong + [
             f"mixer.{key} has no effect on what is mixed here ({content}); leave it out"
             for key in idle
             if getattr(self, key) != defaults[key]
@@ -86,6 +100,8 @@ class DistillationConfig:
 
     Args:
         weight: of the divergence, relative to the token loss.
+        weight_schedule: how the weight changes during training; by default it is constant. Where it is 0, the teacher
+            does not run.
         temperature: τ; both distributions are softmax(logits / τ).
         top_k: store the teacher's top_k most probable tokens at each position, and the probability mass of the others,
             once for all students; without it the teacher runs in every training step.
@@ -94,6 +110,7 @@ class DistillationConfig:
     weight: Annotated[float, Range(0, 10**6, open_low=True)] = 0.1
     temperature: Annotated[float, Range(0.001, 1000)] = 1.0
     top_k: Vocabulary | None = None
+    weight_schedule: WeightSchedule | None = None
 
 
 @dataclass
@@ -143,6 +160,8 @@ class StudentConfig:
         ]
         if self.mixer is not None and "mixer" in sections:
             found += self.mixer.problems(METHODS[self.method].content or self.mixer.content)
+        if self.distillation is not None and (schedule := self.distillation.weight_schedule) is not None:
+            found += [f"distillation.weight_schedule.{line}" for line in schedule.problems()]
         if self.mixes_hidden_states():
             found += [
                 f"{section} has no effect with mixer.content hidden_states; leave it out"
@@ -212,7 +231,8 @@ def _distillation(student: StudentConfig, teacher: TeacherSignals) -> Distillati
     config = student.distillation_config()
     if config is None:
         return None
-    return Distillation(config.weight, config.temperature, teacher.logits() if config.top_k is None else None)
+    logits = teacher.logits() if config.top_k is None else None
+    return Distillation(config.weight, config.temperature, logits, config.weight_schedule)
 
 
 def _next_token(student: StudentConfig, teacher: TeacherSignals) -> Objective:
@@ -220,9 +240,12 @@ def _next_token(student: StudentConfig, teacher: TeacherSignals) -> Objective:
 
 
 def _concepts(student: StudentConfig, teacher: TeacherSignals) -> Objective:
+    mixer = student.mixer or MixerConfig()
+    schedule = mixer.concept_loss_schedule
+    weight = None if schedule is None else mixer.concept_loss_weight
     if student.mixes_hidden_states():
-        return HiddenStateMixing(teacher.hidden_states())
-    return ConceptMixing(teacher.labeler(), _distillation(student, teacher))
+        return HiddenStateMixing(teacher.hidden_states(), weight, schedule)
+    return ConceptMixing(teacher.labeler(), _distillation(student, teacher), weight, schedule)
 
 
 METHODS: dict[str, Method] = {

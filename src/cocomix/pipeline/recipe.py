@@ -179,7 +179,12 @@ class Recipe:
         if not self.students:
             found.append("students is empty; name at least one, e.g. students: {ntp: {method: ntp}}")
         for name, student in self.students.items():
-            lines = student.problems() + self._match_problems(name, student) + self._start_problems(student)
+            lines = (
+                student.problems()
+                + self._unused_weights(student)
+                + self._match_problems(name, student)
+                + self._start_problems(student)
+            )
             if not name.replace("-", "").replace("_", "").isalnum():
                 lines.insert(0, "a name may contain letters, digits, - and _ only, because it becomes a folder")
             if student.labels is not None and student.learns_concepts():
@@ -231,6 +236,18 @@ class Recipe:
         if self.parallel == "fsdp+cpu-offload" and distributed.world_size() > 1 and not torch.cuda.is_available():
             return ["parallel is 'fsdp+cpu-offload', but there is no GPU from which to offload; use fsdp"]
         return []
+
+    def _unused_weights(self, student: StudentConfig) -> list[str]:
+        """Return why ddp would wait for gradients that a scheduled loss does not give, one line at most."""
+        mixer = student.mixer
+        if not student.mixes_hidden_states() or mixer is None or mixer.concept_loss_schedule is None:
+            return []
+        if mixer.mixing != "none" or self.parallel != "ddp" or distributed.world_size() == 1:
+            return []
+        return [
+            "mixer.concept_loss_schedule with content hidden_states and mixing none leaves weights without gradients, "
+            "which several processes with parallel ddp do not support; use fsdp, or one process"
+        ]
 
     def _match_problems(self, name: str, student: StudentConfig) -> list[str]:
         if student.match is None:

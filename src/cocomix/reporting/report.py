@@ -203,9 +203,17 @@ def _mixed(student: dict[str, Any]) -> list[str]:
         mixer["mixing"],
         mixer["concept_slot"] if mixer["mixing"] != "none" else NONE,
         str(mixer["insert_layer"]),
-        NONE if content == "pause" else f"{mixer['concept_loss_weight']:g}",
+        NONE if content == "pause" else _scheduled(mixer["concept_loss_weight"], mixer.get("concept_loss_schedule")),
         str(mixer["num_active_concepts"]) if content == "concepts" else NONE,
     ]
+
+
+def _scheduled(weight: float, schedule: dict[str, Any] | None) -> str:
+    """Return the weight of a loss and how it changes, e.g. `1, linear to 0 from 0 % to 50 % of the steps`."""
+    if schedule is None:
+        return f"{weight:g}"
+    kind = "on" if schedule["kind"] == "constant" else f"{schedule['kind']} to 0"
+    return f"{weight:g}, {kind} from {100 * schedule['start']:g} % to {100 * schedule['end']:g} % of the steps"
 
 
 def _labeled(student: dict[str, Any]) -> str:
@@ -219,7 +227,8 @@ def _distilled(student: dict[str, Any]) -> str:
     if not distillation:
         return NONE
     top = f", top {distillation['top_k']}" if distillation["top_k"] else ""
-    return f"{distillation['weight']:g} at τ {distillation['temperature']:g}{top}"
+    weight = _scheduled(distillation["weight"], distillation.get("weight_schedule"))
+    return f"{weight} at τ {distillation['temperature']:g}{top}"
 
 
 def _learning_rates(recipe: dict[str, Any]) -> list[str]:

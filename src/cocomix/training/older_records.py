@@ -22,6 +22,9 @@ MIXER = {
     "regression_loss": "l2",
 }
 DISTILLATION = {"weight": 0.1, "temperature": 1.0, "top_k": None}
+ADDED_TO_MIXER = {"concept_loss_schedule": None}
+ADDED_TO_DISTILLATION = {"weight_schedule": None}
+"""Settings that did not exist when older records were written."""
 NUM_FUTURE_TOKENS = 2
 MAX_ACTIVE = 256
 
@@ -81,6 +84,9 @@ def _student(
         found["labels"] = {key: own.get(key) or labels[key] for key in ("selection", "labels_per_token")}
     if method == "kd":
         found["distillation"] = found.get("distillation") or dict(DISTILLATION)
+    for key, added in (("mixer", ADDED_TO_MIXER), ("distillation", ADDED_TO_DISTILLATION)):
+        if found.get(key) is not None:
+            found[key] = {**added, **found[key]}
     if method == "mtp":
         found["num_future_tokens"] = found.get("num_future_tokens") or NUM_FUTURE_TOKENS
     found["learning_rate"] = found.get("learning_rate") or learning_rate

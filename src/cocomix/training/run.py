@@ -51,7 +51,8 @@ class Run:
         activated_parameters: number of weights that one token uses.
         tokens: number of training tokens.
         training_flops_per_token: FLOPs of the model's training step, without teacher and labels.
-        teacher_flops_per_token: FLOPs of the teacher inside each training step (distillation, online labels).
+        teacher_flops_per_token: FLOPs of the teacher inside the training steps (distillation, online labels), as a mean
+            over all training tokens: a scheduled loss whose weight is 0 in half of the steps counts half.
         metrics: metrics of the last evaluation; losses in nats.
         curve: metrics by training tokens.
         timing: `seconds` of training (see `TrainingTime`), the same at every evaluation (`curve`), and

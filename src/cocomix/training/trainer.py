@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ class ObjectiveTrainer(Trainer):
         super().__init__(model, args, train_dataset=blocks, eval_dataset=eval_dataset, data_collator=collate, **kwargs)
         self.model_class = type(model)
         self.objective = objective
+        self._current = objective  # with the weights of the current step
         self.evaluate_model = evaluate
         self.loss_is_scaled_for_ga = True  # counts span all accumulated micro-batches
         self.description = description
@@ -119,7 +121,7 @@ class ObjectiveTrainer(Trainer):
         self.keep_checkpoints = keep_checkpoints
         self.keep_best = keep_best
         self._parts: dict[str, Tensor] = {}
-        self._steps_in_parts = 0
+        self._steps_of_part: defaultdict[str, set[int]] = defaultdict(set)
         self._logged = (0, 0.0)  # steps and seconds at the last log
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -147,9 +149,9 @@ class ObjectiveTrainer(Trainer):
     ) -> tuple[list[dict[str, Tensor]], Any]:
         """Return the micro-batches of the next step, and their targets summed over micro-batches and processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = self.objective.prepare([self._prepare_inputs(batch) for batch in batches])
-        self._steps_in_parts += 1
-        counted = [self.objective.count(batch) for batch in batches]
+        self._current = self.objective.at(self.state.global_step / self.state.max_steps)
+        batches = self._current.prepare([self._prepare_inputs(batch) for batch in batches])
+        counted = [self._current.count(batch) for batch in batches]
         counts = {name: torch.stack([c[name] for c in counted]).sum().to(device) for name in (counted or [{}])[0]}
         return batches, {name: self.accelerator.reduce(count).clamp(min=1) for name, count in counts.items()}
 
@@ -162,9 +164,10 @@ class ObjectiveTrainer(Trainer):
     ) -> Tensor:
         """Compute the objective's loss; accumulate its parts for the next log without waiting for the device."""
         assert num_items_in_batch is not None and not return_outputs, "evaluation does not call compute_loss"
-        losses = self.objective(model, inputs, num_items_in_batch)
+        losses = self._current(model, inputs, num_items_in_batch)
         for name, part in losses.parts.items():
             self._parts[name] = self._parts.get(name, torch.zeros_like(part)) + part
+            self._steps_of_part[name].add(self.state.global_step)
         return losses.total * self.accelerator.num_processes  # gradients are averaged over processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -174,9 +177,10 @@ class ObjectiveTrainer(Trainer):
             InputError: the loss is not finite; no checkpoint of such weights is written.
         """
         if "loss" in logs:
-            steps = self._steps_in_parts
-            logs |= {name: self.accelerator.reduce(part).item() / steps for name, part in self._parts.items()}
-            self._parts, self._steps_in_parts = {}, 0
+            for name, part in self._parts.items():  # a loss with weight 0 is computed in fewer steps
+                logs[name] = self.accelerator.reduce(part).item() / len(self._steps_of_part[name])
+            self._parts, self._steps_of_part = {}, defaultdict(set)
+            logs |= self._current.scheduled_weights()
             self._require_finite("loss", logs["loss"])
             logs |= self._speed()
         super().log(logs, start_time)

@@ -34,6 +34,7 @@ MIXER = {
     "concept_slot": "residual",
     "slot_positions": "interleaved",
     "concept_loss_weight": 1.0,
+    "concept_loss_schedule": None,
     "regression_loss": "l2",
 }
 
@@ -67,7 +68,12 @@ def test_a_record_holds_what_the_recipe_leaves_out() -> None:
     students = recipe().to_dict()["students"]
     assert students["cocomix"]["mixer"] == students["pause"]["mixer"] == MIXER
     assert students["cocomix"]["labels"] == {"selection": "activation", "labels_per_token": 4}
-    assert students["kd"]["distillation"] == {"weight": 0.1, "temperature": 1.0, "top_k": None}
+    assert students["kd"]["distillation"] == {
+        "weight": 0.1,
+        "temperature": 1.0,
+        "top_k": None,
+        "weight_schedule": None,
+    }
     assert students["mtp"]["num_future_tokens"] == 2
     assert students["cocomix"]["learning_rate"] == 1e-3
     assert students["cocomix"]["backbone"]["options"] == GPT2

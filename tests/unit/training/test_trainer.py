@@ -26,7 +26,7 @@ import cocomix
 from cocomix import InputError
 from cocomix.common.integrity import require_readable
 from cocomix.concepts.label_store import features
-from cocomix.objectives import ConceptMixing, NextToken
+from cocomix.objectives import ConceptMixing, NextToken, WeightSchedule
 from cocomix.training import callbacks
 from cocomix.training.callbacks import TrainingTime
 from cocomix.training.checkpoints import last_complete_checkpoint, load_weights
@@ -61,7 +61,13 @@ SIZES: dict[str, Any] = {
 }
 EXPERTS = AutoConfig.for_model("mixtral", **SIZES)
 """Transformers writes these weights under other names than the model's."""
-OBJECTIVES = {"ntp": NextToken(), "cocomix": ConceptMixing(), "experts": ConceptMixing()}
+FALLING = WeightSchedule("linear", 0.0, 0.6)
+OBJECTIVES = {
+    "ntp": NextToken(),
+    "cocomix": ConceptMixing(),
+    "experts": ConceptMixing(),
+    "falling": ConceptMixing(weight=1.0, schedule=FALLING),
+}
 
 
 def model_of(method: str) -> PreTrainedModel:
@@ -123,7 +129,7 @@ class KeepCheckpoints(TrainerCallback):
 
 
 def losses(trainer: ObjectiveTrainer) -> list[dict[str, float]]:
-    keys = ("loss", "token_loss", "concept_loss", "grad_norm")
+    keys = ("loss", "token_loss", "concept_loss", "concept_loss_weight", "grad_norm")
     return [{k: entry[k] for k in keys if k in entry} for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -157,7 +163,17 @@ def test_the_loss_is_that_of_the_model_on_the_batch(method: str, tmp_path: Path)
         assert logged["loss"] == pytest.approx(tokens.item() + 0.1 * expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["ntp", "cocomix", "experts"])
+def test_a_scheduled_weight_follows_the_steps_and_is_logged(tmp_path: Path) -> None:
+    trainer = trainer_of("falling", tmp_path, 4, 2, max_steps=5)
+    trainer.train()
+    found = losses(trainer)
+    weights = [entry["concept_loss_weight"] for entry in found]
+    assert weights == pytest.approx([1, 2 / 3, 1 / 3, 0, 0])
+    for weight, entry in zip(weights, found, strict=True):
+        assert entry["loss"] == pytest.approx(entry["token_loss"] + weight * entry["concept_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ntp", "cocomix", "experts", "falling"])
 def test_a_resumed_run_is_bit_equal(method: str, tmp_path: Path) -> None:
     options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 4}
     whole = trainer_of(method, tmp_path, 4, 2, **options)
