@@ -19,7 +19,6 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from test_trainer import BACKBONE, blocks, model_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import forked
@@ -27,15 +26,15 @@ from cocomix import InputError
 from cocomix.common import files
 from cocomix.data.datatrove import TokenDocuments
 from cocomix.data.streaming import BlockStream
-from cocomix.objectives import ConceptMixing, NextToken
+from cocomix.objectives import NextToken
 from cocomix.training import config as training_config
 from cocomix.training import pretrain as pretrain_module
 from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.config import TrainingConfig, training_arguments
 from cocomix.training.pretrain import TrainingResult, pretrain
 from cocomix.training.trainer import ObjectiveTrainer
+from small_training import BACKBONE, OBJECTIVES, blocks, model_of
 
-OBJECTIVES = {"ntp": NextToken(), "cocomix": ConceptMixing()}
 STEPS, TOKENS_PER_STEP = 12, 64
 SMALL: dict[str, Any] = {
     "max_tokens": STEPS * TOKENS_PER_STEP,

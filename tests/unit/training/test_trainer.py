@@ -2,135 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import cocomix
 from cocomix import InputError
 from cocomix.common.integrity import require_readable
-from cocomix.concepts.label_store import features
-from cocomix.objectives import ConceptMixing, NextToken, WeightSchedule
+from cocomix.objectives import ConceptMixing, NextToken
 from cocomix.training import callbacks
 from cocomix.training.callbacks import TrainingTime
 from cocomix.training.checkpoints import last_complete_checkpoint, load_weights
 from cocomix.training.config import TrainingConfig, training_arguments
 from cocomix.training.trainer import ObjectiveTrainer
-
-BACKBONE = GPT2Config(
-    vocab_size=61,
-    n_positions=16,
-    n_embd=16,
-    n_layer=2,
-    n_head=2,
-    resid_pdrop=0.0,
-    embd_pdrop=0.0,
-    attn_pdrop=0.0,
-    bos_token_id=None,
-    eos_token_id=None,
-)
-SIZES: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "tie_word_embeddings": True,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-EXPERTS = AutoConfig.for_model("mixtral", **SIZES)
-"""Transformers writes these weights under other names than the model's."""
-FALLING = WeightSchedule("linear", 0.0, 0.6)
-OBJECTIVES = {
-    "ntp": NextToken(),
-    "cocomix": ConceptMixing(),
-    "experts": ConceptMixing(),
-    "falling": ConceptMixing(weight=1.0, schedule=FALLING),
-}
-
-
-def model_of(method: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    if method == "ntp":
-        return GPT2LMHeadModel(BACKBONE)
-    published = {"concept_slot": "concept", "concept_loss_weight": 0.1}
-    backbone = EXPERTS if method == "experts" else BACKBONE
-    config = cocomix.CoCoMixConfig(backbone, insert_layer=1, num_concepts=24, num_active_concepts=4, **published)
-    return cocomix.CoCoMixForCausalLM(config)
-
-
-def blocks(count: int = 64) -> Dataset:
-    """Blocks of which some have many labels and some hardly any, so that means of means would be wrong."""
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, 61, (count, 16), generator=generator)
-    labels = torch.randint(0, 24, (count, 16, 3), generator=generator)
-    labels[::3, 2:] = -100
-    labels[1::3, :, 2] = -100
-    columns = {"input_ids": ids.tolist(), "concept_ids": labels.tolist()}
-    return Dataset.from_dict(columns, features=features(16, 3, "int64", 24))
-
-
-def trainer_of(method: str, folder: Path, batch: int, accumulation: int, **options: Any) -> ObjectiveTrainer:
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=1e-2,
-        max_grad_norm=0.5,
-        disable_tqdm=True,
-        report_to="none",
-        remove_unused_columns=False,
-        use_cpu=True,
-        **{"max_steps": 6, "save_strategy": "no", "logging_steps": 1, **options},
-    )
-    timer = TrainingTime()
-    return ObjectiveTrainer(
-        model_of(method),
-        arguments,
-        objective=OBJECTIVES[method],
-        train_dataset=blocks(),
-        eval_dataset=blocks(2),
-        evaluate=lambda model, data: {},
-        description="the model",
-        tokens_per_step=batch * accumulation * 16,
-        timer=timer,
-        flops_per_token=1,
-        callbacks=[timer],
-    )
-
-
-class KeepCheckpoints(TrainerCallback):
-    """Copies every checkpoint; the trainer keeps the newest only."""
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        name = f"checkpoint-{state.global_step}"
-        shutil.copytree(Path(args.output_dir) / name, Path(args.output_dir) / "kept" / name)
-
-
-def losses(trainer: ObjectiveTrainer) -> list[dict[str, float]]:
-    keys = ("loss", "token_loss", "concept_loss", "concept_loss_weight", "grad_norm")
-    return [{k: entry[k] for k in keys if k in entry} for entry in trainer.state.log_history if "loss" in entry]
+from small_training import BACKBONE, OBJECTIVES, SIZES, KeepCheckpoints, blocks, losses, model_of, trainer_of
 
 
 @pytest.mark.parametrize("method", ["ntp", "cocomix"])
@@ -233,33 +123,43 @@ def test_a_damaged_checkpoint_is_named_with_its_file(name: str, how: str, tmp_pa
         require_readable(checkpoint)
 
 
-def test_time_counts_batches_and_teachers_but_neither_evaluation_nor_checkpoints(
+def test_time_counts_batches_labels_and_the_device_but_neither_evaluation_nor_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [0.0]
+    """By a clock that each of them advances, the device's work only when it is waited for."""
+    now, queued, waits = [0.0], [0.0], [0]
 
     def takes(seconds: float, result: Any = None) -> Any:
         now[0] += seconds
         return result
 
-    class Slow(NextToken):
-        def prepare(self, batches: list[Any]) -> list[Any]:
-            return takes(1.0, batches)
+    def synchronize() -> None:
+        takes(queued[0])
+        queued[0] = 0.0
+        waits[0] += 1
 
+    class OnDevice(ConceptMixing):
+        def __call__(self, *arguments: Any) -> Any:
+            queued[0] += 0.5
+            return super().__call__(*arguments)
+
+    device = SimpleNamespace(is_available=lambda: True, synchronize=synchronize)
+    monkeypatch.setattr(callbacks, "torch", SimpleNamespace(accelerator=device))
     monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now[0])
-    monkeypatch.setitem(OBJECTIVES, "ntp", Slow())
-    trainer = trainer_of(
-        "ntp", tmp_path, 8, 1, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2
-    )
+    labeler = lambda ids: takes(1.0, torch.zeros(*ids.shape, 3, dtype=torch.long))  # noqa: E731
+    monkeypatch.setitem(OBJECTIVES, "cocomix", OnDevice(labeler))
+    steps = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4, "logging_steps": 4}
+    trainer = trainer_of("cocomix", tmp_path, 8, 1, max_steps=12, **steps)
     trainer.evaluate_model = lambda model, data: takes(100.0, {"loss": 1.0})
     collate, save = trainer.data_collator, trainer.save_model
     monkeypatch.setattr(trainer, "data_collator", lambda rows: takes(0.25, collate(rows)))
     monkeypatch.setattr(trainer, "save_model", lambda *args, **options: takes(10.0, save(*args, **options)))
     trainer.train()
-    assert trainer.timer.seconds == 6 * 1 + 7 * 0.25  # one batch is read ahead
-    assert [entry["seconds"] for entry in trainer.state.log_history if "eval_loss" in entry] == [2.75, 5.25, 7.75]
+    assert trainer.timer.seconds == 12 * 1.5 + 13 * 0.25  # one batch of the second epoch is read ahead
+    assert [entry["seconds"] for entry in trainer.state.log_history if "eval_loss" in entry] == [7.25, 14.0, 21.25]
     speeds = [entry["tokens_per_second"] for entry in trainer.state.log_history if "loss" in entry]
-    assert speeds == pytest.approx([8 * 16 / 1.5] + 5 * [8 * 16 / 1.25])
+    assert speeds == pytest.approx([4 * 8 * 16 / seconds for seconds in (7.25, 6.75, 7.25)])
+    assert waits[0] == 3 * 3 + 1  # per log, evaluation and checkpoint, and at the end; not per step
 
 
 def test_weight_decay_acts_on_matrices_only(tmp_path: Path) -> None:
