@@ -233,15 +233,16 @@ def bare_card(concept_id: int, predictions: str, about: str) -> str:
 
 def predicted(concept_id: int, counts: ConceptPredictions) -> str:
     """Render how well the model and a table of each token's labels predict a concept, and how often it is mixed in."""
-    labels, found = int(counts.labels[concept_id]), int(counts.found[concept_id])
-    everywhere = f"mixed in at {percent(counts.mixed[concept_id] / max(1, counts.tokens))} of tokens"
+    labels, found = int(counts.labels[concept_id]), int(counts.model.at_k[concept_id])
+    everywhere = f"mixed in at {percent(counts.model.mixed[concept_id] / max(1, counts.tokens))} of tokens"
     if not labels:
         return f"not a label of any of {counts.tokens:,} validation tokens; {everywhere}"
     recall = found / labels
     return (
         f"{_track(recall, 'meter')}{percent(recall)} of the {labels:,} places where it is a label, of "
         f"{counts.tokens:,} validation tokens (a table of the current token's most frequent labels: "
-        f"{percent(counts.table_found[concept_id] / labels)}); {everywhere}"
+        f"{percent(counts.tables.token.at_k[concept_id] / labels)}, of the last two tokens: "
+        f"{percent(counts.tables.bigram.at_k[concept_id] / labels)}); {everywhere}"
     )
 
 

@@ -6,7 +6,7 @@ from threading import Lock
 
 from cocomix.common.errors import InputError
 from cocomix.evaluation.concepts import ConceptPredictions, concept_predictions
-from cocomix.evaluation.prediction import token_table, training_frequencies
+from cocomix.evaluation.prediction import label_tables, training_frequencies
 from cocomix.inspection.runs import OpenRun
 from cocomix.pipeline.origins import learned_labels
 
@@ -49,5 +49,5 @@ class Predictability:
         block_size = corpus.validation.features["input_ids"].length
         blocks = corpus.validation.select(range(min(len(corpus.validation), max(1, TOKENS // block_size))))
         batch_size = max(1, TOKENS_PER_BATCH // block_size)
-        table = token_table(corpus, self.run.model)
-        return concept_predictions(self.run.model, blocks, training_frequencies(corpus), table, batch_size)
+        tables = label_tables(corpus, self.run.model)
+        return concept_predictions(self.run.model, blocks, training_frequencies(corpus), tables, batch_size)

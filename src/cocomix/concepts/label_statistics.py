@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from cocomix.common.console import table
-from cocomix.concepts.label_baselines import SAMPLE_BLOCKS
+from cocomix.concepts.label_tables import SAMPLE_BLOCKS
 from cocomix.data.blocks import Blocks, collate
 
 BLOCKS_AT_ONCE = 256

@@ -1,4 +1,4 @@
-"""Precision, recall and calibration of concept predictions, compared with a table of the current token.
+"""Precision, recall and calibration of concept predictions, compared with tables of the current tokens.
 
 B blocks, T tokens, N labeled tokens, C concepts, A labels per token, K active concepts.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from cocomix.concepts.label_baselines import TokenTable
+from cocomix.concepts.label_tables import LabelHits, LabelTables, Tokens, label_hits
 from cocomix.data.blocks import Blocks, collate
 from cocomix.models.losses import IGNORE
 from cocomix.training.validation import autocast
@@ -55,8 +56,8 @@ class ConceptBand:
             probable concepts of each token, restricted to this band; None if no concept is predicted.
         recall_at_a: share of the labels that are among the token's A most probable concepts; None without labels.
         recall: share of the labels that are among the token's K active concepts; None without labels.
-        table_recall_at_a: `recall_at_a` of a `TokenTable`; None without labels.
-        table_recall: `recall` of the table; None without labels.
+        table_precision, table_recall_at_a, table_recall: the same of a `TokenTable`.
+        bigram_precision, bigram_recall_at_a, bigram_recall: the same of a `BigramTable`.
         misplaced: calibration error: |expected − observed labels| summed over `promises`, as a share of the labels;
             None without labels.
         promises: calibration bins, weakest predictions first.
@@ -68,10 +69,21 @@ class ConceptBand:
     precision: float | None
     recall_at_a: float | None
     recall: float | None
+    table_precision: float | None
     table_recall_at_a: float | None
     table_recall: float | None
+    bigram_precision: float | None
+    bigram_recall_at_a: float | None
+    bigram_recall: float | None
     misplaced: float | None
     promises: list[Promise]
+
+
+class TableHits(NamedTuple):
+    """Predictions of `LabelTables` that are labels."""
+
+    token: LabelHits
+    bigram: LabelHits
 
 
 @dataclass(frozen=True)
@@ -82,33 +94,25 @@ class ConceptPredictions:
         bands: all concepts, then the concepts of each frequency band.
         tokens: N.
         labels: (C,) labels per concept.
-        predicted: (C,) tokens at which the concept is among the A most probable; A is the number of labels there.
-        right: (C,) those of `predicted` at which it is a label.
-        mixed: (C,) tokens at which the concept is among the K active ones.
-        found: (C,) those of `mixed` at which it is a label.
-        table_right: (C,) labels that a `TokenTable` predicts with A predictions per token.
-        table_found: (C,) labels that the table predicts with K predictions per token.
+        model: predictions of the model, by concept; at rank k, these are its active concepts.
+        tables: predictions of the tables, by concept.
     """
 
     bands: list[ConceptBand]
     tokens: int
     labels: np.ndarray
-    predicted: np.ndarray
-    right: np.ndarray
-    mixed: np.ndarray
-    found: np.ndarray
-    table_right: np.ndarray
-    table_found: np.ndarray
+    model: LabelHits
+    tables: TableHits
 
     @property
     def f1(self) -> np.ndarray:
         """Harmonic mean (C,) of precision and recall at A; 0 for concepts that are never predicted correctly."""
-        return 2 * self.right / np.maximum(1, self.labels + self.predicted)
+        return 2 * self.model.at_a / np.maximum(1, self.labels + self.model.predicted)
 
     def best(self, count: int, least_labels: int) -> list[int]:
         """Return up to `count` concepts with the largest F1 and at least `least_labels` labels; ties by id."""
         order = np.argsort(-self.f1, kind="stable")
-        return order[(self.labels >= least_labels)[order] & (self.right > 0)[order]][:count].tolist()
+        return order[(self.labels >= least_labels)[order] & (self.model.at_a > 0)[order]][:count].tolist()
 
 
 @torch.no_grad()
@@ -116,7 +120,7 @@ def concept_predictions(
     model: PreTrainedModel,
     blocks: Dataset,
     frequencies: np.ndarray,
-    table: TokenTable,
+    tables: LabelTables,
     batch_size: int,
     precision: str = "fp32",
 ) -> ConceptPredictions:
@@ -130,18 +134,19 @@ def concept_predictions(
         model: a CoCoMix model that predicts concepts, in evaluation mode.
         blocks: rows with the columns `input_ids` (T,) and `concept_ids` (T, A).
         frequencies: (C,) share of labeled training tokens that have each concept as a label.
-        table: baseline to score on the same tokens.
+        tables: baselines to score on the same tokens.
         batch_size: blocks per batch.
         precision: precision of the model's matrix products; later operations use float32.
     """
     assert not model.training, "evaluation in training mode"
     k = model.config.num_active_concepts
-    counts = _Counts(torch.from_numpy(band_of(frequencies)).to(model.device), table)
+    counts = _Counts(torch.from_numpy(band_of(frequencies)).to(model.device), tables)
     rows = Blocks(blocks, ["input_ids", "concept_ids"])
     starts = range(0, len(blocks), batch_size)
     for start in tqdm(starts, desc="concepts", unit="batch", leave=False, delay=1.0):
         batch = collate(rows.__getitems__(list(range(start, min(start + batch_size, len(blocks))))))
-        counts.add_table(batch["input_ids"].flatten().numpy(), batch["concept_ids"].flatten(0, 1).numpy(), k)
+        tokens = Tokens.from_blocks(batch["input_ids"].numpy())
+        counts.add_tables(tokens, batch["concept_ids"].flatten(0, 1).numpy(), k)
         ids, labels = (batch[name].to(model.device) for name in ("input_ids", "concept_ids"))
         with autocast(model.device, precision):
             z = model(input_ids=ids, use_cache=False, output_concepts=True, logits_to_keep=1).concept_logits
@@ -166,21 +171,21 @@ def band_names() -> list[str]:
 class _Counts:
     """Sums over tokens, by concept (C,), and by band and calibration bin."""
 
-    def __init__(self, bands: Tensor, table: TokenTable) -> None:
+    def __init__(self, bands: Tensor, tables: LabelTables) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=bands.device)
 
-        self.band_of, self.table = bands, table
-        self.table_at_a, self.table_at_k = zeros(len(bands)), zeros(len(bands))
+        self.band_of, self.tables = bands, tables
         self.tokens = 0
-        self.labels, self.predicted, self.at_a, self.mixed, self.at_k = (zeros(len(bands)) for _ in range(5))
+        self.labels = zeros(len(bands))
+        self.model, self.token, self.bigram = (zeros(len(LabelHits._fields), len(bands)) for _ in range(3))
         self.pairs, self.promised, self.found = (zeros(len(BANDS) - 1, len(PROMISES) - 1) for _ in range(3))
 
-    def add_table(self, ids: np.ndarray, labels: np.ndarray, k: int) -> None:
-        """Score the table on tokens (N,) with labels (N, A)."""
-        at_a, at_k = self.table.hits(ids, labels, k)
-        self.table_at_a += torch.from_numpy(at_a).to(self.table_at_a)
-        self.table_at_k += torch.from_numpy(at_k).to(self.table_at_k)
+    def add_tables(self, tokens: Tokens, labels: np.ndarray, k: int) -> None:
+        """Score the tables on tokens (N,) with labels (N, A)."""
+        for total, table in ((self.token, self.tables.token), (self.bigram, self.tables.bigram)):
+            hits = label_hits(table.predictions(tokens), labels, k, len(self.band_of))
+            total += torch.from_numpy(np.stack(hits)).to(total)
 
     def add(self, z: Tensor, labels: Tensor, k: int) -> None:
         """Add tokens with concept logits z (N, C) and labels (N, A)."""
@@ -195,10 +200,8 @@ class _Counts:
         mixed = torch.zeros_like(is_label).scatter_(-1, order[:, :k], True)
         self.tokens += len(z)
         self.labels += is_label.sum(0)
-        self.predicted += predicted.sum(0)
-        self.at_a += (predicted & is_label).sum(0)
-        self.mixed += mixed.sum(0)
-        self.at_k += (mixed & is_label).sum(0)
+        hits = (predicted, predicted & is_label, mixed, mixed & is_label)
+        self.model += torch.stack([each.sum(0) for each in hits])
         promised = z.softmax(-1) * valid.sum(-1, keepdim=True)
         inner = torch.tensor(PROMISES[1:-1], device=z.device)
         cell = (self.band_of * bins + torch.bucketize(promised, inner)).flatten()
@@ -213,26 +216,27 @@ class _Counts:
         for band, name in enumerate(band_names()):
             if (members := self.band_of == band).any():
                 parts.append(self._band(name, members, slice(band, band + 1)))
-        model = (self.labels, self.predicted, self.at_a, self.mixed, self.at_k)
-        counts = (each.cpu().numpy().astype(np.int64) for each in (*model, self.table_at_a, self.table_at_k))
-        return ConceptPredictions(parts, self.tokens, *counts)
+        model, token, bigram = (
+            LabelHits(*total.cpu().numpy().astype(np.int64)) for total in (self.model, self.token, self.bigram)
+        )
+        labels = self.labels.cpu().numpy().astype(np.int64)
+        return ConceptPredictions(parts, self.tokens, labels, model, TableHits(token, bigram))
 
     def _band(self, name: str, members: Tensor, rows: slice) -> ConceptBand:
         """Compute the results over the concepts `members` (C,) bool, which are those of the bands `rows`."""
-        labels, at_a, at_k, predicted = (
-            float(each[members].sum()) for each in (self.labels, self.at_a, self.at_k, self.predicted)
-        )
-        table_at_a, table_at_k = (float(each[members].sum()) for each in (self.table_at_a, self.table_at_k))
+        labels = float(self.labels[members].sum())
+        shares: dict[str, float | None] = {}
+        for prefix, total in (("", self.model), ("table_", self.token), ("bigram_", self.bigram)):
+            hits = LabelHits(*total[:, members].sum(-1).tolist())
+            shares[f"{prefix}precision"] = float(hits.at_a / hits.predicted) if hits.predicted else None
+            shares[f"{prefix}recall_at_a"] = float(hits.at_a / labels) if labels else None
+            shares[f"{prefix}recall"] = float(hits.at_k / labels) if labels else None
         pairs, promised, found = (each[rows].sum(0).tolist() for each in (self.pairs, self.promised, self.found))
         return ConceptBand(
             name=name,
             concepts=int(members.sum()),
             labels=int(labels),
-            precision=at_a / predicted if predicted else None,
-            recall_at_a=at_a / labels if labels else None,
-            recall=at_k / labels if labels else None,
-            table_recall_at_a=table_at_a / labels if labels else None,
-            table_recall=table_at_k / labels if labels else None,
+            **shares,
             misplaced=sum(abs(p - f) for p, f in zip(promised, found, strict=True)) / labels if labels else None,
             promises=[Promise(p / n, f / n, int(n)) for n, p, f in zip(pairs, promised, found, strict=True) if n],
         )

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from cocomix.common import environment
 from cocomix.common.errors import InputError
 from cocomix.common.settings import Batch, Count
-from cocomix.concepts.label_baselines import TokenTable
 from cocomix.concepts.label_statistics import label_frequencies
 from cocomix.concepts.label_store import LabeledCorpus, labels_fingerprint
+from cocomix.concepts.label_tables import LabelTables
 from cocomix.data.packing import load_packed
 from cocomix.evaluation.channel import channel_losses
 from cocomix.evaluation.concepts import concept_predictions
@@ -46,10 +46,10 @@ def training_frequencies(labeled: LabeledCorpus) -> np.ndarray:
     return label_frequencies(labeled.train or labeled.validation, labeled.info.num_concepts)
 
 
-def token_table(labeled: LabeledCorpus, model: PreTrainedModel) -> TokenTable:
-    """Build the token table from the same labels as `training_frequencies`."""
+def label_tables(labeled: LabeledCorpus, model: PreTrainedModel) -> LabelTables:
+    """Build the tables from the same labels as `training_frequencies`."""
     per_token = labeled.validation.features["concept_ids"].feature.length
-    return TokenTable.of_blocks(
+    return LabelTables.from_blocks(
         labeled.train or labeled.validation,
         model.config.vocab_size,
         labeled.info.num_concepts,
@@ -77,8 +77,8 @@ def evaluate_concepts(run: OpenRun, labeled: LabeledCorpus | None, settings: Con
     batching = (settings.batch_size, settings.precision)
     bands = None
     if labeled is not None:
-        table = token_table(labeled, model)
-        bands = concept_predictions(model, blocks, training_frequencies(labeled), table, *batching).bands
+        tables = label_tables(labeled, model)
+        bands = concept_predictions(model, blocks, training_frequencies(labeled), tables, *batching).bands
     assert run.record is not None
     return Evaluation(
         kind=KIND,

@@ -21,9 +21,10 @@ def concept_section(shown: dict[str, Any]) -> list[str]:
             f"Concepts with the best F1 on the first {shown['blocks']} blocks of validation text, among those that are "
             "labels often enough there; the same blocks select and score them. A concept counts as predicted at a "
             "token with A labels if it is among the A most probable concepts. Precision: share of these predictions "
-            "that are labels. Recall: share of its labels that are predicted. Token table: the recall of each token's "
-            "most frequent training labels. Names are hints: the tokens whose logits the concept raises most, unless "
-            "the catalog has better names.",
+            "that are labels. Recall: share of its labels that are predicted. Token table, bigram table: the recall of "
+            "the labels that are most frequent in training with the current token, and with the previous and the "
+            "current token. Names are hints: the tokens whose logits the concept raises most, unless the catalog has "
+            "better names.",
         ]
     if contexts := [f"- {_named(each)}: {_contexts(each['contexts'])}" for each in best if each["contexts"]]:
         parts += ["Where they are most active in the teacher:", "\n".join(contexts)]
@@ -46,15 +47,16 @@ def concept_section(shown: dict[str, Any]) -> list[str]:
 
 
 def _best_table(best: list[dict[str, Any]]) -> str:
+    keys = ("precision", "recall", "table_recall", "bigram_recall")
     rows = [
         [
             _named(each),
             f"{each['frequency']:.2%}",
-            *(f"{each[key]:.1%}" for key in ("precision", "recall", "table_recall")),
+            *(f"{each[key]:.1%}" if key in each else "–" for key in keys),
         ]
         for each in best
     ]
-    return table(["concept", "share of labeled tokens", "precision", "recall", "token table"], rows)
+    return table(["concept", "share of labeled tokens", "precision", "recall", "token table", "bigram table"], rows)
 
 
 def _contexts(contexts: list[dict[str, Any]]) -> str:

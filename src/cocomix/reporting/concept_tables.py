@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +12,77 @@ Measured = Sequence[tuple[str, dict[str, Any]]]
 """`Evaluation`s of one kind as dictionaries, each with the name of its model."""
 
 
+BITS = {
+    "constant_loss": "H(label)",
+    "token_table_loss": "given token",
+    "bigram_table_loss": "given 2 tokens",
+    "concept_loss": "student",
+    "concept_loss_floor": "floor",
+}
+EXPLAINED = {"token_table_loss": "explained by token", "bigram_table_loss": "by 2 tokens"}
+SHARES = {
+    "concept_precision_at_a": "precision@A",
+    "token_table_precision_at_a": "of token table",
+    "bigram_table_precision_at_a": "of bigram table",
+    "concept_recall": "recall@K",
+    "token_table_recall": "of token table",
+    "bigram_table_recall": "of bigram table",
+    "constant_recall": "constant",
+    "concept_precision": "precision@K",
+}
+"""Column headers by metric of a run; runs of older versions lack some metrics."""
+SUMMARY_NOTE = (
+    "Over validation tokens that have labels. First table: bits per label, the mean cross-entropy of a token's labels "
+    "under the labels' overall frequencies, under their frequencies with the current token, with the previous and the "
+    "current token, and under the student's prediction; floor: under a prediction that knows the labels of each token. "
+    "*Explained*: the share of what the student learns, H(label) − student, that the frequencies with one or two "
+    "tokens explain. Second table: precision@A is the share of labels among as many predictions per token as it has "
+    "labels, A, which is also the recall@A; recall@K the share of the labels among K predictions; precision@K the "
+    "share of labels among K predictions, which cannot reach 100 % with fewer labels than predictions. The token table "
+    "predicts the most frequent training labels of the current token, the bigram table those of the previous and the "
+    "current token, backing off to the token table; constant: the K most frequent labels overall. Labels computed in "
+    "the training step are not stored; the tables are then counted on the validation labels, which favors them."
+)
+
+
+def concept_summary(students: dict[str, Any]) -> list[str]:
+    """Build the tables of how well cocomix students predict their labels; empty without such students."""
+    measured = {name: student["metrics"] for name, student in students.items() if "concept_loss" in student["metrics"]}
+    if not measured:
+        return []
+    bits = [
+        [
+            name,
+            *(f"{m[key] / math.log(2):.3f}" if key in m else "–" for key in BITS),
+            *(_share(explained_share(m, key)) for key in EXPLAINED),
+        ]
+        for name, m in measured.items()
+    ]
+    shares = [[name, *(_share(m.get(key)) for key in SHARES)] for name, m in measured.items()]
+    return [
+        table(["bits per label", *BITS.values(), *EXPLAINED.values()], bits),
+        table(["student", *SHARES.values()], shares),
+    ]
+
+
+def explained_share(metrics: dict[str, float], table_loss: str) -> float | None:
+    """Return the share of a student's gain over the labels' overall frequencies that a table reaches.
+
+    None if the metrics lack one of the losses, or if the student gains nothing.
+    """
+    if "constant_loss" not in metrics or table_loss not in metrics:
+        return None
+    gain = metrics["constant_loss"] - metrics["concept_loss"]
+    return (metrics["constant_loss"] - metrics[table_loss]) / gain if gain > 0 else None
+
+
 def concept_tables(measured: Measured) -> list[str]:
     """Build the tables of predictions by frequency band, calibration, and losses with the vector changed."""
     banded = [(_name(model, each), each["figures"]["bands"]) for model, each in measured if each["figures"]["bands"]]
     channels = [
         (_name(model, each), each["figures"]["channel"]) for model, each in measured if each["figures"]["channel"]
     ]
-    found = [_band_table(banded), _calibration_table(banded)] if banded else []
+    found = [_band_table(banded, "A"), _band_table(banded, "K"), _calibration_table(banded)] if banded else []
     return [*found, _channel_table(channels)] if channels else found
 
 
@@ -29,15 +94,27 @@ def _name(model: str, each: dict[str, Any]) -> str:
     return f"{model} ({', '.join(parts)})" if parts else model
 
 
-def _band_table(banded: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
-    shares = {
+BANDS = {
+    "A": {
         "precision": "precision@A",
+        "table_precision": "of token table",
+        "bigram_precision": "of bigram table",
         "recall_at_a": "recall@A",
-        "table_recall_at_a": "token table@A",
+        "table_recall_at_a": "of token table",
+        "bigram_recall_at_a": "of bigram table",
+    },
+    "K": {
         "recall": "recall@K",
-        "table_recall": "token table@K",
+        "table_recall": "of token table",
+        "bigram_recall": "of bigram table",
         "misplaced": "calibration error",
-    }
+    },
+}
+"""Columns by the number of predictions per token: A, its number of labels, or K. Older evaluations lack some."""
+
+
+def _band_table(banded: Sequence[tuple[str, list[dict[str, Any]]]], rank: str) -> str:
+    shares = BANDS[rank]
     header = ["model", "label frequency", "concepts", "labels", *shares.values()]
     return table(
         header,

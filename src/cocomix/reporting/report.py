@@ -8,6 +8,7 @@ from typing import Any
 
 from cocomix.common.console import table
 from cocomix.reporting.concept_report import concept_section
+from cocomix.reporting.concept_tables import SUMMARY_NOTE, concept_summary
 from cocomix.reporting.costs import AXES
 from cocomix.reporting.tables import evaluation_tables
 from cocomix.reporting.wording import caveats, comparison_sentences, concept_sentences, provenance_lines, verdict_note
@@ -126,32 +127,6 @@ def _tokens_with_teacher(student: dict[str, Any], teacher_tokens: int) -> str:
 
 NONE = "–"
 """Cell for a figure that is unknown or a setting that has no effect."""
-CONCEPT_LOSSES = {
-    "concept_loss": "concept loss",
-    "token_table_loss": "loss of token table",
-    "concept_loss_floor": "floor",
-}
-CONCEPT_SHARES = {
-    "concept_precision": "precision",
-    "concept_recall": "recall",
-    "token_table_recall": "recall of token table",
-    "constant_recall": "constant recall",
-}
-"""Column headers by metric of a run; runs of older versions lack some metrics."""
-
-
-def concepts_table(students: dict[str, Any]) -> str | None:
-    """Build a table of how well each cocomix student predicts its labels; None without cocomix students."""
-    rows = [
-        [
-            name,
-            *(f"{m[key]:.3f}" if key in m else NONE for key in CONCEPT_LOSSES),
-            *(f"{m[key]:.1%}" if key in m else NONE for key in CONCEPT_SHARES),
-        ]
-        for name, m in ((name, student["metrics"]) for name, student in students.items())
-        if "concept_loss" in m
-    ]
-    return table(["student", *CONCEPT_LOSSES.values(), *CONCEPT_SHARES.values()], rows) if rows else None
 
 
 def duration(seconds: float) -> str:
@@ -251,20 +226,8 @@ def markdown(results: dict[str, Any]) -> str:
     if note := verdict_note(results):
         parts.append(note)
     parts.append(f"![Validation loss by tokens and by FLOPs]({CURVES})")
-    concepts = concepts_table(results["students"])
-    if concepts:
-        parts += [
-            "## Concepts",
-            concepts,
-            "Computed over validation tokens that have labels. Concept loss: nats per token; floor: the loss of a "
-            "prediction that knows the labels. Precision: share of the predicted concepts (the model's top K) that are "
-            "labels; it cannot reach 100% with fewer labels than predictions. Recall: share of the labels that are "
-            "predicted. Two baselines need no model: the token table predicts the K most frequent training labels of "
-            "the current token; constant recall is the recall of the K most frequent labels overall. Labels computed "
-            "in the training step are not stored; the baselines are then counted on the validation labels, which "
-            "favors them.",
-            *concept_sentences(results["students"]),
-        ]
+    if concepts := concept_summary(results["students"]):
+        parts += ["## Concepts", *concepts, SUMMARY_NOTE, *concept_sentences(results["students"])]
     if shown := results.get("showcase"):
         parts += concept_section(shown)
     if measured := evaluation_tables(results["evaluations"]):

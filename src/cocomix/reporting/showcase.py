@@ -14,7 +14,7 @@ from cocomix.catalog.naming import default_name
 from cocomix.catalog.rows import Context
 from cocomix.catalog.search import Catalog
 from cocomix.evaluation.concepts import concept_predictions
-from cocomix.evaluation.prediction import token_table, training_frequencies
+from cocomix.evaluation.prediction import label_tables, training_frequencies
 from cocomix.evaluation.steering_arms import Request, SteeredStudent, Writer
 from cocomix.evaluation.steering_score import logit_deviation
 from cocomix.inspection.runs import OpenRun, open_model
@@ -52,6 +52,7 @@ class BestConcept:
             the number of the token's labels.
         recall: fraction of the tokens with it as a label that have it among these A concepts.
         table_recall: the recall of a table of each token's most frequent labels.
+        bigram_recall: the recall of a table of the previous and the current token.
         contexts: texts in which it is most active; empty without a teacher.
     """
 
@@ -61,6 +62,7 @@ class BestConcept:
     precision: float
     recall: float
     table_recall: float
+    bigram_recall: float
     contexts: list[Context]
 
 
@@ -132,8 +134,8 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
     blocks = labeled.validation.select(range(min(BLOCKS, len(labeled.validation))))
     frequencies = training_frequencies(labeled)
     training = recipe_of_run(run.record.recipe, folder).training
-    table = token_table(labeled, model)
-    predictions = concept_predictions(model, blocks, frequencies, table, training.blocks_per_batch, training.precision)
+    tables = label_tables(labeled, model)
+    predictions = concept_predictions(model, blocks, frequencies, tables, training.blocks_per_batch, training.precision)
     best = predictions.best(BEST, LEAST_LABELS)
     tokenizer, context = run.tokenizer, model.config.max_position_embeddings
     texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in blocks["input_ids"])
@@ -158,9 +160,10 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
                 concept_id=concept,
                 name=names.get(concept),
                 frequency=float(frequencies[concept]),
-                precision=float(predictions.right[concept] / predictions.predicted[concept]),
-                recall=float(predictions.right[concept] / predictions.labels[concept]),
-                table_recall=float(predictions.table_right[concept] / predictions.labels[concept]),
+                precision=float(predictions.model.at_a[concept] / predictions.model.predicted[concept]),
+                recall=float(predictions.model.at_a[concept] / predictions.labels[concept]),
+                table_recall=float(predictions.tables.token.at_a[concept] / predictions.labels[concept]),
+                bigram_recall=float(predictions.tables.bigram.at_a[concept] / predictions.labels[concept]),
                 contexts=contexts[number],
             )
             for number, concept in enumerate(best)

@@ -7,6 +7,7 @@ from typing import Any
 
 from cocomix.data.packing import text_changed_note
 from cocomix.evaluation.verdicts import LEVEL, LOSS_MARGIN, Verdict
+from cocomix.reporting.concept_tables import explained_share
 
 VERDICTS = {
     Verdict.LOWER: "`{run}` is better than `{baseline}`",
@@ -118,7 +119,7 @@ def _relative(ratio: float, at_most: bool) -> str:
 
 
 def concept_sentences(students: dict[str, Any]) -> list[str]:
-    """Compare the concept recall of each student with a table that reads only the current token."""
+    """Compare the concept predictions of each student with tables that read one token, or two."""
     sentences = []
     for name, student in students.items():
         metrics = student["metrics"]
@@ -133,6 +134,10 @@ def concept_sentences(students: dict[str, Any]) -> list[str]:
                 f": most of the recall beyond the most frequent labels ({constant:.1%}) follows from the current token "
                 "alone"
             )
+        if (explained := explained_share(metrics, "token_table_loss")) is not None:
+            sentence += f". The current token explains {explained:.0%} of what it learns of its labels"
+        if (by_two := explained_share(metrics, "bigram_table_loss")) is not None:
+            sentence += f", the previous and the current token {by_two:.0%}"
         sentences.append(sentence + ".")
     return sentences
 

@@ -27,17 +27,19 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
-def concept_hits(concept_logits: Tensor, concept_ids: Tensor, k: int) -> Tensor:
-    """Count the labels that are among the k largest concept logits of their token; 0-dimensional.
+def concept_hits(concept_logits: Tensor, concept_ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Count the labels that are among the k, or the A, largest concept logits of their token; 0-dimensional each.
 
     Args:
         concept_logits: (B, T, C).
-        concept_ids: (B, T, A) labels, padded with −100.
+        concept_ids: (B, T, A) labels, padded with −100; the second count uses each token's own number of labels.
         k: number of predictions per token.
     """
-    predicted = concept_logits.topk(k, dim=-1).indices  # (B, T, K)
-    found = predicted.unsqueeze(-1) == concept_ids.unsqueeze(-2)  # (B, T, K, A)
-    return found.sum()
+    most = max(k, concept_ids.shape[-1])
+    predicted = concept_logits.topk(most, dim=-1).indices  # (B, T, max(K, A))
+    found = (predicted.unsqueeze(-1) == concept_ids.unsqueeze(-2)).any(-1)  # (B, T, max(K, A))
+    per_token = (concept_ids != IGNORE).sum(-1, keepdim=True)
+    return found[..., :k].sum(), (found & (torch.arange(most, device=found.device) < per_token)).sum()
 
 
 def evaluation_sums(model: PreTrainedModel, batch: dict[str, Tensor], precision: str) -> dict[str, Tensor | int]:
@@ -49,11 +51,13 @@ def evaluation_sums(model: PreTrainedModel, batch: dict[str, Tensor], precision:
     found: dict[str, Tensor | int] = {"nll": token_loss(output.logits, ids, 1), "tokens": ids[:, 1:].numel()}
     if concept_ids is None:
         return found
+    hits, hits_at_a = concept_hits(output.concept_logits, concept_ids, model.config.num_active_concepts)
     return found | {
         "concept_nll": concept_loss(output.concept_logits, concept_ids, 1),
         "labeled": (concept_ids != IGNORE).any(-1).sum(),
         "labels": (concept_ids != IGNORE).sum(),
-        "hits": concept_hits(output.concept_logits, concept_ids, model.config.num_active_concepts),
+        "hits": hits,
+        "hits_at_a": hits_at_a,
     }
 
 
@@ -84,13 +88,16 @@ def evaluate_model(
 
     Returns:
         `loss` in nats per predicted token. For a CoCoMix model on labeled blocks also, over labeled tokens,
-        `concept_loss` (nats per token), `concept_precision` (share of the K predicted concepts that are labels) and
-        `concept_recall` (share of labels that are predicted).
+        `concept_loss` (nats per token), `concept_precision` (share of the K predicted concepts that are labels),
+        `concept_recall` (share of labels that are predicted) and `concept_precision_at_a` (share of labels among as
+        many predictions per token as it has labels, A).
     """
     assert not model.training, "evaluation in training mode"
     with_concepts = isinstance(model.config, CoCoMixConfig) and "concept_ids" in blocks.column_names
     rows = Blocks(blocks, ["input_ids", "concept_ids"] if with_concepts else ["input_ids"])
-    sums: dict[str, float] = dict.fromkeys(("nll", "tokens", "concept_nll", "labeled", "hits", "labels"), 0.0)
+    sums: dict[str, float] = dict.fromkeys(
+        ("nll", "tokens", "concept_nll", "labeled", "hits", "hits_at_a", "labels"), 0.0
+    )
     for start, counts in tqdm(
         batches_of_rank(range(0, len(blocks), batch_size)),
         desc="validation",
@@ -112,6 +119,7 @@ def evaluate_model(
             "concept_loss": sums["concept_nll"] / sums["labeled"],
             "concept_precision": sums["hits"] / (sums["labeled"] * model.config.num_active_concepts),
             "concept_recall": sums["hits"] / sums["labels"],
+            "concept_precision_at_a": sums["hits_at_a"] / sums["labels"],
         }
     return metrics
 

@@ -13,7 +13,8 @@ from cocomix.app import markup
 from cocomix.app.finding import FoundConcept, find_concepts
 from cocomix.app.generating import Continuations
 from cocomix.app.reading import Reading
-from cocomix.evaluation.concepts import ConceptPredictions
+from cocomix.concepts.label_tables import LabelHits
+from cocomix.evaluation.concepts import ConceptPredictions, TableHits
 from cocomix.inspection.trace import TracedConcept, TracedToken
 from small_catalog import catalog_of
 
@@ -110,9 +111,12 @@ def test_bars_have_sides_and_a_scale():
 def test_how_well_a_concept_is_predicted():
     none = np.zeros(2, np.int64)
     labels, mixed, found = np.array([8, 0]), np.array([20, 3]), np.array([6, 0])
-    counts = ConceptPredictions([], 200, labels, none, none, mixed, found, none, np.array([4, 0]))
+    model, token, bigram = (LabelHits(none, none, mixed, at_k) for at_k in (found, np.array([4, 0]), np.array([2, 0])))
+    counts = ConceptPredictions([], 200, labels, model, TableHits(token, bigram))
     assert "75 % of the 8 places" in markup.predicted(0, counts)
-    assert "(a table of the current token's most frequent labels: 50 %)" in markup.predicted(0, counts)
+    assert "(a table of the current token's most frequent labels: 50 %, of the last two tokens: 25 %)" in (
+        markup.predicted(0, counts)
+    )
     assert "mixed in at 10 % of tokens" in markup.predicted(0, counts)
     assert "not a label of any of 200 validation tokens" in markup.predicted(1, counts)
 

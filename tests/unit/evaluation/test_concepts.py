@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +11,11 @@ import pytest
 import torch
 from datasets import Dataset, Features, List, Value
 
-from cocomix.concepts.label_baselines import TokenTable, label_baselines
+from cocomix.concepts.label_baselines import label_baselines
 from cocomix.concepts.label_statistics import label_frequencies
+from cocomix.concepts.label_tables import LabelTables, TokenTable, label_hits
 from cocomix.evaluation.concepts import concept_predictions
-from cocomix.reporting.concept_tables import concept_tables
-from cocomix.reporting.report import concepts_table
+from cocomix.reporting.concept_tables import concept_summary, concept_tables, explained_share
 from cocomix.reporting.wording import concept_sentences
 
 
@@ -37,8 +39,8 @@ def test_recall_of_the_most_frequent_training_labels() -> None:
         assert found["constant_recall"] == pytest.approx(share)
 
 
-def test_token_table_recall_and_loss_against_loops() -> None:
-    """Count per token by hand; token 4 never occurs in training, token 0 has fewer labels than predictions there."""
+def test_recall_precision_and_loss_of_the_tables_against_loops() -> None:
+    """Count by hand; token 4 never occurs in training, token 0 has fewer labels than predictions there."""
     torch.manual_seed(0)
     rows, length, vocab_size, concepts, k = 6, 8, 5, 9, 3
     ids = torch.randint(1, 4, (2 * rows, length))
@@ -48,14 +50,17 @@ def test_token_table_recall_and_loss_against_loops() -> None:
     train, validation = (
         blocks(labels[part].tolist(), ids[part].tolist()) for part in (slice(0, rows), slice(rows, None))
     )
-    counts = np.zeros((vocab_size, concepts))
-    for token, own in zip(ids[:rows].flatten(), labels[:rows].flatten(0, 1), strict=True):
-        for label in own[own >= 0]:
-            counts[token, label] += 1
+    counts, of_pair = np.zeros((vocab_size, concepts)), np.zeros((vocab_size, vocab_size, concepts))
+    for row, t in itertools.product(range(rows), range(length)):
+        for label in (own := labels[row, t])[own >= 0]:
+            counts[ids[row, t], label] += 1
+            if t > 0:
+                of_pair[ids[row, t - 1], ids[row, t], label] += 1
     overall = counts.sum(0)
     frequent = np.argsort(-overall, kind="stable")[:k]
-    hits, losses, floors, seen = [], [], [], 0
-    for token, own in zip(ids[rows:].flatten(), labels[rows:].flatten(0, 1), strict=True):
+    hits, losses, floors, at_a, pair_hits, pair_losses, constant, seen, unseen_pairs = [], [], [], [], [], [], [], 0, 0
+    for row, t in itertools.product(range(rows, 2 * rows), range(length)):
+        token, own = ids[row, t], labels[row, t]
         known = own[own >= 0].tolist()
         if not known:
             continue
@@ -65,22 +70,46 @@ def test_token_table_recall_and_loss_against_loops() -> None:
         shares = (counts[token] + (overall + 1) / (overall.sum() + concepts)) / (counts[token].sum() + 1)
         losses.append(np.mean([-np.log(shares[label]) for label in known]))
         floors.append(np.log(len(known)))
+        at_a += [label in order[: len(known)] for label in known]
+        constant.append(np.mean([-np.log((overall[label] + 1) / (overall.sum() + concepts)) for label in known]))
         seen += len(known)
+        pair = of_pair[ids[row, t - 1], token] if t > 0 else np.zeros(concepts)
+        distinct = (pair > 0).sum()
+        unseen_pairs += distinct == 0
+        mixed = (pair + distinct * shares) / (pair.sum() + distinct) if distinct else shares
+        pair_losses.append(np.mean([-np.log(mixed[label]) for label in known]))
+        likely = np.where((pair > 0) | np.isin(np.arange(concepts), order), mixed, 0)
+        pair_hits += [(likely > likely[label]).sum() < k for label in known]
     found = label_baselines(train, validation, vocab_size, concepts, k)
     assert found["token_table_recall"] == pytest.approx(sum(hits) / seen)
     assert found["token_table_loss"] == pytest.approx(np.mean(losses))
+    assert found["token_table_precision_at_a"] == pytest.approx(sum(at_a) / seen)
+    assert found["constant_loss"] == pytest.approx(np.mean(constant))
+    assert found["bigram_table_loss"] == pytest.approx(np.mean(pair_losses))
+    assert found["bigram_table_recall"] == pytest.approx(sum(pair_hits) / seen)
+    assert 0 < unseen_pairs < len(losses)
     assert found["concept_loss_floor"] == pytest.approx(np.mean(floors))
-    table = TokenTable.of_blocks(train, vocab_size, concepts, k)
+    table = TokenTable.from_blocks(train, vocab_size, concepts, k)
     assert table.concepts[4].tolist() == frequent.tolist()
     assert set(table.concepts[0]) >= set(labels[0, 3].tolist())
 
 
+def test_two_tokens_predict_what_one_cannot() -> None:
+    """After token 0, token 2 has label 3, and after token 1, label 4; token 2 alone has either equally often."""
+    train = blocks([[[1], [3], [2], [4]]] * 2, [[0, 2, 1, 2]] * 2)
+    found = label_baselines(train, train, vocab_size=3, num_concepts=6, k=1)
+    assert found["token_table_precision_at_a"] == 0.75
+    assert found["bigram_table_precision_at_a"] == found["bigram_table_recall"] == 1
+    assert found["bigram_table_loss"] < found["token_table_loss"] < found["constant_loss"]
+
+
 def test_at_rank_a_a_token_has_as_many_predictions_as_labels() -> None:
-    train = blocks([[[1, 2, 3], [1, 2, -100], [1, -100, -100]]])
-    table = TokenTable.of_blocks(train, vocab_size=1, num_concepts=5, k=2)
-    at_a, at_k = table.hits(np.zeros(3, int), np.array([[2, -100, -100], [4, 2, 1], [-100] * 3]), k=2)
-    assert at_a.tolist() == [0, 1, 1, 0, 0]
-    assert at_k.tolist() == [0, 1, 2, 0, 0]
+    predictions = np.array([[1, 2]] * 3)
+    hits = label_hits(predictions, np.array([[2, -100, -100], [4, 2, 1], [-100] * 3]), k=2, num_concepts=5)
+    assert hits.at_a.tolist() == [0, 1, 1, 0, 0]
+    assert hits.predicted.tolist() == [0, 2, 1, 0, 0]
+    assert hits.at_k.tolist() == [0, 1, 2, 0, 0]
+    assert hits.mixed.tolist() == [0, 2, 2, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -99,12 +128,27 @@ def test_recall_is_stated_beside_the_table(recall: float, table: float, words: s
 
 
 def test_runs_of_older_versions_have_no_table() -> None:
-    old = {"concept_loss": 2.0, "concept_precision": 0.1, "concept_recall": 0.9, "constant_recall": 0.5}
-    found = concepts_table({"a": {"metrics": old}})
-    assert found is not None and [cell.strip() for cell in found.splitlines()[-1].strip("|").split("|")] == [
-        *("a", "2.000", "–", "–", "10.0%", "90.0%", "–", "50.0%"),
-    ]
+    old = {"concept_loss": math.log(4), "concept_precision": 0.1, "concept_recall": 0.9, "constant_recall": 0.5}
+    bits, shares = concept_summary({"a": {"metrics": old}, "ntp": {"metrics": {"loss": 1.0}}})
+    assert last_row(bits) == ["a", "–", "–", "–", "2.000", "–", "–", "–"]
+    assert last_row(shares) == ["a", "–", "–", "–", "90.0%", "–", "–", "50.0%", "10.0%"]
     assert concept_sentences({"a": {"metrics": old}}) == []
+
+
+def last_row(shown: str) -> list[str]:
+    return [cell.strip() for cell in shown.splitlines()[-1].strip("|").split("|")]
+
+
+def test_the_tokens_explain_a_share_of_what_the_student_learns() -> None:
+    metrics = {"constant_loss": 5.0, "token_table_loss": 2.5, "concept_loss": 2.0, "concept_recall": 0.9}
+    recalls = {"token_table_recall": 0.9, "constant_recall": 0.5}
+    assert explained_share(metrics, "token_table_loss") == pytest.approx(2.5 / 3)
+    assert explained_share(metrics, "bigram_table_loss") is None
+    assert explained_share({**metrics, "concept_loss": 5.5}, "token_table_loss") is None
+    (sentence,) = concept_sentences({"a": {"metrics": {**metrics, **recalls, "bigram_table_loss": 1.85}}})
+    assert sentence.endswith(
+        "The current token explains 83% of what it learns of its labels, the previous and the current token 105%."
+    )
 
 
 def test_frequencies_are_shares_of_the_labeled_tokens() -> None:
@@ -153,16 +197,16 @@ def test_bands_against_loops(monkeypatch: pytest.MonkeyPatch) -> None:
                 of_band["at_k"] += is_label and concept in order[:k]
                 of_band["promised"] += promised[concept].item()
     read = blocks(labels.tolist())
-    table = TokenTable.of_blocks(read, vocab_size=1, num_concepts=concepts, k=k)
+    tables = LabelTables.from_blocks(read, vocab_size=1, num_concepts=concepts, k=k)
     for chunk in (1 << 22, 14):
         monkeypatch.setattr("cocomix.evaluation.concepts.CHUNK_NUMBERS", chunk)
-        predictions = concept_predictions(Predictor(z, k).eval(), read, frequencies, table, 2)
+        predictions = concept_predictions(Predictor(z, k).eval(), read, frequencies, tables, 2)
         everything, *found = predictions.bands
         assert predictions.tokens == 14
-        assert predictions.found.sum() == sum(each["at_k"] for each in sums.values())
+        assert predictions.model.at_k.sum() == sum(each["at_k"] for each in sums.values())
         for concept in range(concepts):
             top = z.topk(k).indices[(labels >= 0).any(-1)]
-            assert predictions.mixed[concept] == (top == concept).sum()
+            assert predictions.model.mixed[concept] == (top == concept).sum()
         assert [band.name for band in found] == [names[band] for band in (0, 1, 2, 4)]
         assert [band.concepts for band in (everything, *found)] == [7, 3, 2, 1, 1]
         for band in found:
@@ -184,15 +228,17 @@ def test_a_calibrated_prediction_misplaces_nothing_and_a_sure_one_its_mistakes()
     """Two concepts, each a label at half of the tokens: half promised is right, all promised is wrong half the time."""
     labels = blocks([[[0], [1], [0], [1]]], [[0, 1, 0, 0]])
     frequencies = np.array([0.5, 0.5])
-    table = TokenTable.of_blocks(labels, vocab_size=2, num_concepts=2, k=1)
+    tables = LabelTables.from_blocks(labels, vocab_size=2, num_concepts=2, k=1)
     even = torch.zeros(1, 4, 2)
-    predictions = concept_predictions(Predictor(even, 1).eval(), labels, frequencies, table, 1)
+    predictions = concept_predictions(Predictor(even, 1).eval(), labels, frequencies, tables, 1)
     everything, _ = predictions.bands
     assert everything.misplaced == pytest.approx(0)
     assert everything.table_recall_at_a == everything.table_recall == 0.75  # all but the last, whose token has label 0
-    assert predictions.table_right.tolist() == predictions.table_found.tolist() == [2, 1]
+    assert everything.table_precision == 0.75
+    assert predictions.tables.token.at_a.tolist() == predictions.tables.token.at_k.tolist() == [2, 1]
+    assert everything.bigram_precision == everything.bigram_recall == 1  # the last token follows another
     sure = torch.tensor([50.0, -50.0]).expand(1, 4, 2)
-    everything, _ = concept_predictions(Predictor(sure, 1).eval(), labels, frequencies, table, 1).bands
+    everything, _ = concept_predictions(Predictor(sure, 1).eval(), labels, frequencies, tables, 1).bands
     assert everything.precision == everything.recall == 0.5
     assert everything.misplaced == pytest.approx(1.0)
 
@@ -201,7 +247,6 @@ def test_evaluations_of_older_versions_have_no_table() -> None:
     shares = dict.fromkeys(("precision", "recall_at_a", "recall", "misplaced"), 0.5)
     band = {"name": "all", "concepts": 2, "labels": 4, "promises": [], **shares}
     old = {"settings": {"limit": None, "precision": "fp32"}, "figures": {"bands": [band], "channel": None}}
-    first, _ = concept_tables([("a", old)])
-    assert [cell.strip() for cell in first.splitlines()[-1].strip("|").split("|")] == [
-        *("a", "all", "2", "4", "50.0%", "50.0%", "–", "50.0%", "–", "50.0%"),
-    ]
+    at_a, at_k, _ = concept_tables([("a", old)])
+    assert last_row(at_a) == ["a", "all", "2", "4", "50.0%", "–", "–", "50.0%", "–", "–"]
+    assert last_row(at_k) == ["a", "all", "2", "4", "50.0%", "–", "–", "50.0%"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -72,10 +73,15 @@ def test_concept_hits_against_sets() -> None:
     labels = torch.stack([torch.randperm(30)[:4] for _ in range(10)]).view(2, 5, 4)
     labels[0, 0] = -100
     labels[1, 2, 1:] = -100
-    expected = sum(
-        len(set(logits[b, t].topk(6).indices.tolist()) & set(labels[b, t].tolist())) for b in range(2) for t in range(5)
-    )
-    assert concept_hits(logits, labels, 6).item() == expected > 0
+    at_a, expected = 0, {1: 0, 6: 0}
+    for b, t in itertools.product(range(2), range(5)):
+        known = {label for label in labels[b, t].tolist() if label >= 0}
+        for k in expected:
+            expected[k] += len(set(logits[b, t].topk(k).indices.tolist()) & known)
+        at_a += len(set(logits[b, t].topk(len(known)).indices.tolist()) & known)
+    for k, count in expected.items():
+        assert [each.item() for each in concept_hits(logits, labels, k)] == [count, at_a]
+    assert expected[6] > at_a > 0
 
 
 def test_a_table_lines_up() -> None:
