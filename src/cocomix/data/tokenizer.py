@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from cocomix.common.errors import InputError, UnreachableError
 from cocomix.common.settings import Vocabulary
+from cocomix.data.long_texts import PIECE, pieces
 from cocomix.data.pieces import decoded
 from cocomix.data.records import reason
 
@@ -70,7 +72,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(tqdm(texts, desc="Training the tokenizer", unit=" documents", disable=None), trainer)
+    texts = tqdm(texts, desc="Training the tokenizer", unit=" documents", disable=None)
+    bpe.train_from_iterator(chain.from_iterable(map(pieces, texts)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token=END_OF_TEXT,
@@ -128,8 +131,18 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> li
     """Encode texts to token ids, without adding special tokens.
 
     A special token that is spelled out in a text is encoded as plain characters, so a text cannot end a document.
+    Long texts are encoded piece by piece, in bounded memory.
     """
-    return _encode_as_text(tokenizer, texts)["input_ids"]
+    short = [text for text in texts if len(text) <= PIECE]
+    encoded = iter(_encode_as_text(tokenizer, short)["input_ids"] if short else [])
+    return [next(encoded) if len(text) <= PIECE else _encode_long(tokenizer, text) for text in texts]
+
+
+def _encode_long(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    def encode(piece: str) -> list[int]:
+        return _encode_as_text(tokenizer, [piece])["input_ids"][0]
+
+    return list(chain.from_iterable(map(encode, pieces(text, encode))))
 
 
 def changed_characters(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encoded: Sequence[list[int]]) -> int:
@@ -157,12 +170,24 @@ class EncodedText(NamedTuple):
 
 def encode_with_ends(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[EncodedText]:
     """Encode texts as `encode_documents` does, with the end of each token; the tokenizer must be a fast one."""
+    short = [text for text in texts if len(text) <= PIECE]
     with _untrimmed_offsets(tokenizer):
-        encoded = _encode_as_text(tokenizer, texts, return_offsets_mapping=True)
-    return [
-        EncodedText(np.array(ids, np.int64), _ends(offsets))
-        for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
+        encoded = iter(_with_ends(tokenizer, short))
+        return [next(encoded) if len(text) <= PIECE else _long_with_ends(tokenizer, text) for text in texts]
+
+
+def _with_ends(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[EncodedText]:
+    encoded = _encode_as_text(tokenizer, texts, return_offsets_mapping=True) if texts else {}
+    columns = encoded.get("input_ids", []), encoded.get("offset_mapping", [])
+    return [EncodedText(np.array(ids, np.int64), _ends(offsets)) for ids, offsets in zip(*columns, strict=True)]
+
+
+def _long_with_ends(tokenizer: PreTrainedTokenizerBase, text: str) -> EncodedText:
+    parts = pieces(text, lambda piece: encode_documents(tokenizer, [piece])[0])
+    encoded = [_with_ends(tokenizer, [part])[0] for part in parts]
+    starts = accumulate(map(len, parts[:-1]), initial=0)
+    ends = [start + part.ends for start, part in zip(starts, encoded, strict=True)]
+    return EncodedText(np.concatenate([part.ids for part in encoded]), np.concatenate(ends))
 
 
 def _encode_as_text(tokenizer: PreTrainedTokenizerBase, texts: list[str], **wanted: bool) -> Any:

@@ -7,14 +7,17 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cocomix.common.errors import InputError
+from cocomix.data import long_texts
+from cocomix.data import tokenizer as tokenizers
 from cocomix.data.tokenizer import (
     END_OF_TEXT,
     MIN_VOCAB_SIZE,
     encode_documents,
+    encode_with_ends,
     load_tokenizer,
     same_tokenizer,
     tokenizer_fingerprint,
@@ -191,3 +194,22 @@ def test_a_text_that_a_tokenizer_cannot_encode_is_refused() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end")
     with pytest.raises(InputError, match=r"cannot encode a text \(WordLevel error: Missing \[UNK\] token"):
         encode_documents(tokenizer, ["unknown"])
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "a space before every text"])
+def test_long_texts_are_encoded_in_pieces_that_keep_their_tokens(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut only where the tokens stay the same; nowhere with a tokenizer that puts a space before every text."""
+    text = " ".join([*HARD_TEXTS, Path(__file__).read_text()] * 3)
+    tokenizer = train_tokenizer([text], 500)
+    if kind != "byte-level":
+        tokenizer.backend_tokenizer.normalizer = normalizers.Prepend("_")
+    complete = encode_documents(tokenizer, [text, "short"])
+    ends = encode_with_ends(tokenizer, [text])[0].ends
+    for module in (long_texts, tokenizers):
+        monkeypatch.setattr(module, "PIECE", 300)
+    pieces = long_texts.pieces(text, lambda piece: encode_documents(tokenizer, [piece])[0])
+    assert "".join(pieces) == text
+    assert len(pieces) > 20 if kind == "byte-level" else pieces == [text]
+    assert encode_documents(tokenizer, [text, "short"]) == complete
+    assert (encode_with_ends(tokenizer, [text])[0].ends == ends).all()
+    assert train_tokenizer([text], 500).get_vocab() == tokenizer.get_vocab()
