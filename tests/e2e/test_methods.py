@@ -20,7 +20,7 @@ MIXER = {"insert_layer": 1, "num_active_concepts": 8, "concept_slot": "residual"
 PAUSE = {"insert_layer": 1, "concept_slot": "residual"}
 STUDENTS: dict[str, dict[str, Any]] = {
     "ntp": {"method": "ntp"},
-    "ntp-slow": {"method": "ntp", "learning_rate": 1e-4},
+    "ntp-slow": {"method": "ntp", "training": {"learning_rate": 1e-4, "schedule": "wsd"}},
     "kd": {"method": "kd"},
     "kd-strong": {"method": "kd", "distillation": {"weight": 1.0, "temperature": 2.0}},
     "kd-falling": {"method": "kd", "distillation": {"weight_schedule": {"kind": "linear", "end": 0.5}}},

@@ -52,6 +52,17 @@ class Range:
         return f"{low} to {'below ' if self.open_high else ''}{self.high:,}"
 
 
+@dataclass(frozen=True)
+class Partial:
+    """Mark a dictionary that holds some keys of a section: `Annotated[dict[str, Any], Partial(TrainingConfig)]`.
+
+    Attributes:
+        section: the dataclass.
+    """
+
+    section: Any
+
+
 SEED = Range(0, 2**32 - 1)
 """The seeds that NumPy accepts."""
 Seed = Annotated[int, SEED]
@@ -93,6 +104,8 @@ def read(kind: Any, value: Any, key: str = "") -> tuple[Any, list[str]]:
         if value is None:
             return None, []
         kind = without_none(kind)
+    if (partial := _partial(kind)) is not None:
+        return _read_fields(partial.section, value, key)
     if _is_section(kind):
         return _read_section(kind, value, key)
     if typing.get_origin(kind) in (dict, list, tuple) or kind is Any:
@@ -103,6 +116,8 @@ def read(kind: Any, value: Any, key: str = "") -> tuple[Any, list[str]]:
 def expected(kind: Any) -> str:
     """Describe the valid values of an annotated type in words."""
     kind = without_none(kind)
+    if _partial(kind) is not None:
+        return "some keys with their values"
     if typing.get_origin(kind) in (list, tuple):
         return f"a list, each {expected(typing.get_args(kind)[0])}"
     if typing.get_origin(kind) is dict:
@@ -127,6 +142,8 @@ def kind_of(section: Any, key: str) -> Any:
     kind = section
     for part in key.split("."):
         kind = without_none(kind)
+        if (partial := _partial(kind)) is not None:
+            kind = partial.section
         if _is_section(kind):
             kind = _hints(kind).get(part)
         else:
@@ -204,6 +221,10 @@ def _read_collection(kind: Any, value: Any, key: str) -> tuple[Any, list[str]]:
 
 def _range(kind: Any) -> Range | None:
     return next((each for each in getattr(kind, "__metadata__", ()) if isinstance(each, Range)), None)
+
+
+def _partial(kind: Any) -> Partial | None:
+    return next((each for each in getattr(kind, "__metadata__", ()) if isinstance(each, Partial)), None)
 
 
 def _read_scalar(kind: Any, value: Any, key: str) -> tuple[Any, list[str]]:

@@ -285,9 +285,10 @@ class Pipeline:
         student, everything = self.recipe.students[name], self.recipe.to_dict()
         matched = everything["students"].get(student.match or "")
         settings = {
-            "student": everything["students"][name],
+            # Its training settings are those of `training`, together with the recipe's.
+            "student": {**everything["students"][name], "training": None},
             # Only the sizes of the matched student matter, not how it is trained.
-            "match": matched and {**matched, "learning_rate": None},
+            "match": matched and {**matched, "learning_rate": None, "training": None},
             "training": dataclasses.asdict(self.recipe.training_of(student)),
             "seed": seed,
             **self._stream_settings(),

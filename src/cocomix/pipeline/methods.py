@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from cocomix.common.errors import did_you_mean
 from cocomix.common.settings import (
@@ -15,6 +15,7 @@ from cocomix.common.settings import (
     LabelsPerToken,
     LearningRate,
     LossWeight,
+    Partial,
     Range,
     Vocabulary,
 )
@@ -30,6 +31,7 @@ from cocomix.objectives import (
     WeightSchedule,
 )
 from cocomix.objectives.base import TeacherSignals
+from cocomix.training.config import TrainingConfig
 
 NUM_FUTURE_TOKENS = 2
 """Default number of future tokens for `mtp` students."""
@@ -139,6 +141,8 @@ class StudentConfig:
         distillation: for kd students; a pause or cocomix student that sets it also learns the teacher's predictions.
         num_future_tokens: n, for mtp students.
         learning_rate: replaces training.learning_rate; compare methods each at its own best rate.
+        training: keys of the recipe's `training` with other values for this student, such as max_tokens, schedule or
+            weight_decay.
     """
 
     method: str
@@ -149,6 +153,7 @@ class StudentConfig:
     distillation: DistillationConfig | None = None
     num_future_tokens: Blocks | None = None
     learning_rate: LearningRate | None = None
+    training: Annotated[dict[str, Any], Partial(TrainingConfig)] | None = None
 
     def problems(self) -> list[str]:
         """Return a line for each setting that cannot work; the method must be known."""
@@ -158,6 +163,8 @@ class StudentConfig:
             for section in SECTIONS
             if getattr(self, section) is not None and section not in sections
         ]
+        if self.learning_rate is not None and "learning_rate" in (self.training or {}):
+            found.append("learning_rate and training.learning_rate are both given; leave one of them out")
         if self.mixer is not None and "mixer" in sections:
             found += self.mixer.problems(METHODS[self.method].content or self.mixer.content)
         if self.distillation is not None and (schedule := self.distillation.weight_schedule) is not None:

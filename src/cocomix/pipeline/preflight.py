@@ -25,6 +25,7 @@ from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.recipe import Recipe
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.students import StudentContext, build_student, start_from, student_config
+from cocomix.training.config import TrainingConfig
 
 BYTES_PER_NUMBER = 4
 MAX_PLANNED_TRIAL = 2**26
@@ -119,9 +120,9 @@ def _refusals(checks: Iterable[Callable[[], object]]) -> list[str]:
 def _launch_problems(pipeline: Pipeline, wanted: Sequence[Stage]) -> list[str]:
     """Return a line for each training among the missing stages that cannot start."""
     recipe, missing = pipeline.recipe, [stage for stage in wanted if not stage.is_done()]
-    trainings = {}
+    trainings: dict[str, TrainingConfig] = {}
     if any(stage in missing for stage in pipeline.student_stages.values()):
-        trainings["training"] = recipe.training
+        trainings |= recipe.trainings()
     if recipe.trains_teacher() and pipeline.teacher_stage in missing:
         trainings["teacher.training"] = recipe.teacher.training
     return [f"{name}.{line}" for name, each in trainings.items() for line in each.launch_problems(recipe.block_size)]

@@ -135,9 +135,14 @@ class Recipe:
 
     def training_of(self, student: StudentConfig) -> TrainingConfig:
         """Return the training settings of a student."""
-        if student.learning_rate is None:
-            return self.training
-        return dataclasses.replace(self.training, learning_rate=student.learning_rate)
+        rate = {} if student.learning_rate is None else {"learning_rate": student.learning_rate}
+        return dataclasses.replace(self.training, **{**(student.training or {}), **rate})
+
+    def trainings(self) -> dict[str, TrainingConfig]:
+        """Return the training settings of the students, by the recipe keys that decide them."""
+        own = {f"students.{name}.training": each for name, each in self.students.items() if each.training}
+        shared = {"training": self.training} if len(own) < len(self.students) else {}
+        return {**shared, **{key: self.training_of(student) for key, student in own.items()}}
 
     def labels_of(self, student: StudentConfig) -> LabelsConfig:
         """Return the label settings of a student."""
@@ -151,7 +156,8 @@ class Recipe:
         if unknown := self._unknown_methods():  # the other checks need the methods
             return unknown
         found = self._parallel_problems()
-        found += [f"training.{line}" for line in self.training.problems(self.block_size)]
+        for key, training in self.trainings().items():
+            found += [f"{key}.{line}" for line in training.problems(self.block_size)]
         if self.trains_teacher():
             found += [f"teacher.training.{line}" for line in self.teacher.training.problems(self.block_size)]
         if self.needs_teacher() and self.teacher.precision not in (None, *PRECISIONS):
@@ -300,6 +306,7 @@ class Recipe:
             distillation=student.distillation_config(),
             num_future_tokens=student.future_tokens() or student.num_future_tokens,
             learning_rate=self.training_of(student).learning_rate,
+            training={key: value for key, value in (student.training or {}).items() if key != "learning_rate"} or None,
         )
 
     def to_dict(self) -> dict[str, Any]:

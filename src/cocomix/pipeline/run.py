@@ -79,7 +79,7 @@ class Maker(NamedTuple):
 
 def _corpus(pipeline: Pipeline, folder: Path) -> StageResult:
     recipe = pipeline.recipe
-    trainings = {"training": recipe.training}
+    trainings = recipe.trainings()
     if recipe.trains_teacher():
         trainings["teacher.training"] = recipe.teacher.training
     return make_artifacts.make_corpus(recipe.corpus, recipe.tokenizer, recipe.block_size, trainings, folder)

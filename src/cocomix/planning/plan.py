@@ -87,7 +87,7 @@ class _Planner:
     def student(self, name: str) -> StudentPlan:
         """Plan the training of the student `name`."""
         recipe, pipeline, student = self.recipe, self.pipeline, self.recipe.students[name]
-        training = recipe.training
+        training = recipe.training_of(student)
         teacher = cache(pipeline.teacher)  # one in memory, as in training
         config = student_config(recipe, name, pipeline.student_context(pipeline.vocab_size, eos_token_id=0))
         with torch.device("meta"):
@@ -98,7 +98,7 @@ class _Planner:
             lambda: self._objective(student),
             lambda: self._batch(student, training.blocks_per_batch),
             training,
-            accumulates=self._accumulates(training),
+            accumulates=self._accumulates(training, f"students.{name}.training" if student.training else "training"),
             build_labeler=self._online_labeler(student, teacher),
             device=self.device,
         )
@@ -250,7 +250,7 @@ class _Planner:
     def _token_type(self) -> str:
         return str(np.min_scalar_type(self.pipeline.vocab_size - 1))
 
-    def _accumulates(self, training: TrainingConfig, section: str = "training") -> bool:
+    def _accumulates(self, training: TrainingConfig, section: str) -> bool:
         """Return whether a GPU has several micro-batches per step; InputError unless they have equal size."""
         gpus, rows = self.on.count, training.blocks_per_batch
         batch = rows * self.recipe.block_size * gpus

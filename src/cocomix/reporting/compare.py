@@ -171,6 +171,7 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
     baseline = next((group for group in groups if group.runs[0].method == "ntp"), groups[0])
     equal = {name: at_equal_cost(every, axis) for name, axis in AXES.items()}
     return {
+        "notes": training_differences(groups),
         "students": {
             label: {**_figures(run), "costs": {name: axis.costs(run, every).tolist() for name, axis in AXES.items()}}
             for label, run in zip(labels, every, strict=True)
@@ -187,6 +188,31 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
         },
         "comparisons": with_verdicts([compare_to_baseline(each, baseline) for each in groups if each is not baseline]),
     }
+
+
+def training_differences(groups: Sequence[Group]) -> list[str]:
+    """State what differs between the trainings of the groups that a comparison would like to be equal, a line each."""
+    tokens = {group.name: f"{group.runs[0].tokens:,} tokens" for group in groups}
+    steps = {group.name: f"{_training(group.runs[0])['tokens_per_step']:,} tokens" for group in groups}
+    corpora = {group.name: f"corpus {group.runs[0].corpus[:8]}" for group in groups}
+    found = {
+        "trained on different numbers of tokens; compare their losses at equal cost, not at the end": tokens,
+        "trained with optimizer steps of different sizes, so they read the blocks in different batches": steps,
+        "trained on different text": corpora,
+    }
+    return [
+        f"The runs were {what}: {', '.join(f'`{name}` {value}' for name, value in values.items())}."
+        for what, values in found.items()
+        if len({*values.values()}) > 1
+    ]
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """Return the training settings of a run, of a student or of a teacher."""
+    student = run.recipe["students"].get(run.name)
+    if student is None:
+        return run.recipe["teacher"]["training"]
+    return {**run.recipe["training"], **(student.get("training") or {})}
 
 
 def _grouped(folders: Sequence[Path], runs: Sequence[Run]) -> list[Group]:

@@ -24,8 +24,8 @@ def baseline_of(results: dict[str, Any]) -> str:
 
 
 def comparison_sentences(results: dict[str, Any]) -> list[str]:
-    """Describe each student's measured difference from the baseline, without interpretation."""
-    sentences = []
+    """Describe each student's measured difference from the baseline, and what else differs, without interpretation."""
+    sentences = list(results.get("notes", []))
     for comparison in results["comparisons"]:
         run, baseline = comparison["run"], comparison["baseline"]
         difference = comparison["loss_difference"]

@@ -89,6 +89,7 @@ def _student(
             found[key] = {**added, **found[key]}
     if method == "mtp":
         found["num_future_tokens"] = found.get("num_future_tokens") or NUM_FUTURE_TOKENS
+    found["training"] = found.get("training")
     found["learning_rate"] = found.get("learning_rate") or learning_rate
     found["backbone"] = _backbone(found["backbone"] or backbone, widened=found["match"] is not None)
     return found

@@ -20,7 +20,7 @@ from cocomix.app.limits import Limits
 from cocomix.cli.main import main
 from cocomix.common import settings, strict_yaml
 from cocomix.common.errors import InputError
-from cocomix.common.settings import Range
+from cocomix.common.settings import Partial, Range
 from cocomix.evaluation.prediction import ConceptSettings
 from cocomix.evaluation.steering_score import ScoreSettings
 from cocomix.evaluation.text import TextSettings
@@ -44,7 +44,10 @@ def numbers(kind: Any, key: str = "") -> Iterator[Number]:
         yield from numbers(typing.get_args(kind)[0], f"{key}[0]")
     elif typing.get_origin(kind) is Annotated:
         plain, limits = typing.get_args(kind)
-        yield key, plain, limits
+        if isinstance(limits, Partial):
+            yield from numbers(limits.section, key)
+        else:
+            yield key, plain, limits
     elif kind in (int, float):
         yield key, kind, None
 
@@ -63,6 +66,8 @@ ZERO_IS_ALLOWED = {
     "adam_beta1",
     "adam_beta2",
     "max_grad_norm",
+    "start",
+    "end",
 }
 
 
@@ -131,6 +136,8 @@ def test_whole_numbers_may_be_written_with_an_exponent(content: dict[str, Any]) 
         ("students.new", {}, "students.new.method is missing"),
         ("backbone.options", {1: 2}, "backbone.options has the key 1; expected text"),
         ("backbone.options", {"rope_theta": math.inf}, "backbone.options.rope_theta is inf; expected a number"),
+        ("students.ntp.training", {"max_token": 1}, "unknown key students.ntp.training.max_token; did you mean"),
+        ("students.ntp.training", 3, "students.ntp.training is 3; expected keys such as max_tokens"),
         ("trainig", {}, "unknown key trainig; did you mean 'training'?"),
     ],
 )
@@ -264,6 +271,7 @@ def test_the_help_of_a_recipe_command_has_every_key_with_its_range(capsys: pytes
     assert main(["run", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     for key, _, limits in NUMBERS:
+        key = key.replace("students.cocomix.training.", "training.")  # described once, as keys of the recipe
         option = key.replace("students.cocomix", "students.NAME").removesuffix("[0]")
         assert re.search(rf"--{re.escape(option)} [^-].*?{re.escape(str(limits))}", said), option
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from cocomix.pipeline.artifacts import Pipeline
-from cocomix.pipeline.recipe import load_recipe
+from cocomix.pipeline.methods import StudentConfig
+from cocomix.pipeline.recipe import Recipe, load_recipe
 from cocomix.pipeline.students import StudentContext, student_config
 
 FOLDER = Path(__file__).parents[3] / "recipes"
@@ -50,3 +52,31 @@ def test_the_ablations_hold_the_papers_set() -> None:
     assert 0.0 in {mixer.concept_loss_weight for mixer in mixers}
     selections = {student.labels.selection for student in students.values() if student.labels}
     assert {"activation", "attribution_abs", "attribution_negative"} <= selections
+
+
+def test_a_student_trains_by_its_own_keys_and_otherwise_by_the_recipes() -> None:
+    students = {
+        "plain": StudentConfig("ntp"),
+        "fast": StudentConfig("ntp", learning_rate=0.1),
+        "long": StudentConfig("ntp", training={"max_tokens": 8_000_000, "schedule": "wsd", "learning_rate": 0.2}),
+    }
+    recipe = Recipe("tiny", "out", students=students)
+    trained = {name: recipe.training_of(student) for name, student in students.items()}
+    assert trained["plain"] == recipe.training
+    assert trained["fast"] == dataclasses.replace(recipe.training, learning_rate=0.1)
+    own = {"max_tokens": 8_000_000, "schedule": "wsd", "learning_rate": 0.2}
+    assert trained["long"] == dataclasses.replace(recipe.training, **own)
+    recorded = recipe.to_dict()["students"]["long"]
+    assert (recorded["learning_rate"], recorded["training"]) == (0.2, {"max_tokens": 8_000_000, "schedule": "wsd"})
+    stage = Pipeline(recipe).student_stages["long", 0]
+    assert stage.settings["training"] == dataclasses.asdict(trained["long"])
+    folded = dataclasses.replace(recipe, training=trained["long"], students={"long": StudentConfig("ntp")})
+    assert Pipeline(folded).student_stages["long", 0].settings == stage.settings
+
+
+def test_training_keys_of_a_student_that_cannot_work_are_named() -> None:
+    wrong = {"training": {"tokens_per_step": 4097, "learning_rate": 0.1}}
+    recipe = Recipe("tiny", "out", students={"ntp": StudentConfig("ntp", learning_rate=0.1, **wrong)})
+    size, rates = recipe.problems()
+    assert size.startswith("students.ntp.training.tokens_per_step is 4097; it must be a multiple of")
+    assert rates == "students.ntp: learning_rate and training.learning_rate are both given; leave one of them out"

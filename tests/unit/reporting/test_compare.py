@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from cocomix.common.console import table
+from cocomix.reporting.compare import training_differences
 from cocomix.reporting.costs import cost_to_reach
 from cocomix.reporting.report import duration
 from cocomix.reporting.wording import _seed_caveat, comparison_sentences
@@ -93,3 +96,16 @@ def test_a_table_lines_up() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (65, "1 min 5 s"), (3700, "1 h 1 min")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_trainings_of_different_lengths_and_steps_are_stated() -> None:
+    def group(name: str, tokens: int, **own: int) -> Any:
+        students = {name: {"training": own or None}}
+        recipe = {"training": {"tokens_per_step": 512}, "students": students}
+        return SimpleNamespace(name=name, runs=[SimpleNamespace(name=name, tokens=tokens, corpus="c", recipe=recipe)])
+
+    assert training_differences([group("a", 1024), group("b", 1024)]) == []
+    tokens, steps = training_differences([group("a", 1024), group("b", 2048, tokens_per_step=1024)])
+    assert tokens.startswith("The runs were trained on different numbers of tokens; compare their losses at equal cost")
+    assert tokens.endswith("`a` 1,024 tokens, `b` 2,048 tokens.")
+    assert steps.endswith("`a` 512 tokens, `b` 1,024 tokens.")
