@@ -16,6 +16,10 @@ from .losses import IGNORE, concept_loss, mean_loss
 
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
 """Bytes of a chunk's logits in float32, by device type: large enough for fast matrix products."""
+CLASS_MULTIPLE = {"cpu": 1, "cuda": 64}
+"""Number of classes that products are padded to a multiple of, by device type: tensor cores need aligned rows."""
+TOP_BLOCK = 64
+"""Columns per block in `largest`."""
 FLOAT16_SCALE = 2.0**14
 """Scale of probabilities cast to float16: the largest stays below 65504, and the smallest do not underflow to 0."""
 
@@ -104,43 +108,44 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
         full = torch.promote_types(x.dtype, torch.float32)
-        has = labels != IGNORE
-        share = has.to(full) / has.sum(-1, keepdim=True).clamp(min=1)  # (N, A) weight of each label in its row's loss
-        has_loss = has.any(-1, keepdim=True).to(full)
-        safe = labels.clamp(min=0)
-
         device = x.device.type
         products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        scale = FLOAT16_SCALE if products == torch.float16 else 1.0
         total = x.new_zeros((), dtype=full)
         kept: list[tuple[Tensor, Tensor]] = []
         grad_x: list[Tensor] = []
-        grad_weight = torch.zeros_like(weight, dtype=full) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=full) if bias is not None and need_bias else None
+        grad_weight: Tensor | None = None
+        grad_bias: Tensor | None = None
         # Cast once here: autocast would cast the weight again in every product of every chunk.
         with torch.autocast(device, enabled=False):
-            w, b = weight.to(products), None if bias is None else bias.to(products)
-            rows = _chunk_rows(len(x), 4 * len(weight), device)
-            parts = (each.split(rows) for each in (x.to(products), safe, share, has_loss))
-            for x_, labels_, share_, has_loss_ in zip(*parts, strict=True):
-                z = F.linear(x_, w, b)
-                values, indices = z.topk(keep, dim=-1)
+            w, b = _padded(weight.to(products), None if bias is None else bias.to(products))
+            rows = _chunk_rows(len(x), 4 * len(w), device)
+            z_buffer, p_buffer = (_buffer(x, rows, len(w), dtype) for dtype in (products, full))
+            parts = (each.split(rows) for each in (x.to(products), *_shares(labels, full)))
+            for x_, labels_, share_, class_share_, has_loss_ in zip(*parts, strict=True):
+                z = _logits(x_, w, b, len(weight), z_buffer)
+                values, indices = largest(z, keep)
                 kept.append((values, indices))
-                log_p = z.log_softmax(-1, dtype=full)
-                del z
-                total = total - (log_p.gather(-1, labels_) * share_).sum()
+                p = torch.softmax(z, -1, dtype=full, out=_first(p_buffer, len(x_)))
+                z_top, p_top = (values[:, :1], p.gather(-1, indices[:, :1])) if keep else (_top(z), _top(p))
+                log_p = z.gather(-1, labels_).to(full) - (z_top.to(full) - p_top.log())  # (rows, A), of the labels
+                total = total - (log_p * share_).sum()
                 if not (need_x or need_weight or need_bias):
                     continue
-                # Gradient of z; the products below mask rows without a loss.
-                grad_z = log_p.exp_().scatter_add_(-1, labels_, -share_)
-                if grad_bias is not None:
-                    grad_bias += (has_loss_.T @ grad_z).squeeze(0)
-                grad_z, scale = _to_products(grad_z, products)
+                # The gradient of z overwrites p, or z if products have another precision. The products below mask
+                # rows without a loss.
+                grad_z = p if products == full else z.copy_(p if scale == 1 else p.mul_(scale))
+                grad_z.scatter_(-1, labels_, ((log_p.exp() - class_share_) * scale).to(products))
+                if bias is not None and need_bias:
+                    grad_bias = _add_product(grad_bias, grad_z, has_loss_.to(products), scale)
                 if need_x:
                     product = _product(grad_z, w)
                     grad_x.append(product * (has_loss_ / scale).to(product.dtype))
-                if grad_weight is not None:
-                    _add_product(grad_weight, grad_z, x_ * has_loss_.to(products), scale)
+                if need_weight:
+                    grad_weight = _add_product(grad_weight, grad_z, x_ * has_loss_.to(products), scale)
         values, indices = (torch.cat(each) for each in zip(*kept, strict=True))
+        grad_weight = None if grad_weight is None else grad_weight[: len(weight)]
+        grad_bias = None if grad_bias is None else grad_bias[: len(weight), 0]
         ctx.save_for_backward(torch.cat(grad_x) if need_x else None, grad_weight, grad_bias, x, weight, indices)
         ctx.mark_non_differentiable(indices)
         ctx.set_materialize_grads(False)
@@ -172,16 +177,70 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *(None if grad is None else grad.to(leaf.dtype) for grad, leaf in pairs), None, None
 
 
+def largest(z: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Return the `keep` largest entries of each row of z (N, C) and their columns, as `topk`, reading z only once.
+
+    They are among the `keep` blocks of columns with the largest maxima; `topk` sorts those instead of all columns.
+    """
+    rows, columns = z.shape
+    blocks = columns // TOP_BLOCK
+    if keep == 0 or 4 * keep > blocks:
+        return z.topk(keep, dim=-1)
+    in_blocks = TOP_BLOCK * blocks
+    best = z[:, :in_blocks].unflatten(-1, (blocks, TOP_BLOCK)).amax(-1).topk(keep, dim=-1, sorted=False).indices
+    offsets = torch.arange(TOP_BLOCK, device=z.device)
+    candidates = (TOP_BLOCK * best.unsqueeze(-1) + offsets).flatten(1)  # (N, keep · TOP_BLOCK)
+    if in_blocks < columns:
+        remainder = torch.arange(in_blocks, columns, device=z.device)
+        candidates = torch.cat([candidates, remainder.expand(rows, -1)], dim=-1)
+    values, chosen = z.gather(-1, candidates).topk(keep, dim=-1)
+    return values, candidates.gather(-1, chosen)
+
+
+def _shares(labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return labels (N, A) without `IGNORE`, each one's share in its row's loss, and the share of all labels equal
+    to it, (N, A) each, and whether the row has a loss, (N, 1)."""
+    is_label = labels != IGNORE
+    share = is_label.to(dtype) / is_label.sum(-1, keepdim=True).clamp(min=1)
+    classes = labels.clamp(min=0)
+    equal = classes.unsqueeze(-1) == classes.unsqueeze(-2)  # (N, A, A)
+    return classes, share, (equal * share.unsqueeze(-2)).sum(-1), is_label.any(-1, keepdim=True).to(dtype)
+
+
+def _padded(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Append rows of zeros to weight (C, D) and bias up to the device's multiple of classes."""
+    missing = -len(weight) % CLASS_MULTIPLE.get(weight.device.type, 1)
+    if missing == 0:
+        return weight, bias
+    return F.pad(weight, (0, 0, 0, missing)), None if bias is None else F.pad(bias, (0, missing))
+
+
+def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, classes: int, buffer: Tensor | None) -> Tensor:
+    """Compute x · weightᵀ + bias, with −∞ in the columns of padding, which have no probability and no gradient."""
+    out = _first(buffer, len(x))
+    z = torch.mm(x, weight.T, out=out) if bias is None else torch.addmm(bias, x, weight.T, out=out)
+    if classes < len(weight):
+        z[:, classes:] = -torch.inf
+    return z
+
+
+def _top(z: Tensor) -> Tensor:
+    return z.amax(-1, keepdim=True)
+
+
+def _buffer(x: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor | None:
+    """Return memory for all chunks on the CPU, whose allocator would get new pages for each; elsewhere None."""
+    return x.new_empty(rows, columns, dtype=dtype) if x.is_cpu and not torch.compiler.is_compiling() else None
+
+
+def _first(buffer: Tensor | None, rows: int) -> Tensor | None:
+    return None if buffer is None else buffer[:rows]
+
+
 def _chunk_rows(rows: int, bytes_per_row: int, device: str) -> int:
     """Compute the rows per chunk: as few chunks as `CHUNK_BYTES` allows, of about equal size."""
     chunks = -(-rows * bytes_per_row // CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]))
     return max(1, -(-rows // max(1, chunks)))
-
-
-def _to_products(grad_z: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """Cast grad_z, whose entries lie in [−1, 1], to `dtype`; return it times a scale, and the scale."""
-    scale = FLOAT16_SCALE if dtype == torch.float16 else 1.0
-    return (grad_z * scale if scale != 1 else grad_z).to(dtype), scale
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -191,12 +250,17 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
-def _add_product(total: Tensor, grad_z: Tensor, x: Tensor, scale: float) -> None:
-    """total (C, D) += grad_zᵀ x / scale, accumulated in the precision of `total`."""
-    if total.dtype == x.dtype:
-        total.addmm_(grad_z.T, x, alpha=1 / scale)
-        return
+def _add_product(total: Tensor | None, grad_z: Tensor, x: Tensor, scale: float) -> Tensor:
+    """Return total + grad_zᵀ x / scale (C, D), accumulated in place in at least float32."""
+    full = torch.promote_types(x.dtype, torch.float32)
+    first = total is None
+    if total is None:
+        total = x.new_empty(grad_z.shape[1], x.shape[1], dtype=full)
+    if full == x.dtype:
+        return total.addmm_(grad_z.T, x, beta=0 if first else 1, alpha=1 / scale)
     # In parts, because a product as large as the weight would cost more memory traffic than arithmetic.
     rows = max(1, CHUNK_BYTES.get(x.device.type, CHUNK_BYTES["cuda"]) // (32 * x.shape[-1]))
     for part, grad_part in zip(total.split(rows), grad_z.split(rows, dim=1), strict=True):
-        part.add_(_product(grad_part.T, x), alpha=1 / scale)
+        product = _product(grad_part.T, x)
+        torch.mul(product, 1 / scale, out=part) if first else part.add_(product, alpha=1 / scale)
+    return total

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from cocomix.models.linear_loss import CHUNK_BYTES, is_plain, linear_cross_entropy, linear_loss
+from cocomix.models.linear_loss import (
+    CHUNK_BYTES,
+    CLASS_MULTIPLE,
+    TOP_BLOCK,
+    is_plain,
+    largest,
+    linear_cross_entropy,
+    linear_loss,
+)
 from cocomix.models.losses import IGNORE, concept_loss
 from cocomix.models.mixer import compress
 
@@ -23,13 +31,16 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, 
     labels = torch.stack([torch.randperm(C, generator=generator)[:A] for _ in range(N)])
     labels[1, 2] = IGNORE
     labels[3] = IGNORE
+    labels[5, 1] = labels[5, 0]
     return x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), labels
 
 
-@pytest.fixture(params=[1, 3, 100], ids="{} rows at once".format)
+@pytest.fixture(params=[(1, 1), (3, 4), (100, 1)], ids="{0[0]} rows at once, classes padded to {0[1]}".format)
 def rows_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * C * request.param)
-    return request.param
+    rows, multiple = request.param
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * (C + -C % multiple) * rows)
+    monkeypatch.setitem(CLASS_MULTIPLE, "cpu", multiple)
+    return rows
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,20 +115,28 @@ def test_autocast_rounds_no_more_than_the_plain_form(rows_at_once: int) -> None:
         assert fused_error < max(1.5 * plain_error, 0.01)
 
 
-def test_it_compiles_without_a_break() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_it_compiles_without_a_break(rows_at_once: int, backend: str) -> None:
     x, weight, bias, labels = inputs(torch.float32)
 
     def of(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         total, values, _ = linear_cross_entropy(x, weight, bias, labels, K)
         return total + values.sum()
 
-    compiled = torch.compile(of, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(of, fullgraph=True, backend=backend)
     for f, w in zip(
         torch.autograd.grad(compiled(x, weight, bias), [x, weight, bias]),
         torch.autograd.grad(of(x, weight, bias), [x, weight, bias]),
         strict=True,
     ):
         torch.testing.assert_close(f, w)
+
+
+@pytest.mark.parametrize("columns", [16 * TOP_BLOCK, 16 * TOP_BLOCK + 5])
+def test_the_largest_are_those_of_topk(columns: int) -> None:
+    z = torch.stack([torch.randperm(columns).float() for _ in range(30)])
+    for found, wanted in zip(largest(z, K), z.topk(K), strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_float16_gradients_neither_overflow_nor_vanish() -> None:
