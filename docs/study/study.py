@@ -6,6 +6,7 @@ NAME. `write_results.py` needs only these files, so the weights of the runs can 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ from cocomix.common import files, settings, strict_yaml
 from cocomix.common.errors import InputError
 from cocomix.common.settings import Count, LossWeight, Prose, Share
 from cocomix.evaluation.verdicts import COST_MARGIN, LOSS_MARGIN, MarginTest, Verdict, verdicts
-from cocomix.reporting.costs import AXES, PREPARED
+from cocomix.reporting.costs import AXES, PREPARED, single_run_flops
 from cocomix.reporting.report_folder import RESULTS
 from cocomix.reporting.seeds import Curve, SeedDifference, cost_difference, loss_difference
+from cocomix.training.run import Run
 
+_RECORDED = {each.name for each in dataclasses.fields(Run)} - {"name", "recipe"}
 STUDY_FILE = "study.yaml"
 LOSS = "loss"
 MEASURES = (LOSS, *AXES)
@@ -198,6 +201,10 @@ def _read(path: Path) -> dict[str, Any]:
     missing = [key for key in REQUIRED if key not in results] if isinstance(results, dict) else list(REQUIRED)
     if missing:
         raise InputError(f"{path} is not a report of `cocomix run`: it has no {', '.join(missing)}")
+    for name, student in results["students"].items():
+        if "single_run_flops" not in student["costs"]:  # results of older versions
+            run = Run(name=name, recipe={}, **{key: student[key] for key in _RECORDED})
+            student["costs"]["single_run_flops"] = single_run_flops(run, []).tolist()
     return results
 
 

@@ -11,6 +11,14 @@ from cocomix.common import files
 from cocomix.common.console import table
 from cocomix.common.errors import InputError
 from cocomix.evaluation.verdicts import LEVEL
+from cocomix.reporting.envelope import (
+    ENVELOPE,
+    ENVELOPE_NOTE,
+    envelope_picture,
+    envelope_table,
+    has_envelope,
+    plain_tokens,
+)
 from cocomix.reporting.report import EVALUATION_NOTE, bullets, curves_picture, settings_table
 from cocomix.reporting.tables import Evaluations, evaluation_tables
 from cocomix.reporting.wording import baseline_of, caveats, provenance_lines
@@ -34,8 +42,14 @@ VERDICTS = (
     "reason. A claim with its own bound is tested against that bound. In parentheses: 95 % intervals of each "
     "difference by itself."
 )
+OWN_LOSS = "at its own loss"
 WITH_TEACHER = "tokens, with teacher's"
-COLUMNS = {"tokens": "tokens", "student_flops": "FLOPs", "all_flops": "FLOPs, all shared"}
+COLUMNS = {
+    "tokens": "tokens",
+    "student_flops": "FLOPs",
+    "all_flops": "FLOPs, all shared",
+    "single_run_flops": "FLOPs, all for one run",
+}
 PAGE = "results.md"
 MARKER = "<!-- Written by `docs/study/write_results.py`; change results/study.yaml instead. -->"
 READING = (
@@ -43,9 +57,12 @@ READING = (
     "the final loss of `{baseline}`, relative to the cost of `{baseline}`; *at most* if the first evaluation already "
     "reaches it. *With teacher's* adds all tokens that the teacher was trained on, as if for one run alone. *FLOPs* "
     "count the student's own training; *all shared* adds the teacher's computation during training and an equal share "
-    "of teacher, SAE and labels, divided among the runs of this table that learn from them (a dash if they come from "
-    "elsewhere). In parentheses: 95 % intervals (Student's t) of differences paired by seed. *Break-even*: the number "
-    "of such runs that must share teacher, SAE and labels before the total takes fewer FLOPs than `{baseline}` alone."
+    "of teacher, SAE, labels and stored predictions, divided among the runs of this table that learn from them; *all "
+    "for one run* charges all of these to one run (a dash if they come from elsewhere). *At its own loss*: the tokens "
+    "of the student relative to those at which `{baseline}`, or a longer `ntp` of its size, reaches the student's "
+    "final loss, on mean curves. In parentheses: 95 % intervals (Student's t) of differences paired by seed. "
+    "*Break-even*: the number of such runs that must share teacher, SAE and labels before the total takes fewer FLOPs "
+    "than `{baseline}` alone; *if stored*: with the teacher's predictions computed once for the corpus and shared too."
 )
 
 
@@ -73,6 +90,8 @@ def write_page(study: Study, folder: Path) -> Path:
             continue
         lines += _part(part, results)
         files.write_bytes(folder / "results" / f"{part.results}.png", curves_picture(results))
+        if has_envelope(results):
+            files.write_bytes(folder / "results" / f"{part.results}-{ENVELOPE}", envelope_picture(results))
     files.write_output(folder / PAGE, "\n\n".join(lines) + "\n")
     return folder / PAGE
 
@@ -90,6 +109,8 @@ def _part(part: Part, results: dict[str, Any]) -> list[str]:
     if part.conclusion:
         lines.append(part.conclusion.strip())
     lines.append(f"![Validation loss by tokens and by FLOPs](results/{part.results}.png)")
+    if has_envelope(results):
+        lines += [envelope_table(results), ENVELOPE_NOTE, f"![Envelope](results/{part.results}-{ENVELOPE})"]
     if measured := evaluation_tables(_in_short(results["evaluations"])):
         lines += [*measured, EVALUATION_NOTE]
     if settings := settings_table(results["recipe"]):
@@ -116,6 +137,7 @@ def _table(part: Part, results: dict[str, Any], baseline: str) -> str:
         "loss",
         f"− {baseline}",
         COLUMNS[first],
+        OWN_LOSS,
         WITH_TEACHER,
         *(COLUMNS[what] for what in others),
         "break-even",
@@ -130,6 +152,7 @@ def _table(part: Part, results: dict[str, Any], baseline: str) -> str:
             rows.append([*row, *[""] * (len(header) - len(row))])
             continue
         row += [_figure(measure(results, name, baseline, what), what) for what in (LOSS, first)]
+        row.append(_at_own_loss(results, name, baseline))
         row.append(_with_teacher(part, results, name, baseline))
         row += [_figure(measure(results, name, baseline, what), what) for what in others]
         rows.append([*row, _break_even(results, name, baseline)])
@@ -147,6 +170,14 @@ def _figure(found: Measured, what: str) -> str:
     interval = found.difference.interval
     around = f" ({interval[0]:{form}} to {interval[1]:{form}})" if interval else ""
     return f"{at_most}{found.difference.mean:{form}}{around}"
+
+
+def _at_own_loss(results: dict[str, Any], name: str, baseline: str) -> str:
+    """Compare the student's tokens with those of the baseline at the student's final loss."""
+    found = plain_tokens(results, name, baseline)
+    if found.tokens is None:
+        return f"not reached in {found.most / 1e6:.2f}M"
+    return f"{results['students'][results['groups'][name][0]]['tokens'] / found.tokens - 1:+.1%}"
 
 
 def _with_teacher(part: Part, results: dict[str, Any], name: str, baseline: str) -> str:
@@ -176,8 +207,17 @@ def _break_even(results: dict[str, Any], name: str, baseline: str) -> str:
     if tokens is None or not run["preparation"] or unknown_costs(results, name):
         return "–"
     preparation = sum(each["flops"] for each in run["preparation"].values())
-    per_token = run["training_flops_per_token"] + run["teacher_flops_per_token"]
-    saved = other["training_flops"] - (1 + tokens.mean) * other["tokens"] * per_token
+    read = (1 + tokens.mean) * other["tokens"]
+    own, teacher = run["training_flops_per_token"], run["teacher_flops_per_token"]
+    online = _runs_to_share(preparation, other["training_flops"] - read * (own + teacher))
+    if not teacher:
+        return online
+    once = teacher * results["corpus"]["packed"]["train_tokens"] if "corpus" in results else teacher * run["tokens"]
+    return f"{online} ({_runs_to_share(preparation + once, other['training_flops'] - read * own)} if stored)"
+
+
+def _runs_to_share(preparation: float, saved: float) -> str:
+    """Format how many runs must share a preparation if each of them saves so many FLOPs."""
     if saved <= 0:
         return "never"
     runs = int(preparation // saved) + 1

@@ -31,12 +31,15 @@ def compare(
 def show_tables(results: dict[str, Any]) -> None:
     """Print the tables of a comparison, then what they mean in sentences."""
     from cocomix.reporting.concept_tables import concept_summary
+    from cocomix.reporting.envelope import envelope_table, has_envelope
     from cocomix.reporting.report import equal_cost_table, students_table
     from cocomix.reporting.tables import evaluation_tables
     from cocomix.reporting.wording import comparison_sentences, concept_sentences, verdict_note
 
     show("\n" + students_table(results))
     show("\n" + equal_cost_table(results))
+    if has_envelope(results):
+        show("\n" + envelope_table(results))
     for shown in (*concept_summary(results["students"]), *evaluation_tables(results["evaluations"])):
         show("\n" + shown)
     note = verdict_note(results)

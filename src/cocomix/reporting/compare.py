@@ -19,6 +19,7 @@ from cocomix.evaluation.record import load_evaluations
 from cocomix.evaluation.statistics import PairedDifference, paired_difference
 from cocomix.evaluation.verdicts import LOSS_MARGIN, verdicts
 from cocomix.reporting.costs import AXES, at_equal_cost, cost_to_reach, losses_of, training_tokens
+from cocomix.reporting.envelope import plain_tokens
 from cocomix.reporting.seeds import CostDifference, Curve, SeedDifference, cost_difference, loss_difference, starts_at
 from cocomix.training.documents import DocumentLosses, load_document_losses
 from cocomix.training.run import Run, load_run
@@ -170,7 +171,7 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
     labels = [_label(group, run) for group in groups for run in group.runs]
     baseline = next((group for group in groups if group.runs[0].method == "ntp"), groups[0])
     equal = {name: at_equal_cost(every, axis) for name, axis in AXES.items()}
-    return {
+    results: dict[str, Any] = {
         "notes": training_differences(groups),
         "students": {
             label: {**_figures(run), "costs": {name: axis.costs(run, every).tolist() for name, axis in AXES.items()}}
@@ -188,6 +189,9 @@ def compare_runs(folders: list[Path]) -> dict[str, Any]:
         },
         "comparisons": with_verdicts([compare_to_baseline(each, baseline) for each in groups if each is not baseline]),
     }
+    for comparison in results["comparisons"]:
+        comparison["baseline_to_final_loss"] = plain_tokens(results, comparison["run"], baseline.name)._asdict()
+    return results
 
 
 def training_differences(groups: Sequence[Group]) -> list[str]:

@@ -10,6 +10,7 @@ from cocomix.common.console import table
 from cocomix.reporting.concept_report import concept_section
 from cocomix.reporting.concept_tables import SUMMARY_NOTE, concept_summary
 from cocomix.reporting.costs import AXES
+from cocomix.reporting.envelope import ENVELOPE, ENVELOPE_NOTE, envelope_table, has_envelope
 from cocomix.reporting.tables import evaluation_tables
 from cocomix.reporting.wording import caveats, comparison_sentences, concept_sentences, provenance_lines, verdict_note
 from cocomix.training import older_records
@@ -226,6 +227,9 @@ def markdown(results: dict[str, Any]) -> str:
     if note := verdict_note(results):
         parts.append(note)
     parts.append(f"![Validation loss by tokens and by FLOPs]({CURVES})")
+    if has_envelope(results):
+        envelope = f"![Validation loss by FLOPs, with the envelope of next-token prediction]({ENVELOPE})"
+        parts += [envelope_table(results), ENVELOPE_NOTE, envelope]
     if concepts := concept_summary(results["students"]):
         parts += ["## Concepts", *concepts, SUMMARY_NOTE, *concept_sentences(results["students"])]
     if shown := results.get("showcase"):

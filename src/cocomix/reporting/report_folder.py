@@ -7,11 +7,12 @@ from typing import Any
 
 from cocomix.common import files
 from cocomix.common.errors import InputError
+from cocomix.reporting.envelope import ENVELOPE, envelope_picture, has_envelope
 from cocomix.reporting.report import CURVES, curves_picture, markdown
 from cocomix.reporting.report_page import to_html
 
 RESULTS = "results.json"
-FORM = 2
+FORM = 3
 """Format version of `results.json`. Increase it when the format changes; earlier reports are then rewritten."""
 CLAIM = "begun.json"
 """Marker file that a report folder contains until the report is complete."""
@@ -48,11 +49,13 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     Raises:
         InputError: the folder has other contents and no report.
     """
-    text, curves = markdown(results), curves_picture(results)
+    text, pictures = markdown(results), {CURVES: curves_picture(results)}
+    if has_envelope(results):
+        pictures[ENVELOPE] = envelope_picture(results)
     contents = {
-        CURVES: curves,
+        **pictures,
         "report.md": text.encode(),
-        "report.html": to_html(text, results["name"], {CURVES: curves}).encode(),
+        "report.html": to_html(text, results["name"], pictures).encode(),
         RESULTS: files.to_json(results).encode(),
     }
     folder = folder.resolve()

@@ -47,8 +47,22 @@ def comparison_sentences(results: dict[str, Any]) -> list[str]:
                 f"{at_most}{comparison['flops_to_baseline_loss']:.2e} FLOPs of its own training "
                 f"({_relative(comparison['flops_ratio'], bound)} FLOPs)."
             )
-        sentences.append(sentence + _verdicts(comparison))
+        sentences.append(sentence + _baseline_to_final_loss(comparison, trained) + _verdicts(comparison))
     return sentences
+
+
+def _baseline_to_final_loss(comparison: dict[str, Any], trained: int) -> str:
+    """Compare tokens at the other level, the final loss of the run; results of older versions lack it."""
+    if (found := comparison.get("baseline_to_final_loss")) is None:
+        return ""
+    run, baseline = comparison["run"], comparison["baseline"]
+    if found["tokens"] is None:
+        return f" `{baseline}` does not reach the final loss of `{run}` within {found['most']:,.0f} tokens."
+    ratio = trained / found["tokens"]
+    return (
+        f" `{baseline}` reaches the final loss of `{run}` after {found['tokens']:,.0f} tokens: at this level "
+        f"`{run}` takes {_relative(ratio, at_most=False)} tokens."
+    )
 
 
 def _verdicts(comparison: dict[str, Any]) -> str:

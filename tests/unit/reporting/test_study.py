@@ -67,6 +67,8 @@ def results() -> dict[str, Any]:
         students[f"bad, seed {seed}"] = student(seed, [4.2, 3.4, 3.0 + nudge], 100, {})
         students[f"unsteady, seed {seed}"] = student(seed, [4.0, 3.0, 2.7 + 0.1 * seed], 100, {})
     groups = {name: [f"{name}, seed {seed}" for seed in range(3)] for name in ("ntp", "good", "bad", "unsteady")}
+    for member in (*groups["good"], *groups["bad"], *groups["unsteady"]):
+        students[member]["method"] = "cocomix"
     return {
         "name": "small",
         "students": students,
@@ -184,7 +186,7 @@ def test_what_was_made_elsewhere_has_no_cost_to_compare(folder: Path, results: d
     page = write_page(load_study(folder), folder).read_text()
     assert r"| Cheap \| in all. | cost of teacher unknown | not decided |" in page
     rows = {cells[0]: cells[1:] for cells in map(cells_of, page.splitlines()) if len(cells) > 1}
-    assert rows["good"][6:] == ["–", "–"]
+    assert rows["good"][7:] == ["–", "–", "–"]
     assert "Not counted, because the cost is unknown: teacher from elsewhere." in page
 
 
@@ -200,11 +202,14 @@ def test_a_page_has_the_figures_and_says_what_was_not_measured(folder: Path) -> 
     assert good[1] == "2.5100 ± 0.0100"
     assert good[2].startswith("-0.3000 (")
     # 2.8 lies two thirds of the way from 3.2 to 2.6, so at 167 of 300 tokens, each a tenth dearer.
-    assert good[3].startswith("-45.0%") and good[5].startswith("-39.5%")
-    assert good[4] == "+155.0%"  # the teacher read 600 tokens, twice the baseline's
+    assert good[3].startswith("-45.0%") and good[6].startswith("-39.5%")
+    assert good[4] == "not reached in 0.00M"
+    assert good[5] == "+155.0%"  # the teacher read 600 tokens, twice the baseline's
     # The teacher's 60,000 FLOPs against some 11,850 saved by each run.
-    assert good[7] == "6 runs"
-    assert rows["bad"][3] == "not reached" and rows["bad"][7] == "–"
+    assert good[8].startswith("+160.5%")  # 60,000 of the teacher and 60.5 % of 30,000
+    assert good[9] == "6 runs"
+    assert rows["bad"][3] == "not reached" and rows["bad"][9] == "–"
+    assert rows["bad"][4] == "+50.8%"  # ntp reaches 3.01 after 199 tokens
     assert "0.01 nats per token, 5% of a cost" in page and "for all measured claims together" in page
     assert "All seeds share the same teacher, so the effect" in page
     assert "`ntp`, on 300 tokens with 3.00e+04 FLOPs, reaches 2.0000. The teacher is the better model" in page
