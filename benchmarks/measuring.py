@@ -89,7 +89,8 @@ def peak_bytes_of(script: str, arguments: Sequence[str]) -> int:
     return int(done.stdout.split()[-1])
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Format a figure of a table, or a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, float):
@@ -110,7 +111,7 @@ def finish(
     arguments: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[object]], **more: object
 ) -> None:
     """Print the table, and write the figures to `--json` with command, commit, versions, hardware and date."""
-    print(table(list(columns), [[_shown(value) for value in row] for row in rows]))
+    print(table(list(columns), [[shown(value) for value in row] for row in rows]))
     for name, value in more.items():
         print(f"{name.replace('_', ' ')}: {json.dumps(value)}")
     if arguments.json is None:

@@ -54,8 +54,9 @@ SHAPES = {
     "small": Shape(Decoder(256, 6, 4), Decoder(256, 6, 4), 3, 8_192, 8_192, 2, 512),
     "69m": Shape(Decoder(512, 8, 8), Decoder(768, 12, 12), 5, 50_257, 32_768, 1, 512),
     "69m-gpu": Shape(Decoder(512, 8, 8), Decoder(768, 12, 12), 5, 50_257, 32_768, 16, 1_024),
+    "124m-gpu": Shape(Decoder(768, 12, 12), Decoder(768, 12, 12), 5, 50_257, 32_768, 16, 1_024, insert_layer=4),
 }
-"""`tiny` is for tests; `69m-gpu` is the 69M recipe's shape with a batch that fills a GPU."""
+"""`tiny` is for tests; `69m-gpu` is the 69M recipe's shape with a batch that fills a GPU; `124m-gpu` is GPT-2 small."""
 
 
 def decoder_config(decoder: Decoder, shape: Shape, positions: int | None = None) -> GPT2Config:
@@ -96,8 +97,10 @@ def teacher(shape: Shape) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(decoder_config(shape.teacher, shape))
 
 
-def extractor(shape: Shape, device: torch.device) -> ConceptExtractor:
-    """Build a teacher and an SAE that label by attribution."""
+def extractor(
+    shape: Shape, device: torch.device, selection: str = "attribution", dtype: torch.dtype = torch.float32
+) -> ConceptExtractor:
+    """Build a teacher with weights of `dtype` and an SAE that label."""
     width, concepts = shape.teacher.width, shape.concepts
     W_enc = torch.randn(width, concepts) / width**0.5
     sae = SparseAutoencoder(
@@ -110,7 +113,7 @@ def extractor(shape: Shape, device: torch.device) -> ConceptExtractor:
         teacher_layer=shape.teacher_layer,
     )
     return ConceptExtractor(
-        teacher(shape).to(device), sae, shape.teacher_layer, LABELS_PER_TOKEN, selection="attribution"
+        teacher(shape).to(device, dtype), sae, shape.teacher_layer, LABELS_PER_TOKEN, selection=selection
     )
 
 

@@ -6,6 +6,7 @@ python benchmarks/train_step.py --shape 69m --methods plain ntp cocomix online
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import statistics
 import time
@@ -25,9 +26,21 @@ from cocomix.models.flops import forward_flops_per_token, labeling_flops_per_tok
 from cocomix.models.plain import with_token_loss
 from cocomix.objectives import ConceptMixing, Distillation, NextToken, Objective
 
-METHODS = ("plain", "ntp", "kd", "pause", "cocomix", "online", "labels")
+MIXERS: dict[str, dict[str, str]] = {
+    "pause": {"content": "pause"},
+    "cocomix": {},
+    "cocomix-add": {"mixing": "add"},
+    "cocomix-none": {"mixing": "none"},
+    "online": {},
+}
+"""Settings of the methods with a mixer; by default it interleaves."""
+SELECTIONS = {"online": "attribution", "labels": "attribution", "labels-activation": "activation"}
+"""How the methods that compute labels select them."""
+METHODS = ("plain", "ntp", "kd", *MIXERS, "labels", "labels-activation")
 """`plain` is Transformers' own model and loss. `cocomix` reads stored labels, `online` computes them in the step, and
-`labels` only computes labels."""
+`labels` and `labels-activation` only compute labels."""
+KERNELS = 25
+"""Number of kernels that a profile lists."""
 
 
 class Step:
@@ -42,7 +55,10 @@ class Step:
         self.device = measuring.device()
         self.precision = precision
         self.batch = shapes.random_batch(shape, self.device)
-        self.extractor = shapes.extractor(shape, self.device) if method in ("online", "labels") else None
+        self.extractor = None
+        if method in SELECTIONS:
+            dtype = measuring.PRECISIONS[precision]
+            self.extractor = shapes.extractor(shape, self.device, SELECTIONS[method], dtype)
         self.objective: Objective | None = None
         self.model: PreTrainedModel | None = None
         self.flops = 0
@@ -56,7 +72,7 @@ class Step:
                 self.extractor.selection,
             )
             self.flops += per_token.total * shape.tokens
-        if method == "labels":
+        if method.startswith("labels"):
             return
         self.model = with_token_loss(self._model(method, shape)).to(self.device)
         self.flops += training_flops_per_token(self.model, shape.block_size) * shape.tokens
@@ -70,13 +86,13 @@ class Step:
             return shapes.plain(shape).train()
         if method in ("ntp", "kd"):
             return build_plain(shapes.decoder_config(shape.student, shape)).train()
-        return shapes.cocomix_model(shape, content="pause" if method == "pause" else "concepts").train()
+        return shapes.cocomix_model(shape, **MIXERS[method]).train()
 
     def _objective(self, method: str, shape: shapes.Shape) -> Objective | None:
         if method == "plain":
             return None
         if method == "kd":
-            teacher = freeze(shapes.teacher(shape).to(self.device))
+            teacher = freeze(shapes.teacher(shape).to(self.device, measuring.PRECISIONS[self.precision]))
             self.flops += forward_flops_per_token(teacher, shape.block_size) * shape.tokens
 
             @torch.no_grad()
@@ -88,7 +104,7 @@ class Step:
             assert self.extractor is not None
             extract = self.extractor
             return ConceptMixing(lambda ids: extract(ids).ids)
-        return {"cocomix": ConceptMixing, "pause": NextToken, "ntp": NextToken}[method]()
+        return NextToken() if method in ("ntp", "pause") else ConceptMixing()
 
     def __call__(self) -> None:
         """Run the step."""
@@ -172,12 +188,35 @@ def median_parts(step: Step, repeats: int) -> dict[str, float]:
     return {name: round(value / sum(medians.values()), 3) for name, value in medians.items()}
 
 
+def profile(step: Step, repeats: int = 3) -> dict[str, float]:
+    """Return the share of each kernel (on a CPU, operation) in the time that the device works, largest first."""
+    on_gpu = step.device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profiler:
+        for _ in range(repeats):
+            step()
+        measuring.synchronize()
+    found = profiler.key_averages()
+    times = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in found}
+    largest = sorted(times, key=lambda name: -times[name])[:KERNELS]
+    return {name: round(times[name] / sum(times.values()), 3) for name in largest}
+
+
+def peak_megabytes(arguments: argparse.Namespace, method: str, precision: str) -> float:
+    """Return the peak memory of one step, in megabytes: this process' own, if it measures nothing else."""
+    if len(arguments.methods) * len(arguments.precision) == 1:
+        return measuring.peak_bytes() / 1e6
+    options = ["--shape", arguments.shape, "--precision", precision, "--peak-of", method]
+    return measuring.peak_bytes_of(__file__, options + ["--compile"] * arguments.compile) / 1e6
+
+
 def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--shape", choices=shapes.SHAPES, default="69m-gpu" if torch.cuda.is_available() else "small")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--precision", nargs="+", choices=measuring.PRECISIONS, default=["fp32"])
     parser.add_argument("--compile", action="store_true", help="torch.compile the students")
+    parser.add_argument("--profile", action="store_true", help="also list the kernels of a step by their time")
     parser.add_argument("--peak-of", metavar="METHOD", choices=METHODS, help="only print the peak of one method")
     arguments = parser.parse_args()
     shape = shapes.SHAPES[arguments.shape]
@@ -195,16 +234,16 @@ def main() -> None:
     }
     named: dict[str, Callable[[], None]] = {f"{m} {p}": step for (m, p), step in steps.items()}
     times = measuring.alternating(named, arguments.repeats)
+    memory = {
+        (method, precision): None if arguments.no_memory else peak_megabytes(arguments, method, precision)
+        for method, precision in steps
+    }
     rate = {precision: measuring.matmul_flops_per_second(precision) for precision in arguments.precision}
     rows = []
     for (method, precision), step in steps.items():
         taken = times[f"{method} {precision}"]
         median = statistics.median(taken)
         reference = times.get(f"plain {arguments.precision[0]}")
-        memory = None
-        if not arguments.no_memory:
-            options = ["--shape", arguments.shape, "--precision", precision, "--peak-of", method]
-            memory = measuring.peak_bytes_of(__file__, options + ["--compile"] * arguments.compile) / 1e6
         peak = peak_flops(step.device) if precision == "bf16" else None
         rows.append(
             (
@@ -213,7 +252,7 @@ def main() -> None:
                 1e3 * median,
                 shape.tokens / median,
                 measuring.median_ratio(taken, reference) if reference else None,
-                memory,
+                memory[method, precision],
                 step.flops / shape.tokens / 1e6,
                 median * rate[precision] / step.flops,
                 100 * step.flops / median / peak if peak else None,
@@ -226,7 +265,10 @@ def main() -> None:
         if isinstance(step.model, CoCoMixForCausalLM) and not arguments.compile
     }
     rates = {precision: round(value / 1e9) for precision, value in rate.items()}
-    measuring.finish(arguments, columns, rows, shape=arguments.shape, shares=shares, matmul_gflops=rates)
+    more = {"shares": shares, "matmul_gflops": rates}
+    if arguments.profile:
+        more["profiles"] = {f"{method} {precision}": profile(step) for (method, precision), step in steps.items()}
+    measuring.finish(arguments, columns, rows, shape=arguments.shape, **more)
 
 
 if __name__ == "__main__":
