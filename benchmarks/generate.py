@@ -1,19 +1,25 @@
 """Benchmark cached generation: tokens per second and memory, compared with a plain model of equal width and depth.
 
 python benchmarks/generate.py --shape small
+
+With `--static`, every model is also measured with a static cache and compiled decoding steps (CUDA graphs on a GPU).
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 
 import measuring
 import shapes
 import torch
-from transformers import PreTrainedModel
+from transformers import CompileConfig, PreTrainedModel
 
 MODELS = ("plain", "interleave", "add")
+CACHES = ("dynamic", "static")
+LABELS = {"dynamic": "dynamic", "static": "static + compiled"}
+"""How the table names a cache. The ratio to the plain model is taken between equal caches."""
 
 
 def build(name: str, shape: shapes.Shape, positions: int) -> PreTrainedModel:
@@ -23,8 +29,14 @@ def build(name: str, shape: shapes.Shape, positions: int) -> PreTrainedModel:
     return model.eval().to(measuring.device())
 
 
-def continuation(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> Callable[[], object]:
+def continuation(
+    model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int, cache: str = "dynamic"
+) -> Callable[[], object]:
     """Return a call that greedily generates exactly `new_tokens` tokens."""
+    options: dict[str, object] = {"cache_implementation": cache}
+    if cache == "static":
+        options["compile_config"] = compiled = CompileConfig()
+        compiled._compile_all_devices = True  # without it, Transformers compiles on a GPU only
     return lambda: model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -32,6 +44,7 @@ def continuation(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) 
         min_new_tokens=new_tokens,
         do_sample=False,
         pad_token_id=0,
+        **options,
     )
 
 
@@ -41,7 +54,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--prompt", type=int, default=512, help="prompt length in tokens")
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--peak-of", choices=MODELS, help="only print the peak of one model")
+    parser.add_argument("--static", action="store_true", help="also measure a static cache with compiled steps")
+    parser.add_argument("--peak-of", nargs=2, metavar=("MODEL", "CACHE"), help="only print the peak of one model")
     arguments = parser.parse_args()
     shape, new_tokens = shapes.SHAPES[arguments.shape], arguments.new_tokens
     positions = arguments.prompt + new_tokens
@@ -50,23 +64,32 @@ def main() -> None:
         for batch in arguments.batch
     }
     if arguments.peak_of:
-        continuation(build(arguments.peak_of, shape, positions), prompts[arguments.batch[0]], new_tokens)()
+        name, cache = arguments.peak_of
+        continuation(build(name, shape, positions), prompts[arguments.batch[0]], new_tokens, cache)()
         print(measuring.peak_bytes())
         return
     models = {name: build(name, shape, positions) for name in MODELS}
     rows = []
+    caches = CACHES if arguments.static else CACHES[:1]
     for batch, prompt in prompts.items():
-        times = measuring.alternating(
-            {name: continuation(model, prompt, new_tokens) for name, model in models.items()}, arguments.repeats
-        )
-        for name, taken in times.items():
+        times = {
+            cache: measuring.alternating(
+                {name: continuation(model, prompt, new_tokens, cache) for name, model in models.items()},
+                arguments.repeats,
+            )
+            for cache in caches
+        }
+        for cache, name in itertools.product(caches, MODELS):
             same = ["--shape", arguments.shape, "--prompt", str(arguments.prompt), "--new-tokens", str(new_tokens)]
             peak = None
             if not arguments.no_memory:
-                peak = measuring.peak_bytes_of(__file__, [*same, "--batch", str(batch), "--peak-of", name]) / 1e6
-            speed = measuring.median_ratio(times["plain"], taken)
-            rows.append((name, batch, batch * new_tokens / statistics.median(taken), speed, peak))
-    columns = ("model", "batch", "tokens/s", "× plain tokens/s", "peak MB")
+                one = ["--batch", str(batch), "--peak-of", name, cache]
+                peak = measuring.peak_bytes_of(__file__, [*same, *one]) / 1e6
+            taken = times[cache][name]
+            best = batch * new_tokens / min(taken)
+            ratio = measuring.median_ratio(times[cache]["plain"], taken)
+            rows.append((name, LABELS[cache], batch, batch * new_tokens / statistics.median(taken), best, ratio, peak))
+    columns = ("model", "cache", "batch", "tokens/s", "best tokens/s", "× plain tokens/s", "peak MB")
     measuring.finish(arguments, columns, rows, shape=arguments.shape, prompt=arguments.prompt, new_tokens=new_tokens)
 
 

@@ -20,7 +20,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
         ("train_step.py --shape tiny --no-memory", 10),
         ("train_step.py --shape tiny --no-memory --methods plain cocomix --precision fp32 bf16", 4),
         ("extract.py --shape tiny", 6),
-        ("generate.py --shape tiny --batch 1 2 --prompt 8 --new-tokens 4 --no-memory", 6),
+        ("generate.py --shape tiny --batch 1 2 --prompt 8 --new-tokens 4 --no-memory --static", 12),
         ("data.py --documents 60 --block-size 32", 3),
         ("scaling.py --shape tiny --axes active_concepts --values 4 8 --no-memory", 2),
     ],
@@ -33,6 +33,7 @@ def test_a_benchmark_measures_and_writes(
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr("sys.argv", [script, *options, "--repeats", "1", "--json", str(figures)])
     monkeypatch.setattr("measuring.MATMUL_SIZE", {"cpu": 64})
+    monkeypatch.setattr("torch._dynamo.config.disable", True)  # compilation is tested where it can go wrong
     runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
     written = json.loads(figures.read_text())
     assert len(written["rows"]) == rows

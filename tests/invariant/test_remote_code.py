@@ -29,7 +29,10 @@ for folder in folders:
     with torch.no_grad():
         results[f"{folder}:logits"] = model(ids).logits
     mask = torch.ones_like(ids)
-    results[f"{folder}:text"] = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    for cache in ("dynamic", "static"):
+        results[f"{folder}:{cache}"] = model.generate(
+            ids, attention_mask=mask, max_new_tokens=6, do_sample=False, cache_implementation=cache
+        )
     with torch.no_grad():
         results[f"{folder}:steered"] = model(ids, steering={3: 9.0}).logits
 try:
@@ -66,4 +69,5 @@ def test_saved_models_run_where_cocomix_cannot_be_imported(random_model, tmp_pat
         assert not torch.equal(results[f"{folder}:steered"], model(ids).logits)
         text = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
         assert text.shape == (2, 12)
-        assert torch.equal(results[f"{folder}:text"], text)
+        assert torch.equal(results[f"{folder}:dynamic"], text)
+        assert torch.equal(results[f"{folder}:static"], text)

@@ -9,7 +9,7 @@ Dimensions: B sequences, T tokens, D width.
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -113,27 +113,37 @@ def packed_texts(position_ids: Tensor | None, mask: Tensor | None, cached: bool)
     return None
 
 
-def pair_mask(mask: Tensor | None, slots_in: Tensor, slots: int, past: int, texts: Tensor | None = None) -> Tensor:
-    """(B, 1, slots·T, slots·(past + T)) additive mask with which the slots of a token attend to each other.
+def pair_mask(
+    mask: Tensor | None,
+    slots_in: Tensor,
+    slots: int,
+    past: int | Tensor,
+    texts: Tensor | None = None,
+    max_tokens: int | None = None,
+) -> Tensor:
+    """(B, 1, slots·T, slots·length) additive mask with which the slots of a token attend to each other.
 
     Attention stays causal over tokens. If all slots of a token are equal, each attends to every earlier key equally
     often, and so reads what one slot per token would read.
 
     Args:
-        mask: (B, past + T), 0 at padding; None without padding.
+        mask: (B, length), 0 at padding; None without padding.
         slots_in: (B, slots·T, D) input of the stack, for its shape and dtype.
         slots: slots per token.
         past: number of tokens in the cache.
         texts: (B, T) or (1, T), as `packed_texts` returns them; a token attends to its own text only.
+        max_tokens: length if it is fixed by a static cache; by default past + T.
     """
     rows, new = slots_in.shape[0], slots_in.shape[1] // slots
-    tokens = torch.arange(past + new, device=slots_in.device)
-    seen = (tokens[past:, None] >= tokens).expand(rows, -1, -1)  # (B, T, past + T)
+    reading = past + torch.arange(new, device=slots_in.device)[:, None]  # (T, 1)
+    length: Any = past + new if max_tokens is None else max_tokens
+    tokens = torch.arange(length, device=slots_in.device)
+    seen = (reading >= tokens).expand(rows, -1, -1)  # (B, T, length)
     if texts is not None:
         seen = seen & (texts[:, :, None] == texts[:, None]).to(seen.device)
     if mask is not None:
         # Padding attends to itself: a softmax over nothing would be NaN.
-        seen = (seen & mask[:, None].to(seen.device, torch.bool)) | (tokens[past:, None] == tokens)
+        seen = (seen & mask[:, None].to(seen.device, torch.bool)) | (reading == tokens)
     seen = seen.repeat_interleave(slots, dim=1).repeat_interleave(slots, dim=2).unsqueeze(1)  # one mask for all heads
     lowest = torch.finfo(slots_in.dtype).min
     return torch.zeros_like(seen, dtype=slots_in.dtype).masked_fill(~seen, lowest)

@@ -11,14 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache, DynamicCache, PretrainedConfig, QuantizedCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import Cache, DynamicCache, PretrainedConfig, QuantizedCache, StaticCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 PLAIN = (Cache, DynamicCache, QuantizedCache)
 """Classes that `StackedCache.convert` converts. Other classes may count differently."""
 
 CROPPED = (DynamicLayer, DynamicSlidingWindowLayer)
-"""Layers that can be cropped. A quantized layer inherits the method, which would skip its quantized part."""
+"""Layers that can be cropped. A quantized layer inherits the method, which would skip its quantized part, and a static
+layer has none."""
 
 
 class StackView(Cache):
@@ -41,9 +42,20 @@ class StackedCache(Cache):
     slots: int
     """Entries per token in the upper stack."""
 
-    def __init__(self, lower: PretrainedConfig, upper: PretrainedConfig, slots: int = 1) -> None:
-        """Create an empty cache for two stacks. The sliding windows of `upper` count entries."""
-        super().__init__(layers=[*DynamicCache(config=lower).layers, *DynamicCache(config=upper).layers])
+    def __init__(
+        self, lower: PretrainedConfig, upper: PretrainedConfig, slots: int = 1, max_tokens: int | None = None
+    ) -> None:
+        """Create an empty cache for two stacks. The sliding windows of `upper` count entries.
+
+        With `max_tokens`, the cache is static: its tensors are allocated once for that many tokens, so that a decoding
+        step can be compiled. Windows are then left to the attention mask, and every layer keeps all entries.
+        """
+        if max_tokens is None:
+            layers: list[Any] = [*DynamicCache(config=lower).layers, *DynamicCache(config=upper).layers]
+        else:
+            layers = [StaticLayer(max_tokens) for _ in range(lower.num_hidden_layers)]
+            layers += [StaticLayer(slots * max_tokens) for _ in range(upper.num_hidden_layers)]
+        super().__init__(layers=layers)
         self.split, self.slots = lower.num_hidden_layers, slots
 
     @classmethod
@@ -55,7 +67,8 @@ class StackedCache(Cache):
         Converts a plain cache in place, because callers pass the same object again.
 
         Raises:
-            ValueError: `cache` has a fixed size, a wrong depth, entries of another model, or an unknown class.
+            ValueError: `cache` has a wrong depth, entries of another model, or an unknown class, or it is static and
+                not empty or with windows.
         """
         if cache is None:
             return cls(lower, upper, slots)
@@ -64,13 +77,16 @@ class StackedCache(Cache):
             if (len(cache), cache.split, cache.slots) != (depth, split, slots):
                 raise ValueError("past_key_values comes from a model with other stacks; pass the one of this model")
             return cache
-        _check_plain(cache, depth, slots)
-        for index, layer in enumerate(cls(lower, upper, slots).layers):
-            given: Any = cache.layers[index]
-            if given.is_sliding and not given.get_seq_length():  # its window may count tokens
-                if given.record_past:
-                    layer.activate_past_recording()
-                cache.layers[index] = layer
+        if type(cache) is StaticCache:
+            cache.layers = cls(lower, upper, slots, _static_tokens(cache, depth)).layers
+        else:
+            _check_plain(cache, depth, slots)
+            for index, layer in enumerate(cls(lower, upper, slots).layers):
+                given: Any = cache.layers[index]
+                if given.is_sliding and not given.get_seq_length():  # its window may count tokens
+                    if given.record_past:
+                        layer.activate_past_recording()
+                    cache.layers[index] = layer
         cache.__class__ = cls
         assert isinstance(cache, cls)
         cache.split, cache.slots = split, slots
@@ -86,16 +102,41 @@ class StackedCache(Cache):
         """View of the upper stack."""
         return StackView(self, slice(self.split, None))
 
+    @property
+    def max_tokens(self) -> int | None:
+        """Number of tokens that a static cache can hold; None if it is dynamic."""
+        return self.get_max_length() if self.is_compileable else None
+
+    def _entries_per_token(self, layer_idx: int) -> int:
+        return 1 if layer_idx < self.split else self.slots
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of tokens that a layer holds."""
-        return super().get_seq_length(layer_idx) // (1 if layer_idx < self.split else self.slots)
+        """Return the number of tokens that a layer holds; of a static cache, a new tensor."""
+        return super().get_seq_length(layer_idx) // self._entries_per_token(layer_idx)
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """Return the number of tokens that a layer, by default the longest, can hold; −1 without a limit."""
+        if layer_idx is None:
+            return max(self.get_max_length(index) for index in range(len(self)))
+        return super().get_max_length(layer_idx) // self._entries_per_token(layer_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last −`tokens_to_remove` tokens. Transformers passes a negative number."""
         if not all(type(layer) in CROPPED for layer in self.layers):
-            raise ValueError("a quantized cache cannot be cropped, as assisted decoding does; use another cache")
+            raise ValueError("a quantized or static cache cannot be cropped, as assisted decoding does; use another")
         self.lower.crop(tokens_to_remove)
         self.upper.crop(self.slots * tokens_to_remove)
+
+
+def _static_tokens(cache: StaticCache, depth: int) -> int:
+    """Return the number of tokens that an empty static cache of `depth` layers is for, or raise ValueError."""
+    filled = any(layer.is_initialized for layer in cache.layers)
+    if filled or len(cache) != depth or cache.offloading or any(cache.is_sliding):
+        raise ValueError(
+            f"past_key_values is a StaticCache of {len(cache)} layers; expected an empty one of {depth} without "
+            'sliding windows and offloading; call generate with cache_implementation="static", which creates it'
+        )
+    return cache.get_max_length()
 
 
 def _check_plain(cache: Cache, depth: int, slots: int) -> None:

@@ -27,12 +27,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, PretrainedConfig
 from transformers.masking_utils import create_masks_for_generate
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbones import has_windows, pair_mask, split_decoder, widen_windows
-from .cache import StackedCache
 from .configuration import CoCoMixConfig
 from .experts import idle_weights
 from .losses import IGNORE, concept_loss, hidden_state_loss, mean_loss
@@ -197,9 +196,8 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         weighted = self.config.concept_loss_weight * prediction
         return weighted if token is None else token + weighted.to(token.device)
 
-    def _stacked_cache(self, given: Cache | None) -> StackedCache:
-        """Convert or create the cache of both halves."""
-        return StackedCache.convert(given, self.lower.config, self.upper.config, self.config.slots_per_token)
+    def _stacks(self) -> tuple[PretrainedConfig, PretrainedConfig, int]:
+        return self.lower.config, self.upper.config, self.config.slots_per_token
 
     def _slot_positions(self, position_ids: Tensor, kind: str) -> Tensor:
         """(B, T) positions of tokens to (B, slots·T) positions in the upper stack, `interleaved` or `repeat`."""
@@ -219,7 +217,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
                     f"slot_attention is 'pair', whose mask the attention implementation {kernel!r} does not take; "
                     "use sdpa or eager, or slot_attention 'causal'"
                 )
-            return pair_mask(mask, slots_in, slots, inputs.past, inputs.texts)
+            return pair_mask(mask, slots_in, slots, inputs.past, inputs.texts, inputs.max_tokens)
         if self.config.slot_positions == "repeat" and "flash" in kernel:
             raise ValueError(
                 f"slot_positions is 'repeat', which the attention implementation {kernel!r} reads as several texts; "
@@ -227,14 +225,13 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             )
         if mask is not None:
             return mask.repeat_interleave(slots, dim=-1)  # (B, slots·(past + T))
-        if self.config.slot_positions != "repeat":
+        if self.config.slot_positions != "repeat" or inputs.cache is not None:
             return None
         # Without an explicit mask, Transformers would take repeated positions for boundaries of packed texts.
         if inputs.texts is not None:
             boundaries = self._slot_positions(inputs.position_ids, "interleaved")
             return create_masks_for_generate(self.upper.config, slots_in, None, None, position_ids=boundaries)
-        length = slots * inputs.past + slots_in.shape[1]
-        return slots_in.new_ones((slots_in.shape[0], length), dtype=torch.long)
+        return slots_in.new_ones(slots_in.shape[:2], dtype=torch.long)
 
 
 CoCoMixConfig.register_for_auto_class()

@@ -147,12 +147,13 @@ class MultiTokenForCausalLM(StackedForCausalLM):
             **recorded((trunk, *heads)),
         )
 
+    def _stacks(self) -> tuple[PretrainedConfig, PretrainedConfig, int]:
+        return self.trunk.config, self.heads[0].config, 1  # generation runs head 1 only
+
     def _stacked_cache(self, given: Cache | None) -> StackedCache:
-        """Convert or create the cache of the trunk and head 1."""
-        trunk, head = self.trunk.config, self.heads[0].config
         if given is not None and len(given) == self.config.num_hidden_layers:  # it has a layer for each head
-            del given.layers[trunk.num_hidden_layers + 1 :]
-        return StackedCache.convert(given, trunk, head)
+            del given.layers[self.trunk.config.num_hidden_layers + 1 :]
+        return super()._stacked_cache(given)
 
 
 MultiTokenConfig.register_for_auto_class()

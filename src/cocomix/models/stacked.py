@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .backbones import fuse_activations, packed_texts, padded_positions
@@ -31,13 +32,13 @@ class StackInputs(NamedTuple):
     embeds: Tensor
     """(B, T, D) token embeddings."""
     attention_mask: Tensor | None
-    """(B, past + T), 0 at padding; None without padding."""
+    """(B, past + T), 0 at padding, filled up with 0 to the length of a static cache; None without padding."""
     position_ids: Tensor
     """(B, T) or (1, T)."""
     texts: Tensor | None
     """(B, T) or (1, T), as `packed_texts` returns them."""
-    past: int
-    """Number of tokens that the cache holds before this pass."""
+    past: int | Tensor
+    """Number of tokens that the cache holds before this pass; a tensor if the cache is static."""
     cache: StackedCache | None
     """Cache that the stacks extend."""
     use_cache: bool
@@ -54,6 +55,11 @@ class StackInputs(NamedTuple):
     """Index of the positions whose logits are returned."""
     keeps_all_logits: bool
     """Whether these are all positions."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Number of tokens that a static cache can hold; None without one."""
+        return None if self.cache is None else self.cache.max_tokens
 
     @property
     def lower_cache(self) -> Cache | None:
@@ -91,7 +97,7 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = False  # generation keeps to dynamic caches
+    _can_compile_fullgraph = True
 
     @staticmethod
     def _decoder(config: StackedConfig) -> PreTrainedModel:
@@ -144,10 +150,10 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (B, T) token ids, unless `inputs_embeds` are given.
-            attention_mask: (B, past + T), 0 at padding, on either side.
+            attention_mask: (B, past + T), 0 at padding, on either side. With a static cache it may be longer.
             position_ids: (B, T); by default the number of unmasked tokens before each token. Where positions restart
                 within a row, the row holds several texts, and attention stays within each.
-            past_key_values: a dynamic cache, which is extended in place.
+            past_key_values: a dynamic or static cache, which is extended in place.
             inputs_embeds: (B, T, D) token embeddings.
             labels: (B, T) token ids, −100 for no target; the model shifts them.
             use_cache: return a cache; by default outside training.
@@ -161,20 +167,17 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             TypeError: an argument that no Hugging Face decoder has.
             ValueError: `num_items_in_batch` without `labels`, attention weights of a kernel that returns none, a mask
-                of a wrong shape, a cache of fixed size or of another model, or several texts per row together with a
-                mask or a cache.
+                of a wrong shape, a cache of another model, a static cache with another kernel than sdpa and eager, or
+                several texts per row together with a mask or a cache.
         """
         record = self._check_arguments(kwargs, labels, num_items_in_batch)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         cache = None if past_key_values is None else self._stacked_cache(past_key_values)
-        past = 0 if cache is None else cache.get_seq_length()
-        expected = (inputs_embeds.shape[0], past + inputs_embeds.shape[1])
-        if attention_mask is not None and attention_mask.shape != expected:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; expected (batch, past + tokens), here "
-                f"{expected}"
-            )
+        past: int | Tensor = 0 if cache is None else cache.get_seq_length()
+        if isinstance(past, Tensor):
+            past = past.to(inputs_embeds.device)
+        attention_mask = self._complete_mask(attention_mask, inputs_embeds, cache, past)
         texts = packed_texts(position_ids, attention_mask, cached=bool(use_cache) or cache is not None)
         if use_cache is None:
             use_cache = texts is None and self._uses_cache()
@@ -228,17 +231,61 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
         configs = (self.config, self.config.backbone_config)
         return not self.training and all(getattr(config, "use_cache", True) for config in configs)
 
+    def _complete_mask(
+        self, mask: Tensor | None, inputs_embeds: Tensor, cache: StackedCache | None, past: int | Tensor
+    ) -> Tensor | None:
+        """Check the mask (B, past + T), and fill it up to the length of a static cache, whose shapes never change."""
+        rows, length = inputs_embeds.shape[:2]
+        max_tokens = None if cache is None else cache.max_tokens
+        kernel = self._bottom.config._attn_implementation
+        if max_tokens is not None and kernel not in ("sdpa", "eager"):
+            raise ValueError(f"a static cache takes no attention implementation {kernel!r}; use sdpa or eager")
+        if mask is None:
+            return None
+        if max_tokens is None:
+            fits, expected = mask.shape == (rows, past + length), f"{past + length}"
+        else:  # `past` is on the device, and reading it would wait for the device
+            fits = mask.ndim == 2 and mask.shape[0] == rows and length <= mask.shape[1] <= max_tokens
+            expected = f"{length} to {max_tokens}"
+        if not fits:
+            raise ValueError(
+                f"attention_mask has shape {tuple(mask.shape)}; expected (batch, past + tokens), here "
+                f"({rows}, {expected})"
+            )
+        return mask if cache is None or max_tokens is None else fill_mask(mask, cache)
+
     @staticmethod
-    def _positions(inputs_embeds: Tensor, mask: Tensor | None, past: int) -> Tensor:
+    def create_masks_for_generate(
+        config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None, past_key_values: Cache, **kwargs: Any
+    ) -> Tensor | None:
+        """Prepare the mask for a static cache: only fill it up. Each stack derives its own within the compiled step.
+
+        `generate` calls this in place of Transformers' function of the same name.
+        """
+        return None if attention_mask is None else fill_mask(attention_mask, past_key_values)
+
+    @staticmethod
+    def _positions(inputs_embeds: Tensor, mask: Tensor | None, past: int | Tensor) -> Tensor:
         """(B, T) or (1, T) default positions, which count unmasked tokens only."""
-        length = inputs_embeds.shape[1]
-        if mask is not None:
-            return padded_positions(mask)[:, -length:]
-        return torch.arange(past, past + length, device=inputs_embeds.device).unsqueeze(0)
+        tokens = past + torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+        return tokens.unsqueeze(0) if mask is None else padded_positions(mask)[:, tokens.to(mask.device)]
+
+    def _stacks(self) -> tuple[PretrainedConfig, PretrainedConfig, int]:
+        """Return the configurations of the lower and the upper stack, and the entries per token of the latter."""
+        raise NotImplementedError
 
     def _stacked_cache(self, given: Cache | None) -> StackedCache:
         """Convert a cache to one for this model's stacks; create one from None."""
-        raise NotImplementedError
+        return StackedCache.convert(given, *self._stacks())
+
+    def _prepare_static_cache(self, cache_implementation: str, max_cache_len: int, **kwargs: Any) -> StackedCache:
+        """Create the static cache of `generate`, as long as that of the last call, so that steps stay compiled."""
+        if "offloaded" in cache_implementation:
+            raise ValueError(
+                f"a {type(self).__name__} offloads no static cache; use cache_implementation 'static' or 'offloaded'"
+            )
+        self._previous_max_cache_length = max(max_cache_len, getattr(self, "_previous_max_cache_length", 0))
+        return StackedCache(*self._stacks(), max_tokens=self._previous_max_cache_length)
 
     def _logits(self, h: Tensor, inputs: StackInputs) -> Tensor | None:
         """(B, T, V) logits of h (B, T, D), or of the positions to keep; None if they are not asked for."""
@@ -264,6 +311,11 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
         if kwargs["generation_config"].assistant_early_exit is not None:
             raise ValueError(f"a {type(self).__name__} takes no assistant_early_exit; pass an assistant_model")
         return super()._get_candidate_generator(**kwargs)
+
+
+def fill_mask(mask: Tensor, cache: Cache) -> Tensor:
+    """Fill a mask (B, T) up with 0 to the number of tokens that a static cache can hold."""
+    return F.pad(mask, (0, cache.get_max_length() - mask.shape[1]))
 
 
 def recorded(stacks: Iterable[ModelOutput]) -> dict[str, tuple[Tensor, ...] | None]:

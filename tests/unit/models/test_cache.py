@@ -8,9 +8,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, QuantizedCache, StaticCache
+from transformers import CompileConfig, DynamicCache, QuantizedCache, StaticCache
 
 import cocomix
+from cocomix import Steering
 from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
 
 PAIR = {"slot_attention": "pair", "slot_positions": "repeat", "concept_slot": "residual"}
@@ -42,6 +43,14 @@ def model(request, random_model, backbone_config, redraw):
 def ids() -> Tensor:
     """(1, 10), with repetitions, from which prompt lookup proposes."""
     return torch.tensor([[5, 6, 7, 8, 5, 6, 7, 8, 5, 6]])
+
+
+@pytest.fixture
+def padded() -> tuple[Tensor, Tensor]:
+    """Two prompts (2, 6), the first padded on the left, and their mask."""
+    mask = torch.ones(2, 6, dtype=torch.long)
+    mask[0, :3] = 0
+    return torch.randint(1, 53, (2, 6)), mask
 
 
 def greedy(model, ids: Tensor, mask: Tensor | None = None, **kwargs: object) -> Tensor:
@@ -78,10 +87,53 @@ def test_assisted_decoding_gives_the_greedy_text(model, ids):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_a_returned_cache_continues_its_text(model, beams):
-    prompt, more = torch.randint(1, 53, (2, 6)), torch.randint(1, 53, (2, 3))
-    mask = torch.ones_like(prompt)
-    mask[0, :3] = 0  # left padding
+def test_a_static_cache_gives_the_text_of_the_dynamic_one(model, padded, beams):
+    steering = {"steering": {3: 9.0}} if getattr(model, "mixes_concepts", False) else {}
+    for prompt, mask in (padded, (padded[0], None)):
+        text = greedy(model, prompt, mask, num_beams=beams, **steering)
+        assert torch.equal(
+            greedy(model, prompt, mask, num_beams=beams, cache_implementation="static", **steering), text
+        )
+
+
+STEERINGS = {"interleave": Steering.add({3: 9.0}, positions="generated"), "pair": [{3: 9.0}, None], "windows": None}
+
+
+@pytest.mark.parametrize("name", STEERINGS)
+def test_a_decoding_step_with_a_static_cache_compiles_to_one_graph(random_model, padded, name):
+    kind, settings = {"interleave": ("gpt2", {}), **MODELS}[name]
+    model, (prompt, mask) = random_model(kind, **settings), padded
+    text = greedy(model, prompt, mask, steering=STEERINGS[name])
+    compiled = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    compiled._compile_all_devices = True
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    static = {"cache_implementation": "static", "compile_config": compiled}
+    assert torch.equal(greedy(model, prompt, mask, steering=STEERINGS[name], **static), text)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # shapes do not change from step to step
+
+
+@torch.no_grad()
+def test_an_empty_static_cache_is_converted(random_model, padded):
+    prompt, mask = padded
+    model = random_model("llama")
+    cache = StaticCache(config=model.config, max_cache_len=20)
+    for _ in range(2):
+        first = model(prompt, attention_mask=mask, past_key_values=cache)
+        assert first.past_key_values is cache
+        assert (cache.get_seq_length(), cache.get_seq_length(2), cache.get_max_length()) == (6, 6, 20)
+        longer = torch.cat([mask, torch.ones(2, 2, dtype=torch.long)], 1)
+        found = model(prompt[:, :2], attention_mask=longer, past_key_values=cache).logits
+        whole = model(torch.cat([prompt, prompt[:, :2]], 1), attention_mask=longer, use_cache=False).logits
+        torch.testing.assert_close(found, whole[:, 6:], rtol=1e-9, atol=1e-9)
+        with pytest.raises(ValueError, match="a quantized or static cache cannot be cropped"):
+            cache.crop(-1)
+        cache.reset()
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_returned_cache_continues_its_text(model, padded, beams):
+    (prompt, mask), more = padded, torch.randint(1, 53, (2, 3))
     first = greedy(model, prompt, mask, return_dict_in_generate=True)
     text = torch.cat([first.sequences, more], 1)
     mask = torch.cat([mask, torch.ones(2, 11, dtype=torch.long)], 1)
@@ -111,7 +163,7 @@ def test_a_quantized_cache_rounds_as_that_of_the_backbone(random_teacher, ids):
     torch.testing.assert_close(*read, rtol=1e-6, atol=1e-6)
     assert (read[0] - plain(ids).logits).abs().max() > 1e-3
     cache = model(ids, past_key_values=QuantizedCache("fp8", config=model.config)).past_key_values
-    with pytest.raises(ValueError, match="a quantized cache cannot be cropped"):
+    with pytest.raises(ValueError, match="a quantized or static cache cannot be cropped"):
         cache.crop(-1)
 
 
@@ -143,9 +195,25 @@ def test_caches_of_other_models_are_refused(random_model, random_teacher, ids):
         model(ids, past_key_values=type("Counting", (DynamicCache,), {})())
 
 
+def test_static_caches_that_do_not_fit_are_refused(random_model, random_teacher, ids):
+    model, teacher = random_model("llama"), random_teacher("llama")
+    filled = StaticCache(config=teacher.config, max_cache_len=16)
+    teacher(ids, past_key_values=filled)
+    windows = StaticCache(config=random_model("mistral", backbone=WINDOWS).config, max_cache_len=16)
+    for cache in (filled, windows):
+        with pytest.raises(ValueError, match="a StaticCache of 3 layers; expected an empty one of 3 without sliding"):
+            model(ids, past_key_values=cache)
+    with pytest.raises(ValueError, match=r"shape \(1, 17\); expected .* here \(1, 10 to 16\)"):
+        cache = StaticCache(config=model.config, max_cache_len=16)
+        model(ids, attention_mask=torch.ones(1, 17), past_key_values=cache)
+    with pytest.raises(ValueError, match="offloads no static cache; use cache_implementation 'static' or 'offloaded'"):
+        greedy(model, ids, cache_implementation="offloaded_static")
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(ValueError, match="a static cache takes no attention implementation 'flex_attention'"):
+        greedy(model, ids, cache_implementation="static")
+
+
 def test_models_with_several_heads_refuse_what_their_cache_cannot_hold(backbone_config, ids):
     model = MultiTokenForCausalLM(MultiTokenConfig(backbone_config("llama"), num_future_tokens=2))
-    with pytest.raises(ValueError, match="a StaticCache of 2 layers; expected a dynamic cache of 2"):
-        model(ids, past_key_values=StaticCache(config=model.config, max_cache_len=16))
     with pytest.raises(ValueError, match="output_all_heads runs heads that past_key_values does not hold"):
         model(ids, past_key_values=DynamicCache(), output_all_heads=True)

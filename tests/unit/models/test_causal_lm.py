@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache
 
 import cocomix
 from cocomix.models.losses import concept_loss, token_loss
@@ -49,24 +49,6 @@ def test_ways_of_generating_that_need_one_decoder_are_refused(arguments, expecte
     ids = IDS[:1] + 1
     with pytest.raises(ValueError, match=expected):
         random_model().generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, max_new_tokens=2, **arguments)
-
-
-def test_a_static_cache_is_refused(random_model):
-    model = random_model()
-    cache = StaticCache(config=model.config.backbone_config, max_cache_len=32)
-    with pytest.raises(ValueError, match="past_key_values is a StaticCache of 3 layers; expected a dynamic cache of 3"):
-        model(IDS, past_key_values=cache)
-
-
-def test_generating_with_a_static_cache_is_refused(random_model):
-    with pytest.raises(ValueError, match="expected a dynamic cache of 3"):
-        random_model().generate(
-            IDS,
-            attention_mask=torch.ones_like(IDS),
-            max_new_tokens=2,
-            cache_implementation="static",
-            pad_token_id=0,
-        )
 
 
 def test_a_cache_of_another_depth_is_refused(random_model, backbone_config):
