@@ -12,11 +12,14 @@ from cocomix.common.console import show
 
 
 def compare(
-    runs: Annotated[list[Path], argument("RUN", "Folder of a trained model.")],
+    runs: Annotated[list[Path], argument("RUN", "Folder of a trained model, output folder, or bundle.")],
     output: Annotated[Path | None, option("FOLDER", "Write the report there.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare finished runs on the same corpus."""
+    """Compare finished runs on the same corpus.
+
+    An output folder and a bundle of `cocomix export --to bundle` stand for all of their finished runs.
+    """
     from cocomix.cli import workflow
 
     results = workflow.compare(runs, output)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from cocomix.cli import app, compare, concepts, evaluate, inspect, plan, recipe
+from cocomix.cli import app, compare, concepts, evaluate, export, inspect, plan, recipe
 from cocomix.cli.options import HELP, USER_ERROR, Command, Commands, RecipeCommand
 from cocomix.common import starting
 from cocomix.common.console import end_progress_bars, prepare_streams, show
@@ -51,6 +51,7 @@ COMMANDS: dict[str, dict[str, tuple[type[Command], Callable[..., None]]]] = {
         "evaluate concepts": (Command, evaluate.evaluate_concepts),
         "evaluate steering": (Command, evaluate.evaluate_steering),
         "compare": (Command, compare.compare),
+        "export": (Command, export.export),
     },
     "Look and steer": {
         "inspect": (Command, inspect.inspect),

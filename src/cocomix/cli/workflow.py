@@ -18,6 +18,7 @@ from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.recipe import Recipe
 from cocomix.pipeline.run import prepared, run_missing
 from cocomix.pipeline.stage import Stage
+from cocomix.reporting.bundles import opened, run_folders
 from cocomix.reporting.compare import compare_runs
 from cocomix.reporting.report_folder import FORM, check_report_folder, load_results, write_report
 
@@ -125,8 +126,8 @@ def _preparation(pipeline: Pipeline) -> list[Stage]:
     return [stage for stage in pipeline.stages() if stage not in students]
 
 
-def compare(folders: list[Path], output: Path | None) -> dict[str, Any]:
-    """Compare finished runs, and write a report to `output` if it is given.
+def compare(paths: list[Path], output: Path | None) -> dict[str, Any]:
+    """Compare finished runs, of folders and of bundles, and write a report to `output` if it is given.
 
     Raises:
         InputError: the runs cannot be compared, or `output` exists and is not a report.
@@ -134,9 +135,11 @@ def compare(folders: list[Path], output: Path | None) -> dict[str, Any]:
     if output is not None:
         output = files.located(output)
         check_report_folder(output)
+    with opened(paths) as found:
+        compared = compare_runs([run for each in found for run in run_folders(each)])
     results = {
-        "name": " and ".join(folder.name for folder in folders),
-        **compare_runs(folders),
+        "name": " and ".join(path.name for path in paths),
+        **compared,
         "environment": {"command": command_line(), **environment.describe()},
     }
     if output is not None:
