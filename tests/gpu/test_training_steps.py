@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -57,9 +58,20 @@ def loss_and_gradients(model: nn.Module, inputs: dict[str, Tensor], dtype: torch
     return [loss, *(each.full_tensor() if isinstance(each, DTensor) else each for each in gradients)]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_compiled_training_is_one_graph_for_all_steps(method: str, device: torch.device, tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    options = {"use_cpu": device.type == "cpu", "bf16": True, "torch_compile": True}
+    backend = "aot_eager" if device.type == "cpu" else "inductor"
+    trainer_of(method, tmp_path, 2, 2, max_steps=3, torch_compile_backend=backend, **options).train()
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "within"), [(None, 1e-4), (torch.bfloat16, 0.05)], ids=str)
-def test_a_compiled_step_is_one_graph(dtype, within, relative_error):
+def test_a_compiled_step_is_one_graph_with_the_eager_gradients(dtype, within, relative_error):
     model = model_of("cocomix").cuda()
     eager, inputs = copy.deepcopy(model), batch(torch.device("cuda"))
     torch._dynamo.reset()
