@@ -38,3 +38,15 @@ def test_flash_attention_2_gives_what_sdpa_gives(mixing, random_model, relative_
     model = random_model("llama", backbone=WIDE, mixing=mixing).to("cuda", torch.bfloat16)
     for found, expected in zip(logits(model, "flash_attention_2"), logits(model, "sdpa"), strict=True):
         assert relative_error(found, expected) < 0.05
+
+
+@pytest.mark.parametrize("mixing", ["interleave", "add"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_static_cache_generates_what_a_dynamic_one_does(kind, mixing, device, random_model):
+    """On a GPU its steps are compiled."""
+    model = random_model(kind, mixing=mixing).float().to(device)
+    ids = IDS.to(device)
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(ids, **options)
+    assert expected.shape == (2, 28)
+    assert torch.equal(model.generate(ids, cache_implementation="static", **options), expected)
