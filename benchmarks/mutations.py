@@ -51,7 +51,7 @@ MUTATIONS = [
     Mutation("λ: the concept loss is not weighted", "models/causal_lm.py",
              "self.config.concept_loss_weight * prediction", "1.0 * prediction", MODEL),
     Mutation("fused loss: rows without a label change the bias", "models/linear_loss.py",
-             "grad_z, has_loss_.to(products), scale)", "grad_z, torch.ones_like(has_loss_), scale)", MODEL),
+             "_product(has_loss_.T.to(products), grad_z)[0]", "grad_z.sum(0)", MODEL),
     Mutation("distillation: gradients shrink with temperature", "models/divergence.py",
              "* difference).sum() * temperature**2", "* difference).sum()",
              "unit/models/test_divergence.py unit/objectives"),

@@ -25,6 +25,7 @@ from cocomix.models.building import build_plain
 from cocomix.models.flops import forward_flops_per_token, labeling_flops_per_token, training_flops_per_token
 from cocomix.models.plain import with_token_loss
 from cocomix.objectives import ConceptMixing, Distillation, NextToken, Objective
+from cocomix.objectives.distillation import predictor
 
 MIXERS: dict[str, dict[str, str]] = {
     "pause": {"content": "pause"},
@@ -94,12 +95,7 @@ class Step:
         if method == "kd":
             teacher = freeze(shapes.teacher(shape).to(self.device, measuring.PRECISIONS[self.precision]))
             self.flops += forward_flops_per_token(teacher, shape.block_size) * shape.tokens
-
-            @torch.no_grad()
-            def teacher_logits(ids: Tensor) -> Tensor:
-                return teacher(input_ids=ids, use_cache=False).logits
-
-            return Distillation(teacher=teacher_logits)
+            return Distillation(teacher=predictor(teacher, shape.vocabulary))
         if method == "online":
             assert self.extractor is not None
             extract = self.extractor

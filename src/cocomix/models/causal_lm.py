@@ -33,7 +33,9 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbones import has_windows, pair_mask, split_decoder, widen_windows
 from .configuration import CoCoMixConfig
+from .divergence import TeacherTokens
 from .experts import idle_weights
+from .linear_loss import distilled_token_loss
 from .losses import IGNORE, concept_loss, hidden_state_loss, mean_loss
 from .mixer import MIXERS, MixedWithLoss, Mixer
 from .retrofit import Retrofit
@@ -46,13 +48,17 @@ class CoCoMixOutput(ModelOutput):
     """Output of `CoCoMixForCausalLM`."""
 
     loss: Tensor | None = None
-    """token_loss + concept_loss_weight · (concept_loss or hidden_loss), of the losses whose targets are given."""
+    """token_loss + concept_loss_weight · (concept_loss or hidden_loss) + weight of the teacher · kd_loss, of the losses
+    whose targets are given."""
     logits: Tensor | None = None
     """(B, T, V) next-token logits, or of fewer positions with `logits_to_keep`."""
     past_key_values: Cache | None = None
     """Cache of both halves, whose length is in tokens."""
     token_loss: Tensor | None = None
-    """Mean next-token cross-entropy in nats, with `labels`."""
+    """Mean next-token cross-entropy in nats, with `labels`. With `teacher_tokens`, it has the gradient of token_loss +
+    weight · kd_loss."""
+    kd_loss: Tensor | None = None
+    """Mean divergence from the teacher in nats, unweighted and without a gradient, with `teacher_tokens`."""
     concept_loss: Tensor | None = None
     """Concept cross-entropy in nats, unweighted, with `concept_ids`."""
     hidden_loss: Tensor | None = None
@@ -105,6 +111,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         *args: Any,
         concept_ids: Tensor | None = None,
         teacher_hidden_states: Tensor | None = None,
+        teacher_tokens: TeacherTokens | None = None,
         steering: Any = None,
         output_concepts: bool = False,
         num_concept_items_in_batch: Tensor | int | None = None,
@@ -118,6 +125,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             concept_ids: (B, T, A) concept labels, −100 for none. Unless `output_concepts` is set, (B, T, C) is never
                 materialized.
             teacher_hidden_states: (B, T, d) targets of predicted hidden states; padding is ignored.
+            teacher_tokens: distributions of a teacher at tokens (B, T), to learn in addition to `labels`.
             steering: {concept: strength} to add to concept logits before the choice, a `Steering`, or a list with one
                 of either, or None, for each row.
             output_concepts: return the concept logits, (B, T, C).
@@ -161,8 +169,14 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         h = upper.last_hidden_state[:, slots - 1 :: slots]  # (B, T, D), the last slot of each token
 
         logits = self._logits(h, inputs)
-        token = self._token_loss(h, logits, inputs)
-        concept = hidden = None
+        concept = hidden = kd = None
+        if teacher_tokens is None:
+            distilled = token = self._token_loss(h, logits, inputs)
+        elif inputs.labels is None:
+            raise ValueError("teacher_tokens was given without labels, whose loss it is added to; give both")
+        else:
+            token, kd = distilled_token_loss(self.lm_head, h, inputs.labels, teacher_tokens, inputs.num_items)
+            distilled = token + teacher_tokens.weight * kd
         if concept_ids is not None:
             total = mixed.concept_loss if isinstance(mixed, MixedWithLoss) else concept_loss(predicted, concept_ids, 1)
             items = inputs.num_items if num_concept_items_in_batch is None else num_concept_items_in_batch
@@ -173,8 +187,9 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             is_token = None if mask is None else mask[:, -h.shape[1] :].bool()
             hidden = hidden_state_loss(predicted, teacher_hidden_states, config.regression_loss, items, is_token)
         return CoCoMixOutput(
-            loss=self._total_loss(token, concept if hidden is None else hidden),
+            loss=self._total_loss(distilled, concept if hidden is None else hidden),
             token_loss=token,
+            kd_loss=kd,
             concept_loss=concept,
             hidden_loss=hidden,
             logits=logits,

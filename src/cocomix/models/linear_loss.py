@@ -5,6 +5,7 @@ Dimensions: N rows, D width, C classes (concepts or tokens), A labels per row, K
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -12,14 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
+from .divergence import TeacherTokens, divergence_and_gradient, map_tokens, teacher_divergence
 from .losses import IGNORE, concept_loss, mean_loss
 
-CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
+CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 """Bytes of a chunk's logits in float32, by device type: large enough for fast matrix products."""
 CLASS_MULTIPLE = {"cpu": 1, "cuda": 64}
 """Number of classes that products are padded to a multiple of, by device type: tensor cores need aligned rows."""
 TOP_BLOCK = 64
 """Columns per block in `largest`."""
+DISTILLED_BYTES = 24
+"""Bytes per logit that counts for the chunk size with a teacher: both distributions and their difference."""
 FLOAT16_SCALE = 2.0**14
 """Scale of probabilities cast to float16: the largest stays below 65504, and the smallest do not underflow to 0."""
 
@@ -28,11 +32,14 @@ class LinearLoss(NamedTuple):
     """Result of `linear_loss` and `linear_cross_entropy`."""
 
     total: Tensor
-    """Scalar in nats: logsumexp(z) − mean of z at the row's labels, summed over rows with a label."""
+    """Scalar in nats: logsumexp(z) − mean of z at the row's labels, summed over rows with a label. With a teacher, its
+    gradient is that of total + weight · divergence."""
     values: Tensor
     """(N, K) largest logits of each row."""
     indices: Tensor
     """(N, K) int64 classes of these logits."""
+    divergence: Tensor
+    """Scalar in nats, without a gradient: divergence from the teacher, summed over rows with a label; 0 without one."""
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
@@ -50,7 +57,9 @@ def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
-def linear_loss(linear: nn.Module, x: Tensor, labels: Tensor, keep: int = 0) -> LinearLoss:
+def linear_loss(
+    linear: nn.Module, x: Tensor, labels: Tensor, keep: int = 0, teacher: TeacherTokens | None = None
+) -> LinearLoss:
     """Cross-entropy of z = linear(x) and the `keep` largest z of each row, fused if `linear` is plain.
 
     Args:
@@ -58,11 +67,51 @@ def linear_loss(linear: nn.Module, x: Tensor, labels: Tensor, keep: int = 0) -> 
         x: (N, D).
         labels: (N, A) int64, `IGNORE` for an empty label slot.
         keep: K.
+        teacher: adds the divergence from a teacher's distribution over the classes, at N tokens, to the gradient.
     """
     if is_plain(linear):
-        return linear_cross_entropy(x, linear.weight, linear.bias, labels, keep)
+        return linear_cross_entropy(x, linear.weight, linear.bias, labels, keep, teacher)
     z = linear(x)
-    return LinearLoss(concept_loss(z, labels, 1), *z.topk(keep, dim=-1))
+    total, found = concept_loss(z, labels, 1), z.new_zeros(())
+    if teacher is not None:
+        has_label = (labels != IGNORE).any(-1)
+        selected = teacher._replace(distribution=map_tokens(teacher.distribution, lambda each: each[has_label]))
+        with torch.autocast(z.device.type, enabled=False):
+            distance = teacher_divergence(z[has_label], selected)
+        found = distance.detach()
+        total = total + teacher.weight * (distance - found)
+    values, indices = z.topk(keep, dim=-1)
+    return LinearLoss(total, values, indices, found)
+
+
+class TokenLoss(NamedTuple):
+    """Result of `distilled_token_loss`."""
+
+    token_loss: Tensor
+    """Mean next-token cross-entropy in nats, with the gradient of token_loss + weight · kd_loss."""
+    kd_loss: Tensor
+    """Mean divergence from the teacher in nats, unweighted and without a gradient."""
+
+
+def distilled_token_loss(
+    head: nn.Module, h: Tensor, labels: Tensor, teacher: TeacherTokens, num_items: Tensor | int | None = None
+) -> TokenLoss:
+    """Cross-entropy of the next token and divergence from the teacher, without either model's logits.
+
+    Args:
+        head: token head.
+        h: (B, T, D) hidden states.
+        labels: (B, T), `IGNORE` for no target; a token without a target has neither loss.
+        teacher: its distributions at tokens (B, T).
+        num_items: divisor of both sums; by default the number of targets here.
+    """
+    targets = labels[:, 1:].reshape(-1, 1).to(h.device)
+    at_targets = teacher._replace(
+        distribution=map_tokens(teacher.distribution, lambda each: each[:, :-1].flatten(0, 1))
+    )
+    found = linear_loss(head, h[:, :-1].flatten(0, 1), targets, teacher=at_targets)
+    is_target = targets != IGNORE
+    return TokenLoss(*(mean_loss(each, is_target, num_items) for each in (found.total, found.divergence)))
 
 
 def linear_token_loss(
@@ -82,7 +131,14 @@ def linear_token_loss(
     return mean_loss(total, targets != IGNORE, num_items)
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, keep: int = 0) -> LinearLoss:
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    keep: int = 0,
+    teacher: TeacherTokens | None = None,
+) -> LinearLoss:
     """Cross-entropy of z = x · weightᵀ + bias, and the `keep` largest z of each row.
 
     Equals computing z (N, C), its `topk` and its loss, with gradients to x, weight and bias through the loss and the
@@ -97,47 +153,70 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, labels:
         bias: (C,) or None.
         labels: (N, A) int64, `IGNORE` for an empty label slot; a row with only empty slots has no loss.
         keep: K.
+        teacher: as in `linear_loss`.
     """
-    return LinearLoss(*_LinearCrossEntropy.apply(x, weight, bias, labels, keep))
+    return LinearLoss(*_LinearCrossEntropy.apply(x, weight, bias, labels, keep, teacher))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, keep: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        keep: int,
+        teacher: TeacherTokens | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
         full = torch.promote_types(x.dtype, torch.float32)
         device = x.device.type
         products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         scale = FLOAT16_SCALE if products == torch.float16 else 1.0
-        total = x.new_zeros((), dtype=full)
+        if teacher is not None:
+            scale /= 1 + teacher.weight * teacher.temperature if scale != 1 else 1.0
+        total, distance = x.new_zeros((), dtype=full), x.new_zeros((), dtype=full)
         kept: list[tuple[Tensor, Tensor]] = []
         grad_x: list[Tensor] = []
         grad_weight: Tensor | None = None
-        grad_bias: Tensor | None = None
         # Cast once here: autocast would cast the weight again in every product of every chunk.
         with torch.autocast(device, enabled=False):
             w, b = _padded(weight.to(products), None if bias is None else bias.to(products))
-            rows = _chunk_rows(len(x), 4 * len(w), device)
-            z_buffer, p_buffer = (_buffer(x, rows, len(w), dtype) for dtype in (products, full))
+            grad_bias = torch.zeros_like(b, dtype=full) if b is not None and need_bias else None
+            rows = _chunk_rows(len(x), (4 if teacher is None else DISTILLED_BYTES) * len(w), device)
+            z_buffer = _buffer(x, rows, len(w), products)
+            p_buffer = z_buffer if products == full else _buffer(x, rows, len(w), full)
             parts = (each.split(rows) for each in (x.to(products), *_shares(labels, full)))
-            for x_, labels_, share_, class_share_, has_loss_ in zip(*parts, strict=True):
+            for chunk, (x_, labels_, share_, class_share_, has_loss_) in enumerate(zip(*parts, strict=True)):
                 z = _logits(x_, w, b, len(weight), z_buffer)
                 values, indices = largest(z, keep)
                 kept.append((values, indices))
-                p = torch.softmax(z, -1, dtype=full, out=_first(p_buffer, len(x_)))
-                z_top, p_top = (values[:, :1], p.gather(-1, indices[:, :1])) if keep else (_top(z), _top(p))
-                log_p = z.gather(-1, labels_).to(full) - (z_top.to(full) - p_top.log())  # (rows, A), of the labels
+                z_labels = z.gather(-1, labels_).to(full)
+                z_top = (values[:, :1] if keep else _top(z)).to(full)
+                grad_distance: Tensor | None = None
+                if teacher is not None:
+                    here = map_tokens(teacher.distribution, partial(_rows_of, chunk, rows))
+                    distances, grad_distance = divergence_and_gradient(
+                        z[:, : len(weight)], teacher._replace(distribution=here)
+                    )
+                    distance = distance + (distances.to(full) * has_loss_.squeeze(-1)).sum()
+                p = torch.softmax(z, -1, dtype=full, out=_first(p_buffer, len(x_)))  # overwrites z if it can
+                p_top = p.gather(-1, indices[:, :1]) if keep else _top(p)
+                log_p = z_labels - (z_top - p_top.log())  # (rows, A), of the labels
                 total = total - (log_p * share_).sum()
                 if not (need_x or need_weight or need_bias):
                     continue
                 # The gradient of z overwrites p, or z if products have another precision. The products below mask
                 # rows without a loss.
+                at_labels = log_p.exp() - class_share_
+                if teacher is not None and grad_distance is not None:
+                    p[:, : len(weight)].add_(grad_distance, alpha=teacher.weight)
+                    at_labels = at_labels + teacher.weight * grad_distance.gather(-1, labels_)
                 grad_z = p if products == full else z.copy_(p if scale == 1 else p.mul_(scale))
-                grad_z.scatter_(-1, labels_, ((log_p.exp() - class_share_) * scale).to(products))
-                if bias is not None and need_bias:
-                    grad_bias = _add_product(grad_bias, grad_z, has_loss_.to(products), scale)
+                grad_z.scatter_(-1, labels_, (at_labels * scale).to(products))
+                if grad_bias is not None:
+                    grad_bias.add_(_product(has_loss_.T.to(products), grad_z)[0], alpha=1 / scale)
                 if need_x:
                     product = _product(grad_z, w)
                     grad_x.append(product * (has_loss_ / scale).to(product.dtype))
@@ -145,14 +224,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight = _add_product(grad_weight, grad_z, x_ * has_loss_.to(products), scale)
         values, indices = (torch.cat(each) for each in zip(*kept, strict=True))
         grad_weight = None if grad_weight is None else grad_weight[: len(weight)]
-        grad_bias = None if grad_bias is None else grad_bias[: len(weight), 0]
+        grad_bias = None if grad_bias is None else grad_bias[: len(weight)]
         ctx.save_for_backward(torch.cat(grad_x) if need_x else None, grad_weight, grad_bias, x, weight, indices)
-        ctx.mark_non_differentiable(indices)
+        ctx.mark_non_differentiable(indices, distance)
         ctx.set_materialize_grads(False)
-        return total, values, indices
+        return total, values, indices, distance
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor | None, grad_values: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_total: Tensor | None, grad_values: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` would treat it as a constant
             raise RuntimeError(
                 "the fused cross-entropy has no second derivative (create_graph=True); materialize the logits with "
@@ -174,7 +255,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias.index_add_(0, indices.flatten(), grad_values.flatten().to(full))
         pairs = ((grad_x, x), (grad_weight, weight), (grad_bias, weight))
-        return *(None if grad is None else grad.to(leaf.dtype) for grad, leaf in pairs), None, None
+        return *(None if grad is None else grad.to(leaf.dtype) for grad, leaf in pairs), None, None, None
 
 
 def largest(z: Tensor, keep: int) -> tuple[Tensor, Tensor]:
@@ -218,10 +299,18 @@ def _padded(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, classes: int, buffer: Tensor | None) -> Tensor:
     """Compute x · weightᵀ + bias, with −∞ in the columns of padding, which have no probability and no gradient."""
     out = _first(buffer, len(x))
-    z = torch.mm(x, weight.T, out=out) if bias is None else torch.addmm(bias, x, weight.T, out=out)
+    if bias is None or out is not None:  # with `out`, addmm would first write the bias to every row
+        z = torch.mm(x, weight.T, out=out)
+        z = z if bias is None else z.add_(bias)
+    else:
+        z = torch.addmm(bias, x, weight.T)
     if classes < len(weight):
         z[:, classes:] = -torch.inf
     return z
+
+
+def _rows_of(chunk: int, rows: int, each: Tensor) -> Tensor:
+    return each[chunk * rows : (chunk + 1) * rows]
 
 
 def _top(z: Tensor) -> Tensor:

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import ModelOutput
 
 from .backbones import scaling_setting
-from .linear_loss import is_plain, linear_token_loss
-from .losses import token_loss
+from .divergence import TeacherTokens
+from .linear_loss import distilled_token_loss, is_plain, linear_token_loss
+
+
+@dataclass
+class PlainOutput(ModelOutput):
+    """Losses of a model prepared by `with_token_loss`."""
+
+    loss: Tensor | None = None
+    """token_loss, with `teacher_tokens` + weight · kd_loss."""
+    token_loss: Tensor | None = None
+    """Mean next-token cross-entropy in nats; with `teacher_tokens`, it has the gradient of `loss`."""
+    kd_loss: Tensor | None = None
+    """Mean divergence from the teacher in nats, unweighted and without a gradient, with `teacher_tokens`."""
 
 
 @torch.no_grad()
 def plain_head(model: PreTrainedModel) -> nn.Linear | None:
     """Return the token head if the logits are its product with the decoder's output and nothing else; else None.
 
-    Decides by the configuration and, unless the model is on the meta device, by a trial on a few tokens.
+    Decides by the configuration and, if the model has weights, by a trial on a few tokens.
     """
     head = model.get_output_embeddings()
     if not is_plain(head) or scaling_setting(model.config.get_text_config()) is not None:
         return None
-    if model.device.type == "meta":
+    if model.device.type == "meta" or isinstance(head.weight, FakeTensor):
         return head
     ids = torch.arange(3, device=model.device).unsqueeze(0)
     was_training = model.training
@@ -42,8 +56,8 @@ def plain_head(model: PreTrainedModel) -> nn.Linear | None:
 def with_token_loss(model: PreTrainedModel) -> PreTrainedModel:
     """Let a model's forward pass take `output_logits=False`, as CoCoMix models do; changes the model in place.
 
-    With `output_logits=False`, `labels` and optionally `num_items_in_batch`, it returns the loss only: fused with a
-    plain head (`linear_loss.py`), or computed from the logits with any other head.
+    With `output_logits=False`, `labels` and optionally `num_items_in_batch` and `teacher_tokens`, it returns the losses
+    only: fused with a plain head (`linear_loss.py`), or computed from the logits with any other head.
     """
     if "output_logits" in inspect.signature(model.forward).parameters:
         return model
@@ -55,10 +69,16 @@ def with_token_loss(model: PreTrainedModel) -> PreTrainedModel:
             return with_logits(self, *args, **kwargs)
         labels: Tensor = kwargs.pop("labels")
         num_items = kwargs.pop("num_items_in_batch", None)
+        teacher: TeacherTokens | None = kwargs.pop("teacher_tokens", None)
         if fused:
-            h = self.base_model(*args, **kwargs).last_hidden_state
-            return CausalLMOutput(loss=linear_token_loss(self.get_output_embeddings(), h, labels, num_items))
-        return CausalLMOutput(loss=token_loss(with_logits(self, *args, **kwargs).logits, labels, num_items))
+            head, h = self.get_output_embeddings(), self.base_model(*args, **kwargs).last_hidden_state
+        else:
+            head, h = nn.Identity(), with_logits(self, *args, **kwargs).logits
+        if teacher is None:
+            token = linear_token_loss(head, h, labels, num_items)
+            return PlainOutput(loss=token, token_loss=token)
+        token, distance = distilled_token_loss(head, h, labels, teacher, num_items)
+        return PlainOutput(loss=token + teacher.weight * distance, token_loss=token, kd_loss=distance)
 
     model.forward = MethodType(forward, model)
     return model

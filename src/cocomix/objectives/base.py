@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cocomix.models.divergence import Distribution
+
 Batch = dict[str, Tensor]
 """Columns of a batch of blocks: `input_ids` (B, T) int64, and the other columns that the objective reads."""
 Counts = dict[str, Tensor]
@@ -65,8 +67,8 @@ class TeacherSignals(Protocol):
         """Return the labeling of blocks (B, T), concept ids (B, T, A), −100 for none; None if labels are stored."""
         ...
 
-    def logits(self) -> Callable[[Tensor], Tensor]:
-        """Return the teacher's logits (B, T, V) of blocks (B, T)."""
+    def token_distributions(self) -> Callable[[Tensor], Distribution]:
+        """Return the teacher's distributions at the tokens of blocks (B, T)."""
         ...
 
     def hidden_states(self) -> Callable[[Tensor], Tensor]:

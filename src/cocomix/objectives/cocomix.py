@@ -72,25 +72,28 @@ class ConceptMixing:
         return {"token": count_tokens(batch), "concept": labeled}
 
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
-        """Compute the losses; materialize logits for a divergence only."""
+        """Compute the losses."""
         distillation = self.distillation if self.distillation is not None and self.distillation.weight > 0 else None
+        more = {} if distillation is None else {"teacher_tokens": distillation.teacher_tokens(batch)}
         output = model(
             input_ids=batch["input_ids"],
             labels=batch["input_ids"],
             concept_ids=batch["concept_ids"],
             num_items_in_batch=counts["token"],
             num_concept_items_in_batch=counts["concept"],
-            output_logits=distillation is not None,
+            output_logits=False,
             use_cache=False,
+            **more,
         )
         parts = {"token_loss": output.token_loss.detach()}
         if self.labeler is None or self.weight != 0:
             parts["concept_loss"] = output.concept_loss.detach()
-        total = output.loss if self.weight is None else output.token_loss + self.weight * output.concept_loss
-        if distillation is None:
-            return Losses(total, parts)
-        kd_loss = distillation.teacher_loss(output.logits, batch, counts)
-        return Losses(total + distillation.weight * kd_loss, {**parts, "kd_loss": kd_loss.detach()})
+        if distillation is not None:
+            parts["kd_loss"] = output.kd_loss
+        if self.weight is None:
+            return Losses(output.loss, parts)
+        total = output.token_loss + self.weight * output.concept_loss
+        return Losses(total if distillation is None else total + distillation.weight * output.kd_loss, parts)
 
 
 def _no_labels(input_ids: Tensor) -> Tensor:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.models.divergence import TopTokens, divergence, divergence_of_top
-from cocomix.models.losses import token_loss
+from cocomix.models.divergence import Distribution, TeacherHidden, TeacherTokens, TopTokens
+from cocomix.models.plain import plain_head
 from cocomix.objectives.base import Batch, Counts, Losses
 from cocomix.objectives.ntp import NextToken
 from cocomix.objectives.schedule import WeightSchedule, scheduled
 
-TeacherLogits = Callable[[Tensor], Tensor]
-"""Computes logits (B, T, V) of blocks (B, T)."""
+PredictTokens = Callable[[Tensor], Distribution]
+"""Computes a teacher's distributions at the tokens of blocks (B, T)."""
 COLUMNS = ("teacher_ids", "teacher_log_probs", "teacher_log_rest")
 """Dataset columns of stored predictions: the fields of `TopTokens`."""
 
@@ -30,13 +30,14 @@ class Distillation(NextToken):
     Args:
         weight: weight of the divergence. With weight 0, the teacher does not run.
         temperature: τ, temperature of both distributions.
-        teacher: computes the teacher's logits of each micro-batch; by default its top tokens are read from `COLUMNS`.
+        teacher: computes the teacher's distributions for each micro-batch; by default its top tokens are read from
+            `COLUMNS`.
         schedule: how the weight changes during training.
     """
 
     weight: float = 0.1
     temperature: float = 1.0
-    teacher: TeacherLogits | None = None
+    teacher: PredictTokens | None = None
     schedule: WeightSchedule | None = None
 
     def at(self, progress: float) -> Distillation:
@@ -57,20 +58,40 @@ class Distillation(NextToken):
         if self.weight == 0:
             return super().__call__(model, batch, counts)
         ids = batch["input_ids"]
-        logits = model(input_ids=ids, use_cache=False).logits
-        next_token_loss = token_loss(logits, ids, counts["token"])
-        kd_loss = self.teacher_loss(logits, batch, counts)
-        parts = {"token_loss": next_token_loss.detach(), "kd_loss": kd_loss.detach()}
-        return Losses(next_token_loss + self.weight * kd_loss, parts)
+        output = model(
+            input_ids=ids,
+            labels=ids,
+            teacher_tokens=self.teacher_tokens(batch),
+            num_items_in_batch=counts["token"],
+            output_logits=False,
+            use_cache=False,
+        )
+        parts = {"token_loss": output.token_loss.detach(), "kd_loss": output.kd_loss}
+        return Losses(output.loss, parts)
 
-    def teacher_loss(self, logits: Tensor, batch: Batch, counts: Counts) -> Tensor:
-        """Compute the unweighted divergence of the teacher from logits (B, T, V)."""
-        # The target of a block's last token is in no block, so that token has no loss.
-        return self._divergence(logits[:, :-1], batch) / counts["token"]
+    def teacher_tokens(self, batch: Batch) -> TeacherTokens:
+        """Return what the student learns of the teacher's predictions of `batch`."""
+        if self.teacher is not None:
+            return TeacherTokens(self.teacher(batch["input_ids"]), self.weight, self.temperature)
+        return TeacherTokens(TopTokens(*(batch[name] for name in COLUMNS)), self.weight, self.temperature)
 
-    def _divergence(self, logits: Tensor, batch: Batch) -> Tensor:
-        with torch.autocast(logits.device.type, enabled=False):
-            if self.teacher is not None:
-                return divergence(logits, self.teacher(batch["input_ids"])[:, :-1], self.temperature)
-            teacher = TopTokens(*(batch[name][:, :-1] for name in COLUMNS))
-            return divergence_of_top(logits, teacher, self.temperature)
+
+def predictor(teacher: PreTrainedModel, vocab_size: int) -> PredictTokens:
+    """Return a frozen teacher's forward pass, without its logits if its head is plain.
+
+    Args:
+        teacher: any causal language model.
+        vocab_size: V, number of its first tokens that the distribution is over.
+    """
+    head = plain_head(teacher)
+
+    def predict(input_ids: Tensor) -> Distribution:
+        with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
+            if head is None:
+                return teacher(input_ids=input_ids, use_cache=False).logits[..., :vocab_size]
+            hidden = teacher.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            return TeacherHidden(
+                hidden, head.weight[:vocab_size], None if head.bias is None else head.bias[:vocab_size]
+            )
+
+    return predict

@@ -238,8 +238,8 @@ def _distillation(student: StudentConfig, teacher: TeacherSignals) -> Distillati
     config = student.distillation_config()
     if config is None:
         return None
-    logits = teacher.logits() if config.top_k is None else None
-    return Distillation(config.weight, config.temperature, logits, config.weight_schedule)
+    predict = teacher.token_distributions() if config.top_k is None else None
+    return Distillation(config.weight, config.temperature, predict, config.weight_schedule)
 
 
 def _next_token(student: StudentConfig, teacher: TeacherSignals) -> Objective:

@@ -19,7 +19,7 @@ from cocomix.data.documents import load_documents
 from cocomix.data.packing import PackedCorpus
 from cocomix.data.streaming import BlockStream, open_stream
 from cocomix.objectives.cocomix import Labeler
-from cocomix.objectives.distillation import TeacherLogits
+from cocomix.objectives.distillation import PredictTokens, predictor
 from cocomix.objectives.hidden_states import HiddenStates
 from cocomix.pipeline.costs import preparation, teacher_flops
 from cocomix.pipeline.make_models import StudentInputs, TrainingData
@@ -85,7 +85,7 @@ class OnlineTeacher:
     Args:
         pipeline: opens the teacher and the SAE when they are first used.
         labels: how the student's labels are computed.
-        vocab_size: V; logits of further tokens, which no text contains, are cut off.
+        vocab_size: V; the probabilities of further tokens, which no text contains, are cut off.
     """
 
     def __init__(self, pipeline: Pipeline, labels: LabelsConfig, vocab_size: int) -> None:
@@ -100,15 +100,9 @@ class OnlineTeacher:
         size = self._labels.blocks_per_batch
         return lambda input_ids: label_in_equal_batches(extractor, input_ids, None, size).ids
 
-    def logits(self) -> TeacherLogits:
+    def token_distributions(self) -> PredictTokens:
         """Return the teacher's forward pass."""
-        teacher, vocab_size = self._teacher(), self._vocab_size
-
-        def logits(input_ids: Tensor) -> Tensor:
-            with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
-                return teacher(input_ids=input_ids, use_cache=False).logits[..., :vocab_size]
-
-        return logits
+        return predictor(self._teacher(), self._vocab_size)
 
     def hidden_states(self) -> HiddenStates:
         """Return the teacher's forward pass up to the tapped block."""

@@ -13,6 +13,7 @@ from cocomix.concepts.teacher import residual_stream
 from cocomix.models.building import BackboneConfig, activated_parameters, backbone_config, build_plain
 from cocomix.models.experts import experts_per_token
 from cocomix.models.flops import forward_flops_per_token, labeling_flops_per_token, training_flops_per_token
+from cocomix.models.plain import with_token_loss
 from cocomix.objectives import ConceptMixing, Distillation
 
 BLOCK = 64
@@ -128,7 +129,8 @@ def test_a_configuration_without_the_number_of_experts_per_token_is_refused() ->
 
 def test_distillation_agrees_with_the_counter() -> None:
     """A step of kd, its objective's own call: the student's three passes and the teacher's one."""
-    student, teacher = build_plain(plain("llama")), build_plain(plain("gpt2")).requires_grad_(False)
+    student = with_token_loss(build_plain(plain("llama")))
+    teacher = build_plain(plain("gpt2")).requires_grad_(False)
     for model in (student, teacher):
         model.set_attn_implementation("eager")
     objective = Distillation(teacher=lambda ids: teacher(input_ids=ids, use_cache=False).logits)

@@ -10,6 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
+from cocomix.models.divergence import (
+    Distribution,
+    TeacherHidden,
+    TeacherTokens,
+    map_tokens,
+    teacher_divergence,
+    teacher_logits,
+    top_tokens,
+)
 from cocomix.models.linear_loss import (
     CHUNK_BYTES,
     CLASS_MULTIPLE,
@@ -56,18 +65,52 @@ def test_it_is_the_plain_form(rows_at_once: int, keep: int, with_bias: bool) -> 
     upstream = torch.randn(N, keep, dtype=torch.float64)
     gradients = []
     for form in (plain, linear_cross_entropy):
-        total, values, indices = form(x, weight, bias if with_bias else None, labels, keep)
+        total, values, indices, *_ = form(x, weight, bias if with_bias else None, labels, keep)
         objective = 0.7 * total + (values * upstream).sum()
         gradients.append([total, values, indices, *torch.autograd.grad(objective, leaves)])
     for wanted, found in zip(*gradients, strict=True):
         torch.testing.assert_close(found, wanted)
 
 
+def teacher_of(kind: str, dtype: torch.dtype = torch.float64) -> TeacherTokens:
+    """A teacher's distributions over C classes at N tokens, as its logits, its hidden states or its top tokens."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((N, D + 1), (C, D + 1), (C,))
+    hidden, weight, bias = (torch.randn(*shape, generator=generator).to(dtype) for shape in shapes)
+    states = TeacherHidden(hidden, weight, bias)
+    logits = teacher_logits(states)
+    top = top_tokens(logits, K, 2.0)
+    top.log_rest[2] = -torch.inf
+    distributions: dict[str, Distribution] = {"hidden": states, "logits": logits, "top": top}
+    return TeacherTokens(distributions[kind], weight=3.0, temperature=2.0)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("kind", ["hidden", "logits", "top"])
+def test_with_a_teacher_it_is_the_plain_form_and_the_divergence(rows_at_once: int, kind: str, with_bias: bool) -> None:
+    x, *_, labels = inputs()
+    labels, teacher = labels[:, :1], teacher_of(kind)
+    linear = nn.Linear(D, C, bias=with_bias).double()
+    leaves = [x, *linear.parameters()]
+    labeled = labels[:, 0] != IGNORE
+    z = linear(x)
+    cross_entropy = F.cross_entropy(z[labeled], labels[labeled, 0], reduction="sum")
+    distribution = map_tokens(teacher.distribution, lambda each: each[labeled])
+    divergence = teacher_divergence(z[labeled], teacher._replace(distribution=distribution))
+    wanted = torch.autograd.grad(cross_entropy + teacher.weight * divergence, leaves)
+    for layer in (linear, nn.Sequential(linear)):  # fused, and from logits
+        found = linear_loss(layer, x, labels, teacher=teacher)
+        torch.testing.assert_close(found.total, cross_entropy)
+        torch.testing.assert_close(found.divergence, divergence.detach(), check_dtype=False)
+        for f, w in zip(torch.autograd.grad(found.total, leaves), wanted, strict=True):
+            torch.testing.assert_close(f, w, rtol=1e-5, atol=1e-5)
+
+
 def test_gradcheck(rows_at_once: int) -> None:
     x, weight, bias, labels = inputs()
 
     def of(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        total, values, _ = linear_cross_entropy(x, weight, bias, labels, K)
+        total, values, *_ = linear_cross_entropy(x, weight, bias, labels, K)
         return total, values
 
     assert torch.autograd.gradcheck(of, (x, weight, bias))
@@ -93,7 +136,7 @@ def test_a_frozen_weight_gets_no_gradient_and_none_is_computed() -> None:
 
 def test_backward_twice() -> None:
     x, weight, bias, labels = inputs()
-    total, values, _ = linear_cross_entropy(x, weight, bias, labels, K)
+    total, values, *_ = linear_cross_entropy(x, weight, bias, labels, K)
     objective = total + values.square().sum()
     first = torch.autograd.grad(objective, [x, weight, bias], retain_graph=True)
     for one, other in zip(first, torch.autograd.grad(objective, [x, weight, bias]), strict=True):
@@ -116,11 +159,17 @@ def test_autocast_rounds_no_more_than_the_plain_form(rows_at_once: int) -> None:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_it_compiles_without_a_break(rows_at_once: int, backend: str) -> None:
+@pytest.mark.parametrize("kind", [None, "hidden", "top"])
+def test_it_compiles_without_a_break(kind: str | None, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With classes padded, in chunks of three rows, without a teacher and with one."""
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * 12 * 3)
+    monkeypatch.setitem(CLASS_MULTIPLE, "cpu", 4)
     x, weight, bias, labels = inputs(torch.float32)
+    teacher = None if kind is None else teacher_of(kind, torch.float32)
+    torch._dynamo.reset()
 
     def of(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        total, values, _ = linear_cross_entropy(x, weight, bias, labels, K)
+        total, values, *_ = linear_cross_entropy(x, weight, bias, labels, K, teacher)
         return total + values.sum()
 
     compiled = torch.compile(of, fullgraph=True, backend=backend)
@@ -237,6 +286,6 @@ def test_a_changed_layer_is_called(change: Callable[[nn.Linear], nn.Module]) -> 
     assert not is_plain(changed)
     found = linear_loss(changed, x, labels, K)
     z = changed(x)
-    for f, w in zip(found, (concept_loss(z, labels, 1), *z.topk(K)), strict=True):
+    for f, w in zip(found[:3], (concept_loss(z, labels, 1), *z.topk(K)), strict=True):
         torch.testing.assert_close(f, w)
     assert not torch.allclose(found.total, before.total, rtol=1e-6)

@@ -13,6 +13,7 @@ from cocomix.models.divergence import top_tokens
 from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
 from cocomix.models.plain import plain_head, with_token_loss
 from cocomix.objectives import ConceptMixing, Distillation, MultiToken, NextToken
+from cocomix.objectives.distillation import predictor
 
 V, ROWS, T = 31, 3, 8
 BACKBONE = {
@@ -46,7 +47,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 def test_distillation_is_the_token_loss_and_the_weighted_mean_divergence(model, teacher, batch):
     ids = batch["input_ids"]
-    objective = Distillation(weight=0.3, temperature=2.0, teacher=lambda x: teacher(x).logits)
+    objective = Distillation(weight=0.3, temperature=2.0, teacher=predictor(teacher, V))
     counts = objective.count(batch)
     losses = objective(model, batch, counts)
     plain = NextToken()(model, batch, counts)
@@ -145,7 +146,7 @@ def test_multi_token_losses_are_those_of_each_heads_own_tokens(batch, heads):
 @pytest.mark.parametrize("method", ["kd", "mtp"])
 def test_losses_of_micro_batches_add_up_to_those_of_the_batch(method, teacher, batch):
     if method == "kd":
-        model = GPT2LMHeadModel(GPT2Config(**BACKBONE))
+        model = with_token_loss(GPT2LMHeadModel(GPT2Config(**BACKBONE)))
         objective = Distillation(teacher=lambda x: teacher(x).logits)
     else:
         model = MultiTokenForCausalLM(MultiTokenConfig(GPT2Config(**BACKBONE), num_future_tokens=3))

@@ -13,10 +13,12 @@ import pytest
 import torch
 import yaml
 
+from cocomix.concepts.teacher import freeze
 from cocomix.data.sources import read_documents
 from cocomix.data.tokenizer import train_tokenizer, vocabulary_size
 from cocomix.models.building import BackboneConfig, backbone_config, build_plain
-from cocomix.objectives import NextToken
+from cocomix.objectives import Distillation, NextToken
+from cocomix.objectives.distillation import predictor
 from cocomix.pipeline.recipe import load_recipe
 from cocomix.planning.costs import machines
 from cocomix.planning.memory import BLOCKS, BUCKETS, GATHERED, GRADIENTS, STATES, STEP, WEIGHTS, Peak, training_memory
@@ -119,6 +121,33 @@ def test_the_plan_is_within_a_fifth_of_a_training(recipes, cases) -> None:
         recipe, student = name.split(":")
         peak = max(phase.total for phase in planned(Path(recipe), student)["ddp"])
         assert peak == pytest.approx(found[name], rel=0.2), name
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored predictions", "teacher in the step"])
+def test_distillation_never_holds_the_logits_of_a_batch(stored) -> None:
+    """All memory of a step but weights, gradients and states is less than one float32 tensor of (B, T, V)."""
+    blocks, length, vocabulary, top_k = 4, 1024, 16_384, 8
+    sizes = BackboneConfig("llama", 32, 2, 2)
+    config = backbone_config(sizes, vocab_size=vocabulary, block_size=length, eos_token_id=0)
+
+    def objective() -> Distillation:
+        return Distillation(teacher=None if stored else predictor(freeze(build_plain(config)), vocabulary))
+
+    def batch() -> dict[str, torch.Tensor]:
+        ids = torch.zeros(blocks, length, dtype=torch.long)
+        top = {"teacher_ids": ids.unsqueeze(-1).repeat(1, 1, top_k)}
+        top |= {
+            "teacher_log_probs": torch.zeros(blocks, length, top_k),
+            "teacher_log_rest": torch.zeros(blocks, length),
+        }
+        return {"input_ids": ids, **(top if stored else {})}
+
+    training = TrainingConfig()
+    found = training_memory(
+        lambda: build_plain(config), objective, batch, training, accumulates=False, device="cpu"
+    ).phases[STEP]
+    held = found.total() - found[WEIGHTS] - found[GRADIENTS] - found[STATES]
+    assert held < 4 * blocks * length * vocabulary
 
 
 def test_sharing_out(recipes) -> None:
