@@ -11,6 +11,7 @@ from cocomix.common import files
 from cocomix.common.console import table
 from cocomix.common.errors import InputError
 from cocomix.evaluation.verdicts import LEVEL
+from cocomix.reporting.document import Block, Bullets, Picture, to_markdown
 from cocomix.reporting.envelope import (
     ENVELOPE,
     ENVELOPE_NOTE,
@@ -19,7 +20,7 @@ from cocomix.reporting.envelope import (
     has_envelope,
     plain_tokens,
 )
-from cocomix.reporting.report import EVALUATION_NOTE, bullets, curves_picture, settings_table
+from cocomix.reporting.report import EVALUATION_NOTE, curves_picture, settings_table
 from cocomix.reporting.tables import Evaluations, evaluation_tables
 from cocomix.reporting.wording import baseline_of, caveats, provenance_lines
 from study import (
@@ -109,13 +110,15 @@ def _part(part: Part, results: dict[str, Any]) -> list[str]:
     if part.conclusion:
         lines.append(part.conclusion.strip())
     lines.append(f"![Validation loss by tokens and by FLOPs](results/{part.results}.png)")
+    blocks: list[Block] = []
     if has_envelope(results):
-        lines += [envelope_table(results), ENVELOPE_NOTE, f"![Envelope](results/{part.results}-{ENVELOPE})"]
+        blocks += [envelope_table(results), ENVELOPE_NOTE, Picture(f"results/{part.results}-{ENVELOPE}", "Envelope")]
     if measured := evaluation_tables(_in_short(results["evaluations"])):
-        lines += [*measured, EVALUATION_NOTE]
+        blocks += [*measured, EVALUATION_NOTE]
     if settings := settings_table(results["recipe"]):
-        lines.append(settings)
-    return [*lines, bullets([*caveats(results), *provenance_lines(results), _provenance(results)])]
+        blocks.append(settings)
+    blocks.append(Bullets([*caveats(results), *provenance_lines(results), _provenance(results)]))
+    return [*lines, to_markdown(blocks).rstrip("\n")]
 
 
 def _in_short(evaluations: Evaluations) -> Evaluations:

@@ -12,9 +12,10 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from cocomix.app.finding import find_concepts, most_used
+from cocomix.app.guard import POLICY
 from cocomix.app.limits import Limits
 from cocomix.app.playground import build_playground
-from cocomix.app.serving import POLICY, serve
+from cocomix.app.serving import serve
 from cocomix.catalog.search import Catalog
 from cocomix.inspection.runs import OpenRun
 

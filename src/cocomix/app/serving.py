@@ -1,4 +1,4 @@
-"""Serve the page, by default only to this machine, and prevent it from loading anything from other sites."""
+"""Serve the page, by default only to this machine."""
 
 from __future__ import annotations
 
@@ -7,52 +7,29 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cocomix.app.guard import Addresses, Guard
 from cocomix.common.errors import InputError
 
-# With this policy the browser blocks whatever the page or Gradio would load from or send to another site.
-POLICY = "; ".join(
-    (
-        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",
-        "connect-src 'self'",
-        "form-action 'self'",
-        "base-uri 'self'",
-        "object-src 'none'",
-    )
-)
+SESSIONS = 256
+"""Maximum number of visitors whose state is kept; the oldest are forgotten first."""
 
 
-class OnlyFromHere:
-    """Add the content security policy to every response; refuse uploads and requests from pages of other sites."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [("content-security-policy", POLICY), ("referrer-policy", "no-referrer")]
-                encoded = [(name.encode(), value.encode()) for name, value in headers]
-                message = {**message, "headers": [*message.get("headers", []), *encoded]}
-            await send(message)
-
-        refusal = _refusal(Headers(scope=scope)) if scope["type"] == "http" else None
-        await (refusal or self.app)(scope, receive, with_policy)
-
-
-def _refusal(headers: Headers) -> PlainTextResponse | None:
-    """Return the response that refuses a request with these headers; None if it is allowed."""
-    origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-        return PlainTextResponse("this page does not answer other sites", status_code=403)
-    # Gradio accepts and stores uploads even if a page has no component for them.
-    if headers.get("content-type", "").strip().lower().startswith("multipart/"):
-        return PlainTextResponse("this page does not accept files", status_code=405)
-    return None
+def check_root_path(root_path: str | None) -> None:
+    """Raise InputError unless this is None or an address such as https://example.com/cocomix."""
+    if root_path is None:
+        return
+    try:
+        parts = urlsplit(root_path)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and root_path.isprintable()
+        usable = usable and not (parts.query or parts.fragment or parts.username or " " in root_path)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise InputError(
+            f"--root-path is {root_path!r}; expected the public address, such as https://example.com/cocomix"
+        )
 
 
 def check_address(host: str, port: int | None) -> None:
@@ -69,13 +46,14 @@ def check_address(host: str, port: int | None) -> None:
         ) from None
 
 
-def serve(page: Any, host: str, port: int | None) -> str:
+def serve(page: Any, host: str, port: int | None, root_path: str | None = None) -> str:
     """Serve a page in background threads, and return its address.
 
     Args:
         page: result of `build_playground`.
         host: name or address to bind to.
         port: port to bind to; by default the first free one from 7860 on.
+        root_path: public address behind a reverse proxy, which forwards requests without its path prefix.
     """
     from cocomix.app.playground import STYLE, theme
 
@@ -86,7 +64,9 @@ def serve(page: Any, host: str, port: int | None) -> str:
         server_port=port,
         theme=theme(),
         css_paths=STYLE,
-        app_kwargs={"middleware": [Middleware(OnlyFromHere)]},
+        app_kwargs={"middleware": [Middleware(Guard, page=page, addresses=Addresses.of(host, root_path))]},
+        root_path=root_path,
+        state_session_capacity=SESSIONS,
         share=False,
         ssr_mode=False,
         mcp_server=False,
@@ -97,4 +77,4 @@ def serve(page: Any, host: str, port: int | None) -> str:
         quiet=True,
         prevent_thread_lock=True,
     )
-    return str(local)
+    return root_path or str(local)

@@ -30,6 +30,9 @@ def app(
     catalog: Annotated[Path | None, option("FOLDER", "Its concept catalog (default: that of its recipe).")] = None,
     host: Annotated[str, option("HOST", "Where to serve.")] = LOCAL[0],
     port: Annotated[int | None, option("PORT", "Default: the first free port from 7860.", Port)] = None,
+    root_path: Annotated[
+        str | None, option("URL", "Public address behind a reverse proxy, such as https://example.com/cocomix.")
+    ] = None,
     time_limit: Annotated[float, option("SECONDS", "Time limit of a generation.", _seconds)] = 60.0,
 ) -> None:
     """Steer a model and search its concepts in a browser.
@@ -43,10 +46,11 @@ def app(
 
     from cocomix.app.limits import Limits
     from cocomix.app.playground import build_playground
-    from cocomix.app.serving import check_address, serve
+    from cocomix.app.serving import check_address, check_root_path, serve
     from cocomix.inspection.runs import open_run
 
     limits = Limits(seconds=time_limit)
+    check_root_path(root_path)
     check_address(host, port)
     opened = open_run(run, catalog)
     if opened.catalog is None:
@@ -54,7 +58,7 @@ def app(
     page = build_playground(opened, limits)
     if host not in LOCAL:
         status(f"Warning: the page is served on {host} without a password, to everybody who can reach it.")
-    show(f"Page: {serve(page, host, port)}")
+    show(f"Page: {serve(page, host, port, root_path)}")
     status("Press Ctrl-C to stop.")
     try:
         wait()

@@ -34,21 +34,21 @@ def compare(
 def show_tables(results: dict[str, Any]) -> None:
     """Print the tables of a comparison, then what they mean in sentences."""
     from cocomix.reporting.concept_tables import concept_summary
+    from cocomix.reporting.document import plain_text
     from cocomix.reporting.envelope import envelope_table, has_envelope
     from cocomix.reporting.report import equal_cost_table, students_table
     from cocomix.reporting.tables import evaluation_tables
     from cocomix.reporting.wording import comparison_sentences, concept_sentences, verdict_note
 
-    show("\n" + students_table(results))
-    show("\n" + equal_cost_table(results))
-    if has_envelope(results):
-        show("\n" + envelope_table(results))
-    for shown in (*concept_summary(results["students"]), *evaluation_tables(results["evaluations"])):
-        show("\n" + shown)
     note = verdict_note(results)
-    for sentence in (
+    for block in (
+        students_table(results),
+        equal_cost_table(results),
+        *([envelope_table(results)] if has_envelope(results) else []),
+        *concept_summary(results["students"]),
+        *evaluation_tables(results["evaluations"]),
         *concept_sentences(results["students"]),
         *comparison_sentences(results),
         *([note] if note else []),
     ):
-        show("\n" + sentence.replace("`", ""))
+        show("\n" + plain_text(block))

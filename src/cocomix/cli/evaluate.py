@@ -218,10 +218,11 @@ def _add_and_show(run: Path, evaluation: Evaluation, as_json: bool) -> None:
 
 def _show(run: Path, evaluations: list[dict[str, Any]], as_printed: Any, as_json: bool) -> None:
     from cocomix.evaluation.record import EVALUATION_FILE
+    from cocomix.reporting.document import plain_text
     from cocomix.reporting.tables import evaluation_tables
 
     if as_json:
         show(json.dumps(as_printed, indent=2))
     else:
-        show("\n\n".join(evaluation_tables({run.name: evaluations})))
+        show("\n\n".join(map(plain_text, evaluation_tables({run.name: evaluations}))))
         status(f"Saved in {run / EVALUATION_FILE}")

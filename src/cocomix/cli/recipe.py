@@ -160,10 +160,11 @@ def _show_results(results: dict[str, Any], folder: Path, recipe: str, as_json: b
         show(json.dumps(results, indent=2))
         return
 
+    from cocomix.reporting.document import plain_text
     from cocomix.reporting.wording import caveats
 
     show_tables(results)
-    show("\n" + caveats(results)[0])
+    show("\n" + plain_text(caveats(results)[0]))
     show(f"\nReport:  {folder / 'report' / 'report.html'}\nFigures: {folder / 'report' / 'results.json'}")
     show(f"Models:  {folder / 'students'}")
     if steps := next_steps(results, folder, recipe):

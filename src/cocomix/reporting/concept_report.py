@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from cocomix.common.console import table, visible
+from cocomix.reporting.document import Block, Bullets, Heading, Table, literal
 
 
-def concept_section(shown: dict[str, Any]) -> list[str]:
-    """Return the parts of the section in Markdown.
+def concept_section(shown: dict[str, Any]) -> list[Block]:
+    """Return the parts of the section.
 
     Args:
         shown: a `Showcase` as a dictionary.
     """
-    parts = [f"## Concepts of `{shown['student']}`"]
+    parts: list[Block] = [Heading(2, f"Concepts of `{shown['student']}`")]
     if best := shown["best"]:
         parts += [
             _best_table(best),
@@ -26,19 +25,19 @@ def concept_section(shown: dict[str, Any]) -> list[str]:
             "current token. Names are hints: the tokens whose logits the concept raises most, unless the catalog has "
             "better names.",
         ]
-    if contexts := [f"- {_named(each)}: {_contexts(each['contexts'])}" for each in best if each["contexts"]]:
-        parts += ["Where they are most active in the teacher:", "\n".join(contexts)]
+    if contexts := [f"{_named(each)}: {_contexts(each['contexts'])}" for each in best if each["contexts"]]:
+        parts += ["Where they are most active in the teacher:", Bullets(contexts)]
     parts += [
-        "### One sentence of validation text",
-        "\n".join(map(_traced, shown["trace"])),
+        Heading(3, "One sentence of validation text"),
+        Bullets([_traced(step) for step in shown["trace"]]),
         "For each token, the three concepts with the largest logits. In parentheses: the concept's effect on the "
         "log-probability of the next token, in nats, measured by leaving the concept out. The last token is followed "
         "by the model's own prediction.",
     ]
     if sample := shown["sample"]:
         parts += [
-            "### One text, plain and steered",
-            "\n".join(f"- {name}: {literal(sample[name])}" for name in ("prompt", "plain", "steered")),
+            Heading(3, "One text, plain and steered"),
+            Bullets([f"{name}: {literal(sample[name])}" for name in ("prompt", "plain", "steered")]),
             f"Steered: {sample['strength']:g} standard deviations of the concept logits are added to concept "
             f"{_named(sample)}, the first of the table, at every token. Both texts use the same random numbers. This "
             "is one example, not selected for its effect; `cocomix evaluate steering` measures the effect on many.",
@@ -46,17 +45,17 @@ def concept_section(shown: dict[str, Any]) -> list[str]:
     return parts
 
 
-def _best_table(best: list[dict[str, Any]]) -> str:
+def _best_table(best: list[dict[str, Any]]) -> Table:
     keys = ("precision", "recall", "table_recall", "bigram_recall")
     rows = [
         [
-            _named(each),
+            _name(each),
             f"{each['frequency']:.2%}",
             *(f"{each[key]:.1%}" if key in each else "–" for key in keys),
         ]
         for each in best
     ]
-    return table(["concept", "share of labeled tokens", "precision", "recall", "token table", "bigram table"], rows)
+    return Table(["concept", "share of labeled tokens", "precision", "recall", "token table", "bigram table"], rows)
 
 
 def _contexts(contexts: list[dict[str, Any]]) -> str:
@@ -70,14 +69,12 @@ def _traced(step: dict[str, Any]) -> str:
     """Format a token of the sentence with its concepts and their effects."""
     concepts = "; ".join(f"{_named(each)} ({each['effect']:+.2f})" for each in step["concepts"])
     text, following = literal(step["text"]), literal(step["next_text"])
-    return f"- «{text}» → «{following}», log p {step['next_logprob']:.2f}: {concepts}"
+    return f"«{text}» → «{following}», log p {step['next_logprob']:.2f}: {concepts}"
 
 
 def _named(concept: dict[str, Any]) -> str:
-    name = concept["name"]
-    return f"{concept['concept_id']}" + (f" {literal(name)}" if name else "")
+    return literal(_name(concept))
 
 
-def literal(text: str) -> str:
-    """Escape text so that Markdown shows it literally, in one line."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", visible(text))
+def _name(concept: dict[str, Any]) -> str:
+    return f"{concept['concept_id']} {concept['name'] or ''}".rstrip()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from cocomix.common.console import table
+from cocomix.reporting.document import Table
 
 Measured = Sequence[tuple[str, dict[str, Any]]]
 """`Evaluation`s of one kind as dictionaries, each with the name of its model."""
@@ -35,7 +35,7 @@ SUMMARY_NOTE = (
     "Over validation tokens that have labels. First table: bits per label, the mean cross-entropy of a token's labels "
     "under the labels' overall frequencies, under their frequencies with the current token, with the previous and the "
     "current token, and under the student's prediction; floor: under a prediction that knows the labels of each token. "
-    "*Explained*: the share of what the student learns, H(label) − student, that the frequencies with one or two "
+    "Explained: the share of what the student learns, H(label) − student, that the frequencies with one or two "
     "tokens explain. Second table: precision@A is the share of labels among as many predictions per token as it has "
     "labels, A, which is also the recall@A; recall@K the share of the labels among K predictions; precision@K the "
     "share of labels among K predictions, which cannot reach 100 % with fewer labels than predictions. The token table "
@@ -45,7 +45,7 @@ SUMMARY_NOTE = (
 )
 
 
-def concept_summary(students: dict[str, Any]) -> list[str]:
+def concept_summary(students: dict[str, Any]) -> list[Table]:
     """Build the tables of how well cocomix students predict their labels; empty without such students."""
     measured = {name: student["metrics"] for name, student in students.items() if "concept_loss" in student["metrics"]}
     if not measured:
@@ -60,8 +60,8 @@ def concept_summary(students: dict[str, Any]) -> list[str]:
     ]
     shares = [[name, *(_share(m.get(key)) for key in SHARES)] for name, m in measured.items()]
     return [
-        table(["bits per label", *BITS.values(), *EXPLAINED.values()], bits),
-        table(["student", *SHARES.values()], shares),
+        Table(["bits per label", *BITS.values(), *EXPLAINED.values()], bits),
+        Table(["student", *SHARES.values()], shares),
     ]
 
 
@@ -76,7 +76,7 @@ def explained_share(metrics: dict[str, float], table_loss: str) -> float | None:
     return (metrics["constant_loss"] - metrics[table_loss]) / gain if gain > 0 else None
 
 
-def concept_tables(measured: Measured) -> list[str]:
+def concept_tables(measured: Measured) -> list[Table]:
     """Build the tables of predictions by frequency band, calibration, and losses with the vector changed."""
     banded = [(_name(model, each), each["figures"]["bands"]) for model, each in measured if each["figures"]["bands"]]
     channels = [
@@ -113,10 +113,10 @@ BANDS = {
 """Columns by the number of predictions per token: A, its number of labels, or K. Older evaluations lack some."""
 
 
-def _band_table(banded: Sequence[tuple[str, list[dict[str, Any]]]], rank: str) -> str:
+def _band_table(banded: Sequence[tuple[str, list[dict[str, Any]]]], rank: str) -> Table:
     shares = BANDS[rank]
     header = ["model", "label frequency", "concepts", "labels", *shares.values()]
-    return table(
+    return Table(
         header,
         [
             [
@@ -132,9 +132,9 @@ def _band_table(banded: Sequence[tuple[str, list[dict[str, Any]]]], rank: str) -
     )
 
 
-def _calibration_table(banded: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
+def _calibration_table(banded: Sequence[tuple[str, list[dict[str, Any]]]]) -> Table:
     """Build the calibration table over all concepts."""
-    return table(
+    return Table(
         ["model", "expected labels", "observed labels", "predictions"],
         [
             [name, f"{each['promised']:.5f}", f"{each['found']:.5f}", f"{each['predictions']:,}"]
@@ -144,9 +144,9 @@ def _calibration_table(banded: Sequence[tuple[str, list[dict[str, Any]]]]) -> st
     )
 
 
-def _channel_table(channels: Sequence[tuple[str, dict[str, float]]]) -> str:
+def _channel_table(channels: Sequence[tuple[str, dict[str, float]]]) -> Table:
     changes = [change for change in channels[0][1] if change != "own"]
-    return table(
+    return Table(
         ["loss with the continuous vector", "own", *changes],
         [
             [
@@ -163,7 +163,7 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def steering_tables(measured: Measured) -> list[str]:
+def steering_tables(measured: Measured) -> list[Table]:
     """Build a table with one row per arm and strength."""
     rows = [
         [
@@ -189,7 +189,7 @@ def steering_tables(measured: Measured) -> list[str]:
         "distinct-1",
         "distinct-2",
     ]
-    return [table(header, rows)] if rows else []
+    return [Table(header, rows)] if rows else []
 
 
 def _settings(settings: dict[str, Any]) -> str:

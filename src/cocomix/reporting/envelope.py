@@ -7,21 +7,21 @@ pass at equal FLOPs. These functions read the `students` and `groups` of a compa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cocomix.common.console import table
 from cocomix.reporting.costs import AXES, cost_to_reach
+from cocomix.reporting.document import Table
+from cocomix.reporting.figures import png
 from cocomix.reporting.seeds import Curve, SeedDifference, over_seeds
 
 ENVELOPE = "envelope.png"
 ENVELOPE_AXES = ("student_flops", "single_run_flops")
 ENVELOPE_NOTE = (
     "Envelope: the lowest loss of any `ntp` student here at the FLOPs of the row, interpolated linearly between its "
-    "evaluations; *at most* if no `ntp` student used as many. Each student is compared at the end of its training, by "
+    "evaluations; `at most` if no `ntp` student used as many. Each student is compared at the end of its training, by "
     "the FLOPs of the student alone and with teacher, SAE and labels all paid by this one run. In parentheses: 95 % "
     "intervals (Student's t) over seeds, each with the envelope of its own seed."
 )
@@ -63,7 +63,7 @@ def has_envelope(results: dict[str, Any]) -> bool:
     return len({_size(results, name) for name in _plain(results)}) > 1
 
 
-def envelope_table(results: dict[str, Any]) -> str:
+def envelope_table(results: dict[str, Any]) -> Table:
     """Compare each group with the envelope at equal FLOPs."""
     header = ["against the envelope of ntp", "loss"]
     for axis in ENVELOPE_AXES:
@@ -76,7 +76,7 @@ def envelope_table(results: dict[str, Any]) -> str:
         for axis in ENVELOPE_AXES:
             row += _against(results, name, axis)
         rows.append(row)
-    return table(header, rows)
+    return Table(header, rows)
 
 
 def _against(results: dict[str, Any], name: str, axis: str) -> list[str]:
@@ -131,9 +131,7 @@ def envelope_picture(results: dict[str, Any]) -> bytes:
         axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.axes[0].set(ylabel="validation loss, nats per token")
-    picture = BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+    return png(figure)
 
 
 def _members(results: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from statistics import fmean, stdev
 from typing import Any
 
-from cocomix.common.console import table
 from cocomix.reporting.concept_report import concept_section
 from cocomix.reporting.concept_tables import SUMMARY_NOTE, concept_summary
 from cocomix.reporting.costs import AXES
+from cocomix.reporting.document import Block, Bullets, Heading, Picture, Table, literal
 from cocomix.reporting.envelope import ENVELOPE, ENVELOPE_NOTE, envelope_table, has_envelope
+from cocomix.reporting.figures import png
 from cocomix.reporting.tables import evaluation_tables
 from cocomix.reporting.wording import caveats, comparison_sentences, concept_sentences, provenance_lines, verdict_note
 from cocomix.training import older_records
@@ -53,12 +53,10 @@ def curves_picture(results: dict[str, Any]) -> bytes:
         figure.legend(loc="outside lower center", ncols=6)
     else:
         panels["tokens"].legend()
-    picture = BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+    return png(figure)
 
 
-def equal_cost_table(results: dict[str, Any]) -> str:
+def equal_cost_table(results: dict[str, Any]) -> Table:
     """Build a table of each group's mean loss at equal cost, with the standard deviation over seeds."""
     equal = results["equal_cost"]
     header = [
@@ -74,7 +72,7 @@ def equal_cost_table(results: dict[str, Any]) -> str:
         [name, str(len(members)), *(_mean_and_scatter([equal[axis]["losses"][m] for m in members]) for axis in equal)]
         for name, members in results["groups"].items()
     ]
-    return table(header, rows)
+    return Table(header, rows)
 
 
 def _mean_and_scatter(losses: list[float | None]) -> str:
@@ -84,7 +82,7 @@ def _mean_and_scatter(losses: list[float | None]) -> str:
     return f"{fmean(known):.4f}" + (f" ± {stdev(known):.4f}" if len(known) > 1 else "")
 
 
-def students_table(results: dict[str, Any]) -> str:
+def students_table(results: dict[str, Any]) -> Table:
     """Build a table of each student's size, cost and losses; with the teacher's tokens too, where known."""
     teacher_tokens = results.get("teacher", {}).get("tokens")
     header = [
@@ -118,7 +116,7 @@ def students_table(results: dict[str, Any]) -> str:
         ]
         for name, student in results["students"].items()
     ]
-    return table(header, rows)
+    return Table(header, rows)
 
 
 def _tokens_with_teacher(student: dict[str, Any], teacher_tokens: int) -> str:
@@ -152,7 +150,7 @@ SETTINGS = (
 )
 
 
-def settings_table(recipe: dict[str, Any]) -> str | None:
+def settings_table(recipe: dict[str, Any]) -> Table | None:
     """Build a table of the students' settings other than the backbone; None if there are none.
 
     A dash marks a setting that has no effect.
@@ -165,7 +163,7 @@ def settings_table(recipe: dict[str, Any]) -> str | None:
     shown = {name: row for name, row in rows.items() if any(cell != NONE for cell in row)}
     used = [at for at in range(len(SETTINGS)) if any(row[at] != NONE for row in shown.values())]
     header = ["student", *(SETTINGS[at] for at in used)]
-    return table(header, [[name, *(row[at] for at in used)] for name, row in shown.items()]) if shown else None
+    return Table(header, [[name, *(row[at] for at in used)] for name, row in shown.items()]) if shown else None
 
 
 def _mixed(student: dict[str, Any]) -> list[str]:
@@ -214,9 +212,9 @@ def _learning_rates(recipe: dict[str, Any]) -> list[str]:
     return [NONE if alike or rate is None else f"{rate:g}" for rate in rates]
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """Render the report as Markdown."""
-    parts = [f"# {results['name']}", students_table(results), equal_cost_table(results)]
+def report(results: dict[str, Any]) -> list[Block]:
+    """Build the report."""
+    parts: list[Block] = [Heading(1, literal(results["name"])), students_table(results), equal_cost_table(results)]
     parts.append(
         "FLOPs: the student's own training. All shared: adds the teacher's computation during training and an equal "
         "share of teacher, SAE and labels, divided among the runs here that learn from them. All for one run: charges "
@@ -226,24 +224,24 @@ def markdown(results: dict[str, Any]) -> str:
     parts += comparison_sentences(results)
     if note := verdict_note(results):
         parts.append(note)
-    parts.append(f"![Validation loss by tokens and by FLOPs]({CURVES})")
+    parts.append(Picture(CURVES, "Validation loss by tokens and by FLOPs"))
     if has_envelope(results):
-        envelope = f"![Validation loss by FLOPs, with the envelope of next-token prediction]({ENVELOPE})"
+        envelope = Picture(ENVELOPE, "Validation loss by FLOPs, with the envelope of next-token prediction")
         parts += [envelope_table(results), ENVELOPE_NOTE, envelope]
     if concepts := concept_summary(results["students"]):
-        parts += ["## Concepts", *concepts, SUMMARY_NOTE, *concept_sentences(results["students"])]
+        parts += [Heading(2, "Concepts"), *concepts, SUMMARY_NOTE, *concept_sentences(results["students"])]
     if shown := results.get("showcase"):
         parts += concept_section(shown)
     if measured := evaluation_tables(results["evaluations"]):
         parts += [
-            "## Evaluation",
+            Heading(2, "Evaluation"),
             *measured,
             EVALUATION_NOTE,
         ]
-    parts += ["## How to read these results", bullets(caveats(results))]
+    parts += [Heading(2, "How to read these results"), Bullets(caveats(results))]
     provenance = provenance_lines(results)
     if provenance:
-        parts += ["## Provenance", bullets(provenance)]
+        parts += [Heading(2, "Provenance"), Bullets(provenance)]
     settings = settings_table(results["recipe"]) if "recipe" in results else None
     if settings:
         parts += [settings, PUBLISHED_SETTINGS]
@@ -253,9 +251,4 @@ def markdown(results: dict[str, Any]) -> str:
             f"Measured on {environment['date']} with {environment['hardware']}; cocomix commit "
             f"{environment['commit'] or 'unknown'}; {versions}; command `{environment['command']}`."
         )
-    return "\n\n".join(parts) + "\n"
-
-
-def bullets(lines: list[str]) -> str:
-    """Format lines as a Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)
+    return parts

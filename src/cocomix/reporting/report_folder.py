@@ -7,9 +7,9 @@ from typing import Any
 
 from cocomix.common import files
 from cocomix.common.errors import InputError
+from cocomix.reporting.document import to_html, to_markdown
 from cocomix.reporting.envelope import ENVELOPE, envelope_picture, has_envelope
-from cocomix.reporting.report import CURVES, curves_picture, markdown
-from cocomix.reporting.report_page import to_html
+from cocomix.reporting.report import CURVES, curves_picture, report
 
 RESULTS = "results.json"
 FORM = 3
@@ -49,13 +49,13 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     Raises:
         InputError: the folder has other contents and no report.
     """
-    text, pictures = markdown(results), {CURVES: curves_picture(results)}
+    document, pictures = report(results), {CURVES: curves_picture(results)}
     if has_envelope(results):
         pictures[ENVELOPE] = envelope_picture(results)
     contents = {
         **pictures,
-        "report.md": text.encode(),
-        "report.html": to_html(text, results["name"], pictures).encode(),
+        "report.md": to_markdown(document).encode(),
+        "report.html": to_html(document, results["name"], pictures).encode(),
         RESULTS: files.to_json(results).encode(),
     }
     folder = folder.resolve()

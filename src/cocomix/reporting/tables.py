@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from cocomix.common.console import table
 from cocomix.data.packing import text_changed_note
 from cocomix.reporting.concept_tables import concept_tables, steering_tables
+from cocomix.reporting.document import Block, Table, literal
 
 Evaluations = dict[str, list[dict[str, Any]]]
 """`Evaluation`s as dictionaries, by model."""
 
 
-def evaluation_tables(evaluations: Evaluations) -> list[str]:
-    """Build the tables that have data: text losses, by context and by token frequency, tasks, concepts, steering."""
+def evaluation_tables(evaluations: Evaluations) -> list[Block]:
+    """Build the tables that have data: text losses, by context and by token frequency, tasks, concepts, steering.
+
+    A note on text that has changed follows the text losses.
+    """
     texts = _of_kind(evaluations, "text")
     texts.sort(key=lambda row: (row[1]["name"], row[1]["settings"]["text"]))  # keeps the models of a text together
-    found = [_text_table(texts)] if texts else []
+    found: list[Block] = [_text_table(texts)] if texts else []
     found += [
-        f"`{model}`: {text_changed_note(changed, _name(each, texts))}"
+        f"`{model}`: {text_changed_note(changed, literal(_name(each, texts)))}"
         for model, each in texts
         if (changed := each["figures"].get("text_changed"))
     ]
@@ -44,7 +47,7 @@ BUCKETS = (
 )
 
 
-def _text_table(texts: list[tuple[str, dict[str, Any]]]) -> str:
+def _text_table(texts: list[tuple[str, dict[str, Any]]]) -> Table:
     header = ["model", "text", "window/stride", "documents", "tokens", "loss", "perplexity", "bits/byte"]
     rows = []
     for model, each in texts:
@@ -61,10 +64,10 @@ def _text_table(texts: list[tuple[str, dict[str, Any]]]) -> str:
                 f"{figures['bits_per_byte']:.4f}{_interval(figures['bits_per_byte_interval'], '.4f')}",
             ]
         )
-    return table(header, rows)
+    return Table(header, rows)
 
 
-def _bucket_table(texts: list[tuple[str, dict[str, Any]]], key: str, what: str) -> str:
+def _bucket_table(texts: list[tuple[str, dict[str, Any]]], key: str, what: str) -> Table:
     """Build a table with one row per model and text and one column per bucket."""
     buckets = {(bucket["from"], bucket["to"]) for _, each in texts for bucket in each["figures"][key]}
     columns = sorted(buckets, key=lambda bucket: (bucket[0], bucket[1] or 0))
@@ -73,7 +76,7 @@ def _bucket_table(texts: list[tuple[str, dict[str, Any]]], key: str, what: str) 
         losses = {(bucket["from"], bucket["to"]): bucket["loss"] for bucket in each["figures"][key]}
         cells = [f"{losses[column]:.4f}" if column in losses else "–" for column in columns]
         rows.append([model, _name(each, texts), _reading(each), *cells])
-    return table([what, "text", "window/stride", *map(_bucket_name, columns)], rows)
+    return Table([what, "text", "window/stride", *map(_bucket_name, columns)], rows)
 
 
 def _bucket_name(bucket: tuple[float, float | None]) -> str:
@@ -98,7 +101,7 @@ def _interval(interval: list[float] | None, form: str) -> str:
     return "" if interval is None else f" ({interval[0]:{form}}–{interval[1]:{form}})"
 
 
-def _task_table(evaluations: Evaluations) -> str | None:
+def _task_table(evaluations: Evaluations) -> Table | None:
     """Build a table with one row per task, settings and metric and one column per model; None without tasks."""
     rows: defaultdict[str, dict[str, str]] = defaultdict(dict)  # in order of first appearance
     for model, found in evaluations.items():
@@ -109,7 +112,7 @@ def _task_table(evaluations: Evaluations) -> str | None:
     models = [model for model in evaluations if any(model in row for row in rows.values())]
     if not models:
         return None
-    return table(["task", *models], [[name, *(row.get(m, "–") for m in models)] for name, row in rows.items()])
+    return Table(["task", *models], [[name, *(row.get(m, "–") for m in models)] for name, row in rows.items()])
 
 
 def _task_settings(settings: dict[str, Any]) -> str:

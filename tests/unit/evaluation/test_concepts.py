@@ -130,13 +130,9 @@ def test_recall_is_stated_beside_the_table(recall: float, table: float, words: s
 def test_runs_of_older_versions_have_no_table() -> None:
     old = {"concept_loss": math.log(4), "concept_precision": 0.1, "concept_recall": 0.9, "constant_recall": 0.5}
     bits, shares = concept_summary({"a": {"metrics": old}, "ntp": {"metrics": {"loss": 1.0}}})
-    assert last_row(bits) == ["a", "–", "–", "–", "2.000", "–", "–", "–"]
-    assert last_row(shares) == ["a", "–", "–", "–", "90.0%", "–", "–", "50.0%", "10.0%"]
+    assert bits.rows[-1] == ["a", "–", "–", "–", "2.000", "–", "–", "–"]
+    assert shares.rows[-1] == ["a", "–", "–", "–", "90.0%", "–", "–", "50.0%", "10.0%"]
     assert concept_sentences({"a": {"metrics": old}}) == []
-
-
-def last_row(shown: str) -> list[str]:
-    return [cell.strip() for cell in shown.splitlines()[-1].strip("|").split("|")]
 
 
 def test_the_tokens_explain_a_share_of_what_the_student_learns() -> None:
@@ -248,5 +244,5 @@ def test_evaluations_of_older_versions_have_no_table() -> None:
     band = {"name": "all", "concepts": 2, "labels": 4, "promises": [], **shares}
     old = {"settings": {"limit": None, "precision": "fp32"}, "figures": {"bands": [band], "channel": None}}
     at_a, at_k, _ = concept_tables([("a", old)])
-    assert last_row(at_a) == ["a", "all", "2", "4", "50.0%", "–", "–", "50.0%", "–", "–"]
-    assert last_row(at_k) == ["a", "all", "2", "4", "50.0%", "–", "–", "50.0%"]
+    assert at_a.rows[-1] == ["a", "all", "2", "4", "50.0%", "–", "–", "50.0%", "–", "–"]
+    assert at_k.rows[-1] == ["a", "all", "2", "4", "50.0%", "–", "–", "50.0%"]

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cocomix.common.errors import InputError
 from cocomix.data.tokenizer import train_tokenizer
 from cocomix.evaluation.perplexity import LossSums, TextLosses, figures, text_losses, windows
+from cocomix.reporting.document import plain_text
 from cocomix.reporting.tables import evaluation_tables
 from cocomix.training.documents import DocumentLosses
 
@@ -153,8 +154,8 @@ def test_a_text_that_the_tokens_do_not_give_back(model, tokenizer) -> None:
     assert found.text_changed == pytest.approx((1 + 0 + 6) / (9 + 9 + 6))
     evaluation = {"kind": "text", "name": "t.txt", "settings": {"text": "abc", "window": 16, "stride": 8}}
     evaluation |= {"figures": figures(found, np.ones(4)), "settings": {**evaluation["settings"], "precision": "fp32"}}
-    tables = "\n".join(evaluation_tables({"mine": [evaluation]}))
-    assert "`mine`: Decoding the tokens does not restore 29.17% of the characters of t.txt. Its bits per byte" in tables
+    tables = "\n".join(map(plain_text, evaluation_tables({"mine": [evaluation]})))
+    assert "mine: Decoding the tokens does not restore 29.17% of the characters of t.txt. Its bits per byte" in tables
     letters = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"end": 0, "a": 1}, [])), eos_token="end")
     with pytest.raises(InputError, match="the tokenizer produces no tokens"):
         measure(model, letters, ["stone"])

@@ -9,6 +9,7 @@ import pytest
 
 from cocomix.common.errors import InputError
 from cocomix.evaluation.record import EVALUATION_FILE, Evaluation, add_evaluations, load_evaluations
+from cocomix.reporting.document import plain_text
 from cocomix.reporting.tables import evaluation_tables
 
 
@@ -57,7 +58,7 @@ def test_tables() -> None:
         "cocomix": [asdict(text(text="other123")), asdict(task("piqa"))],
         "pause": [],
     }
-    texts, contexts, frequencies, tasks = (table.splitlines() for table in evaluation_tables(found))
+    texts, contexts, frequencies, tasks = (plain_text(table).splitlines() for table in evaluation_tables(found))
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in texts]
     expected = ["ntp", "val #abcdef", "64/32 fp32", "2", "1,200", "3.0000", "20.00 (19.00–21.50)", "1.2500"]
     assert cells[2] == expected  # another text of the same name is not the same text

@@ -55,8 +55,7 @@ def test_the_envelope_is_the_lowest_loss_at_no_more_than_a_cost() -> None:
 
 def test_a_student_is_compared_with_the_envelope_at_equal_flops(results: dict[str, Any]) -> None:
     assert has_envelope(results)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in envelope_table(results).splitlines()]
-    (mixed,) = rows[2:]
+    (mixed,) = envelope_table(results).rows
     # At 1,000 FLOPs the small model ended at 3.6, ntp is at 4.0, long at 4.0; at 1,300, ntp at 3.7 and 4.0 by seed.
     assert mixed[:4] == ["mixed", "3.2000", "1.00e+03", "3.6000"]
     assert mixed[4].startswith("-0.4000 (")
@@ -69,7 +68,7 @@ def test_a_student_is_compared_with_the_envelope_at_equal_flops(results: dict[st
 
 def test_more_flops_than_any_plain_model_used_are_a_bound(results: dict[str, Any]) -> None:
     results["students"]["mixed 0"]["costs"]["student_flops"] = [500, 90_000]
-    row = envelope_table(results).splitlines()[-1]
+    row = envelope_table(results).rows[-1]
     assert "at most 2.0000" in row
 
 

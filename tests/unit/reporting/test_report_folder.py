@@ -14,16 +14,20 @@ from cocomix.cli import workflow
 from cocomix.common import files, fingerprint
 from cocomix.common.errors import InputError
 from cocomix.reporting import report_folder
+from cocomix.reporting.document import Heading, Picture
 from cocomix.reporting.report_folder import CLAIM, FORM, KEYS, RESULTS, check_report_folder, load_results, write_report
 
 RESULT: dict[str, Any] = {key: {} for key in sorted(KEYS)} | {"name": "first"}
+PICTURE = Picture("curves.png", "curves")
 OWN = {"curves.png", "report.html", "report.md", "results.json"}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a report goes, of results without figures."""
-    monkeypatch.setattr(report_folder, "markdown", lambda results: f"# {results['name']}\n\n![](curves.png)\n")
+    monkeypatch.setattr(
+        report_folder, "report", lambda results: [Heading(1, results["name"]), Picture("curves.png", "")]
+    )
     monkeypatch.setattr(report_folder, "curves_picture", lambda _: b"a picture")
     return tmp_path / "a" / "b" / "report"
 

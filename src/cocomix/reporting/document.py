@@ -1,0 +1,151 @@
+"""A report as data, and its rendering as HTML, Markdown, or text for a terminal.
+
+Names, texts and figures of a run are data: each renderer escapes all of them, so that none becomes markup, a link or an
+image. The text of paragraphs, headings and lists has one form of its own: `code` in backticks. A backslash before a
+backtick or backslash shows that character itself (`literal`). The cells of tables have no such form.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from cocomix.common.console import table, visible
+from cocomix.common.html_page import html_page
+
+
+class Heading(NamedTuple):
+    """A heading, with its level from 1 on."""
+
+    level: int
+    text: str
+
+
+class Table(NamedTuple):
+    """A table whose first column is aligned to the left, and the others to the right."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+
+class Bullets(NamedTuple):
+    """A list of short texts."""
+
+    items: list[str]
+
+
+class Picture(NamedTuple):
+    """A PNG file next to the document, and a description of what it shows."""
+
+    file: str
+    description: str
+
+
+Block = str | Heading | Table | Bullets | Picture
+"""A part of a document; a string is a paragraph."""
+
+_STYLE = """
+  body { font: 16px/1.55 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+  table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto;
+    font-variant-numeric: tabular-nums; }
+  th, td { padding: .35rem .75rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap; }
+  th:first-child, td:first-child { text-align: left; }
+  img { max-width: 100%; background: white; }
+  code { font-size: .9em; }
+"""
+_PIECES = re.compile(r"`([^`\\]+)`|\\([`\\])|([^`\\]+|.)")
+# What CommonMark and GitHub read as markup, HTML, mathematics, or an address to link to.
+_MARKUP = re.compile(r"[\\`*\[\]<>&|~$#@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.")
+
+
+def literal(text: str) -> str:
+    """Return the form in which a paragraph shows this text as it is, on one line."""
+    return re.sub(r"([`\\])", r"\\\1", visible(text))
+
+
+def plain_text(block: Block) -> str:
+    """Render a block for a terminal."""
+    if isinstance(block, Table):
+        return table(*_cells(block, visible))
+    assert isinstance(block, str)
+    return "".join(text for text, _ in _pieces(block))
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    """Render a document as Markdown."""
+    return "\n\n".join(map(_markdown, blocks)) + "\n"
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(level, text):
+            return f"{'#' * level} {_inline_markdown(text)}"
+        case Table():
+            return table(*_cells(block, _escaped_markdown))
+        case Bullets(items):
+            return "\n".join(f"- {_inline_markdown(item)}" for item in items)
+        case Picture(file, description):
+            return f"![{_escaped_markdown(description)}]({file})"
+    return _inline_markdown(block)
+
+
+def _inline_markdown(text: str) -> str:
+    return "".join(f"`{piece}`" if is_code else _escaped_markdown(piece) for piece, is_code in _pieces(text))
+
+
+def _escaped_markdown(text: str) -> str:
+    return _MARKUP.sub(lambda match: f"\\{match[0]}", visible(text))
+
+
+def to_html(blocks: Sequence[Block], title: str, pictures: Mapping[str, bytes]) -> str:
+    """Render a document as one HTML page with its pictures embedded.
+
+    Args:
+        blocks: the document.
+        title: title of the page, as plain text.
+        pictures: PNG bytes by file name.
+    """
+    return html_page(title, _STYLE, "\n".join(_html(block, pictures) for block in blocks))
+
+
+def _html(block: Block, pictures: Mapping[str, bytes]) -> str:
+    match block:
+        case Heading(level, text):
+            return f"<h{level}>{_inline_html(text)}</h{level}>"
+        case Table():
+            header, rows = _cells(block, _escaped_html)
+            body = "\n".join(_row(row, "td") for row in rows)
+            return f"<table>\n<thead>\n{_row(header, 'th')}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        case Bullets(items):
+            return "<ul>\n" + "\n".join(f"<li>{_inline_html(item)}</li>" for item in items) + "\n</ul>"
+        case Picture(file, description):
+            data = base64.b64encode(pictures[file]).decode()
+            return f'<p><img src="data:image/png;base64,{data}" alt="{_escaped_html(description)}"></p>'
+    return f"<p>{_inline_html(block)}</p>"
+
+
+def _row(cells: list[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in cells)}</tr>"
+
+
+def _inline_html(text: str) -> str:
+    return "".join(
+        f"<code>{_escaped_html(piece)}</code>" if is_code else _escaped_html(piece) for piece, is_code in _pieces(text)
+    )
+
+
+def _escaped_html(text: str) -> str:
+    return html.escape(visible(text))
+
+
+def _cells(block: Table, escaped: Callable[[str], str]) -> tuple[list[str], list[list[str]]]:
+    return list(map(escaped, block.header)), [list(map(escaped, row)) for row in block.rows]
+
+
+def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield the pieces of a text, and whether each is code. A backtick without a partner is shown."""
+    for code, character, other in _PIECES.findall(visible(text)):
+        yield code or character or other, bool(code)

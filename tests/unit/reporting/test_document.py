@@ -1,0 +1,93 @@
+"""Whatever a run contains is text in its report."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from cocomix.reporting.document import (
+    Block,
+    Bullets,
+    Heading,
+    Picture,
+    Table,
+    literal,
+    plain_text,
+    to_html,
+    to_markdown,
+)
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "![](x.png)",
+    "[a](javascript:alert(1))",
+    "`a` \\` <b>",
+    "https://evil.example www.evil.example a@evil.example",
+    "a | b",
+    "*a* _b_ ~~c~~ $d$ &lt; # e",
+    "a\nb\x1b[31m",
+]
+
+
+def document(text: str) -> list[Block]:
+    """A document with this text wherever a run has names, raw and as literal text."""
+    return [
+        Heading(1, literal(text)),
+        f"raw {text}",
+        f"code `{text}`",
+        Table(["name", f"in {text}"], [[text, "1"]]),
+        Bullets([f"item {literal(text)}"]),
+        Picture("a.png", text),
+    ]
+
+
+class Elements(HTMLParser):
+    """Collect the elements of a page with their attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, tuple[str, ...]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, tuple(name for name, _ in attrs)))
+
+
+def elements(page: str) -> list[tuple[str, tuple[str, ...]]]:
+    parser = Elements()
+    parser.feed(page)
+    return [each for each in parser.found if each[0] != "code"]
+
+
+def check(text: str) -> None:
+    page = to_html(document(text), text, {"a.png": b"1"})
+    assert elements(page) == elements(to_html(document("harmless"), "harmless", {"a.png": b"1"}))
+    shown = MarkdownIt("commonmark", {"linkify": False}).enable(["table", "strikethrough"])
+    markdown = shown.render(to_markdown(document(text)))
+    assert elements(markdown) == elements(shown.render(to_markdown(document("harmless"))))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_becomes_markup(text: str) -> None:
+    check(text)
+    (heading,) = re.findall("<h1>(.*)</h1>", to_html([Heading(1, literal(text))], "", {}))
+    assert unescape(heading) == plain_text(literal(text))
+    assert not re.search(r"(?<!\\):(?=//)|www\.|(?<!\\)@", to_markdown([literal(text)]))  # GitHub links bare addresses
+
+
+@given(st.text(alphabet="a `\\<>&!|*_[]()#\"'$~:/\n", max_size=30))
+def test_no_mixture_of_signs_becomes_markup(text: str) -> None:
+    check(text)
+
+
+def test_code_and_signs_around_it() -> None:
+    text = r"`a_b` is \`c\` and ` \\ 2 < 3"
+    assert to_html([text], "t", {}).count(r"<p><code>a_b</code> is `c` and ` \ 2 &lt; 3</p>") == 1
+    assert plain_text(text) == r"a_b is `c` and ` \ 2 < 3"
+    assert to_markdown([text]) == "`a_b` is \\`c\\` and \\` \\\\ 2 \\< 3\n"
