@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
 import urllib.parse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from huggingface_hub import InferenceClient, constants
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+import httpx
 from tqdm.auto import tqdm
 
 from cocomix.catalog.rows import Concept
@@ -27,6 +26,8 @@ API_KEY_VARIABLE = "COCOMIX_API_KEY"
 """A separate variable, so that another service's key is never sent to an endpoint by mistake."""
 MAX_NAME_LENGTH = 80
 TIMEOUT_SECONDS = 120.0
+"""Time limit of a request, from the connection to the last byte of the answer."""
+MAX_ANSWER_BYTES = 1_000_000
 WAITS_SECONDS = (1.0, 4.0, 15.0)
 """Delays between attempts when an endpoint is overloaded or unreachable."""
 MAX_NAMELESS = 3
@@ -66,9 +67,6 @@ def name_by_endpoint(
         InputError: a concept is unknown, or the endpoint is unreachable, refuses, or gives no names.
     """
     _check_endpoint(url, api_key)
-    # Without a header, the client would send the user's Hugging Face token; None removes it.
-    headers: dict[str, Any] = {"authorization": f"Bearer {api_key}" if api_key else None}
-    client = InferenceClient(base_url=f"{url.rstrip('/')}/chat/completions", headers=headers, timeout=TIMEOUT_SECONDS)
     path = catalog.folder / ANSWERS_FILE
     known = _read_answers(path, model)
     missing = [concept_id for concept_id in concept_ids if concept_id not in known]
@@ -78,7 +76,7 @@ def name_by_endpoint(
             if not concept.contexts:
                 continue
             try:
-                name = _clean(_ask(client, model, prompt_for(concept)))
+                name = _clean(_ask(url, api_key, model, prompt_for(concept)))
             except _NoAnswer as error:
                 reason = str(error).replace(api_key, "…") if api_key else str(error)
                 raise InputError(
@@ -100,8 +98,11 @@ def _check_endpoint(url: str, api_key: str | None) -> None:
     try:
         parts = urllib.parse.urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and " " not in url
+        usable = usable and not (parts.query or parts.fragment)
     except ValueError:
         usable = False
+    if "@" in url:
+        raise InputError(f"the endpoint's address contains a user name or password; set {API_KEY_VARIABLE} instead")
     if not usable:
         raise InputError(f"endpoint is {url!r}; expected an address such as http://localhost:8000/v1")
     if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
@@ -152,38 +153,60 @@ def _clean(answer: str) -> str:
     return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…"
 
 
-def _ask(client: InferenceClient, model: str, prompt: str) -> str:
+class _Response(NamedTuple):
+    """Status code, reason phrase and body of an HTTP response."""
+
+    status: int
+    phrase: str
+    body: bytes
+
+
+def _ask(url: str, api_key: str | None, model: str, prompt: str) -> str:
     """Return the answer to `prompt`, which may be empty. Retry while the endpoint is overloaded or unreachable.
 
     Raises:
         _NoAnswer: with the reason from the endpoint or the connection.
     """
+    request = {"model": model, "messages": [{"role": "user", "content": prompt}]}
     for wait in (*WAITS_SECONDS, None):
         try:
-            with _reachable():
-                completion = client.chat_completion([{"role": "user", "content": prompt}], model=model)
-            return str(completion.choices[0].message.content or "")
-        except HfHubHTTPError as error:
-            response = error.response
-            retry = response.status_code == 429 or response.status_code >= 500
-            hint = f" (the key is read from {API_KEY_VARIABLE})" if response.status_code in (401, 403) else ""
-            reason = f"HTTP {response.status_code} {response.reason_phrase}{hint} {response.text}"
-        except (HTTPError, OSError) as error:  # unreachable, too slow, or disconnected
-            retry, reason = True, str(error) or type(error).__name__
-        except Exception as error:  # the client parses the answer, and raises many types where it is malformed
-            retry, reason = False, f"no chat completion ({type(error).__name__}: {error})"
+            response = asyncio.run(_post(f"{url.rstrip('/')}/chat/completions", api_key, request))
+        except TimeoutError:
+            retry, reason = True, f"no complete answer within {TIMEOUT_SECONDS:g} seconds"
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            retry, reason = True, f"the connection failed ({str(error) or type(error).__name__})"
+        else:
+            if response.status == 200:
+                return _content(response.body)
+            retry = response.status == 429 or response.status >= 500
+            hint = f" (the key is read from {API_KEY_VARIABLE})" if response.status in (401, 403) else ""
+            text = response.body.decode(errors="replace")
+            reason = f"HTTP {response.status} {response.phrase}{hint} {text}"
         if not retry or wait is None:
             raise _NoAnswer(reason)
         time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
 
 
-@contextmanager
-def _reachable() -> Iterator[None]:
-    """Allow requests despite HF_HUB_OFFLINE, which concerns the Hub and not an endpoint that the user names."""
-    offline = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = False
+async def _post(url: str, api_key: str | None, request: Mapping[str, object]) -> _Response:
+    """Send a request, and read the response within the limits of time and size."""
+    headers = {"accept-encoding": "identity"} | ({"authorization": f"Bearer {api_key}"} if api_key else {})
+    async with (
+        asyncio.timeout(TIMEOUT_SECONDS),
+        httpx.AsyncClient(follow_redirects=True, timeout=None) as client,
+        client.stream("POST", url, headers=headers, json=request) as response,
+    ):
+        body = bytearray()
+        async for piece in response.aiter_raw():
+            body += piece
+            if len(body) > MAX_ANSWER_BYTES:
+                raise _NoAnswer(f"its answer exceeds {MAX_ANSWER_BYTES:,} bytes")
+        return _Response(response.status_code, response.reason_phrase, bytes(body))
+
+
+def _content(body: bytes) -> str:
+    """Return the text of a chat completion; _NoAnswer if this is none."""
     try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
+        return str(json.loads(body)["choices"][0]["message"]["content"] or "")
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise _NoAnswer(f"no chat completion ({type(error).__name__}: {error})") from None

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -158,6 +159,7 @@ class Endpoint(HTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script: list[tuple[int, bytes] | str] = []
+        self.seconds_per_byte = 0.0
         self.requests: list[dict] = []
         self.keys: list[str | None] = []
 
@@ -181,7 +183,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Location", answer[1].decode())
         self.send_header("Content-Length", str(len(answer[1])))
         self.end_headers()
-        self.wfile.write(answer[1])
+        for byte in answer[1] if self.server.seconds_per_byte else []:
+            time.sleep(self.server.seconds_per_byte)
+            self.wfile.write(bytes([byte]))
+        if not self.server.seconds_per_byte:
+            self.wfile.write(answer[1])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -283,7 +289,9 @@ def test_an_endpoint_that_stays_overloaded_is_given_up(catalog, endpoint):
             (401, f'{{"error":\n "bad key {KEY}"}}'.encode()),
             r"HTTP 401 Unauthorized \(the key is read from COCOMIX_API",
         ),
-        ((400, b"[1]"), "no chat completion"),
+        ((400, b"[1]"), r"HTTP 400 Bad Request \[1\]"),
+        ((200, b"[1]"), "no chat completion"),
+        ((200, b" " * 1_000_001), "its answer exceeds 1,000,000 bytes"),
         ((200, b"<html>"), "no chat completion"),
         ((200, b'{"choices": []}'), "no chat completion"),
         ((200, b"\xff\xff"), "no chat completion"),
@@ -332,6 +340,20 @@ def test_answers_without_a_name_are_passed_over_but_not_for_ever(catalog, endpoi
         name_by_endpoint(catalog, endpoint.url, "small", None, range(4))
 
 
+def test_an_endless_answer_is_given_up(catalog, endpoint, monkeypatch):
+    monkeypatch.setattr(endpoint_module, "TIMEOUT_SECONDS", 0.2)
+    endpoint.seconds_per_byte = 0.05
+    with pytest.raises(InputError, match=r"gave no name: no complete answer within 0\.2 seconds"):
+        name_by_endpoint(catalog, endpoint.url, "small", None, [0])
+
+
+def test_a_password_in_the_address_is_refused_without_showing_it(catalog):
+    for url in ("https://me:secret@example.com/v1", "http://me:secret@[x"):
+        with pytest.raises(InputError, match="contains a user name or password; set COCOMIX_API_KEY") as error:
+            name_by_endpoint(catalog, url, "small", None, [0])
+        assert "secret" not in str(error.value)
+
+
 def test_a_long_answer_is_cut(catalog, endpoint):
     endpoint.script = ["word " * 50]
     (name,) = name_by_endpoint(catalog, endpoint.url, "small", None, [0]).values()
@@ -341,7 +363,7 @@ def test_a_long_answer_is_cut(catalog, endpoint):
 def test_an_endpoint_out_of_reach_is_one_line(catalog, endpoint):
     url = endpoint.url
     endpoint.server_close()
-    with pytest.raises(InputError, match=r"gave no name: .*refused"):
+    with pytest.raises(InputError, match=r"gave no name: the connection failed"):
         name_by_endpoint(catalog, url, "small", None, [0])
 
 
