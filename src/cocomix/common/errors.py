@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+"""The user name and password in an address."""
 
 
 class InputError(ValueError):
@@ -11,8 +15,11 @@ class InputError(ValueError):
 
     The message is one line: what was given, what was expected, and what to change. The command line prints it without
     a traceback and exits with 2. Python callers catch it as a `ValueError`. A bug in the program never raises this
-    error.
+    error. User names and passwords in addresses are left out of the message.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(CREDENTIALS.sub("…@", message))
 
 
 class UnreachableError(InputError):

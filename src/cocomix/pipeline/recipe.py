@@ -13,7 +13,7 @@ import torch
 
 from cocomix.catalog.building import CatalogConfig
 from cocomix.common import distributed, portable, settings, strict_yaml
-from cocomix.common.errors import InputError, did_you_mean
+from cocomix.common.errors import CREDENTIALS, InputError, did_you_mean
 from cocomix.common.settings import Range, Seed
 from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.sae import MAX_ACTIVE
@@ -346,6 +346,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         _set(content, key.split("."), value)
     recipe, together = settings.read(Recipe, content)
     lines += [f"command line: {line}" for line in [*command_line, *together] if line not in problems]
+    lines += [
+        f"{key} is an address with a user name or password, which records would keep; log in through the environment, "
+        "as by HF_TOKEN"
+        for key in _with_credentials(content)
+    ]
     if lines:
         raise InputError("\n".join(lines))
     assert isinstance(recipe, Recipe)
@@ -406,6 +411,15 @@ def _overrides(options: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         is_text = settings.accepts_text(settings.kind_of(Recipe, key)) and written != "null"
         given[key] = written if is_text else strict_yaml.parse(written, f"--{key}")
     return given, problems
+
+
+def _with_credentials(content: Any, key: str = "") -> list[str]:
+    """Return the dotted keys of the values that contain an address with a user name or password."""
+    if isinstance(content, dict):
+        return [each for name, value in content.items() for each in _with_credentials(value, f"{key}.{name}")]
+    if isinstance(content, list):
+        return [each for value in content for each in _with_credentials(value, key)]
+    return [key.lstrip(".")] if isinstance(content, str) and CREDENTIALS.search(content) else []
 
 
 def _set(content: dict[str, Any], keys: Sequence[str], value: Any) -> None:
