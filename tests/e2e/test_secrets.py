@@ -23,7 +23,7 @@ def test_secrets_stay_out_of_every_output(recipe, monkeypatch, capsys, caplog, t
     assert runner("run") == runner("concepts") == 0
     compared = [str(students / name) for name in ("cocomix", "ntp")]
     assert main(["compare", *compared, "--output", str(tmp_path / "rep")]) == 0
-    assert main(["inspect", compared[0], "--text", "The river", "--html", str(tmp_path / "trace.html")]) == 0
+    assert main(["inspect", "The river", "--run", compared[0], "--html", str(tmp_path / "trace.html")]) == 0
     unreachable = ["--endpoint", "http://127.0.0.1:9/v1", "--model", "small", "--limit", "1"]
     monkeypatch.setattr("cocomix.catalog.endpoint.WAITS_SECONDS", ())
     assert main(["concepts", "name", str(tmp_path / "out" / "catalog"), *unreachable]) == 2
