@@ -39,6 +39,8 @@ RESULTS = BENCHMARKS / "results" / "gpu.json"
 COLUMNS = {"ms": "ms", "tokens/s": "tokens_per_second", "MFU %": "mfu_percent", "peak MB": "peak_mb"}
 """Columns of the benchmarks' figures, and their names here."""
 MODELS = ("plain", "interleave", "add")
+PRELOADED = ["train_step", "generate", "transformers.models.gpt2.modeling_gpt2", "torch._inductor.compile_fx"]
+"""Modules that every process needs."""
 Row = dict[str, Any]
 
 
@@ -119,6 +121,11 @@ def run_in_process(script: str, options: list[str], log: Path, tiny: bool) -> No
             raise SystemExit(1) from None
 
 
+def exit_unless_cuda_can_start() -> None:
+    """Exit with 1 in a process forked from one that has started CUDA, which cannot start it again."""
+    sys.exit(int(torch.cuda._is_in_bad_fork()))
+
+
 class Runner:
     """Runs jobs in processes that have loaded the libraries already.
 
@@ -130,8 +137,13 @@ class Runner:
     def __init__(self, folder: Path, tiny: bool) -> None:
         self.folder, self.tiny = folder, tiny
         self.deadline = time.monotonic() + TOTAL_SECONDS
-        self.processes = multiprocessing.get_context("forkserver")
-        self.processes.set_forkserver_preload(["train_step", "generate", "transformers.models.gpt2.modeling_gpt2"])
+        self.processes: Any = multiprocessing.get_context("forkserver")
+        self.processes.set_forkserver_preload(PRELOADED)
+        probe = self.processes.Process(target=exit_unless_cuda_can_start)
+        probe.start()
+        probe.join()
+        if probe.exitcode:  # a library has started CUDA in the server
+            self.processes = multiprocessing.get_context("spawn")
 
     def left(self) -> float:
         """Return the seconds until the time limit of all jobs."""
@@ -251,6 +263,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{folder}/inductor")
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # checks for a GPU without starting CUDA
         if arguments.miniature:
             os.environ["TORCH_COMPILE_DISABLE"] = "1"
         runner = Runner(Path(folder), arguments.miniature)
