@@ -22,7 +22,7 @@ from cocomix.reporting.envelope import (
 )
 from cocomix.reporting.report import EVALUATION_NOTE, curves_picture, settings_table
 from cocomix.reporting.tables import Evaluations, evaluation_tables
-from cocomix.reporting.wording import baseline_of, caveats, provenance_lines
+from cocomix.reporting.wording import baseline_of, caveats, provenance_lines, repetitions
 from study import (
     LOSS,
     Claim,
@@ -230,22 +230,32 @@ def _runs_to_share(preparation: float, saved: float) -> str:
 def _claims(study: Study, results: Sequence[dict[str, Any] | None]) -> list[str]:
     """Return the table of claims and an explanation of the verdicts; empty without claims."""
     claims = [
-        (claim, None if found is None else measure(found, claim.run, claim.baseline, claim.measure))
+        (
+            claim,
+            None if found is None else measure(found, claim.run, claim.baseline, claim.measure),
+            "" if found is None else _repetitions(found, claim),
+        )
         for part, found in zip(study.parts, results, strict=True)
         for claim in part.claims or []
     ]
     if not claims:
         return []
-    decided = iter(claim_verdicts(study, [(claim, found) for claim, found in claims if found is not None]))
+    decided = iter(claim_verdicts(study, [(claim, found) for claim, found, _ in claims if found is not None]))
     rows = [
         [
             " ".join(claim.text.split()).replace("|", "\\|"),
-            *(["–", "not measured"] if found is None else [_measured(claim, found), next(decided)]),
+            *(["–", "–", "not measured"] if found is None else [_measured(claim, found), over, next(decided)]),
         ]
-        for claim, found in claims
+        for claim, found, over in claims
     ]
     note = VERDICTS.format(loss=study.loss_margin, cost=study.cost_margin, sure=1 - LEVEL)
-    return ["## Claims", table(["claim", "measured", "verdict"], rows), note]
+    return ["## Claims", table(["claim", "measured", "over", "verdict"], rows), note]
+
+
+def _repetitions(results: dict[str, Any], claim: Claim) -> str:
+    """Name what a claim's interval is over: seeds, and what they share, or replicates."""
+    count = len(results["groups"][claim.run])
+    return "1 seed" if count == 1 else f"{count} {repetitions(results, (claim.run, claim.baseline))}"
 
 
 def _measured(claim: Claim, found: Measured) -> str:

@@ -70,7 +70,8 @@ def label(
         overrides += ["--tokenizer.source", student_tokenizer, "--labels.alignment", "characters"]
     if not inspect:
         _run_until("labels", recipe, overrides, as_json)
-    elif (pipeline := _pipeline("labels", recipe, overrides)) is not None:
+        return
+    for pipeline in _pipelines("labels", recipe, overrides):
         _show_labels(pipeline.labels_folder(), as_json)
 
 
@@ -105,25 +106,27 @@ def _run(recipe: Path, overrides: list[str], as_json: bool) -> None:
 
 def _run_until(stage: str, recipe: Path, overrides: list[str], as_json: bool, only: str | None = None) -> None:
     """Run a recipe up to a stage, and show where its output is, or what each finished stage recorded."""
-    pipeline = _pipeline(stage, recipe, overrides, only)
-    if pipeline is None:
+    pipelines = _pipelines(stage, recipe, overrides, only)
+    if as_json and pipelines:
+        records = [
+            {stage.name: stage.record().summary for stage in pipeline.stages() if stage.is_done()}
+            for pipeline in pipelines
+        ]
+        show(json.dumps(records[0] if len(records) == 1 else records, indent=2))
         return
-    if as_json:
-        records = {stage.name: stage.record().summary for stage in pipeline.stages() if stage.is_done()}
-        show(json.dumps(records, indent=2))
-    else:
+    for pipeline in pipelines:
         status(f"Done: {pipeline.folder}")
 
 
-def _pipeline(stage: str, recipe: Path, overrides: list[str], only: str | None = None) -> Any:
-    """Run a recipe up to a stage; return its pipeline, or None in all processes but the first."""
+def _pipelines(stage: str, recipe: Path, overrides: list[str], only: str | None = None) -> list[Any]:
+    """Run a recipe, or each of its replicates, up to a stage; return the pipelines, none in processes but the first."""
     loaded = _load(recipe, overrides)
 
     from cocomix.common import distributed
     from cocomix.pipeline.run import run_until
 
-    pipeline = run_until(loaded, stage, only)
-    return pipeline if distributed.is_main_process() else None
+    pipelines = [run_until(replicate, stage, only) for replicate in loaded.replicated()]
+    return pipelines if distributed.is_main_process() else []
 
 
 def _load(recipe: Path, overrides: list[str]) -> Any:
@@ -166,7 +169,7 @@ def _show_results(results: dict[str, Any], folder: Path, recipe: str, as_json: b
     show_tables(results)
     show("\n" + plain_text(caveats(results)[0]))
     show(f"\nReport:  {folder / 'report' / 'report.html'}\nFigures: {folder / 'report' / 'results.json'}")
-    show(f"Models:  {folder / 'students'}")
+    show(f"Models:  {folder / ('replicate-*/students' if results['recipe']['replicates'] else 'students')}")
     if steps := next_steps(results, folder, recipe):
         show(steps)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,15 +74,26 @@ def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
     report = files.located(recipe.output) / "report"
     if distributed.is_main_process() and load_results(report) is None:
         check_report_folder(report)
-    with prepared(recipe, "students") as pipeline:
-        run_missing(pipeline, "students")
-        return _reported(pipeline, report) if distributed.is_main_process() else None
+    with ExitStack() as stack:  # the locks are held until the report is written
+        pipelines: list[Pipeline] = []
+        for replicate in recipe.replicated():
+            if recipe.replicates is not None and distributed.is_main_process():
+                status(f"Replicate {len(pipelines) + 1} of {recipe.replicates}: {replicate.output}")
+            pipelines.append(stack.enter_context(prepared(replicate, "students")))
+            run_missing(pipelines[-1], "students")
+        return _reported(recipe, pipelines, report) if distributed.is_main_process() else None
 
 
-def _reported(pipeline: Pipeline, report: Path) -> dict[str, Any]:
-    """Return the results of the finished students; write the report unless it is up to date."""
-    folders = [stage.folder for stage in pipeline.student_stages.values()]
+def _reported(recipe: Recipe, pipelines: list[Pipeline], report: Path) -> dict[str, Any]:
+    """Return the results of the finished students; write the report unless it is up to date.
+
+    Corpus, teacher, SAE and labels are described by those of the first replicate.
+    """
+    pipeline, *others = pipelines
+    folders = [stage.folder for each in pipelines for stage in each.student_stages.values()]
     inputs: dict[str, Any] = {stage.name: stage.record().fingerprint for stage in pipeline.stages()}
+    for other in others:
+        inputs |= {f"{other.folder.name} {stage.name}": stage.record().fingerprint for stage in other.stages()}
     evaluations = [asdict(each) for folder in folders for each in load_evaluations(folder)]
     inputs |= {"form": FORM, "evaluations": fingerprint.hash_json(evaluations)}
     catalog = _catalog(pipeline)
@@ -92,11 +104,11 @@ def _reported(pipeline: Pipeline, report: Path) -> dict[str, Any]:
     if results is not None and list(results.get("inputs", {}).items()) == list(inputs.items()):
         return results
     results = {
-        "name": pipeline.recipe.name,
+        "name": recipe.name,
         **compare_runs(folders),
         **{stage.name: stage.record().summary for stage in _preparation(pipeline)},
         "showcase": _showcase(pipeline, catalog),
-        "recipe": pipeline.recipe.to_dict(),
+        "recipe": recipe.to_dict(),
         "inputs": inputs,
         "environment": {"command": command_line(), **environment.describe()},
     }

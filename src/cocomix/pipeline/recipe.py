@@ -56,6 +56,8 @@ class Recipe:
         output: folder for all results.
         seed: seed of every random choice.
         seeds: train every student once with each of these seeds; by default only with `seed`.
+        replicates: run everything this many times (teacher, SAE, labels, students), with the seeds `seed`, `seed` + 1,
+            and so on, each in a folder `replicate-N` of the output; by default once.
         block_size: context length in tokens.
         corpus: source of the text.
         tokenizer: trained on the corpus, or an existing one.
@@ -73,6 +75,7 @@ class Recipe:
     output: str
     seed: Seed = 0
     seeds: list[Seed] | None = None
+    replicates: Annotated[int, Range(2, 1000)] | None = None
     block_size: Annotated[int, Range(TRIAL_TOKENS, 2**20)] = 256
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -88,6 +91,23 @@ class Recipe:
     def student_seeds(self) -> list[int]:
         """Return the seeds that every student is trained with."""
         return [self.seed] if self.seeds is None else self.seeds
+
+    def replicated(self) -> list[Recipe]:
+        """Return the recipe of each replicate, a complete recipe with its own seed and output folder.
+
+        Raises:
+            InputError: the recipe has replicates and cannot work.
+        """
+        if self.replicates is None:
+            return [self]
+        if problems := self.problems():
+            raise InputError("\n".join(problems))
+        return [
+            dataclasses.replace(
+                self, replicates=None, seed=self.seed + number, output=f"{self.output}/replicate-{number}"
+            )
+            for number in range(self.replicates)
+        ]
 
     def require_student(self, name: str) -> None:
         """Raise InputError if there is no student of that name."""
@@ -182,6 +202,8 @@ class Recipe:
             )
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             found.append(f"seeds is {self.seeds}; give one or more, each once, or leave it out")
+        if self.replicates is not None and self.seeds is not None:
+            found.append("replicates has its own seeds, one for each; leave seeds out")
         if not self.students:
             found.append("students is empty; name at least one, e.g. students: {ntp: {method: ntp}}")
         for name, student in self.students.items():

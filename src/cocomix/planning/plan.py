@@ -73,6 +73,8 @@ def plan_recipe(
     students = [planner.student(name) for name in recipe.students if only in (None, name)]
     learners = [recipe.students[student.name] for student in students]
     preparation = planner.preparation(learners)
+    if recipe.replicates is not None:
+        planner.pipeline.remarks.append(f"the plan is of one replicate; the recipe runs {recipe.replicates}")
     return Plan(recipe.name, on, planner.corpus_tokens, preparation, students, planner.pipeline.remarks)
 
 

@@ -22,6 +22,8 @@ from cocomix.reporting.report_folder import RESULTS, load_results
 from cocomix.training.documents import LOSSES_FILE
 from cocomix.training.run import RUN_FILE, load_run
 
+LAYOUTS = ("students/*", "replicate-*/students/*")
+"""Folders of the runs in an output folder."""
 OF_A_RUN = (RUN_FILE, EVALUATION_FILE, LOSSES_FILE)
 MOST_FILES = 10_000
 MOST_BYTES = 2**27
@@ -30,7 +32,7 @@ MOST_BYTES = 2**27
 
 def run_folders(folder: Path) -> list[Path]:
     """Return the folders of the finished runs of an output folder, in the recipe's order, or a run's own folder."""
-    found = [path.parent for path in sorted(folder.glob(f"students/*/{RUN_FILE}"))]
+    found = [path.parent for layout in LAYOUTS for path in sorted(folder.glob(f"{layout}/{RUN_FILE}"))]
     if (folder / RUN_FILE).is_file() or not found:
         return [folder]
     runs = {path: load_run(path) for path in found}
@@ -59,7 +61,7 @@ def write_bundle(source: Path, target: Path) -> int:
         load_run(run)
         for name in OF_A_RUN:
             if (run / name).is_file():
-                contents[f"students/{run.resolve().name}/{name}"] = (run / name).read_bytes()
+                contents[f"students/{_name(run, source)}/{name}"] = (run / name).read_bytes()
     if runs != [source] and load_results(source / "report") is not None:
         contents[f"report/{RESULTS}"] = (source / "report" / RESULTS).read_bytes()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +71,12 @@ def write_bundle(source: Path, target: Path) -> int:
             member.size = len(content)
             archive.addfile(member, BytesIO(content))
     return len(runs)
+
+
+def _name(run: Path, source: Path) -> str:
+    """Return the name of a run's folder in a bundle of `source`."""
+    parts = run.relative_to(source).parts if run != source else run.resolve().parts[-1:]
+    return "-".join(part for part in parts if part != "students")
 
 
 @contextmanager

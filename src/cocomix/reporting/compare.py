@@ -26,7 +26,7 @@ from cocomix.training.run import Run, load_run
 
 SAME = {"validation": "validation text", "tokenizer": "tokenizer", "block_size": "block size"}
 """Fields that compared runs must have in common, and their names in messages."""
-INDEPENDENT_OF_THE_MODEL = ("name", "output", "seed", "seeds", "parallel", "students", "catalog")
+INDEPENDENT_OF_THE_MODEL = ("name", "output", "seed", "seeds", "replicates", "parallel", "students", "catalog")
 """Recipe keys that may differ between the runs of a group."""
 
 

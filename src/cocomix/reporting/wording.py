@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
 
@@ -33,7 +34,7 @@ def comparison_sentences(results: dict[str, Any]) -> list[str]:
         trained = results["students"][results["groups"][run][0]]["tokens"]
         sentence = (
             f"After {trained:,} tokens `{run}` ends with a validation loss {abs(difference):.4f} nats {word} than "
-            f"`{baseline}`{_certainty(comparison)}"
+            f"`{baseline}`{_certainty(results, comparison)}"
         )
         tokens, bound = comparison["tokens_to_baseline_loss"], comparison["tokens_at_most"]
         if tokens is None:
@@ -47,7 +48,7 @@ def comparison_sentences(results: dict[str, Any]) -> list[str]:
                 f"{at_most}{comparison['flops_to_baseline_loss']:.2e} FLOPs of its own training "
                 f"({_relative(comparison['flops_ratio'], bound)} FLOPs)."
             )
-        sentences.append(sentence + _baseline_to_final_loss(comparison, trained) + _verdicts(comparison))
+        sentences.append(sentence + _baseline_to_final_loss(comparison, trained) + _verdicts(results, comparison))
     return sentences
 
 
@@ -65,12 +66,25 @@ def _baseline_to_final_loss(comparison: dict[str, Any], trained: int) -> str:
     )
 
 
-def _verdicts(comparison: dict[str, Any]) -> str:
+def repetitions(results: dict[str, Any], names: Iterable[str]) -> str:
+    """Describe what differs between the repetitions of groups: seeds, or replicates that share no preparation.
+
+    Returns:
+        `replicates`; or `seeds`, with the artifacts that several of them share.
+    """
+    shared, used = shared_preparation(results, names), _preparations(results, names)
+    if used and not shared:
+        return "replicates"
+    return f"seeds (same {_listed(shared)})" if shared else "seeds"
+
+
+def _verdicts(results: dict[str, Any], comparison: dict[str, Any]) -> str:
     """State the verdicts on a difference."""
+    repeated = repetitions(results, (comparison["run"], comparison["baseline"]))
     return "".join(
         f" Over {sample}: {VERDICTS[Verdict(verdict)].format(**comparison)}."
         for sample, verdict in (
-            ("seeds", comparison["verdict_over_seeds"]),
+            (repeated, comparison["verdict_over_seeds"]),
             ("validation documents, for the models trained here", comparison["verdict_over_documents"]),
         )
         if verdict is not None
@@ -95,13 +109,15 @@ def verdict_note(results: dict[str, Any]) -> str | None:
     return note + "."
 
 
-def _certainty(comparison: dict[str, Any]) -> str:
+def _certainty(results: dict[str, Any], comparison: dict[str, Any]) -> str:
     """Describe the uncertainty of a difference over seeds and over validation documents."""
     found = []
     if (seeds := comparison["loss_over_seeds"]) is not None:
+        repeated = repetitions(results, (comparison["run"], comparison["baseline"]))
         low, high = seeds["interval"]
         found.append(
-            f"standard deviation over {seeds['seeds']} seeds {seeds['sd']:.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+            f"standard deviation over {seeds['seeds']} {repeated} {seeds['sd']:.4f}, "
+            f"95 % interval {low:+.4f} to {high:+.4f}"
         )
     if documents := comparison["documents"]:
         low, high = documents["interval"]
@@ -210,7 +226,7 @@ def _seed_caveat(results: dict[str, Any]) -> str:
     if not once:
         return (
             f"Seeds {seeds}: the deviation over seeds measures the effect of retraining; the interval over validation "
-            f"documents measures the effect of other validation text.{_shared_preparation(results)}"
+            f"documents measures the effect of other validation text.{_shared_caveat(results)}"
         )
     subject = (
         f"One seed ({seeds}) per student" if len(once) == len(results["groups"]) else f"One seed of {', '.join(once)}"
@@ -221,16 +237,38 @@ def _seed_caveat(results: dict[str, Any]) -> str:
     )
 
 
-def _shared_preparation(results: dict[str, Any]) -> str:
-    """Name the artifacts that all seeds share, whose variation is therefore not measured."""
-    fingerprints: dict[str, set[str]] = {}
-    for student in results["students"].values():
-        for kind, each in student["preparation"].items():
-            fingerprints.setdefault(kind, set()).add(each["fingerprint"])
-    shared = [kind for kind in ("teacher", "sae", "labels") if len(fingerprints.get(kind, ())) == 1]
-    if not shared:
+def _shared_caveat(results: dict[str, Any]) -> str:
+    """State whether the variation over teachers, SAEs and labels is measured."""
+    if shared := shared_preparation(results, results["groups"]):
+        return f" All seeds share the same {_listed(shared)}, so the effect of others was not measured."
+    if not _preparations(results, results["groups"]):
         return ""
-    return f" All seeds share the same {', '.join(shared)}, so the effect of others was not measured."
+    return " Each seed is a replicate with its own teacher, SAE and labels, so their effect is included."
+
+
+def _listed(kinds: list[str]) -> str:
+    return ", ".join("SAE" if kind == "sae" else kind for kind in kinds)
+
+
+def shared_preparation(results: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """Return the kinds of artifacts of which two seeds of one of the groups learn from the same one."""
+    return [
+        kind
+        for kind, by_group in _preparations(results, names).items()
+        if any(len({*fingerprints}) < len(fingerprints) for fingerprints in by_group)
+    ]
+
+
+def _preparations(results: dict[str, Any], names: Iterable[str]) -> dict[str, list[list[str]]]:
+    """Return the fingerprints of the artifacts of each group's runs, by kind; groups without artifacts are left out."""
+    found: dict[str, list[list[str]]] = {}
+    for kind in ("teacher", "sae", "labels", "predictions"):
+        for name in names:
+            members = [results["students"][member] for member in results["groups"].get(name, ())]
+            prepared = [member.get("preparation", {}) for member in members]
+            if fingerprints := [each[kind]["fingerprint"] for each in prepared if kind in each]:
+                found.setdefault(kind, []).append(fingerprints)
+    return found
 
 
 def preparation_flops(results: dict[str, Any]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from cocomix.common.console import table
 from cocomix.reporting.compare import training_differences
 from cocomix.reporting.costs import cost_to_reach
 from cocomix.reporting.report import duration
-from cocomix.reporting.wording import _seed_caveat, comparison_sentences
+from cocomix.reporting.wording import _seed_caveat, comparison_sentences, repetitions
 from cocomix.training.validation import bits_per_byte, concept_hits
 
 TOKENS, LOSSES = np.array([100.0, 200.0, 300.0]), np.array([4.0, 3.0, 2.8])
@@ -56,6 +56,25 @@ def test_a_difference_is_stated_with_its_intervals() -> None:
     (higher,) = comparison_sentences({**results, "comparisons": [{**comparison, **alone}]})
     assert "0.1000 nats higher" in higher
     assert "seeds" not in higher
+
+
+@pytest.mark.parametrize(
+    ("teachers", "words"),
+    [
+        ((None, None), "seeds"),
+        (("t", "t"), "seeds (same teacher, SAE)"),
+        (("t", "u"), "replicates"),
+    ],
+)
+def test_what_an_interval_is_over(teachers: tuple[str | None, str | None], words: str) -> None:
+    students = {
+        f"{name}{seed}": {"preparation": {kind: {"fingerprint": teacher} for kind in ("teacher", "sae") if used}}
+        for seed, teacher in enumerate(teachers)
+        for name, used in (("a", teacher), ("ntp", False))
+    }
+    results = {"students": students, "groups": {"a": ["a0", "a1"], "ntp": ["ntp0", "ntp1"]}}
+    assert repetitions(results, ("a", "ntp")) == words
+    assert repetitions(results, ("ntp",)) == "seeds"
 
 
 def test_groups_with_one_seed_are_named() -> None:

@@ -145,5 +145,5 @@ def test_a_report_of_an_earlier_form_is_written_again(monkeypatch: pytest.Monkey
         student_stages={},
         catalog_stage=SimpleNamespace(is_done=lambda: False),
     )
-    results = workflow._reported(finished, Path("report"))
+    results = workflow._reported(finished.recipe, [finished], Path("report"))
     assert (results is found, written) == ((True, []) if form == FORM else (False, [FORM]))

@@ -184,7 +184,7 @@ def test_what_was_made_elsewhere_has_no_cost_to_compare(folder: Path, results: d
     write_study(folder, parts=[{"title": "t", "results": "small", "question": "?", "claims": [claim]}])
     (folder / "results" / "small.json").write_text(json.dumps(results))
     page = write_page(load_study(folder), folder).read_text()
-    assert r"| Cheap \| in all. | cost of teacher unknown | not decided |" in page
+    assert r"| Cheap \| in all. | cost of teacher unknown | 3 seeds (same teacher) | not decided |" in page
     rows = {cells[0]: cells[1:] for cells in map(cells_of, page.splitlines()) if len(cells) > 1}
     assert rows["good"][7:] == ["–", "–", "–"]
     assert "Not counted, because the cost is unknown: teacher from elsewhere." in page
@@ -194,9 +194,9 @@ def test_a_page_has_the_figures_and_says_what_was_not_measured(folder: Path) -> 
     add_results(load_study(folder), folder, [folder / "runs" / "small"])
     page = write_page(load_study(folder), folder).read_text()
     rows = {cells[0]: cells[1:] for cells in map(cells_of, page.splitlines()) if len(cells) > 1}
-    assert rows["Good reaches ntp's loss with fewer tokens."][1] == "holds"
-    assert rows["Bad is better."][1] == "does not hold"
-    assert rows["Nobody knows."] == ["–", "not measured"]
+    assert rows["Good reaches ntp's loss with fewer tokens."][1:] == ["3 seeds (same teacher)", "holds"]
+    assert rows["Bad is better."][1:] == ["3 seeds", "does not hold"]
+    assert rows["Nobody knows."] == ["–", "–", "not measured"]
     assert rows["ntp"][1] == "2.8100 ± 0.0100"
     good = rows["good"]
     assert good[1] == "2.5100 ± 0.0100"
