@@ -176,10 +176,11 @@ class Recipe:
         if unknown := self._unknown_methods():  # the other checks need the methods
             return unknown
         found = self._parallel_problems()
-        for key, training in self.trainings().items():
+        trainings = self.trainings() | ({"teacher.training": self.teacher.training} if self.trains_teacher() else {})
+        for key, training in trainings.items():
             found += [f"{key}.{line}" for line in training.problems(self.block_size)]
-        if self.trains_teacher():
-            found += [f"teacher.training.{line}" for line in self.teacher.training.problems(self.block_size)]
+            if training.optimizer == "muon" and self.parallel != "ddp":
+                found.append(f"{key}.optimizer is 'muon', which needs complete matrices; set parallel to ddp")
         if self.needs_teacher() and self.teacher.precision not in (None, *PRECISIONS):
             found.append(f"teacher.precision is {self.teacher.precision!r}; expected {' or '.join(PRECISIONS)}")
         if self.asks_teacher() and self.labels.alignment == "characters" and self.teacher.source is not None:

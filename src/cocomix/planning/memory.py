@@ -35,6 +35,7 @@ from cocomix.models.plain import with_token_loss
 from cocomix.objectives import Objective
 from cocomix.objectives.base import Batch
 from cocomix.training.config import TrainingConfig
+from cocomix.training.optimizers import MuonWithAdamW
 from cocomix.training.validation import evaluation_sums
 
 WEIGHTS, GRADIENTS, STATES, CASTS = "weights", "gradients", "optimizer states", "weights in low precision"
@@ -232,7 +233,7 @@ def training_memory(
             live.count_module(block, BLOCKS)
         if isinstance(model, CoCoMixForCausalLM):
             live.count_module(model.mixer, MIXER)
-        optimizer = _with_states(model, live)
+        optimizer = _with_states(model, live, training.optimizer)
         if not accumulates:
             optimizer.zero_grad()
         with live.counting(TEACHER):
@@ -288,9 +289,13 @@ def _grouped_product(a: Tensor, b: Tensor, offs: Tensor | None = None, **_: Any)
     return a.new_empty(*a.shape[:-1], b.shape[-1])
 
 
-def _with_states(model: nn.Module, live: LiveMemory) -> torch.optim.Optimizer:
-    """Build AdamW with optimizer states and gradients allocated, each assigned to its part."""
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+def _with_states(model: PreTrainedModel, live: LiveMemory, name: str) -> torch.optim.Optimizer:
+    """Build the optimizer with its states and gradients allocated, each assigned to its part."""
+    optimizer: torch.optim.Optimizer = (
+        MuonWithAdamW(model, (), weight_decay=0.0, lr=1e-3, fused=True)
+        if name == "muon"
+        else torch.optim.AdamW(model.parameters(), fused=True)
+    )
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
         live.reassign(parameter.grad, GRADIENTS)

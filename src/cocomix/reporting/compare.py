@@ -198,10 +198,12 @@ def training_differences(groups: Sequence[Group]) -> list[str]:
     """State what differs between the trainings of the groups that a comparison would like to be equal, a line each."""
     tokens = {group.name: f"{group.runs[0].tokens:,} tokens" for group in groups}
     steps = {group.name: f"{_training(group.runs[0])['tokens_per_step']:,} tokens" for group in groups}
+    optimizers = {group.name: _training(group.runs[0])["optimizer"] for group in groups}
     corpora = {group.name: f"corpus {group.runs[0].corpus[:8]}" for group in groups}
     found = {
         "trained on different numbers of tokens; compare their losses at equal cost, not at the end": tokens,
         "trained with optimizer steps of different sizes, so they read the blocks in different batches": steps,
+        "trained with different optimizers": optimizers,
         "trained on different text": corpora,
     }
     return [

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from cocomix.common import distributed
 from cocomix.common.errors import did_you_mean
 from cocomix.common.settings import Batch, Count, LearningRate, Range, Share
+from cocomix.training.optimizers import OPTIMIZERS
 
 PRECISIONS = ("fp32", "bf16")
 """Precisions of inference."""
@@ -32,12 +33,14 @@ class TrainingConfig:
         max_tokens: number of training tokens; a smaller corpus is repeated.
         tokens_per_step: tokens per optimizer step, over all its micro-batches.
         blocks_per_batch: blocks per micro-batch and device.
+        optimizer: adamw, or muon: Muon for the matrices of the blocks and AdamW for all other weights, with the same
+            learning rate and weight decay.
         learning_rate: peak learning rate.
         schedule: after a linear warm-up, cosine decay, or wsd: constant, then linear decay (warmup-stable-decay).
         min_learning_rate_ratio: final learning rate as a fraction of the peak.
         warmup_ratio: fraction of the steps that warm up.
         decay_ratio: fraction of the steps that decay, with wsd.
-        weight_decay: weight decay of AdamW, on matrices only, not on biases and norms.
+        weight_decay: weight decay, on matrices only, not on biases and norms.
         adam_beta1: decay of AdamW's first moment.
         adam_beta2: decay of AdamW's second moment.
         max_grad_norm: norm to which gradients are clipped; 0 for no clipping.
@@ -53,6 +56,7 @@ class TrainingConfig:
     max_tokens: Count = 2_000_000
     tokens_per_step: Count = 4_096
     blocks_per_batch: Batch = 16
+    optimizer: str = "adamw"
     learning_rate: LearningRate = 1e-3
     schedule: str = "cosine"
     min_learning_rate_ratio: Share = 0.1
@@ -85,6 +89,11 @@ class TrainingConfig:
             found.append(f"precision is {self.precision!r}; expected one of {', '.join(TRAINING_PRECISIONS)}")
         elif self.precision == "fp16" and not torch.cuda.is_available():
             found.append("precision is 'fp16', which needs a GPU; use bf16, or fp32")
+        if self.optimizer not in OPTIMIZERS:
+            found.append(
+                f"optimizer is {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}"
+                + did_you_mean(self.optimizer, OPTIMIZERS)
+            )
         if self.schedule not in SCHEDULES:
             found.append(
                 f"schedule is {self.schedule!r}; expected one of {', '.join(SCHEDULES)}"

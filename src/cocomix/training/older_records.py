@@ -24,6 +24,7 @@ MIXER = {
 DISTILLATION = {"weight": 0.1, "temperature": 1.0, "top_k": None}
 ADDED_TO_MIXER = {"concept_loss_schedule": None}
 ADDED_TO_DISTILLATION = {"weight_schedule": None}
+ADDED_TO_TRAINING = {"optimizer": "adamw"}
 """Settings that did not exist when older records were written."""
 NUM_FUTURE_TOKENS = 2
 MAX_ACTIVE = 256
@@ -34,7 +35,8 @@ def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     try:
         found = portable.recipe_record(recipe)
         completed = {"students": complete_students(found), "sae": _sae(found["sae"])}
-        return {**found, **completed, "teacher": _teacher(found["teacher"])}
+        training = {**ADDED_TO_TRAINING, **found["training"]}
+        return {**found, **completed, "teacher": _teacher(found["teacher"]), "training": training}
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"its recipe is damaged ({type(error).__name__}: {error})") from None
 
@@ -68,6 +70,7 @@ def _complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict
         backbone = found.pop("backbone", None)
         labels = wanted["student"]["labels"]
         found["student"] = _student(found["student"], backbone, found["training"]["learning_rate"], labels)
+        found["training"] = {**ADDED_TO_TRAINING, **found["training"]}
         if found["match"] is not None:
             found["match"] = _student(found["match"], backbone, None, (wanted["match"] or {}).get("labels"))
     return found
@@ -96,9 +99,10 @@ def _student(
 
 
 def _teacher(teacher: dict[str, Any]) -> dict[str, Any]:
+    found = {**teacher, "training": {**ADDED_TO_TRAINING, **teacher["training"]}}
     if teacher["source"]:
-        return teacher
-    return {**teacher, "backbone": _backbone(teacher["backbone"]), "precision": teacher["precision"] or "fp32"}
+        return found
+    return {**found, "backbone": _backbone(teacher["backbone"]), "precision": teacher["precision"] or "fp32"}
 
 
 def _backbone(backbone: dict[str, Any], widened: bool = False) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def pretrain(
         tokens_per_step=config.tokens_per_step,
         timer=timer,
         flops_per_token=training_flops_per_token(model, block_size),
+        optimizer=config.optimizer,
         keep_checkpoints=config.keep_checkpoints,
         keep_best=config.keep_best,
         callbacks=[TokenProgress(description, config.tokens_per_step), timer],

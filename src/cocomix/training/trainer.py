@@ -59,6 +59,7 @@ from cocomix.training.checkpoints import (
     position_file,
     step_of,
 )
+from cocomix.training.optimizers import MuonWithAdamW
 
 Evaluate = Callable[[PreTrainedModel, Dataset], dict[str, float]]
 
@@ -84,6 +85,7 @@ class ObjectiveTrainer(Trainer):
         tokens_per_step: tokens per optimizer step.
         timer: callback that measures the seconds of training steps.
         flops_per_token: FLOPs of a training step per token, for the utilization of a GPU.
+        optimizer: one of `OPTIMIZERS`.
         keep_checkpoints: number of newest checkpoints to keep.
         keep_best: keep the weights with the lowest validation loss in `best/`.
     """
@@ -101,6 +103,7 @@ class ObjectiveTrainer(Trainer):
         tokens_per_step: int,
         timer: TrainingTime,
         flops_per_token: int,
+        optimizer: str = "adamw",
         keep_checkpoints: int = 1,
         keep_best: bool = False,
         **kwargs: Any,
@@ -110,6 +113,7 @@ class ObjectiveTrainer(Trainer):
         model = with_token_loss(model)
         super().__init__(model, args, train_dataset=blocks, eval_dataset=eval_dataset, data_collator=collate, **kwargs)
         self.model_class = type(model)
+        self.optimizer_name = optimizer
         self.objective = objective
         self._current = objective  # with the weights of the current step
         self.evaluate_model = evaluate
@@ -307,6 +311,16 @@ class ObjectiveTrainer(Trainer):
                 mark_complete(newest)
                 keep_newest(newest.parent, self.keep_checkpoints)
             distributed.barrier()  # the checkpoint is complete before any process can fail and end the others
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create AdamW as the Trainer does, or with the same settings Muon and AdamW."""
+        if self.optimizer_name == "adamw":
+            return super().create_optimizer(model)
+        _, adamw = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        decayed = self.get_decay_parameter_names(self.model)
+        built = MuonWithAdamW(self.model, decayed, self.args.weight_decay, **adamw)
+        self.optimizer = built
+        return built
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Return the names of weights with weight decay: matrices only, while Transformers includes some vectors."""

@@ -80,3 +80,12 @@ def test_training_keys_of_a_student_that_cannot_work_are_named() -> None:
     size, rates = recipe.problems()
     assert size.startswith("students.ntp.training.tokens_per_step is 4097; it must be a multiple of")
     assert rates == "students.ntp: learning_rate and training.learning_rate are both given; leave one of them out"
+
+
+def test_muon_needs_complete_matrices() -> None:
+    students = {"ntp": StudentConfig("ntp"), "muon": StudentConfig("ntp", training={"optimizer": "muon"})}
+    recipe = Recipe("tiny", "out", students=students)
+    assert recipe.problems() == []
+    assert dataclasses.replace(recipe, parallel="fsdp").problems() == [
+        "students.muon.training.optimizer is 'muon', which needs complete matrices; set parallel to ddp"
+    ]

@@ -76,6 +76,7 @@ def recipes(tmp_path_factory) -> dict[str, Path]:
     return {
         "stored": write("stored"),
         "online": write("online", labels={"online": True, "blocks_per_batch": 4}),
+        "muon": write("muon", training={**TRAINING, "optimizer": "muon"}),
         "bf16": write("bf16", training={**TRAINING, "precision": "bf16"}),
     }
 
@@ -109,7 +110,7 @@ def measured(*cases: str) -> dict[str, int]:
 @pytest.mark.parametrize(
     "cases",
     [
-        ["stored:ntp", "stored:cocomix", "online:cocomix"],
+        ["stored:ntp", "stored:cocomix", "online:cocomix", "muon:cocomix"],
         pytest.param(["bf16:ntp", "bf16:cocomix", "stored:kd"], marks=pytest.mark.slow),
     ],
     ids=lambda cases: "+".join(cases),
@@ -160,6 +161,9 @@ def test_sharing_out(recipes) -> None:
     assert fsdp.parts[STATES] == alone.parts[STATES] // 2
     assert 0 < fsdp.parts[GATHERED] <= alone.parts[WEIGHTS]
     assert alone.parts[STATES] == pytest.approx(2 * alone.parts[WEIGHTS], rel=1e-3)
+    muon = planned(recipes["muon"], "cocomix")["ddp"][0]
+    matrices = 12 * SIZES["num_hidden_layers"] * WIDTH**2  # of GPT-2's blocks, with one moment instead of two
+    assert muon.parts[STATES] == pytest.approx(alone.parts[STATES] - 4 * matrices, rel=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

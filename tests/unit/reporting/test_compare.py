@@ -118,13 +118,15 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_trainings_of_different_lengths_and_steps_are_stated() -> None:
-    def group(name: str, tokens: int, **own: int) -> Any:
+    def group(name: str, tokens: int, **own: object) -> Any:
         students = {name: {"training": own or None}}
-        recipe = {"training": {"tokens_per_step": 512}, "students": students}
+        recipe = {"training": {"tokens_per_step": 512, "optimizer": "adamw"}, "students": students}
         return SimpleNamespace(name=name, runs=[SimpleNamespace(name=name, tokens=tokens, corpus="c", recipe=recipe)])
 
     assert training_differences([group("a", 1024), group("b", 1024)]) == []
-    tokens, steps = training_differences([group("a", 1024), group("b", 2048, tokens_per_step=1024)])
+    b = group("b", 2048, tokens_per_step=1024, optimizer="muon")
+    tokens, steps, optimizers = training_differences([group("a", 1024), b])
     assert tokens.startswith("The runs were trained on different numbers of tokens; compare their losses at equal cost")
     assert tokens.endswith("`a` 1,024 tokens, `b` 2,048 tokens.")
     assert steps.endswith("`a` 512 tokens, `b` 1,024 tokens.")
+    assert optimizers == "The runs were trained with different optimizers: `a` adamw, `b` muon."

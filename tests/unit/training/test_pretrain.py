@@ -107,7 +107,13 @@ def test_the_learning_rate_follows_its_schedule(schedule, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"schedule": "wsd"}, {"gradient_checkpointing": True}, {"precision": "bf16"}, {"keep_checkpoints": 2}],
+    [
+        {"schedule": "wsd"},
+        {"gradient_checkpointing": True},
+        {"precision": "bf16"},
+        {"keep_checkpoints": 2},
+        {"optimizer": "muon"},
+    ],
     ids=str,
 )
 def test_interrupted_it_ends_with_the_same_weights(settings, tmp_path, monkeypatch):
@@ -268,6 +274,7 @@ def test_tensorboard_gets_the_curves(tmp_path):
     [
         ({"report_to": ["tensorbord"]}, "report_to names 'tensorbord'; .*did you mean 'tensorboard'"),
         ({"report_to": ["comet_ml"]}, "report_to names comet_ml, which is not installed"),
+        ({"optimizer": "moun"}, "optimizer is 'moun'; expected one of adamw, muon; did you mean 'muon'"),
         ({"schedule": "wds"}, "schedule is 'wds'; expected one of cosine, wsd; did you mean 'wsd'"),
         ({"schedule": "wsd", "warmup_ratio": 0.6, "decay_ratio": 0.6}, "exceed 1 together"),
         ({"precision": "fp8"}, "precision is 'fp8'; expected one of fp32, bf16, fp16"),
