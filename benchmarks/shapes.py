@@ -100,7 +100,7 @@ def teacher(shape: Shape) -> GPT2LMHeadModel:
 def extractor(
     shape: Shape, device: torch.device, selection: str = "attribution", dtype: torch.dtype = torch.float32
 ) -> ConceptExtractor:
-    """Build a teacher with weights of `dtype` and an SAE that label."""
+    """Build a teacher and an SAE, with weights of `dtype`, that label."""
     width, concepts = shape.teacher.width, shape.concepts
     W_enc = torch.randn(width, concepts) / width**0.5
     sae = SparseAutoencoder(
@@ -113,7 +113,7 @@ def extractor(
         teacher_layer=shape.teacher_layer,
     )
     return ConceptExtractor(
-        teacher(shape).to(device, dtype), sae, shape.teacher_layer, LABELS_PER_TOKEN, selection=selection
+        teacher(shape).to(device, dtype), sae.to(dtype), shape.teacher_layer, LABELS_PER_TOKEN, selection=selection
     )
 
 

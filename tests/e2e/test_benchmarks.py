@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -33,8 +34,8 @@ def test_a_benchmark_measures_and_writes(
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr("sys.argv", [script, *options, "--repeats", "1", "--json", str(figures)])
     monkeypatch.setattr("measuring.MATMUL_SIZE", {"cpu": 64})
-    monkeypatch.setattr("torch._dynamo.config.disable", True)  # compilation is tested where it can go wrong
-    runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+    with torch._dynamo.config.patch(disable=True):  # compilation is tested where it can go wrong
+        runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
     written = json.loads(figures.read_text())
     assert len(written["rows"]) == rows
     assert {"command", "commit", "hardware", "date"} <= written.keys()
