@@ -14,7 +14,11 @@ from cocomix.cli.options import Json, argument, option
 from cocomix.common import files
 from cocomix.common.console import show, status
 from cocomix.common.errors import InputError
+from cocomix.common.settings import Batch
 
+Jobs = Annotated[
+    int, option("N", "Train N students at a time, each in a process of its own on the same device.", Batch)
+]
 RecipeFile = Annotated[Path, argument("RECIPE", "Recipe file (YAML).")]
 
 
@@ -23,8 +27,9 @@ def quickstart(ctx: typer.Context, as_json: Json = False) -> None:
     _run(quickstart_recipe(), ctx.args, as_json)
 
 
-def run(ctx: typer.Context, recipe: RecipeFile, as_json: Json = False) -> None:
+def run(ctx: typer.Context, recipe: RecipeFile, jobs: Jobs = 1, as_json: Json = False) -> None:
     """Run a recipe: from text to compared models."""
+    _train_in_jobs(recipe, ctx.args, jobs)
     _run(recipe, ctx.args, as_json)
 
 
@@ -86,11 +91,27 @@ def concepts(ctx: typer.Context, recipe: RecipeFile, as_json: Json = False) -> N
 def train(
     ctx: typer.Context,
     recipe: RecipeFile,
-    only: Annotated[str | None, option("NAME", "Train just this student.")] = None,
+    only: Annotated[
+        str | None, option("NAME", "Train just this student: its name, or NAME-seed-N for one of its seeds.")
+    ] = None,
+    jobs: Jobs = 1,
     as_json: Json = False,
 ) -> None:
     """Run a recipe up to the students, without the report."""
+    _train_in_jobs(recipe, ctx.args, jobs, only)
     _run_until("students", recipe, ctx.args, as_json, only)
+
+
+def _train_in_jobs(recipe: Path, overrides: list[str], jobs: int, only: str | None = None) -> None:
+    """Train the students of a recipe, several at a time, unless `jobs` is 1; exit if a training fails."""
+    if jobs == 1:
+        return
+    loaded = _load(recipe, overrides)
+
+    from cocomix.cli.jobs import train_students
+
+    if code := train_students(loaded, jobs, only):
+        raise typer.Exit(code)
 
 
 def _run(recipe: Path, overrides: list[str], as_json: bool) -> None:

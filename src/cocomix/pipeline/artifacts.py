@@ -73,6 +73,17 @@ class Pipeline:
         preparation = [before for student in students for needed in student.needs for before in needed.with_needs()]
         return list(dict.fromkeys([self.corpus_stage, *preparation, *students]))
 
+    def students(self, only: str | None = None) -> list[Stage]:
+        """Return the stages of all students; or of one by its name, or of one of its seeds by the folder's name.
+
+        Raises:
+            InputError: there is no such student.
+        """
+        found = [stage for (name, _), stage in self.student_stages.items() if only in (None, name, stage.folder.name)]
+        if only is not None and not found:
+            self.recipe.require_student(only)
+        return found
+
     def stages_until(self, name: str) -> list[Stage]:
         """Return the stages up to a goal: corpus, teacher, sae, labels, catalog or students.
 

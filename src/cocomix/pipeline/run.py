@@ -209,13 +209,24 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
     Args:
         recipe: to run.
         until: the last stage.
-        only: train this student only, with all its seeds.
+        only: train this student only: its name, for all its seeds, or the name of its folder, for one.
 
     Raises:
         InputError: a line for each problem; nothing was written.
     """
     with prepared(recipe, until, only) as pipeline:
         run_missing(pipeline, until, only)
+    return pipeline
+
+
+def run_shared(recipe: Recipe) -> Pipeline:
+    """Check a recipe, then run the stages that its students need, but train none.
+
+    Raises:
+        InputError: a line for each problem; nothing was written.
+    """
+    with prepared(recipe, "students") as pipeline:
+        run_stages(pipeline, [stage for stage in pipeline.stages() if stage.kind != "student"])
     return pipeline
 
 
@@ -258,7 +269,4 @@ def _wanted(pipeline: Pipeline, until: str, only: str | None) -> list[Stage]:
     """Return the stages to run; InputError if the recipe lacks one."""
     if only is None:
         return pipeline.stages_until(until)
-    recipe = pipeline.recipe
-    recipe.require_student(only)
-    own = [pipeline.student_stages[only, seed] for seed in recipe.student_seeds()]
-    return list(dict.fromkeys(needed for stage in own for needed in stage.with_needs()))
+    return list(dict.fromkeys(needed for stage in pipeline.students(only) for needed in stage.with_needs()))
