@@ -137,5 +137,5 @@ def test_labels_agree_across_devices_and_precisions(kind, selection, device, ran
     if device.type != "cpu":
         found = labels(copy.deepcopy(teacher).to(device), copy.deepcopy(sae), selection)
         assert agreement(found, expected) > 0.97
-    half = labels(teacher.to(device, torch.bfloat16), sae, selection)
+    half = labels(teacher.to(device, torch.bfloat16), sae.to(torch.bfloat16), selection)
     assert agreement(half, expected) > 0.6  # the rounding of bfloat16 decides between near equals
