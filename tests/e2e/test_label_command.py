@@ -209,3 +209,42 @@ def test_token_files_cannot_be_aligned_by_characters(finished: Runner, recipe, t
     assert runner("label") == 2
     assert "holds token files, which have no text" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_labels_of_every_control_are_written_and_learned_from(finished: Runner, recipe, tmp_path: Path) -> None:
+    own = {
+        "activation": {"selection": "activation"},
+        "offset": {"selection": "activation", "offset": 1},
+        "window": {"selection": "activation", "window": 4},
+        "token": {"selection": "token"},
+        "permuted": {"selection": "activation", "control": "permuted"},
+        "weighted": {"targets": "activation"},
+    }
+    mixer = {"insert_layer": 1, "num_active_concepts": 8, "mixing": "none"}
+    students = {name: {"method": "cocomix", "mixer": mixer, "labels": labels} for name, labels in own.items()}
+    runner = recipe(students=students)
+    for stage in ("corpus", "teacher", "sae"):
+        shutil.copytree(finished.folder / "out" / stage, tmp_path / "out" / stage)
+    assert runner("label") == 0
+    folders = {name: tmp_path / "out" / f"labels-{suffix}" for name, suffix in {
+        "activation": "activation-2", "offset": "activation-2-offset-1", "window": "activation-2-window-4",
+        "token": "token-2", "permuted": "activation-2-permuted", "weighted": "attribution-2-weighted",
+    }.items()}  # fmt: skip
+    stored = {name: load_from_disk(str(folder))["train"].with_format("numpy")[:] for name, folder in folders.items()}
+    labels = {name: each["concept_ids"] for name, each in stored.items()}
+    assert len({each.tobytes() for each in labels.values()}) == len(own)
+    moved, plain = labels["offset"][:, :-2], labels["activation"][:, 1:-1]  # the last token has no label
+    assert ((moved == plain) | (moved == -100)).all() and (moved == plain).mean() > 0.9
+    assert (labels["window"][:, :-1] >= 0).mean() > 0.9
+    assert stored["weighted"]["concept_weights"].sum(-1)[labels["weighted"][..., 0] >= 0].min() > 0.99
+    assert runner("train", "--only", "weighted", "--training.max_tokens", "1024") == 0
+    assert json.loads((tmp_path / "out/students/weighted/run.json").read_text())["metrics"]["concept_recall"] > 0
+
+
+def test_labels_of_an_untrained_teacher(finished: Runner, recipe, tmp_path: Path) -> None:
+    runner = recipe()
+    shutil.copytree(finished.folder / "out" / "corpus", tmp_path / "out" / "corpus")
+    assert runner("teacher", "--teacher.untrained", "true") == 0
+    record = json.loads((tmp_path / "out/teacher/stage.json").read_text())["summary"]
+    trained = json.loads((finished.folder / "out/teacher/stage.json").read_text())["summary"]
+    assert record["tokens"] == 0 and record["metrics"]["loss"] > trained["metrics"]["loss"] + 0.5

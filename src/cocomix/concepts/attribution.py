@@ -34,6 +34,8 @@ class ConceptLabels(NamedTuple):
     the mean loss over the predicted tokens of the batch."""
     cut: Tensor
     """(B, T) bool, True where the SAE had more active latents than `max_active`."""
+    activations: Tensor
+    """(B, T, A) activations of the concepts; 0 in slots without a label."""
 
 
 def attribution_scores(latents: Latents, gradient: Tensor, W_dec: Tensor) -> Tensor:
@@ -75,9 +77,10 @@ def select_labels(
     found = kept.values > -torch.inf
     ids = latents.indices.gather(-1, kept.indices).masked_fill(~found, IGNORE)
     scores = kept.values.masked_fill(~found, 0.0)
+    activations = latents.values.gather(-1, kept.indices).masked_fill(~found, 0.0)
     missing = (0, labels_per_token - ids.shape[-1])
     cut = torch.zeros_like(has_target) if latents.cut is None else latents.cut
-    return ConceptLabels(F.pad(ids, missing, value=IGNORE), F.pad(scores, missing), cut)
+    return ConceptLabels(F.pad(ids, missing, value=IGNORE), F.pad(scores, missing), cut, F.pad(activations, missing))
 
 
 def check_tap(teacher: PreTrainedModel, teacher_layer: int, sae: SparseAutoencoder | None) -> None:

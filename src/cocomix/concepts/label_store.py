@@ -1,7 +1,8 @@
 """Store, open, and check a labeled corpus on disk.
 
     labels.json            how it was labeled, and summary counts (`LabelsInfo`)
-    train/, validation/    shards (`data.shards`); columns `input_ids` (T,) and `concept_ids` (T, A), −100 for none
+    train/, validation/    shards (`data.shards`); columns `input_ids` (T,) and `concept_ids` (T, A), −100 for none, and
+                           where labels have weights `concept_weights` (T, A)
     README.md              a dataset card, so that `datasets.load_dataset` and the Hub find the splits
 
 T tokens per block, A labels per token.
@@ -9,7 +10,7 @@ T tokens per block, A labels per token.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,11 @@ class LabelsInfo:
         fewer_positive_share: among labeled tokens, the share with fewer than A concepts with a positive score.
         cut_tokens: labeled tokens at which the SAE had more active latents than `max_active`.
         shards: number of shards of each split.
+        offset: tokens by which labels were moved; token t has those of token t + offset.
+        window: number of next tokens over which concepts were selected; 0 if at the token itself.
+        control: none, or how labels were changed to control for something.
+        targets: whether the labels of a token count equally, or by their activation.
+        seed: of a random control.
     """
 
     corpus: str
@@ -60,6 +66,15 @@ class LabelsInfo:
     fewer_positive_share: float = 0.0
     cut_tokens: int = 0
     shards: dict[str, int] = field(default_factory=dict)
+    offset: int = 0
+    window: int = 0
+    control: str = "none"
+    targets: str = "uniform"
+    seed: int | None = None
+
+
+LATER_FIELDS = ("offset", "window", "control", "targets", "seed")
+"""Fields of `LabelsInfo` that older labels lack; with their default values they are no part of a fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +89,17 @@ class LabeledCorpus:
     info: LabelsInfo
 
 
-def features(block_size: int, labels_per_token: int, token_type: str, num_concepts: int) -> Features:
+def features(
+    block_size: int, labels_per_token: int, token_type: str, num_concepts: int, has_weights: bool = False
+) -> Features:
     """Return the columns of a labeled corpus, each with the smallest type that fits."""
     label_type = "int16" if num_concepts <= np.iinfo(np.int16).max + 1 else "int32"
-    return Features(
-        {
-            "input_ids": List(Value(token_type), length=block_size),
-            "concept_ids": List(List(Value(label_type), length=labels_per_token), length=block_size),
-        }
-    )
+
+    def per_label(kind: str) -> List:
+        return List(List(Value(kind), length=labels_per_token), length=block_size)
+
+    columns = {"input_ids": List(Value(token_type), length=block_size), "concept_ids": per_label(label_type)}
+    return Features({**columns, "concept_weights": per_label("float16")} if has_weights else columns)
 
 
 def finish_labels(folder: Path, info: LabelsInfo) -> None:
@@ -114,7 +131,9 @@ def read_labels_info(folder: Path) -> LabelsInfo:
 
 def labels_fingerprint(info: LabelsInfo) -> str:
     """Return the fingerprint of labels: a hash of how they were computed and of their counts."""
-    return fingerprint.hash_json(asdict(info))
+    defaults = {each.name: each.default for each in fields(LabelsInfo) if each.name in LATER_FIELDS}
+    described = {name: value for name, value in asdict(info).items() if defaults.get(name, ...) != value}
+    return fingerprint.hash_json(described)
 
 
 def labels_whole(folder: Path) -> bool:

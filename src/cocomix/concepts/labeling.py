@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from datasets import Dataset, Features
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from cocomix.common import distributed
 from cocomix.common.errors import did_you_mean
-from cocomix.common.settings import Batch, Count, LabelsPerToken
+from cocomix.common.settings import Batch, Count, LabelsPerToken, Range
 from cocomix.concepts.attribution import SELECTIONS, ConceptExtractor, ConceptLabels
 from cocomix.concepts.label_store import LabelsInfo, features, finish_labels
 from cocomix.concepts.reading import TeacherReader
@@ -24,6 +25,10 @@ from cocomix.data.shards import Part, Shard, describe, total_counts, write_shard
 from cocomix.models.losses import IGNORE
 
 ALIGNMENTS = ("tokens", "characters")
+CONTROLS = ("none", "permuted")
+TARGETS = ("uniform", "activation")
+TOKEN = "token"
+"""Selection without a teacher: labels by the id of the current token."""
 
 
 @dataclass
@@ -37,7 +42,15 @@ class LabelsConfig:
         online: label the training blocks inside each training step instead of storing their labels. Every run then
             pays for the teacher, but no disk space is needed.
         labels_per_token: A, the number of concepts per token.
-        selection: activation, attribution, attribution_abs or attribution_negative.
+        selection: activation, attribution, attribution_abs or attribution_negative; or token, the labels_per_token
+            labels by activation that are most frequent for the current token: a baseline without context.
+        offset: label token t with the concepts of token t + offset; none where that is in another document or block.
+        window: label token t with the concepts that stand out over the next `window` tokens instead of its own: those
+            with the largest mean activation times log inverse frequency.
+        control: permuted: exchange the labels at random among the tokens with the same id, by the recipe's seed, so
+            that they tell the token but not its context; or none.
+        targets: uniform: the labels of a token count equally in the concept loss; activation: in proportion to their
+            activation.
         alignment: `tokens` if teacher and students share a tokenizer; `characters` if they do not. A student token
             then takes the labels of the teacher token that contains its last character.
         blocks_per_batch: blocks that the teacher reads at once.
@@ -48,6 +61,10 @@ class LabelsConfig:
     online: bool = False
     labels_per_token: LabelsPerToken = 4
     selection: str = "activation"
+    offset: Annotated[int, Range(0, 2**20)] = 0
+    window: Annotated[int, Range(0, 2**20)] = 0
+    control: str = "none"
+    targets: str = "uniform"
     alignment: str = "tokens"
     blocks_per_batch: Batch = 16
     blocks_per_shard: Count = 1024
@@ -55,7 +72,13 @@ class LabelsConfig:
     def problems(self) -> list[str]:
         """List the problems of these settings, one line each."""
         found = []
-        for name, known in (("selection", SELECTIONS), ("alignment", ALIGNMENTS)):
+        choices = {
+            "selection": (*SELECTIONS, TOKEN),
+            "alignment": ALIGNMENTS,
+            "control": CONTROLS,
+            "targets": TARGETS,
+        }
+        for name, known in choices.items():
             value = getattr(self, name)
             if value not in known:
                 hint = did_you_mean(value, known)
@@ -67,7 +90,52 @@ class LabelsConfig:
                 "labels.online needs a teacher that reads the students' tokens; with labels.alignment characters, "
                 "store the labels instead"
             )
+        return found + self._control_problems()
+
+    def _control_problems(self) -> list[str]:
+        """List the controls that exclude each other or the rest of these settings, one line each."""
+        is_set = {
+            "labels.offset": self.offset > 0,
+            "labels.window": self.window > 0,
+            "labels.control": self.control != "none",
+            "labels.selection token": self.selection == TOKEN,
+        }
+        used = [key for key, given in is_set.items() if given]
+        found = []
+        if len(used) > 1:
+            found.append(f"{' and '.join(used)} exclude each other; leave all but one of them out")
+        if self.online and (used or self.targets != "uniform"):
+            found.append(f"{(used or ['labels.targets activation'])[0]} needs stored labels; leave labels.online out")
+        if self.selection == TOKEN and self.targets != "uniform":
+            found.append(
+                "labels.targets has no effect on labels.selection token, which reads no activation; leave it out"
+            )
+        if self.window and self.selection not in ("activation", TOKEN):
+            found.append(
+                f"labels.window is by activation, but labels.selection is {self.selection!r}; leave one of them out"
+            )
+        if self.window and self.alignment == "characters":
+            found.append("labels.window needs a teacher that reads the students' tokens; leave labels.alignment out")
         return found
+
+    def base(self) -> LabelsConfig:
+        """Return the settings of the labels from which these are computed; these if the teacher computes them."""
+        if self.source is not None:
+            return self
+        selection = "activation" if self.selection == TOKEN else self.selection
+        return dataclasses.replace(self, offset=0, control="none", selection=selection)
+
+    def of_control(self, seed: int) -> dict[str, Any]:
+        """Return the fields of `LabelsInfo` that differ from those of `base`."""
+        found = {"selection": self.selection, "offset": self.offset, "control": self.control}
+        return found if self.control == "none" else {**found, "seed": seed}
+
+    def suffix(self) -> str:
+        """Return what distinguishes the folder of these labels, e.g. `activation-4-offset-1`."""
+        parts = [self.selection, str(self.labels_per_token)]
+        parts += [f"{name}-{value}" for name, value in (("offset", self.offset), ("window", self.window)) if value]
+        parts += [self.control] if self.control != "none" else []
+        return "-".join([*parts, *(["weighted"] if self.targets == "activation" else [])])
 
 
 @dataclass(frozen=True)
@@ -117,7 +185,7 @@ def label_corpus(
     Raises:
         InputError: the disk has too little space; complete shards are kept.
     """
-    columns = {name: _columns(extractor, side.blocks) for name, side in sides.items()}
+    columns = {name: _columns(extractor, side.blocks, config.targets) for name, side in sides.items()}
 
     def compute(name: str, start: int, stop: int) -> Iterator[Part]:
         for first in range(start, stop, config.blocks_per_batch):
@@ -126,7 +194,10 @@ def label_corpus(
                 extractor, passages.input_ids, passages.attention_mask, config.blocks_per_batch
             )
             labels = ConceptLabels(*(passages.to_students(part.cpu()) for part in found))
-            yield Part({"concept_ids": labels.ids.numpy()}, count(labels))
+            arrays = {"concept_ids": labels.ids.numpy()}
+            if config.targets == "activation":
+                arrays["concept_weights"] = target_weights(labels).numpy()
+            yield Part(arrays, count(labels))
 
     shards = write_shards(
         folder,
@@ -137,16 +208,25 @@ def label_corpus(
         what="labels",
         remedy="lower labels.labels_per_token, or set labels.online, which stores none for training",
     )
-    info = _with_counts(plan, shards)
+    info = with_counts(plan, shards)
     if distributed.is_main_process():
         describe(folder, shards, next(iter(columns.values())))
         finish_labels(folder, info)
     return info
 
 
-def _columns(extractor: ConceptExtractor, blocks: Dataset) -> Features:
+def _columns(extractor: ConceptExtractor, blocks: Dataset, targets: str) -> Features:
     ids = blocks.features["input_ids"]
-    return features(ids.length, extractor.labels_per_token, ids.feature.dtype, extractor.sae.d_sae)
+    sizes = ids.length, extractor.labels_per_token, ids.feature.dtype, extractor.sae.d_sae
+    return features(*sizes, has_weights=targets == "activation")
+
+
+def target_weights(labels: ConceptLabels) -> Tensor:
+    """Return (B, T, A) the activations of each token's labels divided by their sum, in float16; 0 without a label."""
+    total = labels.activations.sum(-1, keepdim=True)
+    smallest = torch.finfo(torch.float16).tiny  # a label with weight 0 would not be one
+    weights = (labels.activations / total.clamp(min=torch.finfo(total.dtype).tiny)).clamp(min=smallest)
+    return weights.masked_fill(labels.ids == IGNORE, 0.0).half()
 
 
 def count(labels: ConceptLabels) -> dict[str, int]:
@@ -168,7 +248,7 @@ def count(labels: ConceptLabels) -> dict[str, int]:
     }
 
 
-def _with_counts(plan: LabelsInfo, shards: dict[str, list[Shard]]) -> LabelsInfo:
+def with_counts(plan: LabelsInfo, shards: dict[str, list[Shard]]) -> LabelsInfo:
     """Fill the counts of the first split into `plan`."""
     total = total_counts(next(iter(shards.values())))
     return dataclasses.replace(

@@ -39,13 +39,24 @@ def collate(parts: list[pa.Table]) -> dict[str, Tensor]:
     return {name: _stacked(table.column(name)) for name in table.column_names}
 
 
-def _stacked(column: pa.ChunkedArray) -> Tensor:
+def stored_columns(blocks: Dataset, start: int, stop: int) -> dict[str, np.ndarray]:
+    """Return every column of the blocks `start` to `stop` − 1 as an array (B, ...) of the stored type."""
+    table = blocks.with_format("arrow")[start:stop]
+    return {name: _array(table.column(name)) for name in table.column_names}
+
+
+def _array(column: pa.ChunkedArray) -> np.ndarray:
     """Stack a column whose rows have the same shape to (B, ...)."""
     values, shape = column.combine_chunks(), [len(column)]
     while pa.types.is_fixed_size_list(values.type):
         shape.append(values.type.list_size)
         values = values.flatten()
-    array = values.to_numpy(zero_copy_only=False).reshape(shape)
+    return values.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+def _stacked(column: pa.ChunkedArray) -> Tensor:
+    """Return a column as a tensor (B, ...)."""
+    array = _array(column)
     return torch.from_numpy(
         array.astype(array.dtype if array.dtype.kind == "f" else np.int64)
     )  # a copy, because the array is a memory map

@@ -110,6 +110,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         self,
         *args: Any,
         concept_ids: Tensor | None = None,
+        concept_weights: Tensor | None = None,
         teacher_hidden_states: Tensor | None = None,
         teacher_tokens: TeacherTokens | None = None,
         steering: Any = None,
@@ -124,6 +125,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             args: arguments of `StackedForCausalLM.prepare_inputs`: `input_ids`, `attention_mask`, `labels`, …
             concept_ids: (B, T, A) concept labels, −100 for none. Unless `output_concepts` is set, (B, T, C) is never
                 materialized.
+            concept_weights: (B, T, A) relative weights > 0 of the labels in the concept loss; by default equal.
             teacher_hidden_states: (B, T, d) targets of predicted hidden states; padding is ignored.
             teacher_tokens: distributions of a teacher at tokens (B, T), to learn in addition to `labels`.
             steering: {concept: strength} to add to concept logits before the choice, a `Steering`, or a list with one
@@ -156,7 +158,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             use_cache=inputs.use_cache,
             **inputs.record,
         )  # last_hidden_state (B, T, D)
-        mixed = self.mixer(lower.last_hidden_state, None if output_concepts else concept_ids, steered)
+        mixed = self.mixer(lower.last_hidden_state, None if output_concepts else concept_ids, steered, concept_weights)
         predicted: Any = None if isinstance(mixed, MixedWithLoss) else mixed.predicted  # (B, T, C) or (B, T, d)
         upper = self.upper(
             inputs_embeds=mixed.hidden_states,
@@ -178,7 +180,10 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             token, kd = distilled_token_loss(self.lm_head, h, inputs.labels, teacher_tokens, inputs.num_items)
             distilled = token + teacher_tokens.weight * kd
         if concept_ids is not None:
-            total = mixed.concept_loss if isinstance(mixed, MixedWithLoss) else concept_loss(predicted, concept_ids, 1)
+            if isinstance(mixed, MixedWithLoss):
+                total = mixed.concept_loss
+            else:
+                total = concept_loss(predicted, concept_ids, 1, concept_weights)
             items = inputs.num_items if num_concept_items_in_batch is None else num_concept_items_in_batch
             concept = mean_loss(total, (concept_ids != IGNORE).any(-1), items)
         if teacher_hidden_states is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from .divergence import TeacherTokens, divergence_and_gradient, map_tokens, teacher_divergence
-from .losses import IGNORE, concept_loss, mean_loss
+from .losses import IGNORE, concept_loss, label_shares, mean_loss
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 """Bytes of a chunk's logits in float32, by device type: large enough for fast matrix products."""
@@ -58,7 +58,12 @@ def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def linear_loss(
-    linear: nn.Module, x: Tensor, labels: Tensor, keep: int = 0, teacher: TeacherTokens | None = None
+    linear: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    keep: int = 0,
+    teacher: TeacherTokens | None = None,
+    weights: Tensor | None = None,
 ) -> LinearLoss:
     """Cross-entropy of z = linear(x) and the `keep` largest z of each row, fused if `linear` is plain.
 
@@ -68,11 +73,12 @@ def linear_loss(
         labels: (N, A) int64, `IGNORE` for an empty label slot.
         keep: K.
         teacher: adds the divergence from a teacher's distribution over the classes, at N tokens, to the gradient.
+        weights: (N, A) relative weights of the labels; by default they are equal.
     """
     if is_plain(linear):
-        return linear_cross_entropy(x, linear.weight, linear.bias, labels, keep, teacher)
+        return linear_cross_entropy(x, linear.weight, linear.bias, labels, keep, teacher, weights)
     z = linear(x)
-    total, found = concept_loss(z, labels, 1), z.new_zeros(())
+    total, found = concept_loss(z, labels, 1, weights), z.new_zeros(())
     if teacher is not None:
         has_label = (labels != IGNORE).any(-1)
         selected = teacher._replace(distribution=map_tokens(teacher.distribution, lambda each: each[has_label]))
@@ -138,6 +144,7 @@ def linear_cross_entropy(
     labels: Tensor,
     keep: int = 0,
     teacher: TeacherTokens | None = None,
+    label_weights: Tensor | None = None,
 ) -> LinearLoss:
     """Cross-entropy of z = x · weightᵀ + bias, and the `keep` largest z of each row.
 
@@ -154,8 +161,9 @@ def linear_cross_entropy(
         labels: (N, A) int64, `IGNORE` for an empty label slot; a row with only empty slots has no loss.
         keep: K.
         teacher: as in `linear_loss`.
+        label_weights: (N, A) relative weights of the labels; by default they are equal.
     """
-    return LinearLoss(*_LinearCrossEntropy.apply(x, weight, bias, labels, keep, teacher))
+    return LinearLoss(*_LinearCrossEntropy.apply(x, weight, bias, labels, keep, teacher, label_weights))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -168,6 +176,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         keep: int,
         teacher: TeacherTokens | None,
+        label_weights: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
         full = torch.promote_types(x.dtype, torch.float32)
@@ -187,7 +196,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = _chunk_rows(len(x), (4 if teacher is None else DISTILLED_BYTES) * len(w), device)
             z_buffer = _buffer(x, rows, len(w), products)
             p_buffer = z_buffer if products == full else _buffer(x, rows, len(w), full)
-            parts = (each.split(rows) for each in (x.to(products), *_shares(labels, full)))
+            parts = (each.split(rows) for each in (x.to(products), *_shares(labels, label_weights, full)))
             for chunk, (x_, labels_, share_, class_share_, has_loss_) in enumerate(zip(*parts, strict=True)):
                 z = _logits(x_, w, b, len(weight), z_buffer)
                 values, indices = largest(z, keep)
@@ -255,7 +264,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias.index_add_(0, indices.flatten(), grad_values.flatten().to(full))
         pairs = ((grad_x, x), (grad_weight, weight), (grad_bias, weight))
-        return *(None if grad is None else grad.to(leaf.dtype) for grad, leaf in pairs), None, None, None
+        return *(None if grad is None else grad.to(leaf.dtype) for grad, leaf in pairs), None, None, None, None
 
 
 def largest(z: Tensor, keep: int) -> tuple[Tensor, Tensor]:
@@ -278,11 +287,11 @@ def largest(z: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     return values, candidates.gather(-1, chosen)
 
 
-def _shares(labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _shares(labels: Tensor, weights: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return labels (N, A) without `IGNORE`, each one's share in its row's loss, and the share of all labels equal
     to it, (N, A) each, and whether the row has a loss, (N, 1)."""
     is_label = labels != IGNORE
-    share = is_label.to(dtype) / is_label.sum(-1, keepdim=True).clamp(min=1)
+    share = label_shares(labels, weights, dtype)
     classes = labels.clamp(min=0)
     equal = classes.unsqueeze(-1) == classes.unsqueeze(-2)  # (N, A, A)
     return classes, share, (equal * share.unsqueeze(-2)).sum(-1), is_label.any(-1, keepdim=True).to(dtype)

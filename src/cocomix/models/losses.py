@@ -40,22 +40,48 @@ def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = 
     return mean_loss(total, targets != IGNORE, num_items)
 
 
-def concept_loss(concept_logits: Tensor, concept_ids: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+def label_shares(labels: Tensor, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return (..., A) the share of each label in the loss of its token; they sum to 1, or to 0 without a label.
+
+    Args:
+        labels: (..., A), `IGNORE` for an empty label slot.
+        weights: (..., A) relative weights > 0 of the labels; None for equal ones.
+        dtype: of the result.
+    """
+    has = labels != IGNORE
+    if weights is None:
+        return has.to(dtype) / has.sum(-1, keepdim=True).clamp(min=1)
+    weights = weights.to(labels.device, dtype).masked_fill(~has, 0.0)
+    return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+
+
+def concept_loss(
+    concept_logits: Tensor,
+    concept_ids: Tensor,
+    num_items: Tensor | int | None = None,
+    concept_weights: Tensor | None = None,
+) -> Tensor:
     """Concept cross-entropy in nats, averaged over each token's labels (arXiv 2502.08524, L_concept).
 
     The mean of the A cross-entropies of a token is logsumexp(z) − mean of z at its labels, so one normalizer suffices.
+    With weights, the mean is weighted: the cross-entropy against a distribution over the labels.
 
     Args:
         concept_logits: z, (B, T, C).
         concept_ids: (B, T, A) labels, `IGNORE` for an empty label slot; a token with only empty slots has no loss.
         num_items: divisor of the sum over tokens; by default the number of labeled tokens here.
+        concept_weights: (B, T, A) relative weights of the labels; by default they are equal.
     """
     concept_ids = concept_ids.to(concept_logits.device)
     labeled = concept_ids != IGNORE
     z = at_least_float32(concept_logits)
     at_labels = z.gather(-1, concept_ids.clamp(min=0).long()).masked_fill(~labeled, 0.0)
     labels_of_token = labeled.sum(-1)
-    per_token = z.logsumexp(-1) - at_labels.sum(-1) / labels_of_token.clamp(min=1)
+    if concept_weights is None:
+        at_mean = at_labels.sum(-1) / labels_of_token.clamp(min=1)
+    else:
+        at_mean = (at_labels * label_shares(concept_ids, concept_weights, z.dtype)).sum(-1)
+    per_token = z.logsumexp(-1) - at_mean
     has_label = labels_of_token > 0
     total = per_token.masked_fill(~has_label, 0.0).sum()
     return mean_loss(total, has_label, num_items)

@@ -134,20 +134,27 @@ class Mixer(nn.Module):
         """Predict from h (B, T, D) with its moments, and compute c. Only concept mixers can be steered."""
         raise NotImplementedError
 
-    def loss_and_compress(self, h: Tensor, stats: Moments, concept_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Compute the summed loss on labels (B, T, A), and c. Only concept mixers implement it."""
+    def loss_and_compress(
+        self, h: Tensor, stats: Moments, concept_ids: Tensor, concept_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the summed loss on labels (B, T, A) with weights (B, T, A), and c. Only for concept mixers."""
         raise NotImplementedError
 
     def forward(
-        self, h: Tensor, concept_ids: Tensor | None = None, steered: SteeredBatch | None = None
+        self,
+        h: Tensor,
+        concept_ids: Tensor | None = None,
+        steered: SteeredBatch | None = None,
+        concept_weights: Tensor | None = None,
     ) -> MixerOutput | MixedWithLoss:
         """Mix into h (B, T, D) what is predicted from it.
 
-        With concept_ids (B, T, A), return the loss of the prediction, without materializing (B, T, C).
+        With concept_ids (B, T, A), and perhaps concept_weights (B, T, A), return the loss of the prediction, without
+        materializing (B, T, C).
         """
         stats = moments(h)
         if concept_ids is not None:
-            concept_loss, c = self.loss_and_compress(h, stats, concept_ids)
+            concept_loss, c = self.loss_and_compress(h, stats, concept_ids, concept_weights)
             return MixedWithLoss(h if c is None else self._mix(h, c, stats), concept_loss)
         prediction = self.predict_and_compress(h, stats, steered)
         return MixerOutput(h if prediction.c is None else self._mix(h, prediction.c, stats), *prediction)
@@ -188,7 +195,9 @@ class ConceptMixer(Mixer):
             values = steer_active(values, indices, steered)
         return Prediction(z, self._compress(values, indices, stats), ActiveConcepts(values, indices))
 
-    def loss_and_compress(self, h: Tensor, stats: Moments, concept_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def loss_and_compress(
+        self, h: Tensor, stats: Moments, concept_ids: Tensor, concept_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Compute `concept_loss` of z and c, without materializing z (B, T, C)."""
         shape = h.shape[:-1]
         found = linear_loss(
@@ -196,6 +205,7 @@ class ConceptMixer(Mixer):
             self._normalize(h, stats).flatten(0, -2),
             concept_ids.flatten(0, -2).to(h.device, torch.long),
             keep=0 if self.mixing == "none" else self.num_active_concepts,
+            weights=None if concept_weights is None else concept_weights.flatten(0, -2),
         )
         if self.mixing == "none":
             return found.total, None

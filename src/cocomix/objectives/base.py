@@ -67,6 +67,10 @@ class TeacherSignals(Protocol):
         """Return the labeling of blocks (B, T), concept ids (B, T, A), −100 for none; None if labels are stored."""
         ...
 
+    def labels_have_weights(self) -> bool:
+        """Return whether stored labels have weights, in the column `concept_weights`."""
+        ...
+
     def token_distributions(self) -> Callable[[Tensor], Distribution]:
         """Return the teacher's distributions at the tokens of blocks (B, T)."""
         ...

@@ -32,12 +32,14 @@ class ConceptMixing:
         weight: λ; by default the model's `concept_loss_weight`. With weight 0, the labeler does not run. The loss on
             stored labels is still computed, because it costs no product that the mixer does not need, and logged.
         schedule: how λ changes during training; it needs `weight`.
+        has_weights: whether labels have the weights of the column `concept_weights`; otherwise they count equally.
     """
 
     labeler: Labeler | None = None
     distillation: Distillation | None = None
     weight: float | None = None
     schedule: WeightSchedule | None = None
+    has_weights: bool = False
 
     def at(self, progress: float) -> ConceptMixing:
         """Return the objective of a step, with the weights of the schedules."""
@@ -52,7 +54,7 @@ class ConceptMixing:
     @property
     def columns(self) -> tuple[str, ...]:
         """`input_ids`, and the labels and predictions that are stored."""
-        labels = () if self.labeler else ("concept_ids",)
+        labels = () if self.labeler else ("concept_ids", *(("concept_weights",) if self.has_weights else ()))
         predictions = self.distillation.columns if self.distillation else ()
         return tuple(dict.fromkeys(("input_ids", *labels, *predictions)))
 
@@ -79,6 +81,7 @@ class ConceptMixing:
             input_ids=batch["input_ids"],
             labels=batch["input_ids"],
             concept_ids=batch["concept_ids"],
+            concept_weights=batch.get("concept_weights"),
             num_items_in_batch=counts["token"],
             num_concept_items_in_batch=counts["concept"],
             output_logits=False,

@@ -57,7 +57,7 @@ class Pipeline:
         )
         self._backbone_stages: dict[str, Stage] = {}
         self.sae_stage = self._stage("sae", ("sae", "seed"), (read, self.teacher_stage))
-        self._labels_stages: dict[tuple[str, int], Stage] = {}
+        self._labels_stages: dict[str, Stage] = {}
         self._predictions_stages: dict[tuple[int, float], Stage] = {}
         self.labels_stage = self.labels_stage_of(recipe.labels)
         self.catalog_stage = self._stage(
@@ -215,6 +215,10 @@ class Pipeline:
             teacher_layer=self.recipe.sae.teacher_layer,
             labels_per_token=config.labels_per_token,
             selection=config.selection,
+            offset=config.offset,
+            window=config.window,
+            control=config.control,
+            targets=config.targets,
         )
         require_unchanged(stage, labels_fingerprint(labeled.info), f"the labeled corpus {folder}")
         return labeled
@@ -243,10 +247,13 @@ class Pipeline:
 
     def labels_stage_of(self, config: LabelsConfig) -> Stage:
         """Return the stage that labels the corpus with these settings, the recipe's or a student's."""
-        key = (config.selection, config.labels_per_token)
+        key = config.suffix()
         if key not in self._labels_stages:
             own = config != self.recipe.labels
-            name = f"labels-{config.selection}-{config.labels_per_token}" if own else "labels"
+            name = f"labels-{key}" if own else "labels"
+            if config.base() != config:
+                self._labels_stages[key] = self._control_stage(name, config)
+                return self._labels_stages[key]
             # The two corpora are the same if the teacher reads the students' tokens.
             concepts = dict.fromkeys((self.corpus_stage, self.teacher_corpus_stage, self.teacher_stage, self.sae_stage))
             self._labels_stages[key] = Stage(
@@ -262,6 +269,22 @@ class Pipeline:
                 (config,),
             )
         return self._labels_stages[key]
+
+    def _control_stage(self, name: str, config: LabelsConfig) -> Stage:
+        """Return the stage that computes labels from other stored labels."""
+        seed = {"seed": self.recipe.seed} if config.control != "none" else {}
+        return Stage(
+            "control labels",
+            name,
+            self.folder / name,
+            {
+                "labels": portable.recipe_record(dataclasses.asdict(config)),
+                "teacher_layer": self.recipe.sae.teacher_layer,
+                **seed,
+            },
+            (self.corpus_stage, self.labels_stage_of(config.base())),
+            (config,),
+        )
 
     def predictions_stage_of(self, config: DistillationConfig) -> Stage:
         """Return the stage that stores the teacher's predictions with these settings."""

@@ -67,7 +67,8 @@ def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Prepara
     found: dict[str, Preparation] = {}
     recipe, distillation = pipeline.recipe, student.distillation_config()
     if student.learns_concepts():
-        labels = pipeline.labels_stage_of(recipe.labels_of(student)).record()
+        # Controls are computed from other labels, which cost what the teacher computes.
+        labels = pipeline.labels_stage_of(recipe.labels_of(student).base()).record()
         flops = labels.summary.get("flops_per_token")
         if flops is not None:  # per token of the teacher, whose tokenizer may yield more tokens or fewer
             read = pipeline.teacher_corpus().info

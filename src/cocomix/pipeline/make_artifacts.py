@@ -156,6 +156,8 @@ def make_labels(
         selection=config.selection,
         alignment=config.alignment,
         online=config.online,
+        window=config.window,
+        targets=config.targets,
     )
     to_label = {name: Side(blocks, readers[name]) for name, blocks in sides.items()}
     info = label_corpus(extractor, to_label, folder, config, plan)

@@ -101,7 +101,9 @@ def examine_pretrained(
     return {"source": portable.short(source), "metrics": evaluate_model(model.eval(), validation, blocks_per_batch)}
 
 
-def make_teacher(backbone: BackboneConfig, data: TrainingData, settings: RunSettings, folder: Path) -> dict[str, Any]:
+def make_teacher(
+    backbone: BackboneConfig, data: TrainingData, settings: RunSettings, folder: Path, untrained: bool = False
+) -> dict[str, Any]:
     """Train a teacher by next-token prediction and return the figures for the report. Every rank calls this.
 
     Args:
@@ -109,6 +111,7 @@ def make_teacher(backbone: BackboneConfig, data: TrainingData, settings: RunSett
         data: text in the teacher's tokens.
         settings: how it is trained.
         folder: final folder; the model is written into its unfinished form, `files.partial(folder)`.
+        untrained: keep the initial weights.
     """
     set_seed(settings.seed)
     sizes = backbone_config(
@@ -118,7 +121,10 @@ def make_teacher(backbone: BackboneConfig, data: TrainingData, settings: RunSett
         eos_token_id=data.tokenizer.eos_token_id,
     )
     model = build_plain(sizes)
-    result = _pretrain(model, NextToken(), data, settings, folder)
+    if untrained:
+        result = _untrained(model, data, settings, folder)
+    else:
+        result = _pretrain(model, NextToken(), data, settings, folder)
     run = _describe(model, result, data, settings)
     if distributed.is_main_process():
         save_run(run, files.partial(folder))
@@ -172,6 +178,17 @@ def make_student(
     if distributed.is_main_process():
         save_run(run, unfinished)
     return StageResult(fingerprint.hash_json(run.curve), _reported(run))
+
+
+def _untrained(model: PreTrainedModel, data: TrainingData, settings: RunSettings, folder: Path) -> TrainingResult:
+    """Save a model with its initial weights; the result is that of 0 training tokens."""
+    if distributed.is_main_process():
+        model.save_pretrained(files.partial(folder))
+        data.tokenizer.save_pretrained(str(files.partial(folder)))
+    training = settings.training
+    model.to(distributed.device())
+    metrics = evaluate_model(model.eval(), data.validation, training.blocks_per_batch, training.precision)
+    return TrainingResult(metrics, [{"tokens": 0, **metrics}], tokens=0, seconds=0.0, seconds_curve=[0.0])
 
 
 def _pretrain(

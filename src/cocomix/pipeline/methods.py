@@ -122,10 +122,18 @@ class StudentLabels:
     Args:
         selection: replaces labels.selection.
         labels_per_token: replaces labels.labels_per_token.
+        offset: replaces labels.offset.
+        window: replaces labels.window.
+        control: replaces labels.control.
+        targets: replaces labels.targets.
     """
 
     selection: str | None = None
     labels_per_token: LabelsPerToken | None = None
+    offset: Annotated[int, Range(0, 2**20)] | None = None
+    window: Annotated[int, Range(0, 2**20)] | None = None
+    control: str | None = None
+    targets: str | None = None
 
 
 @dataclass
@@ -252,7 +260,9 @@ def _concepts(student: StudentConfig, teacher: TeacherSignals) -> Objective:
     weight = None if schedule is None else mixer.concept_loss_weight
     if student.mixes_hidden_states():
         return HiddenStateMixing(teacher.hidden_states(), weight, schedule)
-    return ConceptMixing(teacher.labeler(), _distillation(student, teacher), weight, schedule)
+    return ConceptMixing(
+        teacher.labeler(), _distillation(student, teacher), weight, schedule, teacher.labels_have_weights()
+    )
 
 
 METHODS: dict[str, Method] = {

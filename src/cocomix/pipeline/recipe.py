@@ -35,12 +35,14 @@ class TeacherConfig:
         precision: fp32 or bf16, of its weights while it labels; by default, the precision in which it was saved.
         backbone: sizes of the trained teacher. With a `source`, `cocomix plan` uses them if it cannot be reached.
         training: how the teacher is trained.
+        untrained: leave the teacher at its initial weights: a control for what its training contributes to concepts.
     """
 
     source: str | None = None
     precision: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    untrained: bool = False
 
     def dtype(self) -> torch.dtype | None:
         """Return the dtype of the running teacher; None for the one in which it was saved."""
@@ -181,6 +183,10 @@ class Recipe:
             found += [f"{key}.{line}" for line in training.problems(self.block_size)]
             if training.optimizer == "muon" and self.parallel != "ddp":
                 found.append(f"{key}.optimizer is 'muon', which needs complete matrices; set parallel to ddp")
+        if self.teacher.untrained and self.teacher.source is not None:
+            found.append(
+                "teacher.untrained has no effect on teacher.source, which has its weights; leave one of them out"
+            )
         if self.needs_teacher() and self.teacher.precision not in (None, *PRECISIONS):
             found.append(f"teacher.precision is {self.teacher.precision!r}; expected {' or '.join(PRECISIONS)}")
         if self.asks_teacher() and self.labels.alignment == "characters" and self.teacher.source is not None:
@@ -318,7 +324,9 @@ class Recipe:
         if student.method not in METHODS:  # `problems` reports it
             return student
         labels, backbone, mixer = self.labels_of(student), self.backbone_of(student), student.mixer_config()
-        own_labels = StudentLabels(labels.selection, labels.labels_per_token)
+        own_labels = StudentLabels(
+            **{each.name: getattr(labels, each.name) for each in dataclasses.fields(StudentLabels)}
+        )
         if mixer is not None and backbone.source is not None:
             mixer = mixer.for_pretrained()
         return dataclasses.replace(

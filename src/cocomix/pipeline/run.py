@@ -14,11 +14,13 @@ from cocomix.common import distributed, fingerprint
 from cocomix.common.console import status
 from cocomix.common.locking import locked
 from cocomix.concepts.alignment import OtherTokens
+from cocomix.concepts.label_controls import control_labels
 from cocomix.concepts.label_store import labels_fingerprint, labels_whole
 from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.predictions import predictions_whole
 from cocomix.concepts.reading import SameTokens, TeacherReader
 from cocomix.concepts.teacher import teacher_fingerprint
+from cocomix.concepts.window import WindowExtractor, inverse_frequencies
 from cocomix.data.documents import load_documents
 from cocomix.pipeline import make_artifacts, make_models, preflight, student_inputs
 from cocomix.pipeline.artifacts import Pipeline
@@ -98,7 +100,8 @@ def _teacher(pipeline: Pipeline, folder: Path) -> StageResult:
         "teacher", "ntp", recipe.teacher.training, recipe.seed, recipe.parallel, recipe.to_dict()
     )
     data = student_inputs.training_data(pipeline, corpus, recipe.seed)
-    figures = make_models.make_teacher(recipe.teacher.backbone, data, settings, pipeline.teacher_stage.folder)
+    final = pipeline.teacher_stage.folder
+    figures = make_models.make_teacher(recipe.teacher.backbone, data, settings, final, recipe.teacher.untrained)
     # Read back from the file, which is complete however the ranks shared the training.
     return StageResult(teacher_fingerprint(pipeline.teacher()), figures)
 
@@ -138,6 +141,16 @@ def _labels(pipeline: Pipeline, folder: Path, config: LabelsConfig) -> StageResu
     sides = {"train": corpus.train, "validation": corpus.validation}
     readers = {name: _reader(pipeline, name, blocks) for name, blocks in sides.items()}
     extractor = student_inputs.concept_extractor(pipeline, config, pipeline.teacher())
+    if config.window:
+        extractor = WindowExtractor(
+            extractor.teacher,
+            extractor.sae,
+            extractor.teacher_layer,
+            config.labels_per_token,
+            window=config.window,
+            inverse_frequency=inverse_frequencies(extractor, readers["train"], config.blocks_per_batch),
+            eos_token_id=pipeline.tokenizer().eos_token_id,
+        )
     return make_artifacts.make_labels(corpus, extractor, readers, config, inputs, folder)
 
 
@@ -154,6 +167,13 @@ def _reader(pipeline: Pipeline, side: str, blocks: Dataset) -> TeacherReader:
 
 def _external_labels(pipeline: Pipeline, folder: Path, config: LabelsConfig) -> StageResult:
     info = pipeline.labels(config).info
+    return StageResult(labels_fingerprint(info), dataclasses.asdict(info))
+
+
+def _control_labels(pipeline: Pipeline, folder: Path, config: LabelsConfig) -> StageResult:
+    base, corpus = pipeline.labels(config.base()), pipeline.corpus()
+    eos_token_id = pipeline.tokenizer().eos_token_id
+    info = control_labels(base, config, corpus.info.vocab_size, eos_token_id, pipeline.recipe.seed, folder)
     return StageResult(labels_fingerprint(info), dataclasses.asdict(info))
 
 
@@ -195,6 +215,7 @@ MAKERS = {
     "backbone": Maker(_backbone),
     "sae": Maker(_sae),
     "labels": Maker(_labels, on_all_ranks=True, is_intact=labels_whole),
+    "control labels": Maker(_control_labels, on_all_ranks=True, is_intact=labels_whole),
     "external labels": Maker(_external_labels, on_all_ranks=True),
     "predictions": Maker(_predictions, on_all_ranks=True, is_intact=predictions_whole),
     "catalog": Maker(_catalog),

@@ -100,6 +100,10 @@ class OnlineTeacher:
         size = self._labels.blocks_per_batch
         return lambda input_ids: label_in_equal_batches(extractor, input_ids, None, size).ids
 
+    def labels_have_weights(self) -> bool:
+        """Return whether the stored labels have weights."""
+        return self._labels.targets == "activation"
+
     def token_distributions(self) -> PredictTokens:
         """Return the teacher's forward pass."""
         return predictor(self._teacher(), self._vocab_size)

@@ -131,7 +131,8 @@ class _Planner:
             with torch.device("meta"):
                 flops = sae_training_flops(recipe.sae, pipeline.teacher(), pipeline.sae_sizes.d_sae, recipe.block_size)
             found.append(self._artifact(pipeline.sae_stage, Flops(teacher=flops.teacher, sae=flops.sae)))
-        kinds = {pipeline.labels_stage_of(own).name: own for own in map(recipe.labels_of, labeled)}
+        wanted = [each for own in map(recipe.labels_of, labeled) for each in (own.base(), own)]
+        kinds = {pipeline.labels_stage_of(own).name: own for own in wanted}
         found += [self._labels(own) for own in kinds.values() if not own.online]
         predicted = [student.distillation_config() for student in students]
         stored = {(each.top_k, each.temperature): each for each in predicted if each is not None and each.top_k}
@@ -150,19 +151,23 @@ class _Planner:
             accumulates=self._accumulates(training, "teacher.training"),
             device=self.device,
         )
-        flops = Flops(teacher=per_token * training.steps() * training.tokens_per_step)
+        steps = 0 if self.recipe.teacher.untrained else training.steps()
+        flops = Flops(teacher=per_token * steps * training.tokens_per_step)
         hours = self._hours(Flops(student=flops.teacher), training)
         peak = max(peak.total for peak in memory.peaks(self.recipe.parallel, self.on.count))
         stage = self.pipeline.teacher_stage
         return PreparationPlan(stage.name, flops, hours, 0, peak, stage.is_done())
 
     def _labels(self, config: LabelsConfig) -> PreparationPlan:
+        sizes = self.recipe.block_size, config.labels_per_token, self._token_type(), self.pipeline.num_concepts
+        columns = features(*sizes, has_weights=config.targets == "activation")
+        if config.base() != config:  # computed from stored labels
+            return self._artifact(self.pipeline.labels_stage_of(config), Flops(), columns)
         with torch.device("meta"):
             found = labeling_flops(self.pipeline, self.pipeline.teacher(), self.pipeline.sae(), config)
-        sizes = self.recipe.block_size, config.labels_per_token, self._token_type(), self.pipeline.num_concepts
         memory = labeling_memory(lambda: self._labeler(config, self.pipeline.teacher()), self.device)
         flops = Flops(teacher=found.teacher, sae=found.sae).times(self._read_tokens())
-        return self._artifact(self.pipeline.labels_stage_of(config), flops, features(*sizes), memory)
+        return self._artifact(self.pipeline.labels_stage_of(config), flops, columns, memory)
 
     def _read_tokens(self) -> int:
         """Return the tokens that the teacher reads to label the training corpus, in its own tokenizer."""
@@ -238,8 +243,10 @@ class _Planner:
         batch = {"input_ids": self._ids(blocks)}
         shape, distillation = batch["input_ids"].shape, student.distillation_config()
         if student.learns_concepts():
-            labels = self.recipe.labels_of(student).labels_per_token
-            batch["concept_ids"] = torch.zeros(*shape, labels, dtype=torch.long)
+            labels = self.recipe.labels_of(student)
+            batch["concept_ids"] = torch.zeros(*shape, labels.labels_per_token, dtype=torch.long)
+            if labels.targets == "activation":
+                batch["concept_weights"] = torch.ones(*shape, labels.labels_per_token, dtype=torch.half)
         if distillation is not None and distillation.top_k is not None:
             batch["teacher_ids"] = torch.zeros(*shape, distillation.top_k, dtype=torch.long)
             batch["teacher_log_probs"] = torch.zeros(*shape, distillation.top_k)

@@ -193,7 +193,12 @@ def _scheduled(weight: float, schedule: dict[str, Any] | None) -> str:
 def _labeled(student: dict[str, Any]) -> str:
     if student["method"] != "cocomix" or student["mixer"]["content"] != "concepts":
         return NONE
-    return f"{student['labels']['labels_per_token']} by {student['labels']['selection']}"
+    labels = student["labels"]
+    offset = f", of the token {labels['offset']} later" if labels["offset"] else ""
+    window = f", over the next {labels['window']} tokens" if labels["window"] else ""
+    control = "" if labels["control"] == "none" else f", {labels['control']}"
+    weighted = ", weighted by activation" if labels["targets"] == "activation" else ""
+    return f"{labels['labels_per_token']} by {labels['selection']}{offset}{window}{control}{weighted}"
 
 
 def _distilled(student: dict[str, Any]) -> str:

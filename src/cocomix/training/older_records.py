@@ -25,7 +25,9 @@ DISTILLATION = {"weight": 0.1, "temperature": 1.0, "top_k": None}
 ADDED_TO_MIXER = {"concept_loss_schedule": None}
 ADDED_TO_DISTILLATION = {"weight_schedule": None}
 ADDED_TO_TRAINING = {"optimizer": "adamw"}
+ADDED_TO_LABELS = {"offset": 0, "window": 0, "control": "none", "targets": "uniform"}
 """Settings that did not exist when older records were written."""
+LABELS_OF_STUDENTS = ("selection", "labels_per_token", *ADDED_TO_LABELS)
 NUM_FUTURE_TOKENS = 2
 MAX_ACTIVE = 256
 
@@ -36,7 +38,9 @@ def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
         found = portable.recipe_record(recipe)
         completed = {"students": complete_students(found), "sae": _sae(found["sae"])}
         training = {**ADDED_TO_TRAINING, **found["training"]}
-        return {**found, **completed, "teacher": _teacher(found["teacher"]), "training": training}
+        labels = {**ADDED_TO_LABELS, **found["labels"]}
+        completed |= {"teacher": _teacher(found["teacher"]), "training": training, "labels": labels}
+        return {**found, **completed}
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"its recipe is damaged ({type(error).__name__}: {error})") from None
 
@@ -64,6 +68,8 @@ def _complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict
     found = portable.recipe_record(recorded)
     if "teacher" in found:
         found["teacher"] = _teacher(found["teacher"])
+    if "labels" in found:
+        found["labels"] = {**ADDED_TO_LABELS, **found["labels"]}
     if "sae" in found:
         found["sae"] = _sae(found["sae"])
     if "student" in found:
@@ -83,8 +89,9 @@ def _student(
     if method in ("cocomix", "pause"):
         found["mixer"] = found.get("mixer") or dict(MIXER)
     if method == "cocomix" and found["mixer"]["content"] == "concepts" and labels is not None:
-        own = found.get("labels") or {}
-        found["labels"] = {key: own.get(key) or labels[key] for key in ("selection", "labels_per_token")}
+        own = {key: value for key, value in (found.get("labels") or {}).items() if value is not None}
+        completed = {**ADDED_TO_LABELS, **labels, **own}
+        found["labels"] = {key: completed[key] for key in LABELS_OF_STUDENTS}
     if method == "kd":
         found["distillation"] = found.get("distillation") or dict(DISTILLATION)
     for key, added in (("mixer", ADDED_TO_MIXER), ("distillation", ADDED_TO_DISTILLATION)):
@@ -100,6 +107,7 @@ def _student(
 
 def _teacher(teacher: dict[str, Any]) -> dict[str, Any]:
     found = {**teacher, "training": {**ADDED_TO_TRAINING, **teacher["training"]}}
+    found["untrained"] = teacher.get("untrained", False)
     if teacher["source"]:
         return found
     return {**found, "backbone": _backbone(teacher["backbone"]), "precision": teacher["precision"] or "fp32"}

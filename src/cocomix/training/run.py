@@ -118,7 +118,7 @@ def describe_run(
         curve=result.curve,
         timing={
             "seconds": result.seconds,
-            "tokens_per_second": result.tokens / result.seconds,
+            "tokens_per_second": result.tokens / result.seconds if result.seconds else 0.0,
             "curve": result.seconds_curve,
         },
         recipe=recipe,

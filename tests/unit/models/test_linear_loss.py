@@ -106,6 +106,32 @@ def test_with_a_teacher_it_is_the_plain_form_and_the_divergence(rows_at_once: in
             torch.testing.assert_close(f, w, rtol=1e-5, atol=1e-5)
 
 
+def weighted(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """The cross-entropy of each row against the distribution that its weights give, summed."""
+    log_p, total = F.linear(x, weight, bias).log_softmax(-1), x.new_zeros(())
+    for row, (ids, shares) in enumerate(zip(labels, weights, strict=True)):
+        has = ids != IGNORE
+        total = total - (log_p[row, ids[has]] * shares[has] / shares[has].sum()).sum()
+    return total
+
+
+def test_labels_with_weights_are_a_distribution(rows_at_once: int) -> None:
+    x, weight, bias, labels = inputs()
+    weights = torch.rand(N, A, dtype=torch.float64) + 0.1
+    equal = linear_cross_entropy(x, weight, bias, labels, label_weights=torch.full((N, A), 0.3)).total
+    torch.testing.assert_close(equal, linear_cross_entropy(x, weight, bias, labels).total)
+    wanted = weighted(x, weight, bias, labels, weights)
+    forms = (
+        linear_cross_entropy(x, weight, bias, labels, label_weights=weights).total,
+        concept_loss(F.linear(x, weight, bias), labels, 1, weights),
+    )
+    for found in forms:
+        torch.testing.assert_close(found, wanted)
+        gradients = (torch.autograd.grad(loss, [x, weight, bias], retain_graph=True) for loss in (found, wanted))
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other)
+
+
 def test_gradcheck(rows_at_once: int) -> None:
     x, weight, bias, labels = inputs()
 

@@ -22,7 +22,7 @@ def stage(**summary: Any) -> SimpleNamespace:
 
 @pytest.mark.parametrize(("online", "blocks"), [(False, 150 + 20), (True, 20)])
 def test_labels_cost_what_the_teacher_reads_in_its_own_tokens(online: bool, blocks: int) -> None:
-    labels = SimpleNamespace(online=online, source=None)
+    labels = SimpleNamespace(online=online, source=None, base=lambda: labels)
     pipeline: Any = SimpleNamespace(
         recipe=SimpleNamespace(labels=labels, labels_of=lambda student: labels),
         corpus=lambda: packed(100, 10),

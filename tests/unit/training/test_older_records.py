@@ -56,6 +56,14 @@ def without_optimizer(training: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in training.items() if key != "optimizer"}
 
 
+LATER = {"concept_loss_schedule", "weight_schedule", "offset", "window", "control", "targets", "untrained"}
+
+
+def without_later(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without the settings that were added after records came to hold every setting."""
+    return {k: without_later(v) if isinstance(v, dict) else v for k, v in record.items() if k not in LATER}
+
+
 def older(settings: dict[str, Any], recipe: Recipe, name: str) -> dict[str, Any]:
     """Settings of a student's stage as the version before wrote them."""
     student = recipe.students[name]
@@ -72,7 +80,14 @@ def older(settings: dict[str, Any], recipe: Recipe, name: str) -> dict[str, Any]
 def test_a_record_holds_what_the_recipe_leaves_out() -> None:
     students = recipe().to_dict()["students"]
     assert students["cocomix"]["mixer"] == students["pause"]["mixer"] == MIXER
-    assert students["cocomix"]["labels"] == {"selection": "activation", "labels_per_token": 4}
+    assert students["cocomix"]["labels"] == {
+        "selection": "activation",
+        "labels_per_token": 4,
+        "offset": 0,
+        "window": 0,
+        "control": "none",
+        "targets": "uniform",
+    }
     assert students["kd"]["distillation"] == {
         "weight": 0.1,
         "temperature": 1.0,
@@ -90,6 +105,9 @@ def test_a_record_holds_what_the_recipe_leaves_out() -> None:
 def test_a_stage_recognizes_the_same_settings_in_an_older_record(name: str) -> None:
     stage = Pipeline(recipe()).student_stages[name, 0]
     assert complete_settings(stage.settings, stage.settings) == stage.settings
+    without_student_training = {**stage.settings, "student": {**stage.settings["student"]}}
+    del without_student_training["student"]["training"]
+    assert complete_settings(without_later(without_student_training), stage.settings) == stage.settings
     assert complete_settings(older(stage.settings, recipe(), name), stage.settings) == stage.settings
 
 
@@ -100,12 +118,15 @@ def test_the_teacher_and_the_sae_of_an_older_record() -> None:
     for stage in (pipeline.teacher_stage, pipeline.sae_stage):
         recorded = {key: left_out[key] for key in stage.settings}
         assert complete_settings(recorded, stage.settings) == stage.settings
+    for stage in (pipeline.teacher_stage, pipeline.labels_stage):
+        assert complete_settings(without_later(stage.settings), stage.settings) == stage.settings
 
 
 def test_the_recipe_of_an_older_run_is_read_as_what_it_was() -> None:
     left_out = dataclasses.asdict(recipe())
     left_out["training"] = without_optimizer(left_out["training"])
     left_out["teacher"]["training"] = without_optimizer(left_out["teacher"]["training"])
+    assert complete_recipe(without_later(recipe().to_dict())) == recipe().to_dict()
     assert complete_recipe(left_out) == recipe().to_dict() == complete_recipe(recipe().to_dict())
     del left_out["students"]["llama"]  # whose learning rate is its own: then all of them are shown
     assert settings_table(left_out) == settings_table(complete_recipe(left_out))
