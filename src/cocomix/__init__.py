@@ -10,6 +10,7 @@ starting.exit_quietly_while_loading()
 if TYPE_CHECKING or not starting.is_command():  # a command loads what it needs: `cocomix --help` takes no torch
     from cocomix.common.errors import InputError
     from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels
+    from cocomix.concepts.label_writer import write_labels
     from cocomix.concepts.sae import Latents, SparseAutoencoder
     from cocomix.concepts.sae_loading import load_sae
     from cocomix.inspection.trace import Trace
@@ -37,4 +38,5 @@ __all__ = [
     "load_reference_checkpoint",
     "load_sae",
     "trace",
+    "write_labels",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,5 +45,18 @@ def test_a_teacher_and_an_sae_of_your_own(text, tmp_path, monkeypatch):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "teacher").config.hidden_size == 64
 
 
+def test_labels_of_your_own_are_learned(finished, recipe, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished.folder / "out" / "corpus", tmp_path / "out" / "corpus")
+    labels = tmp_path / "labels"
+    monkeypatch.setattr("sys.argv", ["write_labels", str(tmp_path / "out" / "corpus"), str(labels)])
+    runpy.run_path(str(EXAMPLES / "write_labels.py"), run_name="__main__")
+    assert f"labels: {{source: {labels}, selection: external, labels_per_token: 1}}" in capsys.readouterr().out
+    own = {"source": str(labels), "selection": "external", "labels_per_token": 1}
+    runner = recipe(labels=own, training={"max_tokens": 4096})
+    assert runner("train", "--only", "cocomix") == 0
+    run = json.loads((tmp_path / "out" / "students" / "cocomix" / "run.json").read_text())
+    assert run["metrics"]["concept_recall"] > 0 and run["preparation"]["labels"]["flops"] is None
+
+
 def test_every_example_is_run():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAID, "make_teacher_and_sae"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAID, "make_teacher_and_sae", "write_labels"}

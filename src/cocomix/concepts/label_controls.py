@@ -15,7 +15,7 @@ from datasets import Dataset
 from cocomix.common import distributed
 from cocomix.concepts.label_store import LabeledCorpus, LabelsInfo, finish_labels
 from cocomix.concepts.label_tables import TokenTable
-from cocomix.concepts.labeling import LabelsConfig, with_counts
+from cocomix.concepts.labeling import TOKEN, LabelsConfig, count_ids, with_counts
 from cocomix.data.blocks import stored_columns
 from cocomix.data.shards import Part, describe, write_shards
 from cocomix.models.losses import IGNORE
@@ -77,23 +77,14 @@ def control_labels(
     sides = {"train": base.train, "validation": base.validation}
     if config.control == "permuted":
         control = _permuted(sides, seed)
-    elif config.selection == "token":
+    elif config.selection == TOKEN:
         control = _most_frequent_of_token(sides, vocab_size, base.info)
     else:
         control = _offset(sides, eos_token_id, config.offset)
 
     def compute(side: str, start: int, stop: int) -> Iterator[Part]:
         columns = control(side, start, stop)
-        has = columns["concept_ids"] != IGNORE
-        counts = {
-            "tokens": has[..., 0].size,
-            "labelled": int(has.any(-1).sum()),
-            "full": int(has.all(-1).sum()),
-            "labels": int(has.sum()),
-            "fewer_positive": 0,
-            "cut": 0,
-        }
-        yield Part(columns, counts)
+        yield Part(columns, count_ids(columns["concept_ids"]))
 
     columns = base.validation.features
     shards = write_shards(

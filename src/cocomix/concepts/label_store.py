@@ -49,6 +49,7 @@ class LabelsInfo:
         control: none, or how labels were changed to control for something.
         targets: whether the labels of a token count equally, or by their activation.
         seed: of a random control.
+        content: fingerprint of the labels themselves, if another program computed them.
     """
 
     corpus: str
@@ -71,9 +72,10 @@ class LabelsInfo:
     control: str = "none"
     targets: str = "uniform"
     seed: int | None = None
+    content: str | None = None
 
 
-LATER_FIELDS = ("offset", "window", "control", "targets", "seed")
+LATER_FIELDS = ("offset", "window", "control", "targets", "seed", "content")
 """Fields of `LabelsInfo` that older labels lack; with their default values they are no part of a fingerprint."""
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from datasets import Dataset, Features
 from torch import Tensor
@@ -29,6 +30,8 @@ CONTROLS = ("none", "permuted")
 TARGETS = ("uniform", "activation")
 TOKEN = "token"
 """Selection without a teacher: labels by the id of the current token."""
+EXTERNAL = "external"
+"""Selection of labels that another program wrote (`label_writer`)."""
 
 
 @dataclass
@@ -43,7 +46,8 @@ class LabelsConfig:
             pays for the teacher, but no disk space is needed.
         labels_per_token: A, the number of concepts per token.
         selection: activation, attribution, attribution_abs or attribution_negative; or token, the labels_per_token
-            labels by activation that are most frequent for the current token: a baseline without context.
+            labels by activation that are most frequent for the current token: a baseline without context; or external,
+            for a source that `cocomix.write_labels` wrote.
         offset: label token t with the concepts of token t + offset; none where that is in another document or block.
         window: label token t with the concepts that stand out over the next `window` tokens instead of its own: those
             with the largest mean activation times log inverse frequency.
@@ -73,7 +77,7 @@ class LabelsConfig:
         """List the problems of these settings, one line each."""
         found = []
         choices = {
-            "selection": (*SELECTIONS, TOKEN),
+            "selection": (*SELECTIONS, TOKEN, EXTERNAL),
             "alignment": ALIGNMENTS,
             "control": CONTROLS,
             "targets": TARGETS,
@@ -106,6 +110,8 @@ class LabelsConfig:
             found.append(f"{' and '.join(used)} exclude each other; leave all but one of them out")
         if self.online and (used or self.targets != "uniform"):
             found.append(f"{(used or ['labels.targets activation'])[0]} needs stored labels; leave labels.online out")
+        if self.selection == EXTERNAL and self.source is None:
+            found.append("labels.selection external needs labels.source, a folder that cocomix.write_labels wrote")
         if self.selection == TOKEN and self.targets != "uniform":
             found.append(
                 "labels.targets has no effect on labels.selection token, which reads no activation; leave it out"
@@ -245,6 +251,19 @@ def count(labels: ConceptLabels) -> dict[str, int]:
         "labels": int(has.sum()),
         "fewer_positive": int((labeled & ~(labels.scores > 0).all(-1)).sum()),
         "cut": int((labeled & labels.cut).sum()),
+    }
+
+
+def count_ids(concept_ids: np.ndarray) -> dict[str, int]:
+    """Count the tokens and labels (B, T, A) of blocks as `count` does, without scores."""
+    has = concept_ids != IGNORE
+    return {
+        "tokens": has[..., 0].size,
+        "labelled": int(has.any(-1).sum()),
+        "full": int(has.all(-1).sum()),
+        "labels": int(has.sum()),
+        "fewer_positive": 0,
+        "cut": 0,
     }
 
 

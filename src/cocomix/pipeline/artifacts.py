@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from cocomix.common import distributed, files, fingerprint, portable
 from cocomix.common.errors import InputError
 from cocomix.concepts.label_store import LabeledCorpus, check_labels, labels_fingerprint, load_labels, read_labels_info
-from cocomix.concepts.labeling import LabelsConfig
+from cocomix.concepts.labeling import EXTERNAL, LabelsConfig
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.teacher import freeze, teacher_fingerprint
@@ -197,7 +197,7 @@ class Pipeline:
             raise InputError(
                 f"{folder} holds labels of validation text only (labels.online); label the training text too"
             )
-        inputs = {
+        inputs: dict[str, Any] = {
             stage.name: stage.record().fingerprint
             for stage in (self.corpus_stage, self.teacher_stage, self.sae_stage)
             if stage.is_done()
@@ -208,11 +208,13 @@ class Pipeline:
                 inputs["teacher"] = teacher_fingerprint(self.teacher())
             if self.recipe.sae.source is not None:
                 inputs["sae"] = self.sae().fingerprint()
+        inputs["teacher_layer"] = self.recipe.sae.teacher_layer
+        if labeled.info.selection == EXTERNAL:  # of no teacher and SAE
+            inputs = {name: value for name, value in inputs.items() if name == "corpus"}
         check_labels(
             labeled.info,
             folder,
             **inputs,
-            teacher_layer=self.recipe.sae.teacher_layer,
             labels_per_token=config.labels_per_token,
             selection=config.selection,
             offset=config.offset,
