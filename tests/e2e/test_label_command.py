@@ -10,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import yaml
 from datasets import load_from_disk
 from PIL import Image
 
@@ -248,3 +249,30 @@ def test_labels_of_an_untrained_teacher(finished: Runner, recipe, tmp_path: Path
     record = json.loads((tmp_path / "out/teacher/stage.json").read_text())["summary"]
     trained = json.loads((finished.folder / "out/teacher/stage.json").read_text())["summary"]
     assert record["tokens"] == 0 and record["metrics"]["loss"] > trained["metrics"]["loss"] + 0.5
+
+
+def test_a_recipe_takes_the_corpus_of_another_run_whose_labels_fit(
+    finished: Runner, recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = tmp_path / "given"
+    shutil.copytree(finished.folder / "out" / "corpus", given)
+    runner = recipe(labels={"source": str(finished.folder / "out" / "labels")}, training={"max_tokens": 1024})
+    content = yaml.safe_load(runner.recipe.read_text())
+    content["corpus"] = {"source": str(given)}
+    runner.write(content)
+    assert runner("train", "--block_size", "16", "--training.max_tokens", "1024") == 2
+    assert f"block_size is 16, but the corpus {given} has blocks of 32 tokens; set block_size to 32" in (
+        capsys.readouterr().err
+    )
+    assert runner("train", "--corpus.max_documents", "3") == 2
+    assert "is a packed corpus, on which corpus.max_documents has no effect" in capsys.readouterr().err
+    assert runner("train", "--only", "cocomix") == 0
+    linked, original = tmp_path / "out" / "corpus", finished.folder / "out" / "corpus"
+    assert (linked / "train").is_symlink() and (linked / "train").resolve() == given / "train"
+    records = [json.loads((folder / "stage.json").read_text()) for folder in (linked, original)]
+    assert records[0]["fingerprint"] == records[1]["fingerprint"]
+    assert records[0]["summary"]["documents"] == records[1]["summary"]["documents"] is not None
+    described = json.loads((given / "corpus.json").read_text())
+    (given / "corpus.json").write_text(json.dumps({**described, "fingerprint": "another"}))
+    assert runner("train", "--only", "ntp") == 2
+    assert f"the corpus {given} has changed since {linked} was computed" in capsys.readouterr().err

@@ -24,6 +24,8 @@ from cocomix.data.sources import HUB_PREFIX, is_record_file, read_documents, rea
 _SCHEMA = pa.schema({"text": pa.large_string(), "source": pa.string()})
 _BATCH_BYTES = 8 << 20  # text held in memory before it is written
 _EXAMPLES = 5  # names of unreadable files to record
+PACKED_FILE = "corpus.json"
+"""Description of a packed corpus, in its folder."""
 Megabytes = Annotated[float, Range(0, 10**9, open_low=True)]
 
 
@@ -52,7 +54,8 @@ class CorpusConfig:
     Attributes:
         source: `python-stdlib` (the modules of Python's standard library, without their tests); a file or folder of
             text (.txt, .md, .py: one document each) or of records (.jsonl, .jsonl.gz, .jsonl.zst, .parquet); a folder
-            with nanoGPT's train.bin and val.bin, or with datatrove's token files (.ds); or `hf:NAME` or
+            with nanoGPT's train.bin and val.bin, or with datatrove's token files (.ds); the packed corpus of another
+            run, such as `runs/quickstart/corpus`, which is used with its tokenizer and is not copied; or `hf:NAME` or
             `hf:NAME:SPLIT`, a streamed Hugging Face dataset (default split: `train`).
         validation_source: a second source of the same kinds, all of whose documents form the validation set. By
             default, validation is a share of `source`.
@@ -103,6 +106,11 @@ def is_token_folder(source: str) -> bool:
     return is_nanogpt_folder(source) or is_datatrove_folder(source)
 
 
+def is_packed_folder(source: str) -> bool:
+    """Check whether `source` is a packed corpus with its tokenizer."""
+    return Path(source, PACKED_FILE).is_file() and Path(source, "tokenizer").is_dir()
+
+
 def is_nanogpt_folder(source: str) -> bool:
     """Check whether `source` is a folder with nanoGPT's train.bin and val.bin."""
     return all(Path(source, name).is_file() for name in ("train.bin", "val.bin"))
@@ -115,6 +123,14 @@ def check_corpus(config: CorpusConfig) -> None:
     """
     if config.streaming is not None and config.max_documents is not None:
         raise InputError("corpus.max_documents has no effect with corpus.streaming: leave one of them out")
+    if is_packed_folder(config.source):
+        given = ("validation_source", "max_documents", "streaming")
+        if idle := [f"corpus.{name}" for name in given if getattr(config, name) is not None]:
+            raise InputError(
+                f"corpus source {config.source!r} is a packed corpus, on which {' and '.join(idle)} has no effect: "
+                "leave it out"
+            )
+        return
     if is_nanogpt_folder(config.source):
         if config.validation_source is not None:
             raise InputError(

@@ -22,7 +22,7 @@ from cocomix.common.console import status
 from cocomix.common.errors import InputError
 from cocomix.common.files import read_json, write_json
 from cocomix.data.arrow import dataset_writer
-from cocomix.data.corpus import CorpusConfig, is_held_out
+from cocomix.data.corpus import PACKED_FILE, CorpusConfig, is_held_out
 from cocomix.data.datatrove import TokenDocuments
 from cocomix.data.documents import save_document_lengths
 from cocomix.data.pieces import decoded
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Text = TypeVar("Text", str, bytes)
-INFO_FILE = "corpus.json"
+INFO_FILE = PACKED_FILE
 
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 4 << 20  # an encoded token takes about 100 bytes until it is packed

@@ -110,8 +110,10 @@ class Pipeline:
         return list(dict.fromkeys(needed for goal in goals for needed in goal.with_needs()))
 
     def corpus(self) -> PackedCorpus:
-        """Open the packed corpus."""
-        return load_packed(self.corpus_stage.folder)
+        """Open the packed corpus; InputError if it is linked to another run's, which has changed."""
+        corpus = load_packed(self.corpus_stage.folder)
+        require_unchanged(self.corpus_stage, corpus.info.fingerprint, f"the corpus {self.recipe.corpus.source}")
+        return corpus
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer of the corpus."""

@@ -13,7 +13,7 @@ from datasets import load_from_disk
 from transformers import PreTrainedModel
 
 from cocomix.catalog.building import CatalogConfig, build_catalog
-from cocomix.common import fingerprint, portable
+from cocomix.common import files, fingerprint, portable
 from cocomix.common.errors import InputError
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.label_statistics import label_statistics
@@ -24,13 +24,20 @@ from cocomix.concepts.reading import TeacherReader
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_quality import sae_quality, write_quality
 from cocomix.concepts.sae_training import SAEConfig, train_sae
-from cocomix.data.corpus import CorpusConfig, is_token_folder, write_documents
-from cocomix.data.packing import PackedCorpus, pack_documents, pack_token_documents, pack_token_files
-from cocomix.data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from cocomix.data.corpus import CorpusConfig, is_packed_folder, is_token_folder, write_documents
+from cocomix.data.packing import (
+    PackedCorpus,
+    PackedInfo,
+    load_packed,
+    pack_documents,
+    pack_token_documents,
+    pack_token_files,
+)
+from cocomix.data.tokenizer import TokenizerConfig, load_tokenizer, tokenizer_fingerprint, train_tokenizer
 from cocomix.models.flops import labeling_flops_per_token
 from cocomix.pipeline.costs import sae_training_flops
 from cocomix.pipeline.methods import DistillationConfig
-from cocomix.pipeline.stage import StageResult
+from cocomix.pipeline.stage import CLAIM_FILE, RECORD_FILE, StageResult
 from cocomix.training.config import TrainingConfig
 
 
@@ -53,6 +60,9 @@ def make_corpus(
     Raises:
         InputError: the text cannot be read, or is less than one step of a training.
     """
+    if is_packed_folder(corpus.source):
+        assert tokenizer_config.source is not None, "preflight refuses it"
+        return _link_corpus(Path(corpus.source), tokenizer_config.source, block_size, trainings, folder)
     documents = None
     if not is_token_folder(corpus.source):
         documents = write_documents(corpus, folder / "documents")
@@ -76,6 +86,41 @@ def make_corpus(
         "documents": documents and dataclasses.asdict(documents),
         "packed": dataclasses.asdict(info),
     }
+    return StageResult(info.fingerprint, summary)
+
+
+def check_packed(source: Path, tokenizer: str, block_size: int) -> PackedInfo:
+    """Return the description of another run's packed corpus.
+
+    Raises:
+        InputError: it is damaged, or has another block size or tokenizer than the recipe.
+    """
+    info = load_packed(source).info
+    if info.block_size != block_size:
+        raise InputError(
+            f"block_size is {block_size}, but the corpus {source} has blocks of {info.block_size} tokens; set "
+            f"block_size to {info.block_size}"
+        )
+    if tokenizer_fingerprint(load_tokenizer(tokenizer)) != info.tokenizer_fingerprint:
+        raise InputError(
+            f"tokenizer.source is {tokenizer}, but the corpus {source} was packed with another tokenizer; leave "
+            "tokenizer.source out"
+        )
+    return info
+
+
+def _link_corpus(
+    source: Path, tokenizer: str, block_size: int, trainings: Mapping[str, TrainingConfig], folder: Path
+) -> StageResult:
+    """Fill `folder` with links to the files of another run's packed corpus."""
+    info = check_packed(source, tokenizer, block_size)
+    _check_corpus_size(trainings, info.train_blocks * info.block_size)
+    for path in sorted(source.resolve().iterdir()):
+        if path.name not in (RECORD_FILE, CLAIM_FILE):
+            (folder / path.name).symlink_to(path.resolve())
+    record = source / RECORD_FILE
+    documents = files.read_json(record)["summary"].get("documents") if record.is_file() else None
+    summary = {"source": portable.short(source), "documents": documents, "packed": dataclasses.asdict(info)}
     return StageResult(info.fingerprint, summary)
 
 

@@ -15,13 +15,14 @@ from cocomix.concepts.attribution import check_tap
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_training import require_saelens
-from cocomix.data.corpus import check_corpus, is_token_folder
+from cocomix.data.corpus import check_corpus, is_packed_folder, is_token_folder
 from cocomix.data.datatrove import check_token_files, is_datatrove_folder
 from cocomix.data.tokenizer import MIN_VOCAB_SIZE, load_tokenizer, same_tokenizer, vocabulary_size
 from cocomix.models.building import BackboneConfig, backbone_config, build_plain
 from cocomix.models.checking import check_backbone
 from cocomix.models.loading import check_vocabulary, load_config
 from cocomix.pipeline.artifacts import Pipeline
+from cocomix.pipeline.make_artifacts import check_packed
 from cocomix.pipeline.recipe import Recipe
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.students import StudentContext, build_student, start_from, student_config
@@ -52,11 +53,15 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
             problems.append(str(error))
 
     if not pipeline.corpus_stage.is_done():
-        if is_token_folder(recipe.corpus.source) and recipe.tokenizer.source is None:
+        has_tokens = is_token_folder(recipe.corpus.source) or is_packed_folder(recipe.corpus.source)
+        if has_tokens and recipe.tokenizer.source is None:
             problems.append(
                 f"{recipe.corpus.source} holds token files; set tokenizer.source to the tokenizer that made them"
             )
         attempt(lambda: check_corpus(recipe.corpus))
+        if is_packed_folder(recipe.corpus.source) and recipe.tokenizer.source is not None:
+            tokenizer = recipe.tokenizer.source
+            attempt(lambda: check_packed(Path(recipe.corpus.source), tokenizer, recipe.block_size))
         if (streaming := recipe.corpus.streaming) is not None:
             what = f"corpus.streaming.shuffle_blocks is {streaming.shuffle_blocks}, which"
             attempt(lambda: _check_memory(what, streaming.shuffle_blocks * recipe.block_size))
@@ -190,9 +195,10 @@ def check_reading(recipe: Recipe, teacher: PreTrainedModel, sae: SparseAutoencod
 
 def _check_alignment(recipe: Recipe) -> None:
     """Check that labels can be aligned by characters: the corpus has text, and both tokenizers report offsets."""
-    if is_token_folder(recipe.corpus.source):
+    corpus = recipe.corpus.source
+    if is_token_folder(corpus) or (is_packed_folder(corpus) and not Path(corpus, "documents").is_dir()):
         raise InputError(
-            f"labels.alignment is 'characters', but {recipe.corpus.source} holds token files, which have no text; "
+            f"labels.alignment is 'characters', but {corpus} holds token files, which have no text; "
             "give text, or a teacher that reads these tokens"
         )
     sources = {"tokenizer.source": recipe.tokenizer.source, "teacher.source": recipe.teacher.source}

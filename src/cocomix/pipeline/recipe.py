@@ -18,7 +18,7 @@ from cocomix.common.settings import Range, Seed
 from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.sae import MAX_ACTIVE
 from cocomix.concepts.sae_training import SAEConfig
-from cocomix.data.corpus import CorpusConfig
+from cocomix.data.corpus import CorpusConfig, is_packed_folder
 from cocomix.data.tokenizer import MIN_VOCAB_SIZE, TokenizerConfig
 from cocomix.models.building import BackboneConfig, default_options
 from cocomix.models.checking import TRIAL_TOKENS
@@ -385,12 +385,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if lines:
         raise InputError("\n".join(lines))
     assert isinstance(recipe, Recipe)
-    _expand_home(recipe)
+    _complete_sources(recipe)
     return recipe
 
 
-def _expand_home(recipe: Recipe) -> None:
-    """Expand `~` in every path that the recipe reads; `Pipeline` expands it in the output."""
+def _complete_sources(recipe: Recipe) -> None:
+    """Expand `~` in every path that the recipe reads; a packed corpus comes with its tokenizer.
+
+    `Pipeline` expands `~` in the output.
+    """
     own = [student.backbone for student in recipe.students.values() if student.backbone is not None]
     parts: list[Any] = [
         recipe.corpus,
@@ -404,6 +407,8 @@ def _expand_home(recipe: Recipe) -> None:
     for part, key in [*((part, "source") for part in parts), (recipe.corpus, "validation_source")]:
         if (source := getattr(part, key)) is not None:
             setattr(part, key, os.path.expanduser(source))
+    if recipe.tokenizer.source is None and is_packed_folder(recipe.corpus.source):
+        recipe.tokenizer.source = str(Path(recipe.corpus.source) / "tokenizer")
 
 
 def recipe_of_run(content: dict[str, Any], folder: Path) -> Recipe:
@@ -417,7 +422,7 @@ def recipe_of_run(content: dict[str, Any], folder: Path) -> Recipe:
         raise InputError(f"the recipe of {folder}: {'; '.join(problems)}")
     assert isinstance(recipe, Recipe)
     recipe.require_known_methods()
-    _expand_home(recipe)
+    _complete_sources(recipe)
     return recipe
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from cocomix.concepts.label_store import features
 from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.predictions import prediction_columns
 from cocomix.concepts.teacher import residual_stream, tapped_residual
+from cocomix.data.corpus import is_packed_folder
+from cocomix.data.packing import load_packed
 from cocomix.data.sources import HUB_PREFIX
 from cocomix.models.building import activated_parameters, build_plain
 from cocomix.models.flops import forward_flops_per_token, training_flops_per_token
@@ -277,6 +280,8 @@ class _Planner:
             if given is not None:
                 pipeline.remarks.append("the corpus is already packed: --corpus-tokens has no effect")
             return pipeline.corpus().info.train_blocks * recipe.block_size
+        if is_packed_folder(recipe.corpus.source):
+            return load_packed(Path(recipe.corpus.source)).info.train_blocks * recipe.block_size
         if given is not None:
             return given
         published = PUBLISHED_TOKENS.get((recipe.corpus.source, str(recipe.tokenizer.source)))
