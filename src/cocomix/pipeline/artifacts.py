@@ -63,9 +63,10 @@ class Pipeline:
         self.catalog_stage = self._stage(
             "catalog", ("catalog",), (read, self.teacher_stage, self.sae_stage, self.labels_stage)
         )
-        self.student_stages = {
-            (name, seed): self._student_stage(name, seed) for name in recipe.students for seed in recipe.student_seeds()
-        }
+        self.student_stages: dict[tuple[str, int], Stage] = {}
+        for name in sorted(recipe.students, key=lambda name: recipe.students[name].branch_from is not None):
+            for seed in recipe.student_seeds():  # branches last, because they continue other students
+                self.student_stages[name, seed] = self._student_stage(name, seed)
 
     def stages(self) -> list[Stage]:
         """Return the stages in order; of teacher, SAE, labels and predictions only those that a student needs."""
@@ -326,7 +327,7 @@ class Pipeline:
             # Its training settings are those of `training`, together with the recipe's.
             "student": {**everything["students"][name], "training": None},
             # Only the sizes of the matched student matter, not how it is trained.
-            "match": matched and {**matched, "learning_rate": None, "training": None},
+            "match": matched and {**matched, "learning_rate": None, "training": None, "branch_from": None},
             "training": dataclasses.asdict(self.recipe.training_of(student)),
             "seed": seed,
             **self._stream_settings(),
@@ -343,6 +344,8 @@ class Pipeline:
         elif student.asks_teacher():
             needs.append(self.teacher_stage)
             settings["teacher_layer"] = self.recipe.sae.teacher_layer
+        if student.branch_from in self.recipe.students:
+            needs.append(self.student_stages[student.branch_from, seed])
         label = name if self.recipe.seeds is None else f"{name}-seed-{seed}"
         folder = self.folder / "students" / label
         return Stage("student", f"student {label}", folder, settings, tuple(needs), (name, seed))

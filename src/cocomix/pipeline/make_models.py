@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ class RunSettings:
         seed: of initialization, data order and dropout.
         parallel: how ranks share a training (see `training.config.PARALLEL`).
         recipe: the resolved recipe, for the record.
+        branch_steps: steps whose checkpoints others continue.
+        branch: checkpoint of another training to continue.
     """
 
     name: str
@@ -87,6 +90,8 @@ class RunSettings:
     seed: int
     parallel: str
     recipe: dict[str, Any]
+    branch_steps: Collection[int] = ()
+    branch: Path | None = None
 
 
 def examine_pretrained(
@@ -205,6 +210,8 @@ def _pretrain(
         seed=settings.seed,
         tokenizer=data.tokenizer,
         parallel=settings.parallel,
+        branch_steps=settings.branch_steps,
+        branch=settings.branch,
     )
 
 

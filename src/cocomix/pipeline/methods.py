@@ -151,6 +151,8 @@ class StudentConfig:
         learning_rate: replaces training.learning_rate; compare methods each at its own best rate.
         training: keys of the recipe's `training` with other values for this student, such as max_tokens, schedule or
             weight_decay.
+        branch_from: name of the student whose training this one continues. Both have the same settings and schedule
+            wsd; this one leaves the other's stable phase where its own decay begins.
     """
 
     method: str
@@ -162,6 +164,7 @@ class StudentConfig:
     num_future_tokens: Blocks | None = None
     learning_rate: LearningRate | None = None
     training: Annotated[dict[str, Any], Partial(TrainingConfig)] | None = None
+    branch_from: str | None = None
 
     def problems(self) -> list[str]:
         """Return a line for each setting that cannot work; the method must be known."""

@@ -160,6 +160,11 @@ class Recipe:
         rate = {} if student.learning_rate is None else {"learning_rate": student.learning_rate}
         return dataclasses.replace(self.training, **{**(student.training or {}), **rate})
 
+    def branch_steps(self, name: str) -> list[int]:
+        """Return the steps of a student after which others continue its training."""
+        branches = [student for student in self.students.values() if student.branch_from == name]
+        return sorted({self.training_of(student).decay_start() for student in branches})
+
     def trainings(self) -> dict[str, TrainingConfig]:
         """Return the training settings of the students, by the recipe keys that decide them."""
         own = {f"students.{name}.training": each for name, each in self.students.items() if each.training}
@@ -219,6 +224,7 @@ class Recipe:
                 + self._unused_weights(student)
                 + self._match_problems(name, student)
                 + self._start_problems(student)
+                + self._branch_problems(name, student)
             )
             if not name.replace("-", "").replace("_", "").isalnum():
                 lines.insert(0, "a name may contain letters, digits, - and _ only, because it becomes a folder")
@@ -294,6 +300,35 @@ class Recipe:
             return [f"match is {student.match!r}, which is matched to another itself; match that one"]
         return []
 
+    def _branch_problems(self, name: str, student: StudentConfig) -> list[str]:
+        """Return why a student cannot continue the training of another, one line at most."""
+        if student.branch_from is None:
+            return []
+        parent = self.students.get(student.branch_from)
+        if parent is None or parent is student or parent.branch_from is not None:
+            others = [other for other, each in self.students.items() if other != name and each.branch_from is None]
+            known = ", ".join(others)
+            return [f"branch_from is {student.branch_from!r}; expected another student, not a branch: {known}"]
+        own, other = self.training_of(student), self.training_of(parent)
+        if (own.schedule, other.schedule) != ("wsd", "wsd"):
+            return [f"branch_from needs the schedule wsd for {name} and {student.branch_from}; set training.schedule"]
+        bare = dataclasses.replace(parent, training=None, learning_rate=None)
+        if dataclasses.replace(student, branch_from=None, training=None, learning_rate=None) != bare:
+            return [f"a branch has the settings of {student.branch_from}, except for its training; make them equal"]
+        if _shared_settings(own) != _shared_settings(other):
+            free = ", ".join(FREE_IN_BRANCHES)
+            return [f"the training of a branch differs from that of {student.branch_from} in {free} at most"]
+        if _is_scheduled(student):
+            return ["branch_from does not fit a scheduled weight, which depends on the length of the training"]
+        start, low, high = own.decay_start(), max(own.warmup_steps(), other.warmup_steps(), 1), other.decay_start()
+        if not low <= start <= high:
+            size = own.tokens_per_step
+            return [
+                f"the decay begins after {start * size:,} tokens, outside the stable phase of {student.branch_from}, "
+                f"{low * size:,} to {high * size:,} tokens; change max_tokens or decay_ratio"
+            ]
+        return []
+
     def _start_problems(self, student: StudentConfig) -> list[str]:
         """Return why a student cannot start from the pretrained weights that it names, a line each."""
         found = []
@@ -343,6 +378,23 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved recipe as nested dictionaries for records; the home folder is written as `~`."""
         return portable.recipe_record(_without_sizes(dataclasses.asdict(self.resolved())))
+
+
+FREE_IN_BRANCHES = ("max_tokens", "decay_ratio", "min_learning_rate_ratio")
+"""Keys of `training` in which a branch may differ from the training that it continues."""
+
+
+def _shared_settings(training: TrainingConfig) -> TrainingConfig:
+    defaults = TrainingConfig()
+    return dataclasses.replace(training, **{key: getattr(defaults, key) for key in FREE_IN_BRANCHES})
+
+
+def _is_scheduled(student: StudentConfig) -> bool:
+    """Return whether the weight of a loss changes during training."""
+    mixer, distillation = student.mixer_config(), student.distillation_config()
+    return (mixer is not None and mixer.concept_loss_schedule is not None) or (
+        distillation is not None and distillation.weight_schedule is not None
+    )
 
 
 def _without_sizes(record: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from cocomix.common import distributed, fingerprint
 from cocomix.common.console import status
+from cocomix.common.errors import InputError
 from cocomix.common.locking import locked
 from cocomix.concepts.alignment import OtherTokens
 from cocomix.concepts.label_controls import control_labels
@@ -29,6 +30,7 @@ from cocomix.pipeline.output_folder import check_output
 from cocomix.pipeline.recipe import Recipe
 from cocomix.pipeline.stage import Stage, StageResult
 from cocomix.pipeline.students import student_config
+from cocomix.training.checkpoints import branch_point
 
 
 def run_stages(pipeline: Pipeline, stages: Sequence[Stage]) -> None:
@@ -195,6 +197,21 @@ def _catalog(pipeline: Pipeline, folder: Path) -> StageResult:
     )
 
 
+def _branch(pipeline: Pipeline, name: str, seed: int) -> Path | None:
+    """Return the checkpoint that a student continues, if it is a branch; InputError if it was not kept."""
+    recipe, student = pipeline.recipe, pipeline.recipe.students[name]
+    if student.branch_from is None:
+        return None
+    training, parent = recipe.training_of(student), pipeline.student_stages[student.branch_from, seed].folder
+    checkpoint = branch_point(parent, training.decay_start())
+    if not checkpoint.is_dir():
+        raise InputError(
+            f"{parent} kept no checkpoint after {training.decay_start() * training.tokens_per_step:,} tokens for "
+            f"{name}, because the recipe had no such branch when it was trained; delete it to train it again"
+        )
+    return checkpoint
+
+
 def _student(pipeline: Pipeline, folder: Path, name: str, seed: int) -> StageResult:
     recipe, student = pipeline.recipe, pipeline.recipe.students[name]
     inputs = student_inputs.student_inputs(pipeline, student, seed)
@@ -203,7 +220,16 @@ def _student(pipeline: Pipeline, folder: Path, name: str, seed: int) -> StageRes
     source = recipe.backbone_of(student).source
     pretrained = None if source is None else pipeline.backbone(source)
     training = recipe.training_of(student)
-    settings = make_models.RunSettings(name, student.method, training, seed, recipe.parallel, recipe.to_dict())
+    settings = make_models.RunSettings(
+        name,
+        student.method,
+        training,
+        seed,
+        recipe.parallel,
+        recipe.to_dict(),
+        branch_steps=recipe.branch_steps(name),
+        branch=_branch(pipeline, name, seed),
+    )
     return make_models.make_student(config, pretrained, inputs, settings, pipeline.student_stages[name, seed].folder)
 
 

@@ -206,10 +206,16 @@ def training_differences(groups: Sequence[Group]) -> list[str]:
         "trained with different optimizers": optimizers,
         "trained on different text": corpora,
     }
-    return [
+    differences = [
         f"The runs were {what}: {', '.join(f'`{name}` {value}' for name, value in values.items())}."
         for what, values in found.items()
         if len({*values.values()}) > 1
+    ]
+    return differences + [
+        f"`{group.name}` continues the training of `{parent}`; its tokens, FLOPs and time count from the first token, "
+        "although the part before the branch was computed once for both."
+        for group in groups
+        if (parent := group.runs[0].recipe["students"].get(group.runs[0].name, {}).get("branch_from"))
     ]
 
 

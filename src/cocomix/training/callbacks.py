@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,6 +67,17 @@ class TokenProgress(TrainerCallback):
     ) -> None:
         assert self.bar is not None
         self.bar.close()
+
+
+class SaveAt(TrainerCallback):
+    """Request a checkpoint after each of these steps."""
+
+    def __init__(self, steps: Collection[int]) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step in self.steps:
+            control.should_save = True
 
 
 class TrainingTime(TrainerCallback, ExportableState):

@@ -27,6 +27,19 @@ def position_file(checkpoint: Path, rank: int) -> Path:
     return checkpoint / f"position-{rank}.json"
 
 
+def branch_point(folder: Path, step: int) -> Path:
+    """Return the folder with the checkpoint of a run after `step` steps, from which branches continue."""
+    return folder / f"branch-{step}"
+
+
+def copy_checkpoint(checkpoint: Path, target: Path) -> None:
+    """Copy a complete checkpoint; the copy is complete or has no mark."""
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(checkpoint, target, ignore=shutil.ignore_patterns(COMPLETE))
+    mark_complete(target)
+
+
 def mark_complete(checkpoint: Path) -> None:
     """Sync a checkpoint to disk, then mark it complete, so that a power failure leaves no damaged complete one."""
     files.sync(checkpoint)

@@ -140,6 +140,14 @@ class TrainingConfig:
         """Return the number of optimizer steps."""
         return self.max_tokens // self.tokens_per_step
 
+    def decay_start(self) -> int:
+        """Return the number of steps before the decay of wsd."""
+        return self.steps() - round(self.decay_ratio * self.steps())
+
+    def warmup_steps(self) -> int:
+        """Return the number of steps that warm up."""
+        return round(self.warmup_ratio * self.steps())
+
     def steps_per_evaluation(self) -> int:
         """Return the number of optimizer steps between two evaluations."""
         return max(1, round(self.tokens_per_evaluation / self.tokens_per_step))
@@ -177,7 +185,7 @@ def training_arguments(
         // (config.blocks_per_batch * block_size * distributed.world_size()),
         learning_rate=config.learning_rate,
         **_schedule(config),
-        warmup_steps=round(config.warmup_ratio * config.steps()),
+        warmup_steps=config.warmup_steps(),
         weight_decay=config.weight_decay,
         adam_beta1=config.adam_beta1,
         adam_beta2=config.adam_beta2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,14 @@ from cocomix.common.integrity import require_readable
 from cocomix.data.streaming import BlockStream
 from cocomix.models.flops import training_flops_per_token
 from cocomix.objectives import Objective
-from cocomix.training.callbacks import TokenProgress, TrainingTime
-from cocomix.training.checkpoints import last_complete_checkpoint, load_weights, position_file, step_of
+from cocomix.training.callbacks import SaveAt, TokenProgress, TrainingTime
+from cocomix.training.checkpoints import (
+    copy_checkpoint,
+    last_complete_checkpoint,
+    load_weights,
+    position_file,
+    step_of,
+)
 from cocomix.training.config import TrainingConfig, training_arguments
 from cocomix.training.trainer import ObjectiveTrainer
 from cocomix.training.validation import evaluate_model
@@ -59,6 +66,8 @@ def pretrain(
     seed: int,
     tokenizer: PreTrainedTokenizerBase | None = None,
     parallel: str = "ddp",
+    branch_steps: Collection[int] = (),
+    branch: Path | None = None,
 ) -> TrainingResult:
     """Train `model` and save it, with its tokenizer, to `files.partial(folder)`.
 
@@ -78,6 +87,8 @@ def pretrain(
         seed: seed of the order of the blocks and of dropout.
         tokenizer: tokenizer to save with the model.
         parallel: how several processes share the work, see `training.config.PARALLEL`.
+        branch_steps: steps after which the checkpoint is kept in `branch-N`, for trainings that continue it.
+        branch: checkpoint of another training to continue. The result is that of the path from 0 tokens on.
 
     Raises:
         InputError: training diverged, a checkpoint is damaged, or a stream has changed since an interruption.
@@ -103,11 +114,14 @@ def pretrain(
         optimizer=config.optimizer,
         keep_checkpoints=config.keep_checkpoints,
         keep_best=config.keep_best,
-        callbacks=[TokenProgress(description, config.tokens_per_step), timer],
+        branch_steps=branch_steps,
+        callbacks=[TokenProgress(description, config.tokens_per_step), timer, SaveAt(branch_steps)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     checkpoint = _checkpoint_to_resume(unfinished)
+    if checkpoint is None and branch is not None:
+        checkpoint = _start_of_branch(branch, unfinished)
     if checkpoint is not None and step_of(checkpoint) == config.steps():  # cut off after its last step
         model.to(distributed.device()).load_state_dict(load_weights(checkpoint, model))
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -151,6 +165,16 @@ def _checkpoint_to_resume(unfinished: Path) -> Path | None:
             require_readable(newest)
     distributed.barrier()
     return last_complete_checkpoint(unfinished)
+
+
+def _start_of_branch(branch: Path, unfinished: Path) -> Path:
+    """Copy the checkpoint that a branch continues, so that an interrupted branch resumes from its own."""
+    target = unfinished / f"checkpoint-{step_of(branch)}"
+    if distributed.is_main_process():
+        require_readable(branch)
+        copy_checkpoint(branch, target)
+    distributed.barrier()
+    return target
 
 
 def _require_same_stream(checkpoint: Path, stream: BlockStream, description: str) -> None:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ from cocomix.models.plain import with_token_loss
 from cocomix.objectives import Counts, Objective
 from cocomix.training.callbacks import TrainingTime
 from cocomix.training.checkpoints import (
+    branch_point,
+    copy_checkpoint,
     keep_newest,
     last_complete_checkpoint,
     load_weights,
@@ -88,6 +90,7 @@ class ObjectiveTrainer(Trainer):
         optimizer: one of `OPTIMIZERS`.
         keep_checkpoints: number of newest checkpoints to keep.
         keep_best: keep the weights with the lowest validation loss in `best/`.
+        branch_steps: steps whose checkpoints are kept for branches.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class ObjectiveTrainer(Trainer):
         optimizer: str = "adamw",
         keep_checkpoints: int = 1,
         keep_best: bool = False,
+        branch_steps: Collection[int] = (),
         **kwargs: Any,
     ) -> None:
         streamed = isinstance(train_dataset, BlockStream)
@@ -124,6 +128,7 @@ class ObjectiveTrainer(Trainer):
         self.flops_per_token = flops_per_token
         self.keep_checkpoints = keep_checkpoints
         self.keep_best = keep_best
+        self.branch_steps = branch_steps
         self._parts: dict[str, Tensor] = {}
         self._steps_of_part: defaultdict[str, set[int]] = defaultdict(set)
         self._logged = (0, 0.0)  # steps and seconds at the last log
@@ -309,6 +314,8 @@ class ObjectiveTrainer(Trainer):
             distributed.barrier()  # every process has written its random state and its position in the stream
             if self.args.should_save:
                 mark_complete(newest)
+                if self.state.global_step in self.branch_steps:
+                    copy_checkpoint(newest, branch_point(newest.parent, self.state.global_step))
                 keep_newest(newest.parent, self.keep_checkpoints)
             distributed.barrier()  # the checkpoint is complete before any process can fail and end the others
 

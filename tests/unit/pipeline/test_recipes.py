@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.methods import StudentConfig
 from cocomix.pipeline.recipe import Recipe, load_recipe
 from cocomix.pipeline.students import StudentContext, student_config
+from cocomix.training.config import TrainingConfig
 
 FOLDER = Path(__file__).parents[3] / "recipes"
 RECIPES = [
@@ -89,3 +91,37 @@ def test_muon_needs_complete_matrices() -> None:
     assert dataclasses.replace(recipe, parallel="fsdp").problems() == [
         "students.muon.training.optimizer is 'muon', which needs complete matrices; set parallel to ddp"
     ]
+
+
+def branches(**branch: Any) -> Recipe:
+    wsd = TrainingConfig(schedule="wsd", max_tokens=4096 * 100, warmup_ratio=0.1, decay_ratio=0.2)
+    own = {"method": "ntp", "branch_from": "long", "training": {"max_tokens": 4096 * 50}, **branch}
+    return Recipe("tiny", "out", training=wsd, students={"short": StudentConfig(**own), "long": StudentConfig("ntp")})
+
+
+def test_a_branch_leaves_the_stable_phase_where_its_decay_begins() -> None:
+    recipe = branches()
+    assert recipe.problems() == []
+    assert recipe.branch_steps("long") == [40] and recipe.branch_steps("short") == []
+    stages = Pipeline(recipe).student_stages
+    assert stages["long", 0] in stages["short", 0].needs  # trained first, and its fingerprint is recorded
+    assert "branch_from" in stages["short", 0].settings["student"]
+
+
+@pytest.mark.parametrize(
+    ("branch", "message"),
+    [
+        ({"branch_from": "lng"}, "branch_from is 'lng'; expected another student, not a branch: long"),
+        ({"training": {"schedule": "cosine"}}, "branch_from needs the schedule wsd for short and long"),
+        ({"method": "mtp"}, "a branch has the settings of long, except for its training"),
+        ({"training": {"weight_decay": 0.3}}, "the training of a branch differs from that of long in max_tokens"),
+        (
+            {"training": {"max_tokens": 4096 * 300}},
+            "the decay begins after 983,040 tokens, outside the stable phase of",
+        ),
+        ({"training": {"max_tokens": 4096 * 10}}, "the decay begins after 32,768 tokens, outside the stable phase of"),
+    ],
+)
+def test_branches_that_cannot_be_are_refused(branch: dict[str, Any], message: str) -> None:
+    (line,) = branches(**branch).problems()
+    assert line.startswith(f"students.short: {message}")

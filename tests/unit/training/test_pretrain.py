@@ -50,14 +50,28 @@ class Killed(BaseException):
 
 
 def train(
-    folder: Path, method: str = "ntp", data: Dataset | BlockStream | None = None, **changes: Any
+    folder: Path,
+    method: str = "ntp",
+    data: Dataset | BlockStream | None = None,
+    branch_steps: tuple[int, ...] = (),
+    branch: Path | None = None,
+    **changes: Any,
 ) -> TrainingResult:
     files.partial(folder).mkdir(parents=True, exist_ok=True)
     data = blocks() if data is None else data
     settings = TrainingConfig(**{**SMALL, **changes})
     assert settings.problems(16) == []
     return pretrain(
-        model_of(method), OBJECTIVES[method], data, blocks(4), settings, folder, description="student ntp", seed=3
+        model_of(method),
+        OBJECTIVES[method],
+        data,
+        blocks(4),
+        settings,
+        folder,
+        description="student ntp",
+        seed=3,
+        branch_steps=branch_steps,
+        branch=branch,
     )
 
 
@@ -357,3 +371,16 @@ def test_trackio_gets_the_curves_without_a_network(tmp_path):
         logged = [json.loads(row[0]) for row in connection.execute("SELECT metrics FROM metrics ORDER BY step")]
     assert len([entry for entry in logged if "train/concept_loss" in entry]) == STEPS
     assert any("eval/loss" in entry for entry in logged)
+
+
+def test_a_branch_ends_as_the_training_that_it_would_have_been(tmp_path):
+    """Its curve and its weights are those of its own schedule from the beginning."""
+    wsd = {"schedule": "wsd", "warmup_ratio": 0.0, "tokens_per_evaluation": 3 * TOKENS_PER_STEP}
+    short = {**wsd, "max_tokens": 8 * TOKENS_PER_STEP, "decay_ratio": 0.5}
+    train(tmp_path / "long", **wsd, branch_steps=(4,))
+    branch = files.partial(tmp_path / "long") / "branch-4"
+    assert [path.name for path in files.partial(tmp_path / "long").glob("checkpoint-*")] == ["checkpoint-12"]
+    one, other = train(tmp_path / "branch", **short, branch=branch), train(tmp_path / "alone", **short)
+    assert one.curve == other.curve and one.tokens == other.tokens == 8 * TOKENS_PER_STEP
+    weights = [load_file(files.partial(tmp_path / name) / "model.safetensors") for name in ("branch", "alone")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
