@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cocomix import CoCoMixForCausalLM
+from cocomix import CoCoMixForCausalLM, MultiTokenConfig, MultiTokenForCausalLM
 from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import freeze
 from cocomix.models.losses import IGNORE
+from cocomix.models.plain import with_token_loss
 
 MODELS = [("gpt2", {}), ("llama", {}), ("gpt2", {"mixing": "add"}), ("llama", {"mixing": "add"})]
 HALF = [torch.bfloat16, torch.float16]
@@ -100,7 +101,7 @@ class OperationsLacking(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize(("kind", "settings"), MODELS)
 def test_cuda_has_every_operation_in_half_precision(kind, settings, dtype, random_model, random_teacher, sae):
-    """Losses with and without logits, all weights trained or those above the mixer frozen; generation; labels."""
+    """Losses with and without logits, also with frozen rows of the mixer; an optimizer step; generation; labels."""
     cpu = torch.device("cpu")
     model = random_model(kind, **settings).to(dtype)
     extract = ConceptExtractor(random_teacher(kind).to(dtype), sae, 1, 3, "attribution")
@@ -115,6 +116,20 @@ def test_cuda_has_every_operation_in_half_precision(kind, settings, dtype, rando
         model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=2, pad_token_id=0)
         extract(IDS)
     assert "_embedding_bag_per_sample_weights_backward" in operations.seen
+    assert operations.found == set()
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("method", ["ntp", "mtp"])
+def test_cuda_has_every_operation_of_other_methods(method, dtype, backbone_config, random_teacher):
+    if method == "ntp":
+        model, options = with_token_loss(random_teacher("gpt2").to(dtype)), {}
+    else:
+        config = MultiTokenConfig(backbone_config("gpt2"), num_future_tokens=2)
+        model, options = MultiTokenForCausalLM(config).to(dtype), {"output_all_heads": True}
+    with OperationsLacking() as operations:
+        model(input_ids=IDS, labels=IDS, use_cache=False, output_logits=False, **options).loss.backward()
+    assert "embedding_dense_backward" in operations.seen
     assert operations.found == set()
 
 
