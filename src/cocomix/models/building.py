@@ -22,6 +22,12 @@ from cocomix.models.loading import load_causal_lm, load_config
 
 MATCH_TOLERANCE = 0.02
 """Largest relative difference in activated parameters between students of equal size."""
+HEAD_WIDTHS = (64, 8, 2)
+"""Steps in which heads widen to match a size, most preferred first."""
+MLP_WIDTHS = (64, 8, 1)
+"""Multiples of which the width of a matched MLP can be, most preferred first."""
+MLP_TOLERANCE = 0.005
+"""Largest relative difference in activated parameters for the sake of a preferred width of the MLP."""
 
 SET_BY_RECIPE = {
     "vocab_size": "tokenizer",
@@ -226,17 +232,34 @@ def activated_parameters(model: PreTrainedModel) -> int:
 def match_parameters(sizes: BackboneConfig, target: int, size_of: Callable[[BackboneConfig], int]) -> BackboneConfig:
     """Widen `sizes` until a model has as close to `target` weights as possible.
 
-    The width grows in multiples of twice the number of heads, and the width of the MLP absorbs the remainder.
+    Depth, heads and type stay. Heads widen in steps of 64, 8 or 2 (`HEAD_WIDTHS`), the largest that divides their width
+    and matches: attention kernels are fast at multiples of 64 and need multiples of 8, and rotary positions need even
+    widths. The width of the MLP absorbs the remainder, as a multiple of 64 or 8 if that is close enough (`MLP_WIDTHS`).
 
     Args:
-        sizes: sizes to widen; depth, heads and type stay.
+        sizes: sizes to widen.
         target: number of weights.
         size_of: function that counts the weights of a model with given sizes.
 
     Raises:
         InputError: no width is within `MATCH_TOLERANCE`.
     """
-    step = 2 * sizes.num_attention_heads  # rotary positions need heads of even width
+    head_width = sizes.hidden_size // sizes.num_attention_heads
+    for step in HEAD_WIDTHS:
+        if head_width % step and step != HEAD_WIDTHS[-1]:
+            continue
+        found = _widen_mlp(_widen(sizes, step * sizes.num_attention_heads, target, size_of), target, size_of)
+        reached = size_of(found)
+        if abs(reached - target) <= MATCH_TOLERANCE * target:
+            return found
+    raise InputError(
+        f"no {sizes.model_type} of {sizes.num_hidden_layers} blocks and {sizes.num_attention_heads} heads has "
+        f"{target:,} weights within {MATCH_TOLERANCE:.0%}: the nearest has {reached:,}; set its backbone yourself"
+    )
+
+
+def _widen(sizes: BackboneConfig, step: int, target: int, size_of: Callable[[BackboneConfig], int]) -> BackboneConfig:
+    """Return the widest model of at most `target` weights whose width is that of `sizes` plus a multiple of `step`."""
 
     def widened(steps: int) -> BackboneConfig:
         return dataclasses.replace(sizes, hidden_size=sizes.hidden_size + steps * step)
@@ -247,20 +270,24 @@ def match_parameters(sizes: BackboneConfig, target: int, size_of: Callable[[Back
     first_too_wide = bisect.bisect_right(
         range(too_many), target, lo=too_many // 2 + 1, key=lambda steps: size_of(widened(steps))
     )
-    best = widened(first_too_wide - 1)
+    return widened(first_too_wide - 1)
+
+
+def _widen_mlp(sizes: BackboneConfig, target: int, size_of: Callable[[BackboneConfig], int]) -> BackboneConfig:
+    """Set the width of the MLP with which a model is closest to `target` weights, unless the type or recipe has none
+    to set."""
     key = "n_inner" if sizes.model_type == "gpt2" else "intermediate_size"
-    width = 4 * best.hidden_size if key == "n_inner" else _mlp_width(best)
+    if key in sizes.options or not hasattr(AutoConfig.for_model(sizes.model_type), key):
+        return sizes
+    width = 4 * sizes.hidden_size if key == "n_inner" else _mlp_width(sizes)
 
-    def with_mlp(extra: int) -> BackboneConfig:
-        return dataclasses.replace(best, options={**best.options, key: width + extra})
+    def with_mlp(width: int) -> BackboneConfig:
+        return dataclasses.replace(sizes, options={**sizes.options, key: width})
 
-    if key not in best.options and hasattr(AutoConfig.for_model(sizes.model_type), key):
-        per_unit = size_of(with_mlp(1)) - size_of(with_mlp(0))
-        best = with_mlp(max(1 - width, round((target - size_of(best)) / per_unit)))
-    reached = size_of(best)
-    if abs(reached - target) > MATCH_TOLERANCE * target:
-        raise InputError(
-            f"no {sizes.model_type} of {sizes.num_hidden_layers} blocks and {sizes.num_attention_heads} heads has "
-            f"{target:,} weights within {MATCH_TOLERANCE:.0%}: the nearest has {reached:,}; set its backbone yourself"
-        )
-    return best
+    per_unit = size_of(with_mlp(width + 1)) - size_of(with_mlp(width))
+    exact = width + (target - size_of(with_mlp(width))) / per_unit
+    for multiple in MLP_WIDTHS:
+        rounded = multiple * max(1, round(exact / multiple))
+        if abs(rounded - exact) * per_unit <= MLP_TOLERANCE * target:
+            break
+    return with_mlp(rounded)
