@@ -45,7 +45,7 @@ clean:
 	touch $@
 
 .venv/quickstart.installed: .venv/torch.installed pyproject.toml
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[sae]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
 .venv/dev.installed: .venv/quickstart.installed

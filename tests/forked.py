@@ -16,7 +16,6 @@ SERVER.set_forkserver_preload(
     [
         "cocomix.cli.main",
         "cocomix.cli.workflow",
-        "sae_lens",
         "matplotlib.figure",
         "transformers.models.gpt2.modeling_gpt2",
     ]

@@ -21,6 +21,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
         ("train_step.py --shape tiny --no-memory", 10),
         ("train_step.py --shape tiny --no-memory --methods plain cocomix --precision fp32 bf16", 4),
         ("extract.py --shape tiny", 6),
+        ("sae_training.py --shape tiny", 1),
         ("generate.py --shape tiny --batch 1 2 --prompt 8 --new-tokens 4 --no-memory --static", 12),
         ("data.py --documents 60 --block-size 32", 3),
         ("scaling.py --shape tiny --axes active_concepts --values 4 8 --no-memory", 2),

@@ -127,6 +127,28 @@ def test_labels_of_validation_only_are_no_source(finished: Runner, recipe, tmp_p
     assert "holds labels of validation text only (labels.online)" in capsys.readouterr().err
 
 
+def test_labels_in_bfloat16_state_how_many_differ_from_float32(
+    finished: Runner, recipe, tmp_path: Path, capsys
+) -> None:
+    out = finished.folder / "out"
+    runner = recipe(
+        tokenizer={"source": str(out / "corpus" / "tokenizer")},
+        teacher={"source": str(out / "teacher"), "precision": "bf16"},
+        sae={"source": str(out / "sae")},
+    )
+    assert runner("label", "--inspect") == 0
+    labels = tmp_path / "out" / "labels"
+    info = json.loads((labels / "labels.json").read_text())
+    assert info["precision"] == "bfloat16"
+    assert 0 < info["differing_share"] < 0.25
+    captured = capsys.readouterr()
+    remark = f"Computed in bfloat16: {info['differing_share']:.2%} of the labels differ from those of float32."
+    assert remark in captured.out
+    assert remark in captured.err
+    in_float32 = json.loads((out / "labels" / "labels.json").read_text())
+    assert (in_float32["precision"], in_float32["differing_share"]) == (None, None)
+
+
 def test_inspect_prints_and_draws(finished: Runner, capsys) -> None:
     labels = finished.folder / "out" / "labels"
     assert finished("label", "--inspect") == 0

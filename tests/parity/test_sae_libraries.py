@@ -18,6 +18,8 @@ from torch import Tensor
 from cocomix import InputError
 from cocomix.concepts.sae import Latents, SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
+from cocomix.concepts.sae_training import SAEConfig, save_sae
+from cocomix.concepts.trainable_sae import InputScaling, TrainableSAE
 
 D_IN, D_SAE, K = 24, 200, 40
 ARCHITECTURES = ("Standard", "TopK", "JumpReLU", "Gated")
@@ -85,6 +87,23 @@ def test_an_saelens_folder(architecture, norm, b_dec, tmp_path):
     theirs.save_model(tmp_path)
     ours = load_sae(tmp_path)
     assert (ours.d_in, ours.d_sae, ours.k) == (D_IN, D_SAE, K if architecture == "TopK" else None)
+    assert_equal(ours, theirs, activations(3, 20))
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
+def test_saelens_loads_what_is_saved_here(architecture, tmp_path):
+    config = SAEConfig(architecture=architecture, d_sae=D_SAE, k=K, teacher_layer=2)
+    settings = {"l0_coefficient": 0.1, "auxiliary_weight": 0.0, "threshold_rate": 0.1}
+    sae = TrainableSAE(D_IN, D_SAE, architecture, k=K, **settings)
+    with torch.no_grad():
+        sae.b_enc.normal_(std=0.4)
+        sae.b_dec.normal_()
+        sae.threshold = torch.nn.Parameter(torch.rand(D_SAE)) if architecture == "jumprelu" else torch.tensor(0.4)
+    save_sae(sae, InputScaling(torch.full((D_IN,), 0.5), torch.linspace(0.5, 3, D_IN)), config, tmp_path)
+    theirs = sae_lens.SAE.load_from_disk(tmp_path)
+    assert theirs.cfg.architecture() == ("topk" if architecture == "topk" else "jumprelu")
+    ours = load_sae(tmp_path)
+    assert ours.teacher_layer == 2
     assert_equal(ours, theirs, activations(3, 20))
 
 

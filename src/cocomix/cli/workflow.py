@@ -13,7 +13,7 @@ from cocomix.catalog.search import Catalog, open_catalog
 from cocomix.common import distributed, environment, files, fingerprint, portable
 from cocomix.common.console import status
 from cocomix.concepts.label_statistics import CURVE_FILE, LabelStatistics, label_statistics, plot_concept_frequency
-from cocomix.concepts.label_store import load_labels, read_labels_info
+from cocomix.concepts.label_store import load_labels, precision_remark, read_labels_info
 from cocomix.evaluation.record import load_evaluations
 from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.recipe import Recipe
@@ -66,6 +66,8 @@ def labeling_remarks(folder: Path) -> str:
         )
     if info.cut_tokens:
         lines.append(f"{info.cut_tokens:,} labeled tokens had more active latents than sae.max_active.")
+    if remark := precision_remark(info):
+        lines.append(remark)
     return "\n".join(lines)
 
 

@@ -50,6 +50,9 @@ class LabelsInfo:
         targets: whether the labels of a token count equally, or by their activation.
         seed: of a random control.
         content: fingerprint of the labels themselves, if another program computed them.
+        precision: dtype of teacher and SAE, such as bfloat16; None for float32 and in older records.
+        differing_share: with a `precision`, the share of labels that float32 would give and this does not, on a sample
+            of the validation text; None if unknown.
     """
 
     corpus: str
@@ -73,9 +76,11 @@ class LabelsInfo:
     targets: str = "uniform"
     seed: int | None = None
     content: str | None = None
+    precision: str | None = None
+    differing_share: float | None = None
 
 
-LATER_FIELDS = ("offset", "window", "control", "targets", "seed", "content")
+LATER_FIELDS = ("offset", "window", "control", "targets", "seed", "content", "precision")
 """Fields of `LabelsInfo` that older labels lack; with their default values they are no part of a fingerprint."""
 
 
@@ -135,7 +140,15 @@ def labels_fingerprint(info: LabelsInfo) -> str:
     """Return the fingerprint of labels: a hash of how they were computed and of their counts."""
     defaults = {each.name: each.default for each in fields(LabelsInfo) if each.name in LATER_FIELDS}
     described = {name: value for name, value in asdict(info).items() if defaults.get(name, ...) != value}
+    del described["differing_share"]  # measured, and no part of what the labels are
     return fingerprint.hash_json(described)
+
+
+def precision_remark(info: LabelsInfo) -> str | None:
+    """Describe the precision in which the labels were computed; None if it was float32 or is unknown."""
+    if info.precision is None or info.differing_share is None:
+        return None
+    return f"Computed in {info.precision}: {info.differing_share:.2%} of the labels differ from those of float32."
 
 
 def labels_whole(folder: Path) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from cocomix.common import distributed
 from cocomix.common.errors import did_you_mean
@@ -32,6 +33,13 @@ TOKEN = "token"
 """Selection without a teacher: labels by the id of the current token."""
 EXTERNAL = "external"
 """Selection of labels that another program wrote (`label_writer`)."""
+BLOCKS_PER_BATCH = 16
+HIDDEN_STATES = 40
+"""Upper estimate of the hidden states that one block keeps for its backward pass, in widths per token."""
+MOST_TOKENS = 65_536
+"""Tokens in a batch beyond which a GPU gains no speed."""
+SAMPLE_BLOCKS = 16
+"""Number of validation blocks on which labels are compared with those of float32."""
 
 
 @dataclass
@@ -57,7 +65,8 @@ class LabelsConfig:
             activation.
         alignment: `tokens` if teacher and students share a tokenizer; `characters` if they do not. A student token
             then takes the labels of the teacher token that contains its last character.
-        blocks_per_batch: blocks that the teacher reads at once.
+        blocks_per_batch: blocks that the teacher reads at once. By default 16, and on a GPU as many as fit into half of
+            its free memory.
         blocks_per_shard: blocks per shard. Shards are written atomically, so this is the work lost by an interruption.
     """
 
@@ -70,7 +79,7 @@ class LabelsConfig:
     control: str = "none"
     targets: str = "uniform"
     alignment: str = "tokens"
-    blocks_per_batch: Batch = 16
+    blocks_per_batch: Batch | None = None
     blocks_per_shard: Count = 1024
 
     def problems(self) -> list[str]:
@@ -143,6 +152,36 @@ class LabelsConfig:
         parts += [self.control] if self.control != "none" else []
         return "-".join([*parts, *(["weighted"] if self.targets == "activation" else [])])
 
+    def batch(self) -> int:
+        """Return `blocks_per_batch`, or its default without a GPU."""
+        return self.blocks_per_batch or BLOCKS_PER_BATCH
+
+    def resolved(self) -> LabelsConfig:
+        """Return the settings as records hold them: with every default, independent of the machine."""
+        return dataclasses.replace(self, blocks_per_batch=self.batch())
+
+
+def fitting_blocks(device: torch.device, teacher: PreTrainedModel, block_size: int) -> int:
+    """Return how many blocks a frozen teacher reads at once: a constant, except on a GPU, where memory decides."""
+    if device.type != "cuda":
+        return BLOCKS_PER_BATCH
+    free, _ = torch.cuda.mem_get_info(device)
+    config = teacher.config.get_text_config()
+    # Kept for the backward pass of each block; and the logits, in two precisions, where they are needed at once.
+    per_token = teacher.dtype.itemsize * HIDDEN_STATES * config.hidden_size * config.num_hidden_layers
+    per_token += (teacher.dtype.itemsize + 4) * config.vocab_size
+    return blocks_that_fit(free, per_token, block_size)
+
+
+def blocks_that_fit(free_bytes: int, bytes_per_token: int, block_size: int) -> int:
+    """Return the largest power of two of blocks within half of the memory and `MOST_TOKENS`; at least 1.
+
+    A power of two, because the last bits of a label depend on the batch, which should not change with every byte of
+    free memory.
+    """
+    blocks = min(free_bytes // 2 // bytes_per_token, MOST_TOKENS) // block_size
+    return 1 << max(0, blocks.bit_length() - 1)
+
 
 @dataclass(frozen=True)
 class Side:
@@ -174,6 +213,20 @@ def label_in_equal_batches(
     return ConceptLabels(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
+def differing_share(
+    extractor: ConceptExtractor, reference: ConceptExtractor, reader: TeacherReader, blocks_per_batch: int
+) -> float:
+    """Return the share of the reference's labels that `extractor` does not give, on the first blocks of `reader`."""
+    passages = reader(0, min(SAMPLE_BLOCKS, len(reader)))
+    found, expected = (
+        label_in_equal_batches(each, passages.input_ids, passages.attention_mask, blocks_per_batch).ids
+        for each in (extractor, reference)
+    )
+    labeled = expected != IGNORE
+    agree = (expected.unsqueeze(-1) == found.unsqueeze(-2)).any(-1) & labeled
+    return 1 - (agree.sum() / labeled.sum().clamp(min=1)).item()
+
+
 def label_corpus(
     extractor: ConceptExtractor, sides: dict[str, Side], folder: Path, config: LabelsConfig, plan: LabelsInfo
 ) -> LabelsInfo:
@@ -194,11 +247,9 @@ def label_corpus(
     columns = {name: _columns(extractor, side.blocks, config.targets) for name, side in sides.items()}
 
     def compute(name: str, start: int, stop: int) -> Iterator[Part]:
-        for first in range(start, stop, config.blocks_per_batch):
-            passages = sides[name].reader(first, min(first + config.blocks_per_batch, stop))
-            found = label_in_equal_batches(
-                extractor, passages.input_ids, passages.attention_mask, config.blocks_per_batch
-            )
+        for first in range(start, stop, config.batch()):
+            passages = sides[name].reader(first, min(first + config.batch(), stop))
+            found = label_in_equal_batches(extractor, passages.input_ids, passages.attention_mask, config.batch())
             labels = ConceptLabels(*(passages.to_students(part.cpu()) for part in found))
             arrays = {"concept_ids": labels.ids.numpy()}
             if config.targets == "activation":

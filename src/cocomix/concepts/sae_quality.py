@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ EVALUATION_TOKENS = 300_000
 """Maximum number of validation tokens. A latent that is active at one token in 50,000 is then counted as dead with a
 probability of only e^-6 = 0.2 %."""
 QUALITY_FILE, HISTOGRAM_FILE = "quality.json", "latent_frequency.png"
+MANY_DEAD, LITTLE_RECOVERED, MUCH_UNEXPLAINED = 0.5, 0.9, 0.5
+"""Limits beyond which `quality_warnings` warns."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class SAEQuality:
         zero_loss: the same with 0 in place of x.
         loss_recovered: (zero − spliced) / (zero − teacher); 0 if zero ablation does not raise the loss.
         tokens: number of validation tokens.
+        dimension_variance_unexplained: mean over the d dimensions of each one's fraction of variance unexplained. In
+            the first figure, a few massive dimensions can hold nearly all of the variance and hide the others; here
+            every dimension counts alike. None in older records.
     """
 
     fraction_variance_unexplained: float
@@ -48,6 +53,7 @@ class SAEQuality:
     zero_loss: float
     loss_recovered: float
     tokens: int
+    dimension_variance_unexplained: float | None = None
 
 
 class MeasuredSAE(NamedTuple):
@@ -64,25 +70,31 @@ class _Splice:
     def __init__(self, sae: SparseAutoencoder) -> None:
         self.sae = sae
         self.tokens = 0
-        self.squared_error = 0.0
-        self.squares = 0.0
-        self.total = torch.zeros(sae.d_in, dtype=torch.float64)
+        # Of each dimension, (d,).
+        self.squared_error, self.squares, self.total = torch.zeros(3, sae.d_in, dtype=torch.float64)
         self.active = torch.zeros(sae.d_sae, dtype=torch.int64)
 
     def __call__(self, x: Tensor) -> Tensor:
         reconstruction = self.sae.reconstruct(x)
         latents = self.sae.encode(x)
         self.tokens += x[..., 0].numel()
-        self.squared_error += (x.double() - reconstruction.double()).square().sum().item()
-        self.squares += x.double().square().sum().item()
-        self.total += x.double().sum((0, 1)).cpu()
+        wide = x.double()
+        self.squared_error += (wide - reconstruction.double()).square().sum((0, 1)).cpu()
+        self.squares += wide.square().sum((0, 1)).cpu()
+        self.total += wide.sum((0, 1)).cpu()
         self.active += torch.bincount(latents.indices[latents.values > 0], minlength=self.sae.d_sae).cpu()
         return reconstruction
 
-    def fraction_variance_unexplained(self) -> float:
-        """Return Σ|x − x̃|² / Σ|x − mean x|². If x is constant, return 0 for an exact reconstruction, else 1."""
-        variance = self.squares - (self.total.square().sum() / self.tokens).item()
-        return self.squared_error / variance if variance > 0 else float(self.squared_error > 0)
+    def unexplained(self) -> tuple[float, float]:
+        """Return Σ|x − x̃|² / Σ|x − mean x|² over all dimensions, and the mean of the same of each dimension.
+
+        Where x is constant, this is 0 for an exact reconstruction, else 1.
+        """
+        variance = self.squares - self.total.square() / self.tokens
+        each = torch.where(variance > 0, self.squared_error / variance, (self.squared_error > 0).double())
+        total = variance.sum().item()
+        error = self.squared_error.sum().item()
+        return error / total if total > 0 else float(error > 0), each.mean().item()
 
 
 @torch.no_grad()
@@ -108,15 +120,42 @@ def sae_quality(
             sums[name] += loss_with_residual(teacher, ids, layer, replace).item()
     losses = {name: total / targets for name, total in sums.items()}
     recoverable = losses["zero_loss"] - losses["teacher_loss"]
+    unexplained, dimension_unexplained = splice.unexplained()
     quality = SAEQuality(
-        fraction_variance_unexplained=splice.fraction_variance_unexplained(),
+        fraction_variance_unexplained=unexplained,
         dead_share=(splice.active == 0).double().mean().item(),
         mean_active=splice.active.sum().item() / splice.tokens,
         loss_recovered=(losses["zero_loss"] - losses["spliced_loss"]) / recoverable if recoverable > 0 else 0.0,
         tokens=splice.tokens,
+        dimension_variance_unexplained=dimension_unexplained,
         **losses,
     )
     return MeasuredSAE(quality, splice.active.double() / splice.tokens)
+
+
+def quality_warnings(quality: Mapping[str, Any]) -> list[str]:
+    """Return a line for each figure of a recorded `SAEQuality` that is poor: what it means and what to change."""
+    found = []
+    if quality["dead_share"] > MANY_DEAD:
+        found.append(
+            f"{quality['dead_share']:.0%} of the SAE's latents are dead, so most concepts are never a label; lower "
+            "sae.d_sae, or raise sae.training_tokens"
+        )
+    if quality["loss_recovered"] < LITTLE_RECOVERED:
+        found.append(
+            f"the SAE's reconstruction recovers {quality['loss_recovered']:.1%} of the teacher's loss, so the concepts "
+            "miss much of what the teacher uses; raise sae.training_tokens, sae.k or sae.d_sae, or tap another block "
+            "(sae.teacher_layer)"
+        )
+    # Missing in older records.
+    unexplained = max(quality["fraction_variance_unexplained"], quality.get("dimension_variance_unexplained") or 0.0)
+    if unexplained > MUCH_UNEXPLAINED:
+        found.append(
+            f"the SAE leaves {unexplained:.0%} of the variance of the teacher's activations unexplained, so it does "
+            "not fit them; with sae.source, check that it was trained on this teacher and this sae.teacher_layer; "
+            "otherwise raise sae.training_tokens"
+        )
+    return found
 
 
 def write_quality(measured: MeasuredSAE, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Train a sparse autoencoder on a teacher's residual stream with SAELens.
+"""Train a sparse autoencoder on a teacher's residual stream.
 
 Interrupted training resumes from the last checkpoint and yields bit-identical weights.
 """
@@ -6,34 +6,44 @@ Interrupted training resumes from the last checkpoint and yields bit-identical w
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 from datasets import Dataset
+from safetensors.torch import save
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from cocomix.common import files
 from cocomix.common.errors import InputError, did_you_mean
 from cocomix.common.integrity import require_readable
-from cocomix.common.settings import BlockIndex, Concepts, Count, LearningRate, Range
+from cocomix.common.settings import BlockIndex, Concepts, Count, LearningRate, LossWeight, Range
 from cocomix.concepts.activations import ActivationStream
+from cocomix.concepts.sae_loading import CONFIG, SAELENS_WEIGHTS
 from cocomix.concepts.teacher import freeze
-
-if TYPE_CHECKING:
-    from sae_lens import SAETrainer
+from cocomix.concepts.trainable_sae import InputScaling, StepResult, TrainableSAE, measure_scaling
 
 ARCHITECTURES = ("topk", "batchtopk", "jumprelu")
-ONLY_FOR = {"k": ("topk", "batchtopk"), "l0_coefficient": ("jumprelu",)}
+ONLY_FOR = {
+    "k": ("topk", "batchtopk"),
+    "l0_coefficient": ("jumprelu",),
+    "auxiliary_loss_weight": ("topk", "batchtopk"),
+}
 """Settings that apply only to some architectures."""
+LEARNING_RATE, LATENTS_OF_RATE = 1e-3, 2048
+"""The default learning rate, at this number of latents."""
+ADAM_EPSILON = 6.25e-10
+"""Of Adam, as in arXiv 2406.04093: the gradients of rare latents are small."""
+SCALING_BATCHES = 50
+"""Number of batches on which the scaling of the input is measured."""
 CHECKPOINTS = 20
 """Number of checkpoints per training, so an interruption loses at most 5 % of the steps."""
-STREAM_FILE = "stream.pt"
+STATE_FILE = "sae_training.pt"
 
 
 @dataclass
@@ -56,10 +66,14 @@ class SAEConfig:
             cannot be reached.
         k: number of active latents per token, for topk and batchtopk.
         l0_coefficient: penalty per active latent, for jumprelu.
+        auxiliary_loss_weight: weight of the squared error that the strongest dead latents leave when they reconstruct
+            what the others left (arXiv 2406.04093, appendix A.2), for topk and batchtopk. It revives dead latents; 0
+            turns it off.
         max_active: maximum number of active latents used per token (default 256); ignored by TopK.
         training_tokens: number of activations to train on.
         tokens_per_step: activations per optimizer step.
-        learning_rate: of Adam: constant after the warm-up, then linear to 0 over the last fifth.
+        learning_rate: of Adam: constant after the warm-up, then linear to 0 over the last fifth. By default
+            0.001 · √(2048 / d_sae), because wider SAEs need a lower one (arXiv 2406.04093, appendix A.3).
         buffer_tokens: number of activations that are shuffled together.
     """
 
@@ -69,10 +83,11 @@ class SAEConfig:
     d_sae: Concepts = 2048
     k: Concepts = 32
     l0_coefficient: Annotated[float, Range(0, 10**6, open_low=True)] = 0.1
+    auxiliary_loss_weight: LossWeight = 1 / 32
     max_active: Concepts | None = None
     training_tokens: Count = 1_000_000
     tokens_per_step: Count = 2048
-    learning_rate: LearningRate = 1e-3
+    learning_rate: LearningRate | None = None
     buffer_tokens: Count = 65_536
 
     def problems(self) -> list[str]:
@@ -105,23 +120,20 @@ class SAEConfig:
         """Return the number of optimizer steps."""
         return self.training_tokens // self.tokens_per_step
 
-
-def require_saelens() -> None:
-    """Raise InputError unless SAELens is installed. It is not imported, because that takes seconds."""
-    if importlib.util.find_spec("sae_lens") is None:
-        raise InputError("training an SAE needs SAELens; install it with: pip install 'cocomix[sae]'")
+    def rate(self) -> float:
+        """Return the learning rate between warm-up and decay."""
+        return self.learning_rate or LEARNING_RATE * (LATENTS_OF_RATE / self.d_sae) ** 0.5
 
 
 def train_sae(teacher: PreTrainedModel, blocks: Dataset, config: SAEConfig, folder: Path, seed: int) -> None:
     """Train an SAE and save it to `folder` in SAELens' inference format, in which batchtopk becomes jumprelu.
 
-    The input is scaled to an average norm of √d, measured on the first batches. The scale is folded into the weights
-    at the end. Checkpoints are kept in `folder`; call again after an interruption to resume from the last one.
+    Checkpoints are kept in `folder`; call again after an interruption to resume from the last one. The encoder's
+    matrix product has the precision of a teacher in bfloat16, everything else is float32.
 
     Raises:
-        InputError: SAELens is not installed, or the loss is not finite.
+        InputError: the loss is not finite.
     """
-    require_saelens()
     freeze(teacher)
     torch.manual_seed(seed)
     stream = ActivationStream(
@@ -132,146 +144,168 @@ def train_sae(teacher: PreTrainedModel, blocks: Dataset, config: SAEConfig, fold
         buffer_tokens=config.buffer_tokens,
         seed=seed,
     )
-    trainer = _new_trainer(teacher, config, stream)
+    trainer = SAETrainer(teacher, config, stream)
     newest = max(_checkpoints(folder), key=_step_of, default=None)
     if newest is None:
-        trainer.activation_scaler.estimate_scaling_factor(
-            trainer.sae.cfg.d_in, stream, trainer.cfg.n_batches_for_norm_estimate
-        )
+        trainer.begin()
     else:
-        _load_checkpoint(trainer, stream, newest)
-    _train(trainer, stream, config, folder)
-    trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
-    trainer.set_final_sae_metadata()
-    trainer.sae.save_inference_model(folder)
+        require_readable(newest)
+        trainer.load_state_dict(torch.load(newest / STATE_FILE, map_location="cpu", weights_only=True))
+    _train(trainer, folder)
+    save_sae(trainer.sae, trainer.scaling, config, folder)
 
 
-def _train(trainer: SAETrainer, stream: ActivationStream, config: SAEConfig, folder: Path) -> None:
-    """Run the remaining steps.
+class SAETrainer:
+    """The state of a training: SAE, optimizer, scaling of the input, activation stream, and counters."""
 
-    `SAETrainer.fit` can also resume, but it writes its checkpoint before it counts the step, so its counter is off by
-    one after each resumption. `step` is SAELens' interface for custom loops.
-    """
+    def __init__(self, teacher: PreTrainedModel, config: SAEConfig, stream: ActivationStream) -> None:
+        d_in = teacher.config.get_text_config().hidden_size
+        self.config, self.stream, self.step = config, stream, 0
+        self.sae = TrainableSAE(
+            d_in,
+            config.d_sae,
+            config.architecture,
+            k=config.k,
+            l0_coefficient=config.l0_coefficient,
+            auxiliary_weight=config.auxiliary_loss_weight,
+            # The threshold used after training is a running mean that starts at 0.
+            threshold_rate=min(1.0, max(0.01, 10 / config.steps())),
+            dtype=torch.bfloat16 if teacher.dtype == torch.bfloat16 else torch.float32,
+        ).to(teacher.device)
+        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.rate(), eps=ADAM_EPSILON, fused=True)
+        self.scaling = InputScaling(*torch.zeros(2, d_in, device=teacher.device))
+        self.idle = torch.zeros(config.d_sae, dtype=torch.long, device=teacher.device)  # steps since last active
+        self.dead_after = max(20, config.steps() // 20)
+        self.revives = config.architecture != "jumprelu" and config.auxiliary_loss_weight > 0
+
+    def begin(self) -> None:
+        """Measure the scaling of the input on the first batches, and match the encoder to it."""
+        self.scaling = measure_scaling(self.stream, min(SCALING_BATCHES, self.config.steps()))
+        if self.config.architecture != "jumprelu":
+            self.sae.match_scale(self.scaling(next(self.stream)))
+
+    def dead(self) -> Tensor:
+        """Return the ids of the latents that have not been active for `dead_after` steps."""
+        return (self.idle >= self.dead_after).nonzero().squeeze(-1)
+
+    def run_step(self) -> StepResult:
+        """Run one optimizer step."""
+        steps = self.config.steps()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate() * _schedule(self.step, steps)
+        z, dead = self.scaling(next(self.stream)), self.dead()
+        if self.revives and len(dead) and self.step % self.dead_after == 0:
+            self.sae.revive(z, dead)
+        found = self.sae(z, dead, self.step / steps)
+        found.loss.backward()
+        self.sae.constrain_gradient()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.sae.constrain_weights()
+        self.idle = torch.where(found.active > 0, 0, self.idle + 1)
+        self.step += 1
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that determines the following steps."""
+        return {
+            "sae": self.sae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaling": tuple(self.scaling),
+            "stream": self.stream.state_dict(),
+            "idle": self.idle,
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from the `state_dict` of a trainer with the same arguments."""
+        self.sae.load_state_dict(state["sae"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaling = InputScaling(*(part.to(self.idle.device) for part in state["scaling"]))
+        self.stream.load_state_dict(state["stream"])
+        self.idle, self.step = state["idle"].to(self.idle.device), state["step"]
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Return the factor of the learning rate: linear warm-up, constant, and linear to 0 over the last fifth."""
+    warm_up, decay = min(100, steps // 20), steps // 5
+    return min(1.0, (step + 1) / (warm_up + 1), (steps - step) / (decay + 1))
+
+
+def _train(trainer: SAETrainer, folder: Path) -> None:
+    """Run the remaining steps."""
+    config = trainer.config
     steps = config.steps()
     every = max(1, steps // CHECKPOINTS)
     progress = tqdm(
         total=steps * config.tokens_per_step,
-        initial=trainer.n_training_samples,
+        initial=trainer.step * config.tokens_per_step,
         desc=f"SAE ({config.architecture})",
         unit="tok",
         unit_scale=True,
         dynamic_ncols=True,
     )
     with progress:
-        while trainer.n_training_steps < steps:
-            trainer.maybe_reset_sparsity()
-            output = trainer.step(next(stream))
-            trainer.n_training_steps += 1
+        while trainer.step < steps:
+            found = trainer.run_step()
             progress.update(config.tokens_per_step)
-            if trainer.n_training_steps % every == 0 or trainer.n_training_steps == steps:
+            if trainer.step % every == 0 or trainer.step == steps:
                 # Only now, because reading a loss synchronizes with the device. A loss that is NaN stays NaN.
-                figures = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
-                _refuse_divergence(figures["losses/overall_loss"], trainer, config)
+                _refuse_divergence(found.loss.item(), trainer)
                 progress.set_postfix(
-                    unexplained=f"{1 - figures['metrics/explained_variance']:.3f}",
-                    active=f"{figures['metrics/l0']:.1f}",
-                    dead=figures["sparsity/dead_features"],
+                    unexplained=f"{found.unexplained.item():.3f}",
+                    active=f"{found.active.sum().item() / config.tokens_per_step:.1f}",
+                    dead=len(trainer.dead()),
                 )
-                _save_checkpoint(trainer, stream, folder)
+                _save_checkpoint(trainer, folder)
 
 
-def _refuse_divergence(loss: float, trainer: SAETrainer, config: SAEConfig) -> None:
+def _refuse_divergence(loss: float, trainer: SAETrainer) -> None:
     if not math.isfinite(loss):
         raise InputError(
-            f"the training of the SAE diverged: after {trainer.n_training_samples} tokens its loss is {loss}; "
-            f"lower sae.learning_rate, which is {config.learning_rate}"
+            f"the training of the SAE diverged: after {trainer.step * trainer.config.tokens_per_step} tokens its loss "
+            f"is {loss}; lower sae.learning_rate, which is {trainer.config.rate()}"
         )
 
 
-def _new_trainer(teacher: PreTrainedModel, config: SAEConfig, stream: ActivationStream) -> SAETrainer:
-    from sae_lens import SAETrainer
-    from sae_lens.config import SAETrainerConfig
-
-    steps = config.steps()
-    settings = SAETrainerConfig(
-        total_training_samples=steps * config.tokens_per_step,
-        train_batch_size_samples=config.tokens_per_step,
-        lr=config.learning_rate,
-        lr_end=config.learning_rate,  # required, but not used by a constant schedule
-        lr_warm_up_steps=min(100, steps // 20),
-        lr_decay_steps=steps // 5,
-        device=str(teacher.device),
-        dead_feature_window=max(50, steps // 10),
-        n_batches_for_norm_estimate=min(50, steps),
-    )
-    return SAETrainer(settings, _new_sae(teacher, config), stream)
-
-
-def _new_sae(teacher: PreTrainedModel, config: SAEConfig) -> Any:
-    """Create an untrained SAE of SAELens."""
-    import sae_lens
-
-    common = {
-        "d_in": teacher.config.get_text_config().hidden_size,
+def save_sae(sae: TrainableSAE, scaling: InputScaling, config: SAEConfig, folder: Path) -> None:
+    """Write a trained SAE in SAELens' inference format: `cfg.json` and `sae_weights.safetensors`."""
+    is_topk = config.architecture == "topk"
+    weights = sae.unscaled(scaling)
+    described = {
+        "architecture": "topk" if is_topk else "jumprelu",
+        "d_in": weights["W_enc"].shape[0],
         "d_sae": config.d_sae,
-        "normalize_activations": "expected_average_only_in",
-        "device": str(teacher.device),
+        **({"k": config.k, "rescale_acts_by_decoder_norm": False} if is_topk else {}),
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "hook_name": f"blocks.{config.teacher_layer}.hook_resid_post",
+            "training_architecture": config.architecture,
+        },
     }
-    if config.architecture == "topk":
-        sae = sae_lens.TopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(k=config.k, **common))
-    elif config.architecture == "batchtopk":
-        # The threshold used after training is a running mean that starts at 0. In short runs SAELens' default rate
-        # of 0.01 per step is too slow for it to converge.
-        threshold_rate = min(1.0, max(0.01, 10 / config.steps()))
-        sae = sae_lens.BatchTopKTrainingSAE(
-            sae_lens.BatchTopKTrainingSAEConfig(k=config.k, topk_threshold_lr=threshold_rate, **common)
-        )
-    else:
-        # Anthropic's settings. SAELens' defaults (DeepMind's) move the thresholds too slowly for runs of a few
-        # hundred steps: on a teacher of width 128 they left 130 latents active, and these leave 24.
-        sae = sae_lens.JumpReLUTrainingSAE(
-            sae_lens.JumpReLUTrainingSAEConfig(
-                l0_coefficient=config.l0_coefficient,
-                l0_warm_up_steps=config.steps(),
-                jumprelu_sparsity_loss_mode="tanh",
-                jumprelu_bandwidth=2.0,
-                jumprelu_init_threshold=0.1,
-                jumprelu_ste_to_input=True,
-                pre_act_loss_coefficient=3e-6,
-                **common,
-            )
-        )
-    sae.cfg.metadata.hook_name = f"blocks.{config.teacher_layer}.hook_resid_post"
-    return sae
+    files.write_bytes(folder / SAELENS_WEIGHTS, save(weights))
+    files.write_json(folder / CONFIG, described)
 
 
 # Checkpoints are folders `checkpoint-STEPS`, written atomically.
 
 
-def _save_checkpoint(trainer: SAETrainer, stream: ActivationStream, folder: Path) -> None:
+def _save_checkpoint(trainer: SAETrainer, folder: Path) -> None:
     """Save the complete training state, and delete older checkpoints."""
-    newest = folder / f"checkpoint-{trainer.n_training_steps}"
+    newest = folder / f"checkpoint-{trainer.step}"
     with files.whole_folder(newest) as unfinished:
-        trainer.sae.save_model(unfinished)
-        trainer.save_trainer_state(unfinished)
-        state = {"stream": stream.state_dict(), "torch_rng": torch.get_rng_state()}
-        torch.save(state, unfinished / STREAM_FILE)
+        torch.save(trainer.state_dict(), unfinished / STATE_FILE)
     for checkpoint in set(files.checkpoints(folder)) - {newest}:
         _discard(checkpoint)
 
 
-def _load_checkpoint(trainer: SAETrainer, stream: ActivationStream, checkpoint: Path) -> None:
-    require_readable(checkpoint)
-    trainer.sae.load_weights_from_checkpoint(checkpoint)
-    trainer.load_trainer_state(checkpoint)
-    state = torch.load(checkpoint / STREAM_FILE, map_location="cpu", weights_only=True)
-    stream.load_state_dict(state["stream"])
-    torch.set_rng_state(state["torch_rng"])
-
-
 def _checkpoints(folder: Path) -> list[Path]:
-    """List complete checkpoints; incomplete ones are named `checkpoint-STEPS.partial`."""
-    return [found for found in files.checkpoints(folder) if not found.suffix]
+    """List complete checkpoints. Incomplete ones are named `checkpoint-STEPS.partial`; SAELens' have other files."""
+    return [found for found in files.checkpoints(folder) if not found.suffix and (found / STATE_FILE).exists()]
 
 
 def _step_of(checkpoint: Path) -> int:

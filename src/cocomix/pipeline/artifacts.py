@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.import_utils import enable_tf32
 
 from cocomix.common import distributed, files, fingerprint, portable
 from cocomix.common.errors import InputError
 from cocomix.concepts.label_store import LabeledCorpus, check_labels, labels_fingerprint, load_labels, read_labels_info
-from cocomix.concepts.labeling import EXTERNAL, LabelsConfig
+from cocomix.concepts.labeling import EXTERNAL, LabelsConfig, fitting_blocks
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.teacher import freeze, teacher_fingerprint
@@ -35,6 +36,7 @@ class Pipeline:
         self.folder = files.located(recipe.output)
         self.device = torch.device(distributed.device())
         self._teacher: PreTrainedModel | None = None
+        self._fingerprints: dict[str, str] = {}
         self.corpus_stage = self._stage("corpus", ("corpus", "tokenizer", "block_size"))
         # A teacher with another tokenizer reads the same documents, in blocks of its own tokens.
         self.teacher_corpus_stage = self.corpus_stage
@@ -129,12 +131,34 @@ class Pipeline:
         return load_tokenizer(str(self.teacher_corpus_stage.folder / "tokenizer"))
 
     def teacher(self) -> PreTrainedModel:
-        """Return the frozen teacher, loaded by the first call; InputError if it is not the one that was recorded."""
+        """Return the frozen teacher, loaded by the first call; InputError if it is not the one that was recorded.
+
+        Its precision is `teacher.precision`; by default bfloat16 on a GPU, elsewhere that in which it was saved.
+        """
         if self._teacher is None:
             teacher = freeze(load_causal_lm(self._teacher_source, self.recipe.teacher.dtype())).to(self.device)
-            require_unchanged(self.teacher_stage, teacher_fingerprint(teacher), f"the teacher {self._teacher_source}")
-            self._teacher = teacher
+            found = self._fingerprints["teacher"] = teacher_fingerprint(teacher)
+            require_unchanged(self.teacher_stage, found, f"the teacher {self._teacher_source}")
+            self._teacher = teacher.to(self._running_dtype() or teacher.dtype)
+            if self.device.type == "cuda" and self._teacher.dtype == torch.float32:
+                enable_tf32(True)
         return self._teacher
+
+    def teacher_fingerprint(self) -> str:
+        """Return the fingerprint of the teacher's weights as they were loaded, before a default precision."""
+        self.teacher()
+        return self._fingerprints["teacher"]
+
+    def _running_dtype(self) -> torch.dtype | None:
+        """Return the precision in which teacher and SAE run; None for that of their weights."""
+        precise = self.recipe.teacher.dtype()
+        if precise is None and self.device.type == "cuda" and torch.cuda.is_bf16_supported():
+            return torch.bfloat16
+        return precise
+
+    def float32_teacher(self) -> PreTrainedModel:
+        """Load the teacher in float32, to compare what a lower precision computes."""
+        return freeze(load_causal_lm(self._teacher_source, torch.float32)).to(self.device)
 
     def release_teacher(self) -> None:
         """Free the teacher's memory; the next call of `teacher` loads it again."""
@@ -159,11 +183,28 @@ class Pipeline:
             return AutoModelForCausalLM.from_config(self.teacher_model_config)
 
     def sae(self) -> SparseAutoencoder:
-        """Load the SAE; InputError if it is not the one that was recorded."""
+        """Load the SAE, in the precision of the teacher; InputError if it is not the one that was recorded."""
         source = self.recipe.sae.source or str(self.sae_stage.folder)
         sae = load_sae(source, self.recipe.sae.max_active)
-        require_unchanged(self.sae_stage, sae.fingerprint(), f"the SAE {source}")
-        return sae.to(self.device)
+        found = self._fingerprints["sae"] = sae.fingerprint()
+        require_unchanged(self.sae_stage, found, f"the SAE {source}")
+        return sae.to(self.device, self._running_dtype() or sae.W_enc.dtype)
+
+    def float32_sae(self) -> SparseAutoencoder:
+        """Load the SAE in float32."""
+        source = self.recipe.sae.source or str(self.sae_stage.folder)
+        return load_sae(source, self.recipe.sae.max_active).to(self.device, torch.float32)
+
+    def sae_fingerprint(self) -> str:
+        """Return the fingerprint of the SAE's weights as they were loaded, before a default precision."""
+        self.sae()
+        return self._fingerprints["sae"]
+
+    def with_batch(self, config: LabelsConfig) -> LabelsConfig:
+        """Return the settings with `blocks_per_batch`, chosen from the free memory of a GPU unless it is given."""
+        teacher, given = self.teacher(), config.blocks_per_batch
+        chosen = given or fitting_blocks(teacher.device, teacher, self.recipe.block_size)
+        return dataclasses.replace(config, blocks_per_batch=chosen)
 
     @cached_property
     def num_concepts(self) -> int:
@@ -208,9 +249,9 @@ class Pipeline:
         if self.recipe.labels.source is not None and not stage.is_done():
             # With external labels, the stages of a given teacher and SAE do not run.
             if self.recipe.teacher.source is not None:
-                inputs["teacher"] = teacher_fingerprint(self.teacher())
+                inputs["teacher"] = self.teacher_fingerprint()
             if self.recipe.sae.source is not None:
-                inputs["sae"] = self.sae().fingerprint()
+                inputs["sae"] = self.sae_fingerprint()
         inputs["teacher_layer"] = self.recipe.sae.teacher_layer
         if labeled.info.selection == EXTERNAL:  # of no teacher and SAE
             inputs = {name: value for name, value in inputs.items() if name == "corpus"}
@@ -267,7 +308,7 @@ class Pipeline:
                 self.folder / name,
                 # The layer is part of the settings: a given SAE has the same fingerprint at every layer.
                 {
-                    "labels": portable.recipe_record(dataclasses.asdict(config)),
+                    "labels": portable.recipe_record(dataclasses.asdict(config.resolved())),
                     "teacher_layer": self.recipe.sae.teacher_layer,
                 },
                 tuple(concepts) if config.source is None else (self.corpus_stage,),

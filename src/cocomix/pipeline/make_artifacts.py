@@ -6,23 +6,24 @@ Each function writes into the folder that it is given and returns what the stage
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from datasets import load_from_disk
 from transformers import PreTrainedModel
 
 from cocomix.catalog.building import CatalogConfig, build_catalog
-from cocomix.common import files, fingerprint, portable
+from cocomix.common import distributed, files, fingerprint, portable
+from cocomix.common.console import status
 from cocomix.common.errors import InputError
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.label_statistics import label_statistics
-from cocomix.concepts.label_store import LabeledCorpus, LabelsInfo, labels_fingerprint
-from cocomix.concepts.labeling import LabelsConfig, Side, label_corpus
+from cocomix.concepts.label_store import LabeledCorpus, LabelsInfo, labels_fingerprint, precision_remark
+from cocomix.concepts.labeling import LabelsConfig, Side, differing_share, label_corpus
 from cocomix.concepts.predictions import PredictionsInfo, predict_corpus
 from cocomix.concepts.reading import TeacherReader
 from cocomix.concepts.sae_loading import load_sae
-from cocomix.concepts.sae_quality import sae_quality, write_quality
+from cocomix.concepts.sae_quality import quality_warnings, sae_quality, write_quality
 from cocomix.concepts.sae_training import SAEConfig, train_sae
 from cocomix.data.corpus import CorpusConfig, is_packed_folder, is_token_folder, write_documents
 from cocomix.data.packing import (
@@ -159,12 +160,15 @@ def make_sae(
     sae = load_sae(config.source or folder, config.max_active).to(teacher.device)
     measured = sae_quality(teacher, sae, corpus.validation, config.teacher_layer, blocks_per_batch)
     write_quality(measured, folder)
+    quality = dataclasses.asdict(measured.quality)
+    for line in quality_warnings(quality):
+        status(f"Warning: {line}")
     flops = None if config.source else sae_training_flops(config, teacher, sae.d_sae, corpus.info.block_size).total
     summary = {
         "source": config.source and portable.short(config.source),
         "d_sae": sae.d_sae,
         "k": sae.max_active,
-        "quality": dataclasses.asdict(measured.quality),
+        "quality": quality,
         "training_flops": flops,
     }
     return StageResult(sae.fingerprint(), summary)
@@ -177,6 +181,7 @@ def make_labels(
     config: LabelsConfig,
     inputs: Mapping[str, str],
     folder: Path,
+    reference: Callable[[], ConceptExtractor] | None = None,
 ) -> StageResult:
     """Label the corpus. Every rank calls this and labels its share; complete shards in `folder` are kept.
 
@@ -187,6 +192,7 @@ def make_labels(
         config: settings; with `online`, only the validation side is labeled.
         inputs: fingerprints of teacher and SAE.
         folder: where to write.
+        reference: if the extractor runs in another precision, the same in float32; its labels are compared on a sample.
     """
     sides = {"train": corpus.train, "validation": corpus.validation}
     if config.online:
@@ -204,6 +210,12 @@ def make_labels(
         window=config.window,
         targets=config.targets,
     )
+    if reference is not None:
+        plan = dataclasses.replace(plan, precision=str(extractor.teacher.dtype).removeprefix("torch."))
+        if distributed.is_main_process():
+            share = differing_share(extractor, reference(), readers["validation"], config.batch())
+            plan = dataclasses.replace(plan, differing_share=share)
+            status(str(precision_remark(plan)))
     to_label = {name: Side(blocks, readers[name]) for name, blocks in sides.items()}
     info = label_corpus(extractor, to_label, folder, config, plan)
     flops = labeling_flops_per_token(
@@ -242,7 +254,7 @@ def make_predictions(
         folder,
         PredictionsInfo(corpus.info.fingerprint, inputs["teacher"], config.top_k, config.temperature),
         vocab_size=corpus.info.vocab_size,
-        blocks_per_batch=batching.blocks_per_batch,
+        blocks_per_batch=batching.batch(),
         blocks_per_shard=batching.blocks_per_shard,
     )
     return StageResult(fingerprint.hash_json(dataclasses.asdict(info)), dataclasses.asdict(info))

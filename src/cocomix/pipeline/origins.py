@@ -12,7 +12,6 @@ from cocomix.concepts.alignment import leading_bos
 from cocomix.concepts.label_store import LabeledCorpus, labels_fingerprint
 from cocomix.concepts.reading import SameTokens
 from cocomix.concepts.sae import SparseAutoencoder
-from cocomix.concepts.teacher import teacher_fingerprint
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.inspection.runs import OpenRun
 from cocomix.pipeline.artifacts import Pipeline
@@ -65,9 +64,9 @@ def concept_source(run: OpenRun) -> ConceptSource | None:
         teacher = pipeline.teacher()
     except InputError as error:
         raise InputError(f"the teacher of {run.folder}: {error}") from None
-    _check(run, pipeline, "teacher", teacher_fingerprint(teacher))
+    _check(run, pipeline, "teacher", pipeline.teacher_fingerprint())
     sae = pipeline.sae()
-    _check(run, pipeline, "sae", sae.fingerprint())
+    _check(run, pipeline, "sae", pipeline.sae_fingerprint())
     if pipeline.teacher_corpus_stage is pipeline.corpus_stage:
         tokenizer = run.tokenizer
     else:
@@ -79,7 +78,7 @@ def concept_source(run: OpenRun) -> ConceptSource | None:
         tokenizer=tokenizer,
         prefix=[] if recipe.labels.alignment == "tokens" else leading_bos(tokenizer),
         validation=SameTokens(pipeline.teacher_corpus().validation, tokenizer),
-        blocks_per_batch=recipe.labels.blocks_per_batch,
+        blocks_per_batch=recipe.labels.batch(),
     )
 
 

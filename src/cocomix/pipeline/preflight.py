@@ -14,7 +14,6 @@ from cocomix.common.errors import InputError
 from cocomix.concepts.attribution import check_tap
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
-from cocomix.concepts.sae_training import require_saelens
 from cocomix.data.corpus import check_corpus, is_packed_folder, is_token_folder
 from cocomix.data.datatrove import check_token_files, is_datatrove_folder
 from cocomix.data.tokenizer import MIN_VOCAB_SIZE, load_tokenizer, same_tokenizer, vocabulary_size
@@ -167,7 +166,6 @@ def _check_teacher(recipe: Recipe, with_sae: bool) -> None:
             )
     sae = None
     if with_sae and recipe.sae.source is None:
-        require_saelens()
         _check_memory(f"sae.d_sae is {recipe.sae.d_sae}, which", 2 * recipe.sae.d_sae * config.hidden_size)
         _check_memory(
             f"sae.buffer_tokens is {recipe.sae.buffer_tokens}, which", recipe.sae.buffer_tokens * config.hidden_size

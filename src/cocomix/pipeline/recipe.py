@@ -32,7 +32,8 @@ class TeacherConfig:
 
     Args:
         source: Hugging Face causal language model, folder or id, to use instead of training one.
-        precision: fp32 or bf16, of its weights while it labels; by default, the precision in which it was saved.
+        precision: fp32 or bf16, in which teacher and SAE run. By default bf16 on a GPU, and elsewhere the precision in
+            which each was saved. On a GPU, fp32 uses TF32 for matrix products.
         backbone: sizes of the trained teacher. With a `source`, `cocomix plan` uses them if it cannot be reached.
         training: how the teacher is trained.
         untrained: leave the teacher at its initial weights: a control for what its training contributes to concepts.
@@ -351,7 +352,10 @@ class Recipe:
         return dataclasses.replace(
             self,
             teacher=teacher,
-            sae=dataclasses.replace(self.sae, max_active=self.sae.max_active or MAX_ACTIVE),
+            sae=dataclasses.replace(
+                self.sae, max_active=self.sae.max_active or MAX_ACTIVE, learning_rate=self.sae.rate()
+            ),
+            labels=self.labels.resolved(),
             students={name: self._resolved_student(student) for name, student in self.students.items()},
         )
 

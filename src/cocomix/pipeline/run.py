@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from datasets import Dataset
 
 from cocomix.common import distributed, fingerprint
@@ -20,7 +22,6 @@ from cocomix.concepts.label_store import labels_fingerprint, labels_whole
 from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.predictions import predictions_whole
 from cocomix.concepts.reading import SameTokens, TeacherReader
-from cocomix.concepts.teacher import teacher_fingerprint
 from cocomix.concepts.window import WindowExtractor, inverse_frequencies
 from cocomix.data.documents import load_documents
 from cocomix.pipeline import make_artifacts, make_models, preflight, student_inputs
@@ -105,7 +106,7 @@ def _teacher(pipeline: Pipeline, folder: Path) -> StageResult:
     final = pipeline.teacher_stage.folder
     figures = make_models.make_teacher(recipe.teacher.backbone, data, settings, final, recipe.teacher.untrained)
     # Read back from the file, which is complete however the ranks shared the training.
-    return StageResult(teacher_fingerprint(pipeline.teacher()), figures)
+    return StageResult(pipeline.teacher_fingerprint(), figures)
 
 
 def _given_teacher(pipeline: Pipeline, folder: Path) -> StageResult:
@@ -114,7 +115,7 @@ def _given_teacher(pipeline: Pipeline, folder: Path) -> StageResult:
     summary = make_models.examine_pretrained(
         teacher, "teacher", config.source, pipeline.teacher_corpus().validation, config.training.blocks_per_batch
     )
-    return StageResult(teacher_fingerprint(teacher), {**summary, "dtype": str(teacher.dtype)})
+    return StageResult(pipeline.teacher_fingerprint(), {**summary, "dtype": str(teacher.dtype)})
 
 
 def _backbone(pipeline: Pipeline, folder: Path, source: str) -> StageResult:
@@ -133,7 +134,7 @@ def _sae(pipeline: Pipeline, folder: Path) -> StageResult:
         pipeline.teacher_corpus(),
         recipe.sae,
         seed=recipe.seed,
-        blocks_per_batch=recipe.labels.blocks_per_batch,
+        blocks_per_batch=pipeline.with_batch(recipe.labels).batch(),
         folder=folder,
     )
 
@@ -143,6 +144,10 @@ def _labels(pipeline: Pipeline, folder: Path, config: LabelsConfig) -> StageResu
     sides = {"train": corpus.train, "validation": corpus.validation}
     readers = {name: _reader(pipeline, name, blocks) for name, blocks in sides.items()}
     extractor = student_inputs.concept_extractor(pipeline, config, pipeline.teacher())
+    reference = None
+    if extractor.teacher.dtype != torch.float32 and not config.window:
+        reference = partial(student_inputs.float32_extractor, pipeline, config)
+    config = pipeline.with_batch(config)
     if config.window:
         extractor = WindowExtractor(
             extractor.teacher,
@@ -150,10 +155,10 @@ def _labels(pipeline: Pipeline, folder: Path, config: LabelsConfig) -> StageResu
             extractor.teacher_layer,
             config.labels_per_token,
             window=config.window,
-            inverse_frequency=inverse_frequencies(extractor, readers["train"], config.blocks_per_batch),
+            inverse_frequency=inverse_frequencies(extractor, readers["train"], config.batch()),
             eos_token_id=pipeline.tokenizer().eos_token_id,
         )
-    return make_artifacts.make_labels(corpus, extractor, readers, config, inputs, folder)
+    return make_artifacts.make_labels(corpus, extractor, readers, config, inputs, folder, reference)
 
 
 def _reader(pipeline: Pipeline, side: str, blocks: Dataset) -> TeacherReader:
@@ -182,7 +187,7 @@ def _control_labels(pipeline: Pipeline, folder: Path, config: LabelsConfig) -> S
 def _predictions(pipeline: Pipeline, folder: Path, config: DistillationConfig) -> StageResult:
     inputs = pipeline.predictions_stage_of(config).input_fingerprints()
     return make_artifacts.make_predictions(
-        pipeline.teacher(), pipeline.corpus(), config, pipeline.recipe.labels, inputs, folder
+        pipeline.teacher(), pipeline.corpus(), config, pipeline.with_batch(pipeline.recipe.labels), inputs, folder
     )
 
 
@@ -193,7 +198,7 @@ def _catalog(pipeline: Pipeline, folder: Path) -> StageResult:
     labeled = pipeline.labels()
     extractor = student_inputs.concept_extractor(pipeline, recipe.labels, pipeline.teacher())
     return make_artifacts.make_catalog(
-        extractor, reader, labeled, recipe.catalog, recipe.labels.blocks_per_batch, folder
+        extractor, reader, labeled, recipe.catalog, pipeline.with_batch(recipe.labels).batch(), folder
     )
 
 

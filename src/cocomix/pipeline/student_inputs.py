@@ -97,7 +97,7 @@ class OnlineTeacher:
         if not self._labels.online:
             return None
         extractor = concept_extractor(self._pipeline, self._labels, self._teacher())
-        size = self._labels.blocks_per_batch
+        size = self._pipeline.with_batch(self._labels).batch()
         return lambda input_ids: label_in_equal_batches(extractor, input_ids, None, size).ids
 
     def labels_have_weights(self) -> bool:
@@ -123,3 +123,9 @@ def concept_extractor(pipeline: Pipeline, config: LabelsConfig, teacher: PreTrai
     """Return the recipe's teacher and SAE with the selection of `config`."""
     layer = pipeline.recipe.sae.teacher_layer
     return ConceptExtractor(teacher, pipeline.sae(), layer, config.labels_per_token, config.selection)
+
+
+def float32_extractor(pipeline: Pipeline, config: LabelsConfig) -> ConceptExtractor:
+    """Return the extractor of `config` in float32."""
+    layer, sae = pipeline.recipe.sae.teacher_layer, pipeline.float32_sae()
+    return ConceptExtractor(pipeline.float32_teacher(), sae, layer, config.labels_per_token, config.selection)

@@ -232,7 +232,7 @@ class _Planner:
         head, layer = teacher.get_output_embeddings(), self.recipe.sae.teacher_layer
 
         def label() -> Tensor:
-            ids = self._ids(self.recipe.labels.blocks_per_batch)
+            ids = self._ids(self.recipe.labels.batch())
             if config.selection == "activation":
                 return sae.encode(residual_stream(teacher, ids, layer)).values
             tapped = tapped_residual(teacher, ids, layer, head=head)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
 
+from cocomix.concepts.sae_quality import quality_warnings
 from cocomix.data.packing import text_changed_note
 from cocomix.evaluation.verdicts import LEVEL, LOSS_MARGIN, Verdict
 from cocomix.reporting.concept_tables import explained_share
@@ -317,13 +318,16 @@ def provenance_lines(results: dict[str, Any]) -> list[str]:
         )
     if sae := results.get("sae"):
         quality = sae["quality"]
+        each = quality.get("dimension_variance_unexplained")  # missing in older records
+        alike = "" if each is None else f" ({each:.3f} if every dimension counts alike)"
         lines.append(
             f"SAE, {sae['d_sae']:,} latents, {sae['k']} active per token: fraction of variance unexplained "
-            f"{quality['fraction_variance_unexplained']:.3f}, dead latents {quality['dead_share']:.1%} "
+            f"{quality['fraction_variance_unexplained']:.3f}{alike}, dead latents {quality['dead_share']:.1%} "
             f"(never active on {quality['tokens']:,} validation tokens), teacher's loss "
             f"{quality['teacher_loss']:.4f} → {quality['spliced_loss']:.4f} with the reconstruction spliced in "
             f"({quality['zero_loss']:.4f} with zeros; {quality['loss_recovered']:.1%} recovered)."
         )
+        lines += [f"Warning: {line}." for line in quality_warnings(quality)]
     if labels := results.get("labels"):
         lines.append(
             f"Labels by `{labels['selection']}`, {labels['labels_per_token']} per token: "
@@ -331,4 +335,8 @@ def provenance_lines(results: dict[str, Any]) -> list[str]:
             f"least one, {labels['full_share']:.1%} have all; {labels['fewer_positive_share']:.1%} of the labeled "
             "tokens have fewer than all, or a label whose score is not positive."
         )
+        if (share := labels.get("differing_share")) is not None:
+            lines.append(
+                f"Labels computed in {labels['precision']}: {share:.2%} differ from those of float32, on a sample."
+            )
     return lines

@@ -30,6 +30,9 @@ ADDED_TO_LABELS = {"offset": 0, "window": 0, "control": "none", "targets": "unif
 LABELS_OF_STUDENTS = ("selection", "labels_per_token", *ADDED_TO_LABELS)
 NUM_FUTURE_TOKENS = 2
 MAX_ACTIVE = 256
+SAE_LEARNING_RATE = 1e-3
+AUXILIARY_LOSS_WEIGHT = {"topk": 1.0, "batchtopk": 1.0, "jumprelu": 1 / 32}
+"""By architecture; SAELens, with which SAEs were trained, has another unit, and jumprelu no such loss."""
 
 
 def complete_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +74,7 @@ def _complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict
     if "labels" in found:
         found["labels"] = {**ADDED_TO_LABELS, **found["labels"]}
     if "sae" in found:
-        found["sae"] = _sae(found["sae"])
+        found["sae"] = _finished_sae(found["sae"], wanted["sae"])
     if "student" in found:
         backbone = found.pop("backbone", None)
         labels = wanted["student"]["labels"]
@@ -121,4 +124,17 @@ def _backbone(backbone: dict[str, Any], widened: bool = False) -> dict[str, Any]
 
 
 def _sae(sae: dict[str, Any]) -> dict[str, Any]:
-    return {**sae, "max_active": sae["max_active"] or MAX_ACTIVE}
+    found = {**sae, "max_active": sae["max_active"] or MAX_ACTIVE}
+    if "auxiliary_loss_weight" not in sae:
+        found["auxiliary_loss_weight"] = AUXILIARY_LOSS_WEIGHT[sae["architecture"]]
+    return found
+
+
+def _finished_sae(sae: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """Complete the record of an SAE. One that was trained with the defaults of its time fits today's defaults."""
+    found = _sae(sae)
+    if "auxiliary_loss_weight" not in sae:
+        found["auxiliary_loss_weight"] = wanted["auxiliary_loss_weight"]
+        if sae["learning_rate"] == SAE_LEARNING_RATE:
+            found["learning_rate"] = wanted["learning_rate"]
+    return found

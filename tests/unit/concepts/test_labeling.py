@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import re
@@ -15,9 +16,25 @@ from datasets import Features as DatasetFeatures
 
 from cocomix import InputError
 from cocomix.common import files
+from cocomix.common.fingerprint import hash_json
 from cocomix.concepts.attribution import ConceptExtractor
-from cocomix.concepts.label_store import LabelsInfo, features, labels_whole, load_labels, read_labels_info
-from cocomix.concepts.labeling import LabelsConfig, Side, label_corpus, label_in_equal_batches
+from cocomix.concepts.label_store import (
+    LabelsInfo,
+    features,
+    labels_fingerprint,
+    labels_whole,
+    load_labels,
+    read_labels_info,
+)
+from cocomix.concepts.labeling import (
+    LabelsConfig,
+    Side,
+    blocks_that_fit,
+    differing_share,
+    fitting_blocks,
+    label_corpus,
+    label_in_equal_batches,
+)
 from cocomix.concepts.reading import SameTokens
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.data import shards
@@ -25,6 +42,7 @@ from cocomix.data.shards import Shard, shards_of
 
 BLOCKS, T, A, C = 11, 9, 3, 60
 CONFIG = LabelsConfig(labels_per_token=A, selection="attribution", blocks_per_batch=2, blocks_per_shard=4)
+ADDED = ("precision", "differing_share")
 PLAN = LabelsInfo("corpus", "teacher", "sae", 1, C, A, "attribution", "tokens")
 
 
@@ -284,3 +302,35 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 def test_settings_that_cannot_work(settings, expected):
     (problem,) = LabelsConfig(**settings).problems()
     assert re.search(expected, problem), problem
+
+
+def test_the_share_of_differing_labels_is_counted_label_by_label(extractor, random_teacher):
+    reader = sides()["validation"].reader
+    assert differing_share(extractor, extractor, reader, 2) == 0.0
+    other = ConceptExtractor(random_teacher(), extractor.sae, 1, A, selection="attribution_negative")
+    found, expected = (
+        [{*ids} - {-100} for ids in each(reader(0, 3).input_ids).ids.flatten(0, 1).tolist()]
+        for each in (extractor, other)
+    )
+    differing = sum(len(one - two) for one, two in zip(expected, found, strict=True))
+    assert differing_share(extractor, other, reader, 2) == pytest.approx(differing / sum(map(len, expected)))
+
+
+def test_the_fingerprint_of_older_labels_is_unchanged_and_a_measured_share_is_no_part_of_it():
+    older = {name: value for name, value in dataclasses.asdict(PLAN).items() if name not in ADDED}
+    assert labels_fingerprint(PLAN) == hash_json(older)
+    low = dataclasses.replace(PLAN, precision="bfloat16")
+    assert labels_fingerprint(low) != labels_fingerprint(PLAN)
+    assert labels_fingerprint(dataclasses.replace(low, differing_share=0.1)) == labels_fingerprint(low)
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"), [(0, 1), (2 * 256 * 1000, 1), (7 * 256 * 1000, 2), (100 * 256 * 1000, 32), (10**15, 256)]
+)
+def test_a_batch_fills_half_of_the_free_memory(free, expected):
+    assert blocks_that_fit(free, 1000, 256) == expected
+
+
+def test_without_a_gpu_the_batch_is_constant(extractor):
+    assert fitting_blocks(torch.device("cpu"), extractor.teacher, 256) == 16
+    assert LabelsConfig().resolved() == LabelsConfig(blocks_per_batch=16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from datasets import Dataset
 
 from cocomix.concepts import sae_quality as module
 from cocomix.concepts.sae import SparseAutoencoder
-from cocomix.concepts.sae_quality import MeasuredSAE, SAEQuality, sae_quality, write_quality
+from cocomix.concepts.sae_quality import MeasuredSAE, SAEQuality, quality_warnings, sae_quality, write_quality
 
 BLOCKS, BLOCK_SIZE, VOCABULARY, D_IN, D_SAE, LAYER = 9, 8, 53, 32, 80, 1
 
@@ -92,6 +93,8 @@ def test_figures_equal_a_plain_computation(teacher, ids, blocks, blocks_per_batc
     assert quality.fraction_variance_unexplained == pytest.approx(unexplained.item(), rel=1e-9)
     assert quality.mean_active == pytest.approx(is_active.sum().item() / ids.numel())
     assert quality.dead_share == pytest.approx(1 - is_active.flatten(0, 1).any(0).double().mean().item())
+    each = (rows - reconstruction.flatten(0, 1)).square().sum(0) / (rows - rows.mean(0)).square().sum(0)
+    assert quality.dimension_variance_unexplained == pytest.approx(each.mean().item(), rel=1e-5)
     assert quality.teacher_loss == pytest.approx(clean, rel=1e-9)
     assert quality.spliced_loss == pytest.approx(spliced, rel=1e-9)
     assert quality.zero_loss == pytest.approx(zero, rel=1e-9)
@@ -171,6 +174,27 @@ def test_figures_and_histogram_are_written(frequency, tmp_path):
     assert picture.shape[0] > 300
     assert picture.shape[1] > 600
     assert picture[..., :3].std() > 0.05  # not one color
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"dimension_variance_unexplained": None}, []),
+        ({"dead_share": 0.51}, ["51% of the SAE's latents are dead"]),
+        ({"loss_recovered": 0.89}, ["recovers 89.0% of the teacher's loss"]),
+        ({"fraction_variance_unexplained": 1.2}, ["leaves 120% of the variance"]),
+        ({"dimension_variance_unexplained": 0.7, "dead_share": 0.97}, ["97% of the", "leaves 70% of the variance"]),
+    ],
+)
+def test_poor_figures_are_warned_of_in_a_line_each_that_names_the_remedy(changes, expected):
+    quality = dataclasses.asdict(SAEQuality(0.1, 0.5, 30.0, 3.0, 3.1, 6.0, 0.97, 100_000, 0.2))
+    found = quality_warnings(quality | changes)
+    assert len(found) == len(expected)
+    for line, start in zip(found, expected, strict=True):
+        assert start in line
+        assert "sae.training_tokens" in line
+        assert "\n" not in line
 
 
 def test_every_latent_is_in_a_bar_of_the_histogram(tmp_path, monkeypatch):

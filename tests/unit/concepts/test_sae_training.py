@@ -15,9 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from cocomix.common import files
 from cocomix.common.errors import InputError
 from cocomix.concepts import sae_training
+from cocomix.concepts.activations import ActivationStream
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_quality import sae_quality
-from cocomix.concepts.sae_training import SAEConfig, train_sae
+from cocomix.concepts.sae_training import SAEConfig, SAETrainer, train_sae
 
 ARCHITECTURES = ("topk", "batchtopk", "jumprelu")
 LAYER, STEPS, STEPS_PER_CHECKPOINT = 1, 120, 6
@@ -134,30 +135,18 @@ def kill_at(monkeypatch, owner: object, name: str, call: int, *, after: bool = F
     monkeypatch.setattr(owner, name, dying)
 
 
-def trainer_class():
-    from sae_lens import SAETrainer
-
-    return SAETrainer
-
-
-def sae_class():
-    from sae_lens.saes.sae import TrainingSAE
-
-    return TrainingSAE
-
-
 MOMENTS = {
-    "before the first checkpoint": (trainer_class, "step", 3),
-    "in the warm-up": (trainer_class, "step", STEPS_PER_CHECKPOINT + 2),
-    "in the middle": (trainer_class, "step", STEPS // 2),
-    "in the decay": (trainer_class, "step", STEPS - 5),
-    "before a checkpoint's weights": (sae_class, "save_model", 4),
-    "between its weights and its trainer state": (trainer_class, "save_trainer_state", 4),
-    "between its trainer state and its stream": (lambda: sae_training.torch, "save", 8),
-    "before it is called whole": (lambda: files, "finish", 4),
-    "before an older one is deleted": (lambda: sae_training, "_discard", 4),
-    "in the deletion of an older one": (lambda: shutil, "rmtree", 4),
-    "after the last step": (sae_class, "save_inference_model", 1),
+    "while the input is measured": (ActivationStream, "__next__", 3),
+    "before the first checkpoint": (SAETrainer, "run_step", 3),
+    "in the warm-up": (SAETrainer, "run_step", STEPS_PER_CHECKPOINT + 2),
+    "in the middle": (SAETrainer, "run_step", STEPS // 2),
+    "in the decay": (SAETrainer, "run_step", STEPS - 5),
+    "before a checkpoint's state": (torch, "save", 4),
+    "before it is called whole": (files, "finish", 4),
+    "before an older one is deleted": (sae_training, "_discard", 4),
+    "in the deletion of an older one": (shutil, "rmtree", 4),
+    "after the last step": (sae_training, "save_sae", 1),
+    "between the weights and their description": (files, "write_json", 1),
 }
 
 
@@ -165,7 +154,7 @@ MOMENTS = {
 def test_killed_and_started_again_it_ends_the_same(moment, teacher, blocks, undisturbed, monkeypatch, tmp_path):
     owner, name, call = MOMENTS[moment]
     with monkeypatch.context() as killing, pytest.raises(Killed):
-        kill_at(killing, owner(), name, call)
+        kill_at(killing, owner, name, call)
         train_sae(teacher, blocks, config_of("topk"), tmp_path, seed=1)
     torch.manual_seed(99)  # another process has another state
     train_sae(teacher, blocks, config_of("topk"), tmp_path, seed=1)
@@ -181,7 +170,7 @@ def test_killed_again_and_again_every_architecture_ends_the_same(
     while True:
         try:
             with monkeypatch.context() as killing:
-                kill_at(killing, trainer_class(), "step", 23, after=True)
+                kill_at(killing, SAETrainer, "run_step", 23, after=True)
                 train_sae(teacher, blocks, config_of(architecture), tmp_path, seed=1)
             break
         except Killed:
@@ -192,11 +181,11 @@ def test_killed_again_and_again_every_architecture_ends_the_same(
 
 def test_a_resumed_training_repeats_no_step_before_its_checkpoint(teacher, blocks, monkeypatch, tmp_path, capsys):
     with monkeypatch.context() as killing, pytest.raises(Killed):
-        kill_at(killing, trainer_class(), "step", 100)
+        kill_at(killing, SAETrainer, "run_step", 100)
         train_sae(teacher, blocks, config_of("topk"), tmp_path, seed=1)
     capsys.readouterr()
-    steps, step = [], trainer_class().step
-    monkeypatch.setattr(trainer_class(), "step", lambda *args: steps.append(1) or step(*args))
+    steps, step = [], SAETrainer.run_step
+    monkeypatch.setattr(SAETrainer, "run_step", lambda *args: steps.append(1) or step(*args))
     train_sae(teacher, blocks, config_of("topk"), tmp_path, seed=1)
     assert len(steps) == STEPS - 96
     bar = capsys.readouterr().err
@@ -206,12 +195,12 @@ def test_a_resumed_training_repeats_no_step_before_its_checkpoint(teacher, block
 
 def test_a_damaged_checkpoint_is_named(teacher, blocks, monkeypatch, tmp_path):
     with monkeypatch.context() as killing, pytest.raises(Killed):
-        kill_at(killing, trainer_class(), "step", STEPS_PER_CHECKPOINT + 1)
+        kill_at(killing, SAETrainer, "run_step", STEPS_PER_CHECKPOINT + 1)
         train_sae(teacher, blocks, config_of("topk"), tmp_path, seed=1)
     (checkpoint,) = tmp_path.glob("checkpoint-*")
-    weights = checkpoint / "sae_weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"checkpoint-6 is damaged: sae_weights.safetensors cannot be read"):
+    state = checkpoint / sae_training.STATE_FILE
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"checkpoint-6 is damaged: sae_training.pt cannot be read"):
         train_sae(teacher, blocks, config_of("topk"), tmp_path, seed=1)
 
 
@@ -219,40 +208,23 @@ def test_a_damaged_checkpoint_is_named(teacher, blocks, monkeypatch, tmp_path):
 def test_a_checkpoint_restores_the_whole_state_of_the_trainer(architecture, teacher, blocks, monkeypatch, tmp_path):
     """Also what has no effect on the weights of a training as short as these, or will have one later."""
     trainers = []
-    new_trainer = sae_training._new_trainer
-    monkeypatch.setattr(sae_training, "_new_trainer", lambda *args: trainers.append(new_trainer(*args)) or trainers[-1])
-    with monkeypatch.context() as killing, pytest.raises(Killed):
-        kill_at(killing, sae_training, "_save_checkpoint", 14, after=True)
-        train_sae(teacher, blocks, config_of(architecture), tmp_path, seed=1)
-    with monkeypatch.context() as killing, pytest.raises(Killed):
-        kill_at(killing, sae_training, "_train", 1)
-        train_sae(teacher, blocks, config_of(architecture), tmp_path, seed=1)
-    saved, restored = (state_of(trainer) for trainer in trainers)
-    assert saved["n_training_steps"] == 14 * STEPS_PER_CHECKPOINT
+    construct = SAETrainer.__init__
+    monkeypatch.setattr(SAETrainer, "__init__", lambda self, *args: trainers.append(self) or construct(self, *args))
+    for owner, name, call, after in ((sae_training, "_save_checkpoint", 14, True), (sae_training, "_train", 1, False)):
+        with monkeypatch.context() as killing, pytest.raises(Killed):
+            kill_at(killing, owner, name, call, after=after)
+            train_sae(teacher, blocks, config_of(architecture), tmp_path, seed=1)
+    saved, restored = (trainer.state_dict() for trainer in trainers)
+    assert saved["step"] == 14 * STEPS_PER_CHECKPOINT
+    assert {*vars(trainers[0])} - {"config", "dead_after", "revives"} == {*saved}, "or an attribute is not saved"
     torch.testing.assert_close(restored, saved, rtol=0, atol=0)
-    if architecture == "topk":
-        assert trainers[0].dead_neurons.any()  # or their counters were never of use
 
 
-def state_of(trainer) -> dict:
-    return {
-        "sae": trainer.sae.state_dict(),
-        "adam": trainer.optimizer.state_dict(),
-        "learning rate": trainer.lr_scheduler.get_last_lr(),
-        "coefficients": trainer.get_coefficients(),
-        "coefficient steps": [each.current_step for each in trainer.coefficient_schedulers.values()],
-        "scale": trainer.activation_scaler.scaling_factor,
-        **{
-            name: getattr(trainer, name)
-            for name in (
-                "n_training_steps",
-                "n_training_samples",
-                "n_frac_active_samples",
-                "act_freq_scores",
-                "n_forward_passes_since_fired",
-            )
-        },
-    }
+def test_a_checkpoint_of_another_version_is_ignored(teacher, blocks, undisturbed, tmp_path):
+    (tmp_path / "checkpoint-96").mkdir()
+    (tmp_path / "checkpoint-96" / "sae_weights.safetensors").write_bytes(b"of SAELens")
+    train_sae(teacher, blocks, config_of("topk"), tmp_path, seed=1)
+    assert_same_outcome(tmp_path, undisturbed["topk"])
 
 
 # What is refused
@@ -280,6 +252,10 @@ def test_a_training_that_diverges_is_refused_in_one_line(architecture, teacher, 
         ),
         ({"architecture": "jumprelu", "k": 16}, ["sae.k is 16, which has no effect with sae.architecture jumprelu"]),
         ({"l0_coefficient": 3.0}, ["sae.l0_coefficient is 3.0, which has no effect with sae.architecture topk"]),
+        (
+            {"architecture": "jumprelu", "auxiliary_loss_weight": 0.0},
+            ["sae.auxiliary_loss_weight is 0.0, which has"],
+        ),
         ({"k": 0}, ["sae.k is 0; with sae.d_sae 2048 it must be 1 to 2048"]),
         ({"architecture": "batchtopk", "d_sae": 8}, ["sae.k is 32; with sae.d_sae 8"]),
         ({"architecture": "jumprelu", "d_sae": 8}, []),

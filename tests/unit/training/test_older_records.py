@@ -64,6 +64,17 @@ def without_later(record: dict[str, Any]) -> dict[str, Any]:
     return {k: without_later(v) if isinstance(v, dict) else v for k, v in record.items() if k not in LATER}
 
 
+def left_out_settings() -> dict[str, Any]:
+    """The recipe as older versions wrote it."""
+    settings = dataclasses.asdict(recipe())
+    del settings["sae"]["auxiliary_loss_weight"]
+    settings["sae"]["learning_rate"] = 1e-3
+    settings["training"] = without_optimizer(settings["training"])
+    settings["teacher"]["training"] = without_optimizer(settings["teacher"]["training"])
+    settings["labels"]["blocks_per_batch"] = 16
+    return settings
+
+
 def older(settings: dict[str, Any], recipe: Recipe, name: str) -> dict[str, Any]:
     """Settings of a student's stage as the version before wrote them."""
     student = recipe.students[name]
@@ -113,8 +124,7 @@ def test_a_stage_recognizes_the_same_settings_in_an_older_record(name: str) -> N
 
 def test_the_teacher_and_the_sae_of_an_older_record() -> None:
     pipeline = Pipeline(recipe())
-    left_out = dataclasses.asdict(recipe())
-    left_out["teacher"]["training"] = without_optimizer(left_out["teacher"]["training"])
+    left_out = left_out_settings()
     for stage in (pipeline.teacher_stage, pipeline.sae_stage):
         recorded = {key: left_out[key] for key in stage.settings}
         assert complete_settings(recorded, stage.settings) == stage.settings
@@ -122,12 +132,27 @@ def test_the_teacher_and_the_sae_of_an_older_record() -> None:
         assert complete_settings(without_later(stage.settings), stage.settings) == stage.settings
 
 
+def test_an_older_sae_fits_the_defaults_of_today_and_no_other_learning_rate() -> None:
+    tiny = recipe()
+    tiny.sae.d_sae = 512
+    recorded = {"sae": left_out_settings()["sae"] | {"d_sae": 512}, "seed": 0}
+    wanted = Pipeline(tiny).sae_stage.settings
+    assert wanted["sae"]["learning_rate"] == pytest.approx(2e-3)
+    assert complete_settings(recorded, wanted) == wanted
+    recorded["sae"]["learning_rate"] = 5e-3
+    assert complete_settings(recorded, wanted)["sae"]["learning_rate"] == 5e-3
+    tiny.sae.learning_rate = 1e-3  # a current record is compared as it is
+    assert complete_settings(Pipeline(tiny).sae_stage.settings, wanted) != wanted
+
+
 def test_the_recipe_of_an_older_run_is_read_as_what_it_was() -> None:
-    left_out = dataclasses.asdict(recipe())
-    left_out["training"] = without_optimizer(left_out["training"])
-    left_out["teacher"]["training"] = without_optimizer(left_out["teacher"]["training"])
-    assert complete_recipe(without_later(recipe().to_dict())) == recipe().to_dict()
-    assert complete_recipe(left_out) == recipe().to_dict() == complete_recipe(recipe().to_dict())
+    left_out = left_out_settings()
+    completed = complete_recipe(left_out)
+    assert (completed["sae"].pop("learning_rate"), completed["sae"].pop("auxiliary_loss_weight")) == (1e-3, 1.0)
+    today = recipe().to_dict()
+    assert complete_recipe(without_later(today)) == complete_recipe(today) == today
+    del today["sae"]["learning_rate"], today["sae"]["auxiliary_loss_weight"]
+    assert completed == today
     del left_out["students"]["llama"]  # whose learning rate is its own: then all of them are shown
     assert settings_table(left_out) == settings_table(complete_recipe(left_out))
 
