@@ -1,13 +1,14 @@
 """CoCoMix: pretrain language models that think in continuous concepts."""
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from cocomix.common import starting
 from cocomix.common.version import __version__ as __version__
 
 starting.exit_quietly_while_loading()
 
-if TYPE_CHECKING or not starting.is_command():  # a command loads what it needs: `cocomix --help` takes no torch
+if TYPE_CHECKING:
     from cocomix.common.errors import InputError
     from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels
     from cocomix.concepts.label_writer import write_labels
@@ -15,12 +16,13 @@ if TYPE_CHECKING or not starting.is_command():  # a command loads what it needs:
     from cocomix.concepts.sae_loading import load_sae
     from cocomix.inspection.trace import Trace
     from cocomix.inspection.tracing import trace
-    from cocomix.models import registration as registration
     from cocomix.models.causal_lm import CoCoMixForCausalLM, CoCoMixOutput
     from cocomix.models.configuration import CoCoMixConfig
     from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
     from cocomix.models.reference_checkpoint import load_reference_checkpoint
     from cocomix.models.steering import Steering
+elif not starting.is_command():  # a command loads what it needs: `cocomix --help` takes no torch
+    from cocomix.models import registration as registration  # Transformers registers classes, and no names of them
 
 __all__ = [
     "CoCoMixConfig",
@@ -40,3 +42,31 @@ __all__ = [
     "trace",
     "write_labels",
 ]
+
+_MODULES = {
+    "common.errors": ("InputError",),
+    "concepts.attribution": ("ConceptExtractor", "ConceptLabels"),
+    "concepts.sae": ("Latents", "SparseAutoencoder"),
+    "concepts.sae_loading": ("load_sae",),
+    "inspection.trace": ("Trace",),
+    "inspection.tracing": ("trace",),
+    "models.causal_lm": ("CoCoMixForCausalLM", "CoCoMixOutput"),
+    "models.configuration": ("CoCoMixConfig",),
+    "models.multi_token": ("MultiTokenConfig", "MultiTokenForCausalLM"),
+    "models.reference_checkpoint": ("load_reference_checkpoint",),
+    "models.steering": ("Steering",),
+}
+"""The module of each public name, which is imported when the name is first used (PEP 562)."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            found = getattr(importlib.import_module(f"cocomix.{module}"), name)
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

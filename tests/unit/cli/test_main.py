@@ -163,6 +163,22 @@ def test_what_needs_no_libraries_loads_none(arguments: list[str]) -> None:
     assert "cocomix.cli.main" in loaded and not {"torch", "transformers", "datasets", "numpy"} & loaded
 
 
+def test_an_import_loads_the_models_only_and_every_public_name_when_it_is_used() -> None:
+    code = """
+import sys
+import cocomix
+from transformers import AutoConfig
+print(sorted({name.split(".")[1] for name in sys.modules if name.startswith("cocomix.")}))
+assert set(cocomix.__all__) <= set(dir(cocomix))
+assert all(getattr(cocomix, name).__module__.startswith("cocomix.") for name in cocomix.__all__)
+assert AutoConfig.for_model("cocomix", backbone_config={"model_type": "gpt2"}).backbone_config.model_type == "gpt2"
+cocomix.nothing
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "['common', 'models']\n"
+    assert done.stderr.endswith("AttributeError: module 'cocomix' has no attribute 'nothing'\n")
+
+
 def test_warnings_of_libraries_are_shown_but_for_those_to_developers() -> None:
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("default")
