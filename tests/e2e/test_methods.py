@@ -14,6 +14,7 @@ from datasets import load_from_disk
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from cocomix.cli.main import main
 from tiny_run import Runner, finished_run, tiny_recipe, training
 
 MIXER = {"insert_layer": 1, "num_active_concepts": 8, "concept_slot": "residual"}
@@ -168,3 +169,22 @@ def test_the_teacher_is_read_in_full_precision_whatever_the_student_trains_in(co
 def test_the_mixer_of_a_student_that_only_learns_concepts_mixes_none_in(compared):
     weights = load_file(str(compared.folder / "out" / "students" / "loss-only" / "model.safetensors"))
     assert not any("compress" in name for name in weights)
+
+
+def test_a_branch_is_trained_from_the_checkpoint_of_another_student(finished, recipe, tmp_path, capsys):
+    shutil.copytree(finished.folder / "out" / "corpus", tmp_path / "out" / "corpus")
+    wsd = {**training(4096), "schedule": "wsd", "decay_ratio": 0.25}
+    short = {"method": "ntp", "branch_from": "long", "training": {"max_tokens": 2048}}
+    runner = recipe(training=wsd, students={"short": short, "long": {"method": "ntp"}})
+    assert runner("train", "--only", "short") == 0
+    assert "[2/3] student long" in capsys.readouterr().err
+    students = tmp_path / "out" / "students"
+    assert (students / "long" / "branch-3").is_dir() and not list(students.glob("*/checkpoint-*"))
+    runs = {name: json.loads((students / name / "run.json").read_text()) for name in ("short", "long")}
+    assert {name: run["tokens"] for name, run in runs.items()} == {"short": 2048, "long": 4096}
+    assert main(["compare", *(str(students / name) for name in runs)]) == 0
+    assert "short continues the training of long; its tokens, FLOPs and time count" in capsys.readouterr().out
+    shutil.rmtree(students / "long" / "branch-3")
+    shutil.rmtree(students / "short")
+    assert runner("train", "--only", "short") == 2
+    assert "kept no checkpoint after 1,536 tokens for short" in capsys.readouterr().err
