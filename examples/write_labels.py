@@ -1,4 +1,4 @@
-"""Write labels of your own: the id of the next token as its concept, which makes a next-token head in mid-depth.
+"""Write labels of your own: the id of the next token as the concept, for a next-token head in mid-depth.
 
 After `make quickstart`: python examples/write_labels.py runs/quickstart/corpus runs/next-token-labels
 """

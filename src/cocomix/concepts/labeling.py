@@ -60,7 +60,7 @@ class LabelsConfig:
         window: label token t with the concepts that stand out over the next `window` tokens instead of its own: those
             with the largest mean activation times log inverse frequency.
         control: permuted: exchange the labels at random among the tokens with the same id, by the recipe's seed, so
-            that they tell the token but not its context; or none.
+            that they depend on the token but not on its context; or none.
         targets: uniform: the labels of a token count equally in the concept loss; activation: in proportion to their
             activation.
         alignment: `tokens` if teacher and students share a tokenizer; `characters` if they do not. A student token
