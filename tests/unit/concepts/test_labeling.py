@@ -19,6 +19,7 @@ from cocomix.common import files
 from cocomix.common.fingerprint import hash_json
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.label_store import (
+    LATER_FIELDS,
     LabelsInfo,
     features,
     labels_fingerprint,
@@ -42,7 +43,6 @@ from cocomix.data.shards import Shard, shards_of
 
 BLOCKS, T, A, C = 11, 9, 3, 60
 CONFIG = LabelsConfig(labels_per_token=A, selection="attribution", blocks_per_batch=2, blocks_per_shard=4)
-ADDED = ("precision", "differing_share")
 PLAN = LabelsInfo("corpus", "teacher", "sae", 1, C, A, "attribution", "tokens")
 
 
@@ -317,7 +317,8 @@ def test_the_share_of_differing_labels_is_counted_label_by_label(extractor, rand
 
 
 def test_the_fingerprint_of_older_labels_is_unchanged_and_a_measured_share_is_no_part_of_it():
-    older = {name: value for name, value in dataclasses.asdict(PLAN).items() if name not in ADDED}
+    added = {*LATER_FIELDS, "differing_share"}
+    older = {name: value for name, value in dataclasses.asdict(PLAN).items() if name not in added}
     assert labels_fingerprint(PLAN) == hash_json(older)
     low = dataclasses.replace(PLAN, precision="bfloat16")
     assert labels_fingerprint(low) != labels_fingerprint(PLAN)
