@@ -2,13 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-gpu test-browser lint format docs clean
+.PHONY: quickstart test test-slow test-gpu test-browser test-reliability lint format docs clean
 
 quickstart: .venv/quickstart.installed
 	$(BIN)/cocomix quickstart
 
 test: .venv/dev.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu" --ignore tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu and not reliability" --ignore tests/browser
 
 test-slow: .venv/dev.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
@@ -20,6 +20,10 @@ test-gpu: .venv/dev.installed
 # Needs a Chromium, as Debian's package `chromium`. COCOMIX_SCREENSHOTS names a folder for the pictures that it takes.
 test-browser: .venv/dev.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
+
+# Properties on thousands of cases with a fixed seed; `make test` tries a few hundred of them.
+test-reliability: .venv/dev.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "reliability or not reliability" tests/reliability
 
 lint: .venv/dev.installed
 	$(BIN)/ruff check src tests benchmarks examples docs

@@ -91,7 +91,7 @@ def redraw() -> Callable[[nn.Module], None]:
     return draw
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def random_model(backbone_config, redraw) -> Callable[..., cocomix.CoCoMixForCausalLM]:
     """random_model("gpt2", mixing="add"): a student of three blocks in float64 with weights far from zero."""
 

@@ -26,7 +26,7 @@ def test_secrets_stay_out_of_every_output(recipe, monkeypatch, capsys, caplog, t
     assert main(["inspect", "The river", "--run", compared[0], "--html", str(tmp_path / "trace.html")]) == 0
     unreachable = ["--endpoint", "http://127.0.0.1:9/v1", "--model", "small", "--limit", "1"]
     monkeypatch.setattr("cocomix.catalog.endpoint.WAITS_SECONDS", ())
-    assert main(["concepts", "name", str(tmp_path / "out" / "catalog"), *unreachable]) == 2
+    assert main(["concepts", "name", "--catalog", str(tmp_path / "out" / "catalog"), *unreachable]) == 2
     assert len(list(tmp_path.rglob("*"))) > 30
     assert holders(tmp_path) == []
     printed = "".join(capsys.readouterr()) + caplog.text

@@ -179,6 +179,8 @@ class Guard:
         """
         method, path = scope["method"], scope["path"]
         if method == "POST" and path in BODIES:
+            if Headers(scope=scope).get("content-type", "").partition(";")[0] != "application/json":
+                raise Refusal(400, "the request is not JSON")  # forms of other sites cannot send JSON
             body = await _body(scope, receive)
             try:
                 BODIES[path](self.page, body)

@@ -19,9 +19,9 @@ from cocomix.app.guard import HEADERS, Addresses, Guard, Refusal, Visitors
 from cocomix.app.requests import MAX_BYTES
 
 HOST = "127.0.0.1:7860"
+TYPE = {"content-type": "application/json"}
 JOIN = "/gradio_api/queue/join"
 VALUES = ["text", 0.5, 1, None, "red"]
-PROBLEM = "a problem with internals"
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,8 @@ def test_the_page_gets_its_requests_and_the_browser_its_protection(page):
         assert answer.headers[name] == value
     assert client(page).get("/?deep_link=../..").text == "b'' "  # Gradio would open that file
     assert client(page).get("/assets/index.js").status_code == 200
+    for other in ("text/plain", "application/x-www-form-urlencoded"):
+        assert client(page).post(JOIN, content=json.dumps(event()), headers={"content-type": other}).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_nothing_else_is_served(page, method, path):
     ],
 )
 def test_values_that_no_browser_sends(page, changes, expected):
-    answer = client(page).post(JOIN, content=json.dumps(event(**changes)))
+    answer = client(page).post(JOIN, content=json.dumps(event(**changes)), headers=TYPE)
     assert answer.status_code == 400
     assert expected in answer.json()["detail"]
 
@@ -109,7 +111,7 @@ def test_values_that_no_browser_sends(page, changes, expected):
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"[" * 100_000, b"\xff", b"1" * 5000])
 def test_bodies_that_are_no_request(page, body):
     for path in (JOIN, "/gradio_api/cancel", "/gradio_api/reset"):
-        assert client(page).post(path, content=body).status_code == 400
+        assert client(page).post(path, content=body, headers=TYPE).status_code == 400
 
 
 def test_an_event_can_be_ended(page):
@@ -121,8 +123,8 @@ def test_an_event_can_be_ended(page):
 
 
 def test_the_body_is_limited(page):
-    assert client(page).post(JOIN, content=b" " * (MAX_BYTES + 1)).status_code == 413
-    assert client(page).post(JOIN, content=iter([b" " * 65_536] * 8)).status_code == 413
+    assert client(page).post(JOIN, content=b" " * (MAX_BYTES + 1), headers=TYPE).status_code == 413
+    assert client(page).post(JOIN, content=iter([b" " * 65_536] * 8), headers=TYPE).status_code == 413
 
 
 @pytest.mark.parametrize(
