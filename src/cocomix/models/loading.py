@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from cocomix.common import files
 from cocomix.common.errors import InputError, UnreachableError
 
 CONSTANTS = re.compile(
@@ -53,6 +54,7 @@ def load_causal_lm(
         InputError: it does not load, needs custom code, lacks weights, has unknown ones, or some are not finite.
     """
     config = config or load_config(source)
+    _require_own_files(Path(source))
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
@@ -94,6 +96,19 @@ def check_vocabulary(
             "embeddings; use the tokenizer that the model was trained with, or save the model with more embeddings "
             "(resize_token_embeddings)"
         )
+
+
+def _require_own_files(folder: Path) -> None:
+    """Raise InputError if an index of weight files names one outside its folder."""
+    for index in folder.glob("*.index.json"):
+        content = files.read_json(index)
+        names = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(names, dict) or not all(map(_is_file_name, names.values())):
+            raise InputError(f"the model {folder} is not used: {index.name} does not name files of this folder only")
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and PurePath(name).name == name != ".."
 
 
 def _not_finite(model: PreTrainedModel) -> list[str]:

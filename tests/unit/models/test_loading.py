@@ -96,6 +96,14 @@ def test_a_model_with_code_of_its_own_is_refused_without_a_question(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", 7])
+def test_an_index_cannot_name_files_elsewhere(folder: Path, name: object) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
+    with pytest.raises(InputError, match=r"model.safetensors.index.json does not name files of this folder only"):
+        load_causal_lm(folder)
+
+
 def test_what_is_not_there_is_unreachable(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="does not load"):
         load_causal_lm(tmp_path / "missing")
