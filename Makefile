@@ -23,7 +23,7 @@ test-browser: .venv/dev.installed
 
 # Properties on thousands of cases with a fixed seed; `make test` tries a few hundred of them.
 test-reliability: .venv/dev.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "reliability or not reliability" tests/reliability
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m "reliability or not reliability" tests/reliability
 
 lint: .venv/dev.installed
 	$(BIN)/ruff check src tests benchmarks examples docs

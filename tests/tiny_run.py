@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from cocomix.cli.main import main
+from cocomix.common import integrity
 
 NOUNS = ["river", "stone", "garden", "letter", "window", "engine", "market", "winter", "shadow", "paper"]
 VERBS = [
@@ -91,6 +93,12 @@ def tiny_recipe(text: Path, output: Path) -> dict[str, Any]:
             },
         },
     }
+
+
+def rewrite(record: Path, **changes: Any) -> None:
+    """Change a JSON record of a finished folder as if it had been written so."""
+    record.write_text(json.dumps({**json.loads(record.read_text()), **changes}))
+    integrity.update_sum(record.parent, record.name)
 
 
 class Runner:

@@ -14,7 +14,7 @@ import yaml
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config
 
 from cocomix.cli.main import main
-from tiny_run import Runner, tiny_recipe
+from tiny_run import Runner, rewrite, tiny_recipe
 
 Recipe = Callable[..., Runner]
 
@@ -343,8 +343,7 @@ def test_labels_of_something_else(
     runner.write(content)
     shutil.rmtree(tmp_path / "out" / "students" / "cocomix")
     shutil.rmtree(tmp_path / "out" / "report")
-    path = tmp_path / "out" / "labels" / "labels.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), field: wrong}))
+    rewrite(tmp_path / "out" / "labels" / "labels.json", **{field: wrong})
     capsys.readouterr()
     assert runner("run") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cocomix: ")]
@@ -370,8 +369,7 @@ def test_a_teacher_that_changed(
 ) -> None:
     runner, content = with_own_copy(finished, text, tmp_path)
     runner.write(content)
-    record = tmp_path / "out" / "teacher" / "stage.json"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "fingerprint": "f00"}))
+    rewrite(tmp_path / "out" / "teacher" / "stage.json", fingerprint="f00")
     capsys.readouterr()
     assert runner("run") == 2
     lines = capsys.readouterr().err.strip().splitlines()
@@ -391,11 +389,11 @@ def test_comparing_what_cannot_be_compared(
     shutil.copytree(ntp, other)
     run = json.loads((other / "run.json").read_text())
     for key, what in (("validation", "validation text"), ("tokenizer", "tokenizer"), ("block_size", "block size")):
-        (other / "run.json").write_text(json.dumps({**run, "name": "other", key: 0}))
+        rewrite(other / "run.json", **{**run, "name": "other", key: 0})
         assert main(["compare", str(ntp), str(other)]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert f"were evaluated with a different {what}; " in line
-    (other / "run.json").write_text(json.dumps({**run, "name": "other", "corpus": "more text, the same validation"}))
+    rewrite(other / "run.json", **{**run, "name": "other", "corpus": "more text, the same validation"})
     assert main(["compare", str(ntp), str(other)]) == 0
     capsys.readouterr()
     (tmp_path / "taken").mkdir()

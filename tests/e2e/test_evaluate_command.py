@@ -17,6 +17,7 @@ from datasets import load_from_disk
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cocomix.cli.main import main
+from cocomix.common.integrity import SUMS_FILE
 from cocomix.data.packing import load_packed
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.evaluation.record import EVALUATION_FILE
@@ -180,7 +181,8 @@ def test_models_that_are_not_there(local_tasks: Path, tmp_path: Path, output: Pa
     _told(capsys, "has no run.json", "give --text SOURCE")
     (run / "model.safetensors").write_bytes(b"spoilt")
     assert main(["evaluate", str(run), "--text", "python-stdlib", "--limit", "1"]) == 2
-    _told(capsys, "does not load")
+    _told(capsys, "model.safetensors is damaged")
+    (run / SUMS_FILE).unlink()
     tasks = ["--tasks", "piqa_local", "--tasks-path", str(local_tasks)]
     assert main(["evaluate", str(run), *tasks, "--limit", "2"]) == 2
     _told(capsys, "does not load")

@@ -12,6 +12,8 @@ import pytest
 import cocomix
 from cocomix.catalog.search import open_catalog
 from cocomix.cli.main import main
+from cocomix.common.integrity import SUMS_FILE
+from tiny_run import rewrite
 
 TEXT = "The river crosses the stone."
 
@@ -152,12 +154,13 @@ def test_other_catalogues_and_models_are_refused(run, catalogued, tmp_path, caps
     student = tmp_path / "damaged"
     shutil.copytree(catalogued / "students" / "cocomix", student)
     (student / "model.safetensors").write_bytes(b"cut off")
-    assert "does not load" in refused(capsys, "inspect", TEXT, "--run", str(student))
+    assert "model.safetensors is damaged" in refused(capsys, "inspect", TEXT, "--run", str(student))
     model = cocomix.CoCoMixForCausalLM.from_pretrained(run[1])
     config = model.config
     config.num_concepts = 65
     shutil.copytree(catalogued / "students" / "cocomix", tmp_path / "other")
     cocomix.CoCoMixForCausalLM(config).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / SUMS_FILE).unlink()
     line = refused(capsys, "inspect", TEXT, "--run", str(tmp_path / "other"), "--catalog", str(catalogued / "catalog"))
     assert "has 64 concepts and the model in" in line
 
@@ -195,8 +198,7 @@ def test_a_catalogue_of_another_sae_is_refused(catalogued: Path, tmp_path: Path,
     """As many concepts, but others: their names would be wrong."""
     other = tmp_path / "catalog"
     shutil.copytree(catalogued / "catalog", other)
-    info = json.loads((other / "catalog.json").read_text())
-    (other / "catalog.json").write_text(json.dumps({**info, "sae": "another"}))
+    rewrite(other / "catalog.json", sae="another")
     run = str(catalogued / "students" / "cocomix")
     assert main(["inspect", "river", "--run", run, "--catalog", str(other)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()

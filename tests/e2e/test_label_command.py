@@ -78,7 +78,8 @@ def test_a_damaged_shard_is_repaired_by_the_same_command(finished: Runner, tmp_p
     shutil.rmtree(tmp_path / "out" / "report")
     output = ("--output", str(tmp_path / "out"))
     assert finished("run", *output) == 2
-    assert f"{shard} is missing or truncated; run cocomix label" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{shard} is damaged" in told and "cocomix label with its recipe recomputes only what is damaged" in told
     assert finished("label", *output) == 0
     assert f"{shard} is damaged" in capsys.readouterr().err
     assert files_of(labels) == undamaged

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cocomix.cli.main import main
 from cocomix.evaluation.record import EVALUATION_FILE
-from tiny_run import Runner
+from tiny_run import Runner, rewrite
 
 SMALL = ("--concepts", "4", "--prompts", "2", "--strengths", "2,8", "--teacher-strengths", "1", "--named-tokens", "3")
 
@@ -143,9 +143,9 @@ def test_what_cannot_be_scored_is_told_in_one_line(output: Path, tmp_path: Path,
     assert "no labeled corpus at" in refusal(capsys, what, alone)
     (alone / "run.json").unlink()
     assert "has no run.json, which describes its concepts" in refusal(capsys, what, alone)
-    info = json.loads((run / "run.json").read_text())
-    info["preparation"]["labels"]["fingerprint"] = "0"
-    (run / "run.json").write_text(json.dumps(info))
+    preparation = json.loads((run / "run.json").read_text())["preparation"]
+    preparation["labels"]["fingerprint"] = "0"
+    rewrite(run / "run.json", preparation=preparation)
     assert "the labels of" in (line := refusal(capsys, what, run)) and "changed since it was trained" in line
     assert not (run / EVALUATION_FILE).exists()
     (run / EVALUATION_FILE).write_text("[]")

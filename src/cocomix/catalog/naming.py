@@ -18,6 +18,7 @@ import pyarrow as pa
 from cocomix.catalog.endpoint import API_KEY_VARIABLE, name_by_endpoint
 from cocomix.catalog.rows import CATALOG_FILE, SCHEMA, write_rows
 from cocomix.catalog.search import open_catalog
+from cocomix.common import integrity
 from cocomix.common.console import one_line, visible
 from cocomix.common.errors import InputError
 from cocomix.data.records import json_lines, reason
@@ -130,6 +131,7 @@ def apply_names(folder: Path, names: dict[int, str], source: str) -> None:
         values = [new.get(concept_id, old) for concept_id, old in enumerate(table[column].to_pylist())]
         table = table.set_column(SCHEMA.get_field_index(column), SCHEMA.field(column), pa.array(values, pa.string()))
     write_rows(folder / CATALOG_FILE, [table])
+    integrity.update_sum(folder, CATALOG_FILE)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cocomix.catalog.rows import CATALOG_FILE, INFO_FILE, PROMOTED_TOKENS, SCHEMA, CatalogInfo, Concept, Context
-from cocomix.common import files
+from cocomix.common import files, integrity
 from cocomix.common.console import BOLD, styled, visible
 from cocomix.common.errors import InputError
 from cocomix.data.tokenizer import require_unicode
@@ -202,6 +202,7 @@ def open_catalog(folder: Path) -> Catalog:
     for name in (INFO_FILE, CATALOG_FILE):
         if not (folder / name).is_file():
             raise InputError(f"no concept catalog in {folder}: expected {CATALOG_FILE} and {INFO_FILE}")
+    integrity.verify(folder, "build it again", names=(INFO_FILE, CATALOG_FILE))
     try:
         info = CatalogInfo(**files.read_json(folder / INFO_FILE))
         table = pq.read_table(folder / CATALOG_FILE)

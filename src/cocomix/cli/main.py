@@ -10,10 +10,11 @@ from typing import Annotated, Any, cast
 import typer
 
 from cocomix.cli import app, compare, concepts, evaluate, export, inspect, plan, recipe
-from cocomix.cli.options import HELP, USER_ERROR, Command, Commands, RecipeCommand
+from cocomix.cli.options import HELP, USER_ERROR, Command, Commands, RecipeCommand, command_line
 from cocomix.common import starting
 from cocomix.common.console import end_progress_bars, prepare_streams, show
 from cocomix.common.errors import InputError
+from cocomix.common.interruption import Interrupted
 from cocomix.common.version import __version__
 
 PIPE_CLOSED = 141
@@ -67,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 2 for a mistake in the input or a failure of the system, one line each on stderr; 130 when
-        interrupted; 141 when the reader of the results has closed the pipe.
+        interrupted, 143 when terminated, 129 when the terminal closes; 141 when the reader of the results has closed
+        the pipe.
     """
     prepare_streams()
     try:
@@ -79,9 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in error_lines(error):
             sys.stderr.write(f"cocomix: {line}\n")
         return USER_ERROR
-    except KeyboardInterrupt:
-        sys.stderr.write("\ncocomix: interrupted; the same command resumes from here\n")
-        return starting.INTERRUPTED
+    except KeyboardInterrupt as interrupted:
+        end_progress_bars()
+        sys.stderr.write(f"\ncocomix: interrupted; to resume, run: {command_line()}\n")
+        return interrupted.exit_code if isinstance(interrupted, Interrupted) else starting.INTERRUPTED
 
 
 def error_lines(error: InputError | OSError) -> list[str]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import FunctionType
 from typing import Annotated, Any, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cocomix.common import settings, starting, strict_yaml
+from cocomix.common import interruption, portable, settings, starting, strict_yaml
 from cocomix.common.errors import InputError, did_you_mean
 
 USER_ERROR = 2
@@ -66,6 +69,7 @@ class Command(TyperCommand):
         from cocomix.common import distributed
 
         starting.raise_interruptions()
+        interruption.raise_on_signals()
         if distributed.world_size() > 1 and not self.in_several_processes:
             if not distributed.is_main_process():
                 raise typer.Exit(USER_ERROR)
@@ -240,3 +244,14 @@ def _write_panels(formatter: Any, rows: Iterable[tuple[str, tuple[str, str]]]) -
     for panel, inside in panels.items():
         with formatter.section(panel):
             formatter.write_dl(inside)
+
+
+def command_line() -> str:
+    """Return the command line with short paths."""
+    return shlex.join([program(), *map(portable.short_argument, sys.argv[1:])])
+
+
+def program() -> str:
+    """Return how the user calls this program: a path inside the working directory, or its name."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "cocomix" and not called.is_absolute() else "cocomix"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cocomix.cli.compare import show_tables
-from cocomix.cli.options import Json, argument, option
+from cocomix.cli.options import Json, argument, option, program
 from cocomix.common import files
 from cocomix.common.console import show, status
 from cocomix.common.errors import InputError
@@ -200,8 +200,6 @@ def next_steps(results: dict[str, Any], folder: Path, recipe: str) -> str:
     mixed = next((name for name, run in results["students"].items() if run["method"] == "cocomix"), None)
     if mixed is None or mixed not in results["groups"]:
         return ""
-
-    from cocomix.cli.workflow import program
 
     call, model = program(), folder / "students" / mixed
     mixer = results["recipe"]["students"][mixed]["mixer"] or {}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cocomix.catalog.search import Catalog, open_catalog
-from cocomix.common import distributed, environment, files, fingerprint, portable
+from cocomix.cli.options import command_line
+from cocomix.common import distributed, environment, files, fingerprint
 from cocomix.common.console import status
 from cocomix.concepts.label_statistics import CURVE_FILE, LabelStatistics, label_statistics, plot_concept_frequency
 from cocomix.concepts.label_store import load_labels, precision_remark, read_labels_info
@@ -22,17 +21,6 @@ from cocomix.pipeline.stage import Stage
 from cocomix.reporting.bundles import opened, run_folders
 from cocomix.reporting.compare import compare_runs
 from cocomix.reporting.report_folder import FORM, check_report_folder, load_results, write_report
-
-
-def command_line() -> str:
-    """Return the command line with short paths."""
-    return shlex.join([program(), *map(portable.short_argument, sys.argv[1:])])
-
-
-def program() -> str:
-    """Return how the user calls this program: a path inside the working directory, or its name."""
-    called = Path(sys.argv[0])
-    return str(called) if called.name == "cocomix" and not called.is_absolute() else "cocomix"
 
 
 def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:

@@ -19,11 +19,12 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cocomix.common import integrity
 from cocomix.common.errors import InputError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -147,12 +148,17 @@ def check_creatable(folder: Path) -> None:
         raise InputError(f"{existing} cannot be written to; choose another output folder")
 
 
-def finish(folder: Path) -> None:
-    """Flush `partial(folder)` to the disk and rename it to `folder`.
+def finish(folder: Path, without: Collection[str] = ()) -> None:
+    """Record the checksums of `partial(folder)`, flush it to the disk, and rename it to `folder`.
+
+    Args:
+        folder: final name.
+        without: names of files without a checksum.
 
     Raises:
         InputError: the name is taken; what has it is left alone.
     """
+    integrity.write_sums(partial(folder), without)
     sync(partial(folder))
     try:
         os.rename(partial(folder), folder)

@@ -1,55 +1,88 @@
-"""Check the files of a checkpoint for damage."""
+"""Record the checksums of finished folders, and find files that have changed since, in `sha256sum --check`'s format."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable
-from pathlib import Path
+import hashlib
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
 
-from safetensors import safe_open
+from tqdm import tqdm
 
-from cocomix.common import files
 from cocomix.common.errors import InputError
 
+SUMS_FILE = "SHA256SUMS"
+SILENT_SECONDS = 2
+"""A verification that takes longer shows a progress bar."""
 
-def require_readable(checkpoint: Path) -> None:
-    """Check every file of a checkpoint before it is loaded.
+
+def write_sums(folder: Path, without: Collection[str] = ()) -> None:
+    """Record the SHA-256 of every file below `folder`, but for the names `without`, in its `SHA256SUMS`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names if name not in {SUMS_FILE, *without}]
+    if (folder / SUMS_FILE).is_symlink():  # what it leads to is not this folder's
+        (folder / SUMS_FILE).unlink()
+    (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def update_sum(folder: Path, name: str) -> None:
+    """Record that one file of a finished folder was replaced on purpose; without effect if nothing is recorded."""
+    if not (folder / SUMS_FILE).is_file():
+        return
+    sums = {**_recorded(folder), name: _sha256(folder / name)}
+    temporary = folder / f"{SUMS_FILE}.partial"
+    temporary.write_text("".join(f"{digest}  {path}\n" for path, digest in sums.items()), encoding="utf-8")
+    temporary.replace(folder / SUMS_FILE)
+
+
+def verify(folder: Path, remedy: str, names: Collection[str] | None = None) -> None:
+    """Check that the files of a finished folder are those that were written.
+
+    Folders of versions that recorded no checksums pass.
+
+    Args:
+        folder: finished folder.
+        remedy: what to do if a file is damaged, for the error.
+        names: check only these files, if they are recorded; by default all.
 
     Raises:
-        InputError: a file is damaged.
+        InputError: a file is missing or has another content, or the checksums cannot be read.
     """
-    for path in sorted(checkpoint.iterdir()):
-        try:
-            READERS.get(path.suffix, Path.stat)(path)
-        except Exception as error:  # every library raises different exceptions
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise damaged(checkpoint, f"{path.name} cannot be read ({reason})") from None
+    if not (folder / SUMS_FILE).is_file():
+        return
+    try:
+        sums = _recorded(folder)
+    except (OSError, ValueError):
+        raise InputError(f"{folder / SUMS_FILE} is damaged; {remedy}") from None
+    wanted = [name for name in sums if names is None or name in names]
+    for name in tqdm(wanted, f"Verifying {folder}", unit=" files", delay=SILENT_SECONDS, leave=False, disable=None):
+        problem = _problem(folder / name, sums[name])
+        if problem is not None:
+            raise InputError(f"{folder / name} is damaged: {problem}; {remedy}")
 
 
-def damaged(checkpoint: Path, problem: str) -> InputError:
-    """Return the error that names a damaged checkpoint and its remedy."""
-    return InputError(
-        f"the checkpoint {checkpoint} is damaged: {problem}; delete this folder to resume from the checkpoint before "
-        "it, or to start again if there is none"
-    )
+def _problem(path: Path, expected: str) -> str | None:
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return None if found == expected else f"its content has changed since {SUMS_FILE} was written"
 
 
-def _check_archive(path: Path) -> None:
-    """Verify the checksums of a file written by torch.save."""
-    with zipfile.ZipFile(path) as archive:
-        if (bad := archive.testzip()) is not None:
-            raise ValueError(f"wrong checksum of {bad}")
+def _recorded(folder: Path) -> dict[str, str]:
+    """Return the recorded SHA-256 of each file, by its path in the folder; ValueError if the record is damaged."""
+    return dict(_lines((folder / SUMS_FILE).read_text(encoding="utf-8")))
 
 
-def _check_weights(path: Path) -> None:
-    with safe_open(path, "pt"):  # compares the sizes in the header with the file size
-        pass
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    for line in text.splitlines():
+        digest, separator, name = line.partition("  ")
+        path = PurePosixPath(name)
+        if not separator or len(digest) != 64 or path.is_absolute() or ".." in path.parts:
+            raise ValueError(line)
+        yield name, digest
 
 
-READERS: dict[str, Callable[[Path], object]] = {
-    ".json": files.read_json,
-    ".safetensors": _check_weights,
-    ".pt": _check_archive,
-    ".pth": _check_archive,
-    ".bin": _check_archive,
-}
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

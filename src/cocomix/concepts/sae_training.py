@@ -19,9 +19,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from cocomix.common import files
+from cocomix.common import files, integrity
 from cocomix.common.errors import InputError, did_you_mean
-from cocomix.common.integrity import require_readable
 from cocomix.common.settings import BlockIndex, Concepts, Count, LearningRate, LossWeight, Range
 from cocomix.concepts.activations import ActivationStream
 from cocomix.concepts.sae_loading import CONFIG, SAELENS_WEIGHTS
@@ -149,7 +148,7 @@ def train_sae(teacher: PreTrainedModel, blocks: Dataset, config: SAEConfig, fold
     if newest is None:
         trainer.begin()
     else:
-        require_readable(newest)
+        integrity.verify(newest, f"delete {newest} to train the SAE again")
         trainer.load_state_dict(torch.load(newest / STATE_FILE, map_location="cpu", weights_only=True))
     _train(trainer, folder)
     save_sae(trainer.sae, trainer.scaling, config, folder)

@@ -29,6 +29,9 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 PARQUET_ENDINGS = (".parquet",)
 KNOWN_ENDINGS = TEXT_ENDINGS + JSONL_ENDINGS + PARQUET_ENDINGS
 
+MAX_DOCUMENT_BYTES = 1 << 28
+"""Size of the largest document, of which a few copies must fit into memory."""
+_TOO_LONG = f"is larger than {MAX_DOCUMENT_BYTES >> 20} MiB, too large for one document: split it"
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
 _FIELDS_SHOWN = 24
 _PARQUET_ROWS = 256  # rows held in memory at once; a row can be an entire book
@@ -178,6 +181,8 @@ def read_file(file: SourceFile, text_field: str) -> Iterator[Document]:
 
 def _read_text(file: SourceFile) -> Document:
     try:
+        if file.path.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise InputError(f"{file.name} {_TOO_LONG}")
         content = file.path.read_bytes()
     except OSError as error:
         raise InputError(f"{file.name} cannot be read ({error.strerror}): make it readable, or remove it") from error
@@ -204,7 +209,10 @@ def _read_jsonl(file: SourceFile, text_field: str) -> Iterator[Document]:
 def _lines(file: SourceFile) -> Iterator[bytes]:
     compression = COMPRESSIONS.get(file.path.suffix.lower())
     with pa.input_stream(str(file.path), compression) as stream, io.BufferedReader(stream) as lines:
-        yield from lines
+        for number, line in enumerate(iter(lambda: lines.readline(MAX_DOCUMENT_BYTES + 1), b""), 1):
+            if len(line) > MAX_DOCUMENT_BYTES:
+                raise InputError(f"{file.name}, line {number} {_TOO_LONG}")
+            yield line
 
 
 def _read_parquet(file: SourceFile, text_field: str) -> Iterator[Document]:

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from cocomix.catalog.rows import INFO_FILE as CATALOG_FILE
 from cocomix.catalog.search import Catalog, open_catalog
-from cocomix.common import distributed
+from cocomix.common import distributed, integrity
 from cocomix.common.errors import InputError
 from cocomix.data.packing import INFO_FILE as CORPUS_FILE
 from cocomix.data.packing import load_packed
@@ -21,6 +21,7 @@ from cocomix.models.loading import check_vocabulary, load_causal_lm, load_config
 from cocomix.training.run import RUN_FILE, Run, load_run
 
 QUICKSTART = Path("runs") / "quickstart"
+CHANGED = f"restore it, or delete {integrity.SUMS_FILE} if you changed it on purpose"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def open_model(folder: Path) -> OpenRun:
             f"no model in {folder}: it has no config.json; give a folder OUTPUT/students/NAME, or any folder that "
             "save_pretrained wrote"
         )
+    integrity.verify(folder, CHANGED, names={path.name for path in folder.iterdir()})
     record = load_run(folder) if (folder / RUN_FILE).is_file() else None
     config, tokenizer = load_config(folder), load_tokenizer(str(folder))
     check_vocabulary(config, vocabulary_size(tokenizer), folder)

@@ -13,7 +13,7 @@ from datasets import load_from_disk
 from transformers import PreTrainedModel
 
 from cocomix.catalog.building import CatalogConfig, build_catalog
-from cocomix.common import distributed, files, fingerprint, portable
+from cocomix.common import distributed, files, fingerprint, integrity, portable
 from cocomix.common.console import status
 from cocomix.common.errors import InputError
 from cocomix.concepts.attribution import ConceptExtractor
@@ -34,6 +34,7 @@ from cocomix.data.packing import (
     pack_token_documents,
     pack_token_files,
 )
+from cocomix.data.source_state import STATE_FILE, record_sources
 from cocomix.data.tokenizer import TokenizerConfig, load_tokenizer, tokenizer_fingerprint, train_tokenizer
 from cocomix.models.flops import labeling_flops_per_token
 from cocomix.pipeline.costs import sae_training_flops
@@ -64,6 +65,7 @@ def make_corpus(
     if is_packed_folder(corpus.source):
         assert tokenizer_config.source is not None, "preflight refuses it"
         return _link_corpus(Path(corpus.source), tokenizer_config.source, block_size, trainings, folder)
+    record_sources(corpus, folder)
     documents = None
     if not is_token_folder(corpus.source):
         documents = write_documents(corpus, folder / "documents")
@@ -115,9 +117,10 @@ def _link_corpus(
 ) -> StageResult:
     """Fill `folder` with links to the files of another run's packed corpus."""
     info = check_packed(source, tokenizer, block_size)
+    integrity.verify(source, "restore it, or pack the text again")
     _check_corpus_size(trainings, info.train_blocks * info.block_size)
     for path in sorted(source.resolve().iterdir()):
-        if path.name not in (RECORD_FILE, CLAIM_FILE):
+        if path.name not in (RECORD_FILE, CLAIM_FILE, integrity.SUMS_FILE, STATE_FILE):
             (folder / path.name).symlink_to(path.resolve())
     record = source / RECORD_FILE
     documents = files.read_json(record)["summary"].get("documents") if record.is_file() else None

@@ -24,6 +24,7 @@ from cocomix.concepts.predictions import predictions_whole
 from cocomix.concepts.reading import SameTokens, TeacherReader
 from cocomix.concepts.window import WindowExtractor, inverse_frequencies
 from cocomix.data.documents import load_documents
+from cocomix.data.source_state import changed_sources
 from cocomix.pipeline import make_artifacts, make_models, preflight, student_inputs
 from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.methods import DistillationConfig
@@ -300,8 +301,30 @@ def prepared(recipe: Recipe, until: str, only: str | None = None) -> Iterator[Pi
             for stage in dict.fromkeys([*missing, *repairable]):
                 stack.enter_context(locked(stage.folder))
             preflight.check(pipeline, wanted)
+            _verify_inputs(missing, repairable)
+            _notice_changed_text(pipeline, missing)
         distributed.release_others()
         yield pipeline
+
+
+def _verify_inputs(missing: list[Stage], repairable: list[Stage]) -> None:
+    """Check the finished stages that `missing` ones read, but for those that this command repairs."""
+    for stage in dict.fromkeys(needed for reader in missing for needed in reader.needs):
+        if stage.is_done() and stage not in repairable:
+            repair = "cocomix label with its recipe recomputes only what is damaged"
+            stage.verify(repair if is_repairable(stage) else f"delete {stage.folder} to compute {stage.name} again")
+
+
+def _notice_changed_text(pipeline: Pipeline, missing: list[Stage]) -> None:
+    """Warn if the text has changed since the corpus was written; InputError if a missing stage streams it."""
+    corpus, folder = pipeline.recipe.corpus, pipeline.corpus_stage.folder
+    changes = changed_sources(corpus, folder) if pipeline.corpus_stage.is_done() else None
+    if changes is None:
+        return
+    changed = f"the text of corpus.source {corpus.source!r} has changed since {folder} was written: {changes}"
+    if corpus.streaming is not None and missing:
+        raise InputError(f"{changed}; restore it, or choose another output folder")
+    status(f"Warning: {changed}. The stored corpus is used. To use the new text, choose another output folder.")
 
 
 def run_missing(pipeline: Pipeline, until: str, only: str | None = None) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cocomix.common import distributed, files
+from cocomix.common import distributed, files, integrity
 from cocomix.common.errors import InputError
 from cocomix.training import older_records
 
@@ -75,6 +75,7 @@ class Stage:
     def record(self) -> Record:
         """Read the record of the finished folder; InputError if it is damaged."""
         path = self.folder / RECORD_FILE
+        self.verify(f"delete {self.folder} to compute {self.name} again", names=(RECORD_FILE,))
         try:
             record = Record(**files.read_json(path))
             if not all(isinstance(part, dict) for part in (record.settings, record.inputs, record.summary)):
@@ -86,6 +87,10 @@ class Stage:
                 f"{path} does not describe a stage; delete {self.folder} to compute {self.name} again"
             ) from None
         return record
+
+    def verify(self, remedy: str, names: Collection[str] | None = None) -> None:
+        """Check that the files of the finished folder are those that were written; see `integrity.verify`."""
+        integrity.verify(self.folder, remedy, names)
 
     def problems(self) -> list[str]:
         """Return one line for each reason why the existing folder cannot be, or become, this stage's result."""
@@ -191,7 +196,7 @@ class Stage:
         """Rename the finished folder into place. Delete the claim last: it marks the folder as ours."""
         for checkpoint in files.checkpoints(files.partial(self.folder)):
             shutil.rmtree(checkpoint)
-        files.finish(self.folder)
+        files.finish(self.folder, without=(CLAIM_FILE,))
         (self.folder / CLAIM_FILE).unlink(missing_ok=True)
 
     def _claim(self, claim: dict[str, Any], resumes: bool) -> None:

@@ -12,6 +12,8 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from cocomix.common import interruption
+
 SHOWN = {
     "token_loss": "loss",
     "concept_loss": "concepts",
@@ -78,6 +80,14 @@ class SaveAt(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step in self.steps:
             control.should_save = True
+
+
+class StopWhenInterrupted(TrainerCallback):
+    """End the training with a checkpoint after the step in which a signal arrived; see `interruption.deferred`."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if interruption.is_requested():
+            control.should_save = control.should_training_stop = True
 
 
 class TrainingTime(TrainerCallback, ExportableState):

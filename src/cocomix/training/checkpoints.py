@@ -9,12 +9,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.common import files
-from cocomix.common.integrity import damaged
+from cocomix.common import files, integrity
+from cocomix.common.console import status
+from cocomix.common.errors import InputError
 
 COMPLETE = "complete"
 """File written last into a checkpoint; without it, writing the checkpoint was interrupted."""
 WEIGHTS = "*.safetensors"
+REMEDY = "delete this checkpoint to resume from the one before it, or to start again if there is none"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -41,7 +43,8 @@ def copy_checkpoint(checkpoint: Path, target: Path) -> None:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Sync a checkpoint to disk, then mark it complete, so that a power failure leaves no damaged complete one."""
+    """Record checksums, sync to disk, and mark complete: no interruption leaves a damaged checkpoint that is used."""
+    integrity.write_sums(checkpoint)
     files.sync(checkpoint)
     files.write_bytes(checkpoint / COMPLETE, b"")
 
@@ -65,6 +68,26 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=step_of, default=None)
 
 
+def intact_checkpoint(folder: Path) -> Path | None:
+    """Return the newest undamaged checkpoint in `folder`, or None if there is none; delete damaged newer ones.
+
+    Raises:
+        InputError: the only checkpoint is damaged.
+    """
+    newest = last_complete_checkpoint(folder)
+    if newest is None:
+        return None
+    try:
+        integrity.verify(newest, REMEDY)
+    except InputError as error:
+        if len(files.checkpoints(folder)) == 1:
+            raise
+        status(f"{error}. Resuming from the checkpoint before it.")
+        (newest / COMPLETE).unlink()
+        return intact_checkpoint(folder)
+    return newest
+
+
 def load_weights(checkpoint: Path, model: PreTrainedModel) -> dict[str, Tensor]:
     """Load the weights of a checkpoint, one for each name in the model's state dict.
 
@@ -82,5 +105,7 @@ def load_weights(checkpoint: Path, model: PreTrainedModel) -> dict[str, Tensor]:
     for problem, wrong in (("lacks", names - found.keys()), ("has the unknown", found.keys() - names)):
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            raise damaged(checkpoint, f"{problem} weight {min(wrong)}{more}")
+            raise InputError(
+                f"the checkpoint {checkpoint} is damaged: it {problem} weight {min(wrong)}{more}; {REMEDY}"
+            )
     return found

@@ -13,15 +13,15 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
-from cocomix.common import distributed, files
+from cocomix.common import distributed, files, integrity, interruption
 from cocomix.common.errors import InputError
-from cocomix.common.integrity import require_readable
 from cocomix.data.streaming import BlockStream
 from cocomix.models.flops import training_flops_per_token
 from cocomix.objectives import Objective
-from cocomix.training.callbacks import SaveAt, TokenProgress, TrainingTime
+from cocomix.training.callbacks import SaveAt, StopWhenInterrupted, TokenProgress, TrainingTime
 from cocomix.training.checkpoints import (
     copy_checkpoint,
+    intact_checkpoint,
     last_complete_checkpoint,
     load_weights,
     position_file,
@@ -115,7 +115,12 @@ def pretrain(
         keep_checkpoints=config.keep_checkpoints,
         keep_best=config.keep_best,
         branch_steps=branch_steps,
-        callbacks=[TokenProgress(description, config.tokens_per_step), timer, SaveAt(branch_steps)],
+        callbacks=[
+            TokenProgress(description, config.tokens_per_step),
+            timer,
+            SaveAt(branch_steps),
+            StopWhenInterrupted(),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -129,7 +134,7 @@ def pretrain(
     else:
         if checkpoint is not None and isinstance(train, BlockStream):
             _require_same_stream(checkpoint, train, description)
-        with _wandb_run(config, unfinished, description):
+        with _wandb_run(config, unfinished, description), _checkpoint_when_interrupted():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     curve = _curve(trainer.state.log_history, config.tokens_per_step)
@@ -148,6 +153,14 @@ def pretrain(
     return TrainingResult(metrics, curve, int(curve[-1]["tokens"]), timer.seconds, seconds)
 
 
+def _checkpoint_when_interrupted() -> AbstractContextManager[None]:
+    """Defer signals until `StopWhenInterrupted` has ended the training with a checkpoint.
+
+    Several processes receive a signal at different steps, so they end at once and resume from their last checkpoint.
+    """
+    return interruption.deferred() if distributed.world_size() == 1 else nullcontext()
+
+
 def _wandb_run(config: TrainingConfig, folder: Path, name: str) -> AbstractContextManager[Any]:
     """Open a separate wandb run for this training, with its files in `folder`, if metrics go to wandb."""
     if "wandb" not in config.report_to or not distributed.is_main_process():
@@ -158,11 +171,9 @@ def _wandb_run(config: TrainingConfig, folder: Path, name: str) -> AbstractConte
 
 
 def _checkpoint_to_resume(unfinished: Path) -> Path | None:
-    """Return the newest complete checkpoint, or None. Rank 0 deletes incomplete ones and verifies it."""
+    """Return the newest checkpoint, or None. Rank 0 verifies its checksums, and deletes incomplete and damaged ones."""
     if distributed.is_main_process():
-        newest = last_complete_checkpoint(unfinished)
-        if newest is not None:
-            require_readable(newest)
+        intact_checkpoint(unfinished)
     distributed.barrier()
     return last_complete_checkpoint(unfinished)
 
@@ -171,7 +182,7 @@ def _start_of_branch(branch: Path, unfinished: Path) -> Path:
     """Copy the checkpoint that a branch continues, so that an interrupted branch resumes from its own."""
     target = unfinished / f"checkpoint-{step_of(branch)}"
     if distributed.is_main_process():
-        require_readable(branch)
+        integrity.verify(branch, f"restore it, or delete {branch.parent} to train it again")
         copy_checkpoint(branch, target)
     distributed.barrier()
     return target

@@ -9,12 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from cocomix.common import environment, files
+from cocomix.common import environment, files, integrity
 from cocomix.common.errors import InputError
 from cocomix.data.packing import PackedInfo
 from cocomix.models.building import activated_parameters
 from cocomix.models.flops import training_flops_per_token
 from cocomix.training import older_records
+from cocomix.training.documents import LOSSES_FILE
 from cocomix.training.pretrain import TrainingResult
 from cocomix.training.validation import bits_per_byte
 
@@ -141,6 +142,11 @@ def load_run(folder: Path) -> Run:
     """
     if not (folder / RUN_FILE).is_file():
         raise InputError(f"no finished run in {folder}: it has no {RUN_FILE}; give folders of trained models")
+    integrity.verify(
+        folder,
+        f"restore it, or delete {integrity.SUMS_FILE} if you changed it on purpose",
+        names=(RUN_FILE, LOSSES_FILE),
+    )
     try:
         run = Run(**files.read_json(folder / RUN_FILE))
         return replace(run, recipe=older_records.complete_recipe(run.recipe))

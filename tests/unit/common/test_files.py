@@ -168,7 +168,8 @@ def test_nothing_gets_its_final_name_before_it_is_on_the_disk(deep: Path, monkey
     (deep / "run.partial" / "inside" / "weights").touch()
     files.finish(deep / "run")
     work = deep / "run.partial"
-    assert calls[:-2] == [str(path) for path in (work, work / "inside", work / "inside" / "weights")]
+    written = (work, work / "inside", work / "SHA256SUMS", work / "inside" / "weights")
+    assert calls[:-2] == [str(path) for path in written]
     assert calls[-2:] == ["rename", str(deep)]
 
 

@@ -68,6 +68,9 @@ ZERO_IS_ALLOWED = {
     "max_grad_norm",
     "start",
     "end",
+    "auxiliary_loss_weight",
+    "offset",
+    "window",
 }
 
 

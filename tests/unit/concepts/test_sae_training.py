@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_named(teacher, blocks, monkeypatch, tmp_path):
     (checkpoint,) = tmp_path.glob("checkpoint-*")
     state = checkpoint / sae_training.STATE_FILE
     state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"checkpoint-6 is damaged: sae_training.pt cannot be read"):
+    with pytest.raises(InputError, match=r"checkpoint-6/sae_training.pt is damaged: its content has changed"):
         train_sae(teacher, blocks, config_of("topk"), tmp_path, seed=1)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from cocomix.common import files
 from cocomix.common.errors import InputError
+from cocomix.common.integrity import SUMS_FILE
 from cocomix.pipeline.stage import CLAIM_FILE, RECORD_FILE, Stage, StageResult
 
 
@@ -49,7 +50,7 @@ def run(computed: list[str], request: pytest.FixtureRequest) -> Run:
 
 
 def assert_finished(stage: Stage) -> None:
-    assert sorted(path.name for path in stage.folder.iterdir()) == [RECORD_FILE, "weights"]
+    assert sorted(path.name for path in stage.folder.iterdir()) == [SUMS_FILE, RECORD_FILE, "weights"]
     assert stage.record().fingerprint == "the fingerprint" and stage.record().summary == {"figure": 1}
     assert not files.partial(stage.folder).exists()
     assert stage.problems() == []

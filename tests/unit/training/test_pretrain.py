@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import re
+import signal
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import forked
 from cocomix import InputError
-from cocomix.common import files
+from cocomix.common import files, integrity, interruption
 from cocomix.data.datatrove import TokenDocuments
 from cocomix.data.streaming import BlockStream
 from cocomix.objectives import NextToken
@@ -199,6 +200,7 @@ def test_a_stream_that_has_changed_is_not_gone_on_with(stream, tmp_path):
     checkpoint = last.rename(last.with_name("checkpoint-8"))  # so that there is something to go on with
     position = files.read_json(checkpoint / "position-0.json")
     files.write_json(checkpoint / "position-0.json", {**position, "processes": 2})
+    integrity.update_sum(checkpoint, "position-0.json")
     (tmp_path / "b.ds").rename(tmp_path / "b.other")
     with pytest.raises(InputError) as caught:
         train(tmp_path / "run", data=stream())
@@ -207,6 +209,35 @@ def test_a_stream_that_has_changed_is_not_gone_on_with(stream, tmp_path):
         f"2 files, now there are 1; resume with the same number, or delete {checkpoint.parent} to start again"
     )
     assert (checkpoint / "complete").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_training_with_a_checkpoint_after_the_step(number, tmp_path, monkeypatch):
+    undisturbed = train(tmp_path / "undisturbed")
+    before = {each: signal.getsignal(each) for each in interruption.SIGNALS}
+    for each in before:
+        signal.signal(each, signal.default_int_handler)
+    interruption.raise_on_signals()
+    step = ObjectiveTrainer.training_step
+    steps = []
+
+    def interrupted(trainer, *args):
+        steps.append(trainer.state.global_step)
+        if len(steps) == 6:
+            signal.raise_signal(number)
+        return step(trainer, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(interruption.Interrupted) as caught:
+        patch.setattr(ObjectiveTrainer, "training_step", interrupted)
+        train(tmp_path / "run")
+    assert caught.value.exit_code == 128 + number
+    checkpoint = last_complete_checkpoint(files.partial(tmp_path / "run"))
+    assert checkpoint.name == f"checkpoint-{steps[-1] + 1}" and len(steps) < 12
+    assert train(tmp_path / "run").curve == undisturbed.curve
+    for name, weight in weights(tmp_path / "undisturbed").items():
+        assert torch.equal(weights(tmp_path / "run")[name], weight)
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 @pytest.mark.parametrize("method", ["ntp", "cocomix"])

@@ -13,11 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import cocomix
 from cocomix import InputError
-from cocomix.common.integrity import require_readable
 from cocomix.objectives import ConceptMixing, NextToken
 from cocomix.training import callbacks
 from cocomix.training.callbacks import TrainingTime
-from cocomix.training.checkpoints import last_complete_checkpoint, load_weights
+from cocomix.training.checkpoints import intact_checkpoint, last_complete_checkpoint, load_weights, mark_complete
 from cocomix.training.config import TrainingConfig, training_arguments
 from cocomix.training.trainer import ObjectiveTrainer
 from small_training import BACKBONE, OBJECTIVES, SIZES, KeepCheckpoints, blocks, losses, model_of, trainer_of
@@ -102,7 +101,7 @@ def test_a_checkpoint_whose_weights_are_not_the_model_s_is_refused(tmp_path: Pat
     found = load_weights(saved(tmp_path / "experts", ours), ours)
     assert found.keys() == ours.state_dict().keys()
     assert all(torch.equal(found[name], weight) for name, weight in ours.state_dict().items())
-    with pytest.raises(InputError, match=r"damaged: lacks weight .* and \d+ more; delete this folder"):
+    with pytest.raises(InputError, match=r"damaged: it lacks weight .* and \d+ more; delete this checkpoint"):
         load_weights(saved(tmp_path / "other", other), ours)
     more = {**ours.state_dict(), "head.bias": torch.ones(1)}
     ours.save_pretrained(tmp_path / "more", state_dict=more, save_original_format=False)
@@ -110,17 +109,20 @@ def test_a_checkpoint_whose_weights_are_not_the_model_s_is_refused(tmp_path: Pat
         load_weights(tmp_path / "more", ours)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "config.json"])
-@pytest.mark.parametrize("how", ["cut", "flipped"])
-def test_a_damaged_checkpoint_is_named_with_its_file(name: str, how: str, tmp_path: Path) -> None:
-    checkpoint = saved(tmp_path / "checkpoint-4", model_of("ntp"))
-    require_readable(checkpoint)
-    content = bytearray((checkpoint / name).read_bytes())
-    middle = content.index(bytes.fromhex("0000803f")) if name == "optimizer.pt" else 1
-    content[middle] ^= 0xFF
-    (checkpoint / name).write_bytes(content if how == "flipped" else content[: len(content) // 2])
-    with pytest.raises(InputError, match=rf"checkpoint-4 is damaged: {name} cannot be read \(.*delete this folder"):
-        require_readable(checkpoint)
+def test_a_damaged_checkpoint_is_passed_over_or_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    older, newer = (saved(tmp_path / f"checkpoint-{step}", model_of("ntp")) for step in (4, 8))
+    for checkpoint in (older, newer):
+        mark_complete(checkpoint)
+    assert intact_checkpoint(tmp_path) == newer
+    weights = newer / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1  # a weight, which no format of the file notices
+    weights.write_bytes(content)
+    assert intact_checkpoint(tmp_path) == older
+    assert f"{weights} is damaged: its content has changed" in capsys.readouterr().err and not newer.exists()
+    (older / "optimizer.pt").unlink()
+    with pytest.raises(InputError, match=r"checkpoint-4/optimizer\.pt is damaged: .*No such file.*; delete this"):
+        intact_checkpoint(tmp_path)
 
 
 def test_time_counts_batches_labels_and_the_device_but_neither_evaluation_nor_checkpoints(
