@@ -46,6 +46,7 @@ __all__ = [
 _MODULES = {
     "common.errors": ("InputError",),
     "concepts.attribution": ("ConceptExtractor", "ConceptLabels"),
+    "concepts.label_writer": ("write_labels",),
     "concepts.sae": ("Latents", "SparseAutoencoder"),
     "concepts.sae_loading": ("load_sae",),
     "inspection.trace": ("Trace",),
