@@ -109,7 +109,8 @@ class Catalog:
         Any of the words is enough. Concepts are ranked by BM25 over four fields, weighted: the words at which the
         concept is active (8 over the number of contexts), the name it was given (4), the tokens it promotes (2), and
         its contexts (1 over their number). The score is divided by 1 + 10 · frequency, because a concept that is
-        active everywhere has met every word. Equal scores are ordered by concept.
+        active everywhere has met every word. Concepts that are never a label come last: no model has learned to predict
+        them. Equal scores are ordered by concept.
 
         Raises:
             InputError: `text` has no word, or is not valid Unicode.
@@ -121,7 +122,7 @@ class Catalog:
         share = 1 / self.info.contexts
         found = self._index.rows.execute(
             "SELECT rowid, -bm25(concepts, ?, 4.0, 2.0, ?) / (1 + 10 * frequency) AS score FROM concepts "
-            "WHERE concepts MATCH ? ORDER BY score DESC, rowid LIMIT ?",
+            "WHERE concepts MATCH ? ORDER BY labels > 0 DESC, score DESC, rowid LIMIT ?",
             (8 * share, share, expression, limit),
         )
         return [self._hit(concept_id, score, text.lower().split()) for concept_id, score in found.fetchall()]
@@ -167,14 +168,16 @@ class Catalog:
             joined(promoted, promoted.values),
             joined(contexts, texts),
             self.table["frequency"].to_pylist(),
+            self.table["label_count"].to_pylist(),
         )
         rows = sqlite3.connect(":memory:", check_same_thread=False)  # the page searches from several threads
         rows.execute(
             "CREATE VIRTUAL TABLE concepts USING fts5"
-            f'(words, name, promoted, contexts, frequency UNINDEXED, tokenize = "{_TOKENIZER}")'
+            f'(words, name, promoted, contexts, frequency UNINDEXED, labels UNINDEXED, tokenize = "{_TOKENIZER}")'
         )
         rows.executemany(
-            "INSERT INTO concepts (rowid, words, name, promoted, contexts, frequency) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO concepts (rowid, words, name, promoted, contexts, frequency, labels) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
             zip(self.table["concept_id"].to_pylist(), *columns, strict=True),
         )
         return _Index(rows, contexts.offsets.to_numpy(), words, texts)

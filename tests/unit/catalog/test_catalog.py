@@ -27,6 +27,7 @@ from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import residual_stream
 from cocomix.data.pieces import decode_around
 from cocomix.data.tokenizer import encode_documents, train_tokenizer, vocabulary_size
+from small_catalog import catalog_of
 
 NUM_CONCEPTS, BLOCK, LAYER = 60, 24, 1
 TEXTS = [
@@ -519,3 +520,9 @@ def test_hits_line_up():
     assert second == "   1234  0.012 %       1  longer name"
     assert header.index("where") == first.index("they")
     assert hits_table([]) == "no concept found"
+
+
+def test_concepts_that_are_never_a_label_are_found_last() -> None:
+    """Although the first one, which has no labels, fits best."""
+    catalog = catalog_of({0: "fire", 5: "fire and water", 6: "water"})
+    assert [hit.concept_id for hit in catalog.search("fire", 8)] == [5, 0]
