@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from cocomix.catalog.search import open_catalog
 from cocomix.concepts.label_store import load_labels
 from cocomix.evaluation.concepts import concept_predictions
-from cocomix.evaluation.prediction import token_table, training_frequencies
+from cocomix.evaluation.prediction import label_tables, training_frequencies
 
 run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart/students/cocomix")
 words = sys.argv[2] if len(sys.argv) > 2 else "import"
@@ -18,8 +18,8 @@ model = AutoModelForCausalLM.from_pretrained(run).eval()
 # Count the correct predictions of every concept on some validation blocks.
 labeled = load_labels(run.parents[1] / "labels")
 blocks = labeled.validation.select(range(min(32, len(labeled.validation))))
-table = token_table(labeled, model)
-counts = concept_predictions(model, blocks, training_frequencies(labeled), table, batch_size=8)
+tables = label_tables(labeled, model)
+counts = concept_predictions(model, blocks, training_frequencies(labeled), tables, batch_size=8)
 
 for hit in catalog.search(words, limit=3):
     concept = catalog.concept(hit.concept_id)
@@ -27,5 +27,5 @@ for hit in catalog.search(words, limit=3):
     print(f"  promotes the teacher's tokens {concept.promoted[:4]}, suppresses {concept.suppressed[:4]}")
     for context in concept.contexts[:3]:
         print(f"  {context.activation:.2f}  {context.before!r} → {context.token!r} ← {context.after!r}")
-    labels, found = counts.labels[concept.concept_id], counts.found[concept.concept_id]
+    labels, found = counts.labels[concept.concept_id], counts.model.at_a[concept.concept_id]
     print(f"  the model predicts {found} of its {labels} labels on {counts.tokens} tokens\n")

@@ -40,7 +40,9 @@ def test_an_interruption_reaches_every_training_and_starts_no_other(tmp_path: Pa
             threading.Event().wait(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in jobs in the background
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         Trainings(jobs=2).run(commands)
+    signal.signal(signal.SIGINT, before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.kept", "a.started", "b.kept", "b.started"]
