@@ -24,6 +24,8 @@ MATCH_TOLERANCE = 0.02
 """Largest relative difference in activated parameters between students of equal size."""
 HEAD_WIDTHS = (64, 8, 2)
 """Steps in which heads widen to match a size, most preferred first."""
+WIDTH_TOLERANCE = 0.05
+"""Largest change of a model's width for the sake of its heads' width."""
 MLP_WIDTHS = (64, 8, 1)
 """Multiples of which the width of a matched MLP can be, most preferred first."""
 MLP_TOLERANCE = 0.005
@@ -232,9 +234,10 @@ def activated_parameters(model: PreTrainedModel) -> int:
 def match_parameters(sizes: BackboneConfig, target: int, size_of: Callable[[BackboneConfig], int]) -> BackboneConfig:
     """Widen `sizes` until a model has as close to `target` weights as possible.
 
-    Depth, heads and type stay. Heads widen in steps of 64, 8 or 2 (`HEAD_WIDTHS`), the largest that divides their width
-    and matches: attention kernels are fast at multiples of 64 and need multiples of 8, and rotary positions need even
-    widths. The width of the MLP absorbs the remainder, as a multiple of 64 or 8 if that is close enough (`MLP_WIDTHS`).
+    Depth, heads and type stay. Heads widen in steps of 64, 8 or 2 (`HEAD_WIDTHS`): attention kernels are fast at
+    multiples of 64 and need multiples of 8, and rotary positions need even widths. A step of 64 or 8 must divide the
+    width of the heads, and may change the width of the model by at most `WIDTH_TOLERANCE`. The width of the MLP absorbs
+    the remainder, as a multiple of 64 or 8 if that is close enough (`MLP_WIDTHS`).
 
     Args:
         sizes: sizes to widen.
@@ -244,11 +247,17 @@ def match_parameters(sizes: BackboneConfig, target: int, size_of: Callable[[Back
     Raises:
         InputError: no width is within `MATCH_TOLERANCE`.
     """
-    head_width = sizes.hidden_size // sizes.num_attention_heads
+    heads = sizes.num_attention_heads
+    finest = _widen(sizes, HEAD_WIDTHS[-1] * heads, target, size_of)
     for step in HEAD_WIDTHS:
-        if head_width % step and step != HEAD_WIDTHS[-1]:
-            continue
-        found = _widen_mlp(_widen(sizes, step * sizes.num_attention_heads, target, size_of), target, size_of)
+        widened = finest
+        if step != HEAD_WIDTHS[-1]:
+            steps = round((finest.hidden_size - sizes.hidden_size) / (step * heads))
+            widened = dataclasses.replace(sizes, hidden_size=sizes.hidden_size + steps * step * heads)
+            change = abs(widened.hidden_size / finest.hidden_size - 1)
+            if sizes.hidden_size % (step * heads) or change > WIDTH_TOLERANCE:
+                continue
+        found = _widen_mlp(widened, target, size_of)
         reached = size_of(found)
         if abs(reached - target) <= MATCH_TOLERANCE * target:
             return found

@@ -16,22 +16,21 @@ def size_of(sizes: BackboneConfig) -> int:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "growth", "head_step", "mlp_multiple"),
+    ("sizes", "growth", "head_width", "mlp_multiple"),
     [
-        (BackboneConfig("gpt2", 512, 4, 8), 1.3, 64, 64),
-        (BackboneConfig("llama", 512, 4, 8), 3.0, 64, 64),
-        (BackboneConfig("gpt2", 96, 4, 4), 1.3, 8, 8),
-        (BackboneConfig("gpt2", 48, 4, 4), 1.3, 2, 1),
+        (BackboneConfig("gpt2", 512, 4, 2), 1.5, 5 * 64, 64),
+        (BackboneConfig("gpt2", 512, 4, 8), 1.3, 9 * 8, 8),
+        (BackboneConfig("llama", 512, 4, 8), 3.0, 14 * 8, 64),
+        (BackboneConfig("gpt2", 96, 4, 4), 1.25, 13 * 2, 8),  # 12 or 16 times 2 would be too far
         # An MLP that the recipe sets cannot absorb the remainder, so heads widen in finer steps.
-        (BackboneConfig("gpt2", 512, 4, 8, options={"n_inner": 2048}), 1.15, 2, 64),
+        (BackboneConfig("gpt2", 512, 4, 8, options={"n_inner": 2048}), 1.1, 34 * 2, 64),
     ],
 )
-def test_matched_widths_suit_kernels_as_far_as_the_size_allows(sizes, growth, head_step, mlp_multiple) -> None:
+def test_matched_widths_suit_kernels_as_far_as_the_size_allows(sizes, growth, head_width, mlp_multiple) -> None:
     target = round(growth * size_of(sizes))
     found = match_parameters(sizes, target, size_of)
     assert size_of(found) == pytest.approx(target, rel=0.02)
-    widened = found.hidden_size - sizes.hidden_size
-    assert widened >= 0 and widened % (head_step * sizes.num_attention_heads) == 0
+    assert found.hidden_size == head_width * sizes.num_attention_heads
     mlp = found.options.get("n_inner") or found.options["intermediate_size"]
     assert mlp % mlp_multiple == 0
     assert (found.num_attention_heads, found.num_hidden_layers) == (sizes.num_attention_heads, sizes.num_hidden_layers)
