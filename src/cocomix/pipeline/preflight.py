@@ -93,7 +93,7 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
 
 
 def model_problems(pipeline: Pipeline, planned_vocab_size: int | None = None) -> list[str]:
-    """Return a line for each model of the recipe that is not trained yet and cannot be built.
+    """Return a line for each model of the recipe that cannot be built; unless in a plan, only for untrained ones.
 
     Args:
         pipeline: of the recipe.
@@ -103,7 +103,7 @@ def model_problems(pipeline: Pipeline, planned_vocab_size: int | None = None) ->
     is_planned = planned_vocab_size is not None
     found = _refusals(
         partial(_check_backbone, pipeline.recipe, sizes, is_split, is_planned)
-        for sizes, is_split in _backbones_to_train(pipeline)
+        for sizes, is_split in _backbones(pipeline, trained_too=is_planned)
     )
     if found:  # the students that use the backbone would repeat it
         return found
@@ -224,14 +224,14 @@ def _check_same_tokenizer(recipe: Recipe, role: str, source: str, config: Pretra
         raise InputError(f"the tokenizer {recipe.tokenizer.source} is not that of the {role} {source}; {remedy}")
 
 
-def _backbones_to_train(pipeline: Pipeline) -> list[tuple[BackboneConfig, bool]]:
-    """Return the backbones of the models that are not trained yet, and whether any of these models splits it."""
+def _backbones(pipeline: Pipeline, trained_too: bool) -> list[tuple[BackboneConfig, bool]]:
+    """Return the backbones of the models that are not trained yet, or of all, and whether any of these splits it."""
     recipe = pipeline.recipe
     found: list[tuple[BackboneConfig, bool]] = []
-    if recipe.trains_teacher() and not pipeline.teacher_stage.is_done():
+    if recipe.trains_teacher() and (trained_too or not pipeline.teacher_stage.is_done()):
         found.append((recipe.teacher.backbone, False))
     for name, student in recipe.students.items():
-        if recipe.backbone_of(student).source is None and not _is_trained(pipeline, name):
+        if recipe.backbone_of(student).source is None and (trained_too or not _is_trained(pipeline, name)):
             found.append((recipe.backbone_of(student), student.splits_backbone()))
     once = [each for index, each in enumerate(found) if each not in found[:index]]
     return [(sizes, is_split) for sizes, is_split in once if is_split or (sizes, True) not in once]
