@@ -28,7 +28,7 @@ def peak_of(recipe_file: str, student: str) -> int:
     """Bytes at the peak, above those before teacher and student are made."""
     from cocomix.pipeline import student_inputs
     from cocomix.pipeline.artifacts import Pipeline
-    from cocomix.pipeline.recipe import load_recipe
+    from cocomix.pipeline.recipe_file import load_recipe
     from cocomix.pipeline.run import run_stage, run_stages
     from cocomix.training.trainer import ObjectiveTrainer
 

@@ -445,7 +445,7 @@ def test_an_unknown_student(recipe: Recipe, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_recipes_in_the_repository_are_sound() -> None:
-    from cocomix.pipeline.recipe import load_recipe
+    from cocomix.pipeline.recipe_file import load_recipe
 
     recipes = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
     assert recipes

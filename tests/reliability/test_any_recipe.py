@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cocomix.cli.main import main
 from cocomix.common.errors import InputError
-from cocomix.pipeline.recipe import load_recipe
+from cocomix.pipeline.recipe_file import load_recipe
 from property_cases import CASES, Cases
 from tiny_run import tiny_recipe
 

@@ -38,7 +38,7 @@ def plan(
 
     Nothing is trained or written.
     """
-    from cocomix.pipeline.recipe import load_recipe
+    from cocomix.pipeline.recipe_file import load_recipe
     from cocomix.planning.costs import machines
     from cocomix.planning.plan import plan_recipe
     from cocomix.planning.tables import describe

@@ -152,7 +152,7 @@ def _pipelines(stage: str, recipe: Path, overrides: list[str], only: str | None 
 
 def _load(recipe: Path, overrides: list[str]) -> Any:
     from cocomix.common import distributed
-    from cocomix.pipeline.recipe import load_recipe
+    from cocomix.pipeline.recipe_file import load_recipe
 
     distributed.wait_for_main_process()
     return load_recipe(recipe, overrides)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.import_utils import enable_tf32
 
 from cocomix.common import distributed, files, fingerprint, portable
 from cocomix.common.errors import InputError
@@ -140,8 +141,6 @@ class Pipeline:
             found = self._fingerprints["teacher"] = teacher_fingerprint(teacher)
             require_unchanged(self.teacher_stage, found, f"the teacher {self._teacher_source}")
             self._teacher = teacher.to(self._running_dtype() or teacher.dtype)
-            if self.device.type == "cuda" and self._teacher.dtype == torch.float32:
-                enable_tf32(True)
         return self._teacher
 
     def teacher_fingerprint(self) -> str:
@@ -155,6 +154,20 @@ class Pipeline:
         if precise is None and self.device.type == "cuda" and torch.cuda.is_bf16_supported():
             return torch.bfloat16
         return precise
+
+    @contextmanager
+    def teacher_products(self) -> Iterator[None]:
+        """Use TF32 within the block if the recipe asks for a float32 teacher on a GPU.
+
+        Students train in separate stages, outside of it, because their float32 stays float32.
+        """
+        before = torch.backends.cuda.matmul.fp32_precision
+        if self.device.type == "cuda" and self.recipe.teacher.precision == "fp32":
+            torch.backends.cuda.matmul.fp32_precision = "tf32"
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.fp32_precision = before
 
     def float32_teacher(self) -> PreTrainedModel:
         """Load the teacher in float32, to compare what a lower precision computes."""

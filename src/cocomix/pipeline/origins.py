@@ -15,7 +15,7 @@ from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.inspection.runs import OpenRun
 from cocomix.pipeline.artifacts import Pipeline
-from cocomix.pipeline.recipe import recipe_of_run
+from cocomix.pipeline.recipe_file import recipe_of_run
 from cocomix.training.run import RUN_FILE
 
 

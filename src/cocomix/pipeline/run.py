@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -49,11 +49,12 @@ def run_stages(pipeline: Pipeline, stages: Sequence[Stage]) -> None:
 def run_stage(pipeline: Pipeline, stage: Stage) -> None:
     """Compute one stage unless it is finished; the stages that it needs must be."""
     maker = MAKERS[stage.kind]
-    stage.run(
-        lambda folder: maker.make(pipeline, folder, *stage.arguments),
-        resumes=maker.resumes,
-        on_all_ranks=maker.on_all_ranks,
-    )
+    with pipeline.teacher_products() if stage.kind in TEACHER_READS else nullcontext():
+        stage.run(
+            lambda folder: maker.make(pipeline, folder, *stage.arguments),
+            resumes=maker.resumes,
+            on_all_ranks=maker.on_all_ranks,
+        )
 
 
 def is_repairable(stage: Stage) -> bool:
@@ -254,6 +255,8 @@ MAKERS = {
     "student": Maker(_student, on_all_ranks=True),
 }
 """The maker of each kind of stage."""
+TEACHER_READS = ("sae", "labels", "predictions", "catalog")
+"""Kinds of stages in which the teacher reads text and no student trains."""
 
 
 def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:

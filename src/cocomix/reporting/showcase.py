@@ -21,7 +21,7 @@ from cocomix.inspection.runs import OpenRun, open_model
 from cocomix.inspection.trace import Trace
 from cocomix.inspection.tracing import trace
 from cocomix.pipeline.origins import concept_source, learned_labels
-from cocomix.pipeline.recipe import recipe_of_run
+from cocomix.pipeline.recipe_file import recipe_of_run
 
 BLOCKS = 128
 """Number of validation blocks to read."""

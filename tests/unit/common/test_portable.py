@@ -10,7 +10,8 @@ import pytest
 from cocomix.common import portable
 from cocomix.models.building import BackboneConfig
 from cocomix.pipeline.methods import StudentConfig
-from cocomix.pipeline.recipe import Recipe, recipe_of_run
+from cocomix.pipeline.recipe import Recipe
+from cocomix.pipeline.recipe_file import recipe_of_run
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,8 @@ from cocomix.evaluation.prediction import ConceptSettings
 from cocomix.evaluation.steering_score import ScoreSettings
 from cocomix.evaluation.text import TextSettings
 from cocomix.inspection.generation import GenerationSettings
-from cocomix.pipeline.recipe import Recipe, load_recipe
+from cocomix.pipeline.recipe import Recipe
+from cocomix.pipeline.recipe_file import load_recipe
 from tiny_run import tiny_recipe
 
 Number = tuple[str, type, Range | None]

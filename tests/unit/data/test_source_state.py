@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,13 +25,14 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "new": (lambda text: (text / "c.md").touch(), "source/c.md is new"),
     "missing": (lambda text: (text / "deep" / "b.jsonl").unlink(), "source/deep/b.jsonl is missing"),
     "other files": (lambda text: (text / "notes.pdf").touch(), ""),
-    "time": (lambda text: (text / "a.txt").write_text("one"), ""),
+    "time": (lambda text: os.utime(text / "a.txt", ns=(1, 1)), ""),
 }
 
 
 @pytest.fixture
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(source_state, "COMPLETE_BYTES", 8)
+    monkeypatch.setattr(source_state, "EDGE_BYTES", 8)
     folder = tmp_path / "text"
     (folder / "deep").mkdir(parents=True)
     (folder / "a.txt").write_text("one")
@@ -45,6 +47,8 @@ def test_what_has_changed_is_named(text: Path, tmp_path: Path, change: str) -> N
     record_sources(config, tmp_path)
     act, expected = CHANGES[change]
     act(text)
+    for file in filter(Path.is_file, text.rglob("*")):  # so that no clock is too coarse
+        os.utime(file, ns=(2, 2))
     found = changed_sources(config, tmp_path) or ""
     assert (expected in found and bool(found) == bool(expected)) or (change == "missing" and not found)
 

@@ -10,7 +10,8 @@ import pytest
 
 from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.methods import StudentConfig
-from cocomix.pipeline.recipe import Recipe, load_recipe
+from cocomix.pipeline.recipe import Recipe
+from cocomix.pipeline.recipe_file import load_recipe
 from cocomix.pipeline.students import StudentContext, student_config
 from cocomix.training.config import TrainingConfig
 

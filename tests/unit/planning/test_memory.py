@@ -19,7 +19,7 @@ from cocomix.data.tokenizer import train_tokenizer, vocabulary_size
 from cocomix.models.building import BackboneConfig, backbone_config, build_plain
 from cocomix.objectives import Distillation, NextToken
 from cocomix.objectives.distillation import predictor
-from cocomix.pipeline.recipe import load_recipe
+from cocomix.pipeline.recipe_file import load_recipe
 from cocomix.planning.costs import machines
 from cocomix.planning.memory import BLOCKS, BUCKETS, GATHERED, GRADIENTS, STATES, STEP, WEIGHTS, Peak, training_memory
 from cocomix.planning.plan import plan_recipe

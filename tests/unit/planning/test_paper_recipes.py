@@ -13,7 +13,8 @@ import torch
 from cocomix.cli.main import main
 from cocomix.common.errors import InputError
 from cocomix.models.building import activated_parameters
-from cocomix.pipeline.recipe import Recipe, load_recipe
+from cocomix.pipeline.recipe import Recipe
+from cocomix.pipeline.recipe_file import load_recipe
 from cocomix.pipeline.students import build_student, student_config
 from cocomix.planning.costs import machines
 from cocomix.planning.plan import plan_recipe

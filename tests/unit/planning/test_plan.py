@@ -11,7 +11,7 @@ import yaml
 
 from cocomix.cli.main import main
 from cocomix.common.gpus import GPUS, peak_flops
-from cocomix.pipeline.recipe import load_recipe
+from cocomix.pipeline.recipe_file import load_recipe
 
 QUICKSTART = str(Path(__file__).parents[3] / "recipes" / "quickstart.yaml")
 

@@ -6,6 +6,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.models.flops import forward_flops_per_token
@@ -43,3 +44,19 @@ def test_it_is_loaded_once_counted_on_the_meta_device_and_freed(tmp_path: Path, 
 
     pipeline.release_teacher()
     assert teacher() is None
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "uses_tf32"), [("cuda", "fp32", True), ("cuda", None, False), ("cpu", "fp32", False)]
+)
+def test_tf32_ends_before_students_train(device: str, precision: str | None, uses_tf32: bool) -> None:
+    """Each time, although a training sets the precision in between."""
+    pipeline = Pipeline(Recipe("x", "out", teacher=TeacherConfig(precision=precision)))
+    pipeline.device = torch.device(device)
+    products = torch.backends.cuda.matmul
+    original = products.fp32_precision
+    for before in ("ieee", original):
+        products.fp32_precision = before
+        with pipeline.teacher_products():
+            assert products.fp32_precision == ("tf32" if uses_tf32 else before)
+        assert products.fp32_precision == before
