@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DEVELOPMENT = {"dev", "docs"}
 INSTALLED = packages_distributions()
-PACKAGES_OF_EXTRAS = {"app"}
+PACKAGES_OF_EXTRAS = {"app", "serving"}
 """Subpackages that are only imported where their extra is installed."""
 LOADED_BY_TRANSFORMERS = {"trackio", "tensorboard"}  # for `report_to`
 

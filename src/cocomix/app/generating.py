@@ -15,19 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import (
-    LogitsProcessor,
     LogitsProcessorList,
     MaxTimeCriteria,
     StoppingCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
 )
 from transformers.generation.streamers import BaseStreamer
 
 from cocomix.inspection.generation import GenerationSettings, prompt_ids
 from cocomix.inspection.runs import OpenRun
-from cocomix.inspection.sampling import continuation, gumbel_noise
+from cocomix.inspection.sampling import GumbelSampling, continuation
 from cocomix.models.steering import Steering
 
 
@@ -42,24 +39,6 @@ class Continuations(NamedTuple):
     """Length of the longer text."""
     end: str
     """Why the generation ended; empty while it is running."""
-
-
-class GumbelSampling(LogitsProcessor):
-    """Sample by greedy decoding of logits with Gumbel noise.
-
-    All rows get the same noise, from a separate generator, so equal logits give equal tokens.
-    """
-
-    def __init__(self, temperature: float, top_p: float, seed: int) -> None:
-        self.warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
-        if top_p < 1:
-            self.warpers.append(TopPLogitsWarper(top_p))
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the warped scores (B, V) plus noise."""
-        noise = gumbel_noise(scores.shape[-1], generator=self.generator)
-        return self.warpers(input_ids, scores) + noise.to(scores)
 
 
 class _Stopped(StoppingCriteria):

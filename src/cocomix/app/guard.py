@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
 import re
-import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -18,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cocomix.app.requests import CANCEL_KEYS, MAX_BYTES, RESET_KEYS, check_end, check_event
 from cocomix.common.errors import InputError
+from cocomix.serving.guard import Addresses, Refusal, read_body
 
 # With this policy the browser blocks whatever the page or Gradio would load from or send to another site.
 POLICY = "; ".join(
@@ -49,61 +47,10 @@ BODIES: dict[str, Callable[[Any, bytes], None]] = {
 """What checks the body of each request that has one, given the page."""
 ROUTES = re.compile(rf"{FILES.pattern}|/|{STREAM}|/config|/gradio_api/(app_id|startup-events|heartbeat/[\w-]{{1,64}})")
 
-BODY_SECONDS = 20.0
-"""Time limit for sending a request's body."""
 OPEN, OPEN_PER_ADDRESS = 768, 256
 """Maximum number of requests that are open at the same time. A browser tab keeps up to two open."""
 RECENT, WINDOW_SECONDS = 500, 10.0
 """Maximum number of requests of an address within a window of time, without the page's own files."""
-
-
-class Refusal(Exception):
-    """A request is refused, with an HTTP status."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-class Addresses(NamedTuple):
-    """The names under which the page is served.
-
-    Attributes:
-        hosts: names that `Host` may have besides numeric addresses. A site that resolves its own name to this machine
-            (DNS rebinding) sends that name.
-        origin: host and port of the public address; None without a reverse proxy.
-    """
-
-    hosts: frozenset[str]
-    origin: str | None
-
-    @classmethod
-    def of(cls, host: str, root_path: str | None) -> Addresses:
-        """Return the names for a host to bind to and a public address."""
-        public = urlsplit(root_path) if root_path else None
-        names = ["localhost", host, socket.gethostname(), public.hostname if public else None]
-        return cls(frozenset(name.lower() for name in names if name), public.netloc.lower() if public else None)
-
-    def check(self, headers: Headers) -> None:
-        """Refuse other hosts, and requests from pages of other sites."""
-        host, origin = headers.get("host", ""), headers.get("origin")
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-            sender = None if origin is None else urlsplit(origin).netloc.lower()
-        except ValueError:
-            raise Refusal(400, "the address of the request is not valid") from None
-        if name not in self.hosts and not _is_numeric(name):
-            raise Refusal(403, "this page is not served under that name")
-        if sender is not None and sender not in (host.lower(), self.origin):
-            raise Refusal(403, "this page does not answer other sites")
-
-
-def _is_numeric(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 class Visitors:
@@ -181,7 +128,7 @@ class Guard:
         if method == "POST" and path in BODIES:
             if Headers(scope=scope).get("content-type", "").partition(";")[0] != "application/json":
                 raise Refusal(400, "the request is not JSON")  # forms of other sites cannot send JSON
-            body = await _body(scope, receive)
+            body = await read_body(scope, receive, MAX_BYTES)
             try:
                 BODIES[path](self.page, body)
             except InputError as problem:
@@ -200,27 +147,6 @@ class Guard:
         except ValueError:
             return False
         return len(sessions) == 1 and sessions[0] in self.page._queue.pending_messages_per_session
-
-
-async def _body(scope: Scope, receive: Receive) -> bytes:
-    """Read a body within the limits of size and time."""
-    length = Headers(scope=scope).get("content-length", "0")
-    if not length.isdecimal() or int(length[:12]) > MAX_BYTES:
-        raise Refusal(413, f"the request is too large; the limit is {MAX_BYTES:,} bytes")
-    body, more = bytearray(), True
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Refusal(400, "the request is incomplete")
-                body += message.get("body", b"")
-                more = message.get("more_body", False)
-                if len(body) > MAX_BYTES:
-                    raise Refusal(413, f"the request is too large; the limit is {MAX_BYTES:,} bytes")
-    except TimeoutError:
-        raise Refusal(408, "the request took too long") from None
-    return bytes(body)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

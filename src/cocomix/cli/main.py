@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from cocomix.cli import app, compare, concepts, evaluate, export, inspect, plan, recipe
+from cocomix.cli import app, compare, concepts, evaluate, export, inspect, plan, recipe, serve
 from cocomix.cli.options import HELP, USER_ERROR, Command, Commands, RecipeCommand, command_line
 from cocomix.common import starting
 from cocomix.common.console import end_progress_bars, prepare_streams, show
@@ -58,6 +58,7 @@ COMMANDS: dict[str, dict[str, tuple[type[Command], Callable[..., None]]]] = {
         "inspect": (Command, inspect.inspect),
         "generate": (Command, inspect.generate),
         "app": (Command, app.app),
+        "serve": (Command, serve.serve),
     },
 }
 """The commands by their panels in the help, in the order of work."""

@@ -34,7 +34,7 @@ def plan(
     only: Annotated[str | None, option("NAME", "Plan just this student.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compute the cost of a recipe: FLOPs, memory, storage, hours.
+    """Compute a recipe's cost: FLOPs, memory, storage, hours.
 
     Nothing is trained or written.
     """

@@ -34,7 +34,7 @@ def run(ctx: typer.Context, recipe: RecipeFile, jobs: Jobs = 1, as_json: Json = 
 
 
 def data(ctx: typer.Context, recipe: RecipeFile, as_json: Json = False) -> None:
-    """Run a recipe up to the corpus: tokenizer and packed blocks."""
+    """Run a recipe up to the tokenizer and the packed corpus."""
     _run_until("corpus", recipe, ctx.args, as_json)
 
 

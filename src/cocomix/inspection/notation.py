@@ -23,7 +23,11 @@ _WISH = re.compile(
 
 
 def parse_steering(
-    wishes: Sequence[str], catalog: Catalog | None, positions: str = ALL, after_choice: bool = False
+    wishes: Sequence[str],
+    catalog: Catalog | None,
+    positions: str = ALL,
+    after_choice: bool = False,
+    source: str = "--steer",
 ) -> Steering:
     """Parse steering.
 
@@ -32,6 +36,7 @@ def parse_steering(
         catalog: catalog for names.
         positions: `all`, `generated`, or numbers and spans such as `0,3,5-9,12-`.
         after_choice: act after the choice, on active concepts only.
+        source: where the operations are written, for error messages.
 
     Raises:
         InputError: an operation or position is invalid, or a name matches no concept or several.
@@ -42,25 +47,25 @@ def parse_steering(
     operations = []
     for wish in wishes:
         if (read := _WISH.fullmatch(wish.strip())) is None:
-            raise InputError(f"cannot read --steer {wish!r}; expected {FORMS}")
-        concept = _concept(read["concept"].strip(), wish, catalog)
+            raise InputError(f"cannot read {source} {wish!r}; expected {FORMS}")
+        concept = _concept(read["concept"].strip(), f"{source} {wish}", catalog)
         kind = next(kind for kind in ("add", "scale", "set", "suppress") if read[kind])
         value = 0.0 if kind == "suppress" else float(read[kind])
         try:
             operations += [Operation(kind, concept, value, span, after_choice) for span in where]
         except ValueError as error:
-            raise InputError(f"--steer {wish}: {error}") from None
+            raise InputError(f"{source} {wish}: {error}") from None
     return Steering(tuple(operations))
 
 
-def _concept(written: str, wish: str, catalog: Catalog | None) -> int:
+def _concept(written: str, where: str, catalog: Catalog | None) -> int:
     if written.isdecimal() and written.isascii() and len(written) <= DIGITS:
         return int(written)
     if not written.startswith(NAME):
-        raise InputError(f"--steer {wish}: {written!r} is not a concept number; for a name write {NAME}{written}")
+        raise InputError(f"{where}: {written!r} is not a concept number; for a name write {NAME}{written}")
     if catalog is None:
         raise InputError(
-            f"--steer {wish}: names need the run's concept catalog, and there is none; create it with "
+            f"{where}: names need the run's concept catalog, and there is none; create it with "
             "`cocomix concepts RECIPE`, or give the concept's number"
         )
     return catalog.find(written.removeprefix(NAME))

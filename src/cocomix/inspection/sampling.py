@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from cocomix.data.tokenizer import encode_documents
 
@@ -44,6 +51,24 @@ class SharedNoise(LogitsProcessor):
         """Add the noise of the next step to logits (R, V)."""
         noise = gumbel_noise(self.prompts, scores.shape[-1], generator=self.generator)
         return scores.float() + noise[self.row_prompts].to(scores.device)
+
+
+class GumbelSampling(LogitsProcessor):
+    """Sample by greedy decoding of logits with Gumbel noise.
+
+    All rows get the same noise, from a separate generator, so equal logits give equal tokens.
+    """
+
+    def __init__(self, temperature: float, top_p: float, seed: int) -> None:
+        self.warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+        if top_p < 1:
+            self.warpers.append(TopPLogitsWarper(top_p))
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the warped scores (B, V) plus noise."""
+        noise = gumbel_noise(scores.shape[-1], generator=self.generator)
+        return self.warpers(input_ids, scores) + noise.to(scores)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.common.errors import InputError
-from cocomix.data.pieces import token_pieces
+from cocomix.data.pieces import decoded, token_pieces
 from cocomix.data.tokenizer import require_unicode
 from cocomix.inspection.trace import Mixture, Trace, TracedConcept, TracedToken
 from cocomix.models.mixer import MixerOutput, moments
@@ -26,7 +26,7 @@ from cocomix.models.steering import Steering, as_steering
 def trace(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    text: str,
+    text: str | Sequence[int],
     *,
     names: Mapping[int, str] | None = None,
     steering: Any = None,
@@ -42,7 +42,7 @@ def trace(
     Args:
         model: model that mixes concepts, traced in evaluation mode.
         tokenizer: tokenizer of the model.
-        text: text to trace.
+        text: text to trace, or the ids of its tokens.
         names: names of concepts by id.
         steering: steering as the model takes it, but not one per row.
         ablate: M, number of concepts to ablate at each token, strongest first; 0 for none, K for all.
@@ -57,7 +57,10 @@ def trace(
         raise InputError("this model mixes no concepts in, so there are none to trace; give one trained with cocomix")
     if ablate < 0:
         raise InputError(f"ablate is {ablate}; expected 0 for none, or a number of concepts per token")
-    ids = text_ids(tokenizer, text, model.config.max_position_embeddings)[None].to(model.device)
+    if isinstance(text, str):
+        ids = text_ids(tokenizer, text, model.config.max_position_embeddings)[None].to(model.device)
+    else:
+        ids, text = torch.tensor([text], device=model.device), decoded(tokenizer, text)
     places = range(ids.shape[1]) if positions is None else sorted(set(positions))
     if outside := [at for at in places if not 0 <= at < ids.shape[1]]:
         raise InputError(f"position {outside[0]} is not in the text; its tokens are 0 to {ids.shape[1] - 1}")

@@ -7,13 +7,12 @@ import threading
 import time
 
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from cocomix import InputError
 from cocomix.app.generate_view import sampling_settings
-from cocomix.app.generating import GumbelSampling, generate_both
+from cocomix.app.generating import generate_both
 from cocomix.app.limits import Limits
 from cocomix.inspection.generation import GenerationSettings, continuations
 from cocomix.inspection.sampling import continuation
@@ -75,20 +74,6 @@ def test_both_texts_draw_the_same_numbers(opened):
     assert steered.steered != found.plain
     other = last(run, GenerationSettings(max_new_tokens=12, temperature=1.5, top_p=0.9, seed=4), Steering())
     assert other.plain != found.plain
-
-
-def test_the_noise_samples_from_the_softmax():
-    logits = torch.tensor([[2.0, 0.5, -1.0, 0.0]], dtype=torch.float64)
-    sampling = GumbelSampling(temperature=0.7, top_p=1.0, seed=0)
-    draws = torch.tensor([int(sampling(torch.zeros(1, 1, dtype=torch.long), logits).argmax()) for _ in range(4000)])
-    shares = draws.bincount(minlength=4) / len(draws)
-    assert (shares - (logits[0] / 0.7).softmax(-1)).abs().max() < 0.025
-
-
-def test_top_p_leaves_out_the_rest():
-    logits = torch.tensor([[5.0, 1.0, 0.0]], dtype=torch.float64)
-    sampling = GumbelSampling(temperature=1.0, top_p=0.5, seed=0)
-    assert all(int(sampling(torch.zeros(1, 1, dtype=torch.long), logits).argmax()) == 0 for _ in range(200))
 
 
 def test_requests_at_once_get_what_they_get_alone(opened):

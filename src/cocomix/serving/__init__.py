@@ -1,0 +1,1 @@
+"""An OpenAI-compatible endpoint that generates, steers and explains text."""
