@@ -72,22 +72,20 @@ def main() -> None:
     rows = []
     caches = CACHES if arguments.static else CACHES[:1]
     for batch, prompt in prompts.items():
-        times = {
-            cache: measuring.alternating(
-                {name: continuation(model, prompt, new_tokens, cache) for name, model in models.items()},
-                arguments.repeats,
-            )
-            for cache in caches
+        actions = {
+            f"{cache} {name}": continuation(models[name], prompt, new_tokens, cache)
+            for cache, name in itertools.product(caches, MODELS)
         }
+        times = measuring.alternating(actions, arguments.repeats)
         for cache, name in itertools.product(caches, MODELS):
             same = ["--shape", arguments.shape, "--prompt", str(arguments.prompt), "--new-tokens", str(new_tokens)]
             peak = None
             if not arguments.no_memory:
                 one = ["--batch", str(batch), "--peak-of", name, cache]
                 peak = measuring.peak_bytes_of(__file__, [*same, *one]) / 1e6
-            taken = times[cache][name]
+            taken = times[f"{cache} {name}"]
             best = batch * new_tokens / min(taken)
-            ratio = measuring.median_ratio(times[cache]["plain"], taken)
+            ratio = measuring.median_ratio(times[f"{cache} plain"], taken)
             rows.append((name, LABELS[cache], batch, batch * new_tokens / statistics.median(taken), best, ratio, peak))
     columns = ("model", "cache", "batch", "tokens/s", "best tokens/s", "× plain tokens/s", "peak MB")
     measuring.finish(arguments, columns, rows, shape=arguments.shape, prompt=arguments.prompt, new_tokens=new_tokens)

@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import measuring
 import torch
@@ -30,10 +30,10 @@ TESTS = "tests"
 """Name of the device tests for `--only`."""
 TOTAL_SECONDS = 470
 """Time limit of all rows and tests together."""
-PREPARATION_SECONDS = 170
-"""Time limit of the tests, and of compiling every step for the first time, which run at once."""
-BYTES_PER_JOB = 20e9
-"""Device memory that one job may need, by which those that compile share the device."""
+PREPARATION_SECONDS = 240
+"""Time limit of the tests, and of loading, compiling and warming up all jobs, which run at once."""
+BYTES_PER_JOB = 16e9
+"""Device memory that a step may need, by which the jobs that warm up share the device."""
 BENCHMARKS = Path(__file__).parent
 RESULTS = BENCHMARKS / "results" / "gpu.json"
 COLUMNS = {"ms": "ms", "tokens/s": "tokens_per_second", "MFU %": "mfu_percent", "peak MB": "peak_mb"}
@@ -44,7 +44,7 @@ PRELOADED = ["train_step", "generate", "transformers.models.gpt2.modeling_gpt2",
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """A benchmark command and the rows that its figures fill.
 
@@ -52,31 +52,39 @@ class Job:
         shape: shape of the models.
         command: script and options.
         rows: for each row, the values that identify it among the command's figures; none for the only one.
-        seconds: time limit.
-        compiles: the command compiles, so that it runs once before it is measured.
+        seconds: time limit of measuring, after the preparation.
     """
 
     shape: str
     command: tuple[str, ...]
     rows: dict[str, Row]
-    seconds: int = 60
-    compiles: bool = False
+    seconds: int = 40
 
 
 @dataclass
 class Outcome:
-    """What a job measured, or in one line why it did not; `took` is its seconds."""
+    """What a job measured, or in one line why it did not; `took` is the seconds of measuring."""
 
     figures: Row
     error: str | None
     took: float
 
 
+class Running(NamedTuple):
+    """A started job: its process, the events that it is ready and that it is its turn, and its files."""
+
+    process: Any
+    ready: Any
+    turn: Any
+    log: Path
+    figures: Path
+
+
 def training_job(shape: str, method: str, compiled: bool) -> Job:
-    """A training step of one method in bf16. An uncompiled one is profiled."""
-    options = ("--methods", method, "--precision", "bf16", "--compile" if compiled else "--profile")
-    name = method if compiled or method.startswith("labels") else f"{method}, eager"
-    return Job(shape, ("train_step.py", *options), {name: {}}, compiles=compiled)
+    """A training step of one method in bf16, with a profile."""
+    options = ("--methods", method, "--precision", "bf16", "--profile", *(["--compile"] if compiled else []))
+    name = method if compiled else f"{method}, eager"
+    return Job(shape, ("train_step.py", *options), {name: {}})
 
 
 def generation_job(shape: str, batch: int) -> Job:
@@ -88,7 +96,7 @@ def generation_job(shape: str, batch: int) -> Job:
         for model in MODELS
     }
     options = ("--batch", str(batch), "--new-tokens", "64", "--static", "--no-memory")
-    return Job(shape, ("generate.py", *options), rows, seconds=150, compiles=True)
+    return Job(shape, ("generate.py", *options), rows, seconds=60)
 
 
 def jobs() -> list[Job]:
@@ -97,6 +105,7 @@ def jobs() -> list[Job]:
     students = ("plain", "ntp", "cocomix", "cocomix-add", "cocomix-none", "pause", "kd", "online")
     return [
         *(training_job(small, method, True) for method in students),
+        *(training_job(small, method, True) for method in ("labels", "labels-activation")),
         *(training_job(small, method, False) for method in ("plain", "cocomix", "labels", "labels-activation")),
         Job(small, ("sae_training.py",), {"SAE training": {}}),
         generation_job(small, 1),
@@ -105,11 +114,21 @@ def jobs() -> list[Job]:
     ]
 
 
-def run_in_process(script: str, options: list[str], log: Path, tiny: bool) -> None:
-    """Run a benchmark; end its log with the error if it fails."""
+def run_in_process(script: str, options: list[str], log: Path, tiny: bool, ready: Any, turn: Any) -> None:
+    """Run a benchmark up to its timing, report that it is ready, and measure when it is its turn.
+
+    The log ends with the error if it fails.
+    """
+
+    def wait_for_turn() -> None:
+        torch.cuda.empty_cache()
+        ready.set()
+        turn.wait()
+
     if tiny:
         torch.set_num_threads(1)
         measuring.MATMUL_SIZE = dict.fromkeys(measuring.MATMUL_SIZE, 64)
+    measuring.BEFORE_TIMING.append(wait_for_turn)
     with log.open("w", buffering=1) as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
@@ -127,7 +146,7 @@ def exit_unless_cuda_can_start() -> None:
 
 
 class Runner:
-    """Runs jobs in processes that have loaded the libraries already.
+    """Runs jobs in processes that have loaded the libraries already: all warm up at once, then one at a time measures.
 
     Args:
         folder: where logs and figures are written.
@@ -136,7 +155,9 @@ class Runner:
 
     def __init__(self, folder: Path, tiny: bool) -> None:
         self.folder, self.tiny = folder, tiny
-        self.deadline = time.monotonic() + TOTAL_SECONDS
+        self.start = time.monotonic()
+        self.deadline = self.start + TOTAL_SECONDS
+        self.running: dict[Job, Running] = {}
         self.processes: Any = multiprocessing.get_context("forkserver")
         self.processes.set_forkserver_preload(PRELOADED)
         probe = self.processes.Process(target=exit_unless_cuda_can_start)
@@ -149,21 +170,31 @@ class Runner:
         """Return the seconds until the time limit of all jobs."""
         return self.deadline - time.monotonic()
 
-    def run(self, job: Job, repeats: int, seconds: float | None = None) -> Outcome:
-        """Run a job within its time limit, or within `seconds`, and the total limit."""
-        start = time.monotonic()
-        limit = min(seconds or job.seconds, self.left())
-        if limit < 5:
-            return Outcome({}, f"not started: the {TOTAL_SECONDS} s of all rows were over", 0.0)
+    def warm_up(self, job: Job, repeats: int) -> None:
+        """Start a job, and wait until it is ready to measure, has failed, or the time of the preparation is over."""
         script, *options = job.command
         if self.tiny and script == "generate.py":
             options += ["--prompt", "8", "--new-tokens", "2"]
         name = re.sub(r"\W+", "-", " ".join((job.shape, *job.command)))
-        log, figures = (self.folder / f"{name}.{repeats}.{kind}" for kind in ("log", "json"))
+        log, figures = (self.folder / f"{name}.{kind}" for kind in ("log", "json"))
         shape = "tiny" if self.tiny else job.shape
         options += ["--shape", shape, "--repeats", str(repeats), "--json", str(figures)]
-        process = self.processes.Process(target=run_in_process, args=(script, options, log, self.tiny))
+        ready, turn = self.processes.Event(), self.processes.Event()
+        arguments = (script, options, log, self.tiny, ready, turn)
+        process = self.processes.Process(target=run_in_process, args=arguments)
         process.start()
+        self.running[job] = Running(process, ready, turn, log, figures)
+        while time.monotonic() < self.start + PREPARATION_SECONDS and process.is_alive() and not ready.wait(0.5):
+            pass
+
+    def measure(self, job: Job) -> Outcome:
+        """Let a job measure, within its time limit and the total limit."""
+        if job not in self.running:
+            return Outcome({}, f"not started: the {PREPARATION_SECONDS} s of the preparation were over", 0.0)
+        process, _, turn, log, figures = self.running[job]
+        start = time.monotonic()
+        limit = max(0.0, min(job.seconds, self.left()))
+        turn.set()
         process.join(limit)
         took = time.monotonic() - start
         if process.is_alive():
@@ -218,22 +249,14 @@ def run_tests(tiny: bool, seconds: float) -> Row:
     return {"command": shown, "passed": done.returncode == 0, "summary": summary, "failures": failures}
 
 
-def prepare(runner: Runner, chosen: list[Job], with_tests: bool) -> Row | None:
-    """Run the tests, and meanwhile on a GPU every job that compiles, so that measuring finds its kernels compiled."""
-    start = time.monotonic()
-    at_once, compiling = 1, []
-    if torch.cuda.is_available() and not runner.tiny:
-        at_once = max(1, int(torch.cuda.get_device_properties(0).total_memory / BYTES_PER_JOB))
-        compiling = [job for job in chosen if job.compiles]
-
-    def compile_once(job: Job) -> None:
-        left = PREPARATION_SECONDS - (time.monotonic() - start)
-        if left > 5:
-            runner.run(job, repeats=1, seconds=left)
-
-    with ThreadPoolExecutor(at_once + 1) as pool:
+def prepare(runner: Runner, chosen: list[Job], repeats: int, with_tests: bool) -> Row | None:
+    """Run the tests, and meanwhile warm up all jobs, as many at once as the device or the processor allows."""
+    at_once = os.cpu_count() or 1
+    if torch.cuda.is_available():
+        at_once = min(at_once, int(torch.cuda.get_device_properties(0).total_memory / BYTES_PER_JOB))
+    with ThreadPoolExecutor(max(1, at_once)) as pool:
         tests = pool.submit(run_tests, runner.tiny, PREPARATION_SECONDS) if with_tests else None
-        list(pool.map(compile_once, compiling))
+        list(pool.map(lambda job: runner.warm_up(job, repeats), chosen))
         return tests.result() if tests else None
 
 
@@ -261,31 +284,31 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = [job for job in jobs() if any(re.search(arguments.only, f"{job.shape} {name}") for name in job.rows)]
     rows: list[Row] = []
+    target = arguments.json or (None if arguments.miniature else RESULTS)
+    command = " ".join(["benchmarks/gpu.sh", *sys.argv[1:]])
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{folder}/inductor")
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # checks for a GPU without starting CUDA
         if arguments.miniature:
             os.environ["TORCH_COMPILE_DISABLE"] = "1"
         runner = Runner(Path(folder), arguments.miniature)
-        tests = prepare(runner, chosen, with_tests=bool(re.search(arguments.only, TESTS)))
+        repeats = 1 if arguments.miniature else 7
+        tests = prepare(runner, chosen, repeats, with_tests=bool(re.search(arguments.only, TESTS)))
+        about = {"command": command, **environment.describe(), "commit": arguments.commit, "tests": tests}
         for job in chosen:
-            rows += rows_of(job, runner.run(job, repeats=1 if arguments.miniature else 7))
+            rows += rows_of(job, runner.measure(job))
             print(f"{len(rows)} rows, {runner.left():.0f} s left", file=sys.stderr, flush=True)
-    add_ratios(rows)
+            add_ratios(rows)
+            if target is not None:  # after each job: a time limit outside this script keeps what is measured
+                write(target, about | {"rows": rows})
     show(rows, tests)
-    target = arguments.json or (None if arguments.miniature else RESULTS)
-    if target is not None:
-        command = " ".join(["benchmarks/gpu.sh", *sys.argv[1:]])
-        content = {
-            "command": command,
-            **environment.describe(),
-            "commit": arguments.commit,
-            "tests": tests,
-            "rows": rows,
-        }
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(content, indent=2) + "\n")
     sys.exit(any("error" in row for row in rows) or (tests is not None and not tests["passed"]))
+
+
+def write(target: Path, content: Row) -> None:
+    """Write the figures."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

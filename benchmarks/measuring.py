@@ -19,6 +19,8 @@ from cocomix.common.console import table
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MATMUL_SIZE = {"cpu": 2_048, "cuda": 8_192}
+BEFORE_TIMING: list[Callable[[], None]] = []
+"""Called between warm-up and timing; `gpu.py` waits here until no other job uses the device."""
 
 
 def device() -> torch.device:
@@ -46,6 +48,8 @@ def alternating(actions: Mapping[str, Callable[[], object]], repeats: int, warm_
     for action in actions.values():
         for _ in range(warm_up):
             action()
+    for wait in BEFORE_TIMING:
+        wait()
     times: dict[str, list[float]] = {name: [] for name in actions}
     for round_ in range(repeats):
         for name, action in actions.items():

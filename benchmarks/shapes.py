@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.concepts.teacher import compile_blocks
 
 ACTIVE_LATENTS = 32
 LABELS_PER_TOKEN = 4
@@ -98,7 +99,11 @@ def teacher(shape: Shape) -> GPT2LMHeadModel:
 
 
 def extractor(
-    shape: Shape, device: torch.device, selection: str = "attribution", dtype: torch.dtype = torch.float32
+    shape: Shape,
+    device: torch.device,
+    selection: str = "attribution",
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
 ) -> ConceptExtractor:
     """Build a teacher and an SAE, with weights of `dtype`, that label."""
     width, concepts = shape.teacher.width, shape.concepts
@@ -112,9 +117,10 @@ def extractor(
         normalization="layer_norm",
         teacher_layer=shape.teacher_layer,
     )
-    return ConceptExtractor(
-        teacher(shape).to(device, dtype), sae.to(dtype), shape.teacher_layer, LABELS_PER_TOKEN, selection=selection
-    )
+    reader = teacher(shape).to(device, dtype)
+    if compiled:
+        compile_blocks(reader)
+    return ConceptExtractor(reader, sae.to(dtype), shape.teacher_layer, LABELS_PER_TOKEN, selection, compiled)
 
 
 def random_batch(shape: Shape, device: torch.device, seed: int = 0) -> dict[str, torch.Tensor]:

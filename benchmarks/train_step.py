@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from cocomix import CoCoMixForCausalLM
 from cocomix.common.gpus import peak_flops
-from cocomix.concepts.teacher import freeze
+from cocomix.concepts.teacher import compile_blocks, freeze
 from cocomix.models.building import build_plain
 from cocomix.models.flops import forward_flops_per_token, labeling_flops_per_token, training_flops_per_token
 from cocomix.models.plain import with_token_loss
@@ -54,12 +54,12 @@ class Step:
     def __init__(self, method: str, shape: shapes.Shape, precision: str, compiled: bool) -> None:
         torch.manual_seed(0)
         self.device = measuring.device()
-        self.precision = precision
+        self.precision, self.compiled = precision, compiled
         self.batch = shapes.random_batch(shape, self.device)
         self.extractor = None
         if method in SELECTIONS:
             dtype = measuring.PRECISIONS[precision]
-            self.extractor = shapes.extractor(shape, self.device, SELECTIONS[method], dtype)
+            self.extractor = shapes.extractor(shape, self.device, SELECTIONS[method], dtype, compiled)
         self.objective: Objective | None = None
         self.model: PreTrainedModel | None = None
         self.flops = 0
@@ -94,6 +94,8 @@ class Step:
             return None
         if method == "kd":
             teacher = freeze(shapes.teacher(shape).to(self.device, measuring.PRECISIONS[self.precision]))
+            if self.compiled:
+                compile_blocks(teacher)
             self.flops += forward_flops_per_token(teacher, shape.block_size) * shape.tokens
             return Distillation(teacher=predictor(teacher, shape.vocabulary))
         if method == "online":
@@ -211,7 +213,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=shapes.SHAPES, default="69m-gpu" if torch.cuda.is_available() else "small")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--precision", nargs="+", choices=measuring.PRECISIONS, default=["fp32"])
-    parser.add_argument("--compile", action="store_true", help="torch.compile the students")
+    parser.add_argument("--compile", action="store_true", help="torch.compile students and teachers")
     parser.add_argument("--profile", action="store_true", help="also list the kernels of a step by their time")
     parser.add_argument("--peak-of", metavar="METHOD", choices=METHODS, help="only print the peak of one method")
     arguments = parser.parse_args()

@@ -16,6 +16,7 @@ from cocomix.common.errors import InputError
 from cocomix.concepts.sae import Latents, SparseAutoencoder
 from cocomix.concepts.teacher import check_teacher_layer, freeze, next_token_targets, residual_stream, tapped_residual
 from cocomix.models.backbones import decoder_blocks
+from cocomix.models.linear_loss import linear_cross_entropy
 from cocomix.models.losses import IGNORE
 from cocomix.models.plain import plain_head
 
@@ -118,6 +119,7 @@ class ConceptExtractor:
         teacher_layer: 0-based block after which the SAE reads.
         labels_per_token: A ≥ 1.
         selection: one of `SELECTIONS`. The paper uses attribution.
+        compiled: compile the SAE's encoder and the teacher's loss; `compile_blocks` compiles the rest of the teacher.
 
     Raises:
         InputError: the layer does not exist, the SAE's width differs from the teacher's, or a setting is invalid.
@@ -130,6 +132,7 @@ class ConceptExtractor:
         teacher_layer: int,
         labels_per_token: int = 4,
         selection: str = "activation",
+        compiled: bool = False,
     ) -> None:
         check_tap(teacher, teacher_layer, sae)
         if selection not in SELECTIONS:
@@ -139,6 +142,9 @@ class ConceptExtractor:
         self.teacher = freeze(teacher)
         self.head = plain_head(teacher)
         self.sae = sae.to(teacher.device)
+        self.cross_entropy = torch.compile(linear_cross_entropy) if compiled else linear_cross_entropy
+        if compiled:
+            self.sae.compile_encoder()
         self.teacher_layer = teacher_layer
         self.labels_per_token = labels_per_token
         self.selection = selection
@@ -148,7 +154,9 @@ class ConceptExtractor:
         with torch.autocast(input_ids.device.type, enabled=False):  # the same labels inside a training step
             if self.selection == "activation":
                 return self._most_active(input_ids, attention_mask)
-            tapped = tapped_residual(self.teacher, input_ids, self.teacher_layer, attention_mask, self.head)
+            tapped = tapped_residual(
+                self.teacher, input_ids, self.teacher_layer, attention_mask, self.head, self.cross_entropy
+            )
             latents = self.sae.encode(tapped.residual)
             # Selected by the gradient of the summed loss, so that labels do not depend on the rest of the batch.
             scores = attribution_scores(latents, tapped.gradient.to(self.sae.W_dec.dtype), self.sae.W_dec)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from cocomix.common import fingerprint
 from cocomix.common.errors import InputError
+from cocomix.models.linear_loss import largest
 
 NORM_EPSILON = 1e-5
 """Added to the standard deviation by SAEs that normalize their input (OpenAI's, SAELens' `layer_norm`)."""
-ENCODE_BUFFER_BYTES = 128 * 2**20
-"""Upper bound for the dense part of an encoding: (chunk, d_sae) pre-activations and their mask."""
+ENCODE_BUFFER_BYTES = {"cpu": 2**27, "cuda": 2**30}
+"""Upper bound for the dense part of an encoding, by device type: (chunk, d_sae) pre-activations and their mask."""
 MAX_ACTIVE = 256
 """Default maximum of latents per token for SAEs without a k."""
 NORMALIZATIONS = ("none", "centre", "layer_norm", "constant_norm_rescale")
@@ -119,6 +120,10 @@ class SparseAutoencoder(nn.Module):
         settings = [self.k, self.max_active, self.normalization, self.subtract_b_dec]
         return fingerprint.hash_json([fingerprint.hash_tensors(self.named_buffers()), settings])
 
+    def compile_encoder(self) -> None:
+        """Compile the matrix product and the choice of the strongest latents."""
+        self._strongest = torch.compile(self._strongest)  # type: ignore[method-assign]
+
     @torch.no_grad()
     def encode(self, x: Tensor) -> Latents:
         """Encode x (..., d_in) to active latents (..., width), strongest first, in the dtype of the weights.
@@ -132,7 +137,8 @@ class SparseAutoencoder(nn.Module):
                 rows = rows - self.b_dec
             # A threshold needs a mask, which adds one byte per pre-activation.
             dense_row = self.d_sae * (rows.element_size() + (self.threshold is not None))
-            kept = [self._strongest(part) for part in rows.split(max(1, ENCODE_BUFFER_BYTES // dense_row))]
+            buffer = ENCODE_BUFFER_BYTES.get(x.device.type, ENCODE_BUFFER_BYTES["cuda"])
+            kept = [self._strongest(part) for part in rows.split(max(1, buffer // dense_row))]
         values, indices = torch.cat([each.values for each in kept]), torch.cat([each.indices for each in kept])
         cut = (values[:, self.max_active :] > 0).any(-1)
         if self.threshold is not None:
@@ -165,11 +171,11 @@ class SparseAutoencoder(nn.Module):
         """
         before = torch.addmm(self.b_enc, rows, self.W_enc)
         if self.threshold is None:
-            top = before.topk(self.max_active, dim=-1)
+            values, indices = largest(before, self.max_active)
         else:
             before.masked_fill_(before <= self.threshold, 0.0)
-            top = before.topk(min(self.max_active + 1, self.d_sae), dim=-1)
-        return Latents(values=top.values.relu_(), indices=top.indices)
+            values, indices = largest(before, min(self.max_active + 1, self.d_sae))
+        return Latents(values=values.relu_(), indices=indices)
 
     def _count_cut(self, tokens_cut: Tensor) -> None:
         """Count the tokens (N,) with more than `max_active` active latents; warn the first time."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from cocomix.common import fingerprint
 from cocomix.common.errors import InputError
 from cocomix.models.backbones import decoder_blocks, fuse_activations, padded_positions
-from cocomix.models.linear_loss import linear_cross_entropy
+from cocomix.models.linear_loss import LinearLoss, linear_cross_entropy
 from cocomix.models.losses import IGNORE
 
 
@@ -47,6 +47,16 @@ def check_teacher_layer(teacher_layer: int, num_blocks: int) -> None:
 def freeze(teacher: PreTrainedModel) -> PreTrainedModel:
     """Set the model to evaluation mode, disable the gradients of its weights, and return it."""
     return fuse_activations(teacher).eval().requires_grad_(False)
+
+
+def compile_blocks(teacher: PreTrainedModel) -> PreTrainedModel:
+    """Compile the blocks of a frozen teacher in place, and return it.
+
+    Equal blocks share a graph. What taps them (`tap`) stays outside of it.
+    """
+    for block in decoder_blocks(teacher):
+        block.forward = torch.compile(block.forward)
+    return teacher
 
 
 @torch.no_grad()
@@ -155,11 +165,13 @@ def tapped_residual(
     layer: int,
     attention_mask: Tensor | None = None,
     head: nn.Linear | None = None,
+    cross_entropy: Callable[..., LinearLoss] = linear_cross_entropy,
 ) -> TappedResidual:
     """Run a forward pass, and a backward pass that ends at the tap.
 
     The graph starts at x: the blocks below the tap build none, and no weight gets a gradient. The teacher must be
-    frozen (`freeze`). If its `plain_head` is given, the full logits (B, T, V) are never materialized.
+    frozen (`freeze`). If its `plain_head` is given, the full logits (B, T, V) are never materialized; the loss is then
+    computed by `cross_entropy`, which may be compiled.
     """
     tapped: list[Tensor] = []
 
@@ -174,7 +186,7 @@ def tapped_residual(
             loss = _sum_of_losses(teacher(**inputs).logits, targets)
         else:
             hidden = teacher.base_model(**inputs).last_hidden_state
-            loss = linear_cross_entropy(hidden.flatten(0, 1), head.weight, head.bias, targets.view(-1, 1)).total
+            loss = cross_entropy(hidden.flatten(0, 1), head.weight, head.bias, targets.view(-1, 1)).total
         (gradient,) = torch.autograd.grad(loss, tapped[0])
     return TappedResidual(tapped[0].detach(), gradient, targets != IGNORE)
 

@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensor
 from .divergence import TeacherTokens, divergence_and_gradient, map_tokens, teacher_divergence
 from .losses import IGNORE, concept_loss, label_shares, mean_loss
 
-CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
+CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**30}
 """Bytes of a chunk's logits in float32, by device type: large enough for fast matrix products."""
 CLASS_MULTIPLE = {"cpu": 1, "cuda": 64}
 """Number of classes that products are padded to a multiple of, by device type: tensor cores need aligned rows."""

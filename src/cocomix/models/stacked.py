@@ -207,7 +207,7 @@ class StackedForCausalLM(PreTrainedModel, GenerationMixin):
         Where the caller does not decide on `output_hidden_states` and `output_attentions`, the configuration does.
         """
         recorded = ("output_hidden_states", "output_attentions")
-        if unknown := arguments.keys() - IGNORED_ARGUMENTS - set(recorded):
+        if unknown := set(arguments) - IGNORED_ARGUMENTS - set(recorded):
             raise TypeError(f"forward() got unknown arguments: {', '.join(sorted(unknown))}")
         if labels is None and num_items is not None:
             raise ValueError(

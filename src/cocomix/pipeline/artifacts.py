@@ -18,7 +18,7 @@ from cocomix.concepts.label_store import LabeledCorpus, check_labels, labels_fin
 from cocomix.concepts.labeling import EXTERNAL, LabelsConfig, fitting_blocks
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
-from cocomix.concepts.teacher import freeze, teacher_fingerprint
+from cocomix.concepts.teacher import compile_blocks, freeze, teacher_fingerprint
 from cocomix.data.packing import PackedCorpus, load_packed
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.models.building import load_pretrained, pretrained_config
@@ -141,7 +141,14 @@ class Pipeline:
             found = self._fingerprints["teacher"] = teacher_fingerprint(teacher)
             require_unchanged(self.teacher_stage, found, f"the teacher {self._teacher_source}")
             self._teacher = teacher.to(self._running_dtype() or teacher.dtype)
+            if self.compiles_teacher:
+                compile_blocks(self._teacher)
         return self._teacher
+
+    @property
+    def compiles_teacher(self) -> bool:
+        """Whether teacher and SAE are compiled: on a GPU, in recipes that compile their students."""
+        return self.device.type == "cuda" and self.recipe.training.compile
 
     def teacher_fingerprint(self) -> str:
         """Return the fingerprint of the teacher's weights as they were loaded, before a default precision."""

@@ -122,7 +122,8 @@ class OnlineTeacher:
 def concept_extractor(pipeline: Pipeline, config: LabelsConfig, teacher: PreTrainedModel) -> ConceptExtractor:
     """Return the recipe's teacher and SAE with the selection of `config`."""
     layer = pipeline.recipe.sae.teacher_layer
-    return ConceptExtractor(teacher, pipeline.sae(), layer, config.labels_per_token, config.selection)
+    sae, compiled = pipeline.sae(), pipeline.compiles_teacher
+    return ConceptExtractor(teacher, sae, layer, config.labels_per_token, config.selection, compiled)
 
 
 def float32_extractor(pipeline: Pipeline, config: LabelsConfig) -> ConceptExtractor:

@@ -515,7 +515,7 @@ def test_encoding_in_chunks_equals_encoding_at_once(kind, rows_per_chunk, monkey
     monkeypatch.setattr(
         sae_module.torch, "addmm", lambda bias, part, W: (chunks.append(len(part)), addmm(bias, part, W))[1]
     )
-    monkeypatch.setattr(sae_module, "ENCODE_BUFFER_BYTES", rows_per_chunk * D_SAE * (8 + (kind == "threshold")))
+    monkeypatch.setitem(sae_module.ENCODE_BUFFER_BYTES, "cpu", rows_per_chunk * D_SAE * (8 + (kind == "threshold")))
     found = sae.encode(x)
     assert len(chunks) == -(-14 // rows_per_chunk)
     assert max(chunks) == rows_per_chunk
@@ -553,7 +553,7 @@ def test_what_is_dense_in_an_encoding_stays_within_its_budget(kind, monkeypatch)
         **settings,
     )
     budget = 60 * width * 5
-    monkeypatch.setattr(sae_module, "ENCODE_BUFFER_BYTES", budget)
+    monkeypatch.setitem(sae_module.ENCODE_BUFFER_BYTES, "cpu", budget)
     with DenseBytes(width) as dense_bytes:
         sae.encode(torch.randn(rows, D_IN))
     assert budget * 0.9 < dense_bytes.most <= budget
@@ -562,7 +562,7 @@ def test_what_is_dense_in_an_encoding_stays_within_its_budget(kind, monkeypatch)
 def test_a_buffer_smaller_than_one_row_still_encodes(monkeypatch):
     sae, x = SparseAutoencoder(**weights(), k=K), torch.randn(3, D_IN)
     whole = sae.encode(x)
-    monkeypatch.setattr(sae_module, "ENCODE_BUFFER_BYTES", 1)
+    monkeypatch.setitem(sae_module.ENCODE_BUFFER_BYTES, "cpu", 1)
     assert torch.equal(sae.encode(x).indices, whole.indices)
 
 
