@@ -93,6 +93,13 @@ def peak_bytes_of(script: str, arguments: Sequence[str]) -> int:
     return int(done.stdout.split()[-1])
 
 
+def flatness(samples: Sequence[float]) -> dict[str, float]:
+    """Compare the last quarter of samples over time with the second, after the start: means, growth, and the most."""
+    quarter = max(1, len(samples) // 4)
+    early, late = statistics.mean(samples[quarter : 2 * quarter]), statistics.mean(samples[-quarter:])
+    return {"second_quarter": early, "last_quarter": late, "growth": late / early - 1, "most": max(samples)}
+
+
 def shown(value: object) -> str:
     """Format a figure of a table, or a dash for None."""
     if value is None:

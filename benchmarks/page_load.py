@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import psutil
+from measuring import flatness
 
 from cocomix.common import environment, files
 
@@ -138,8 +139,6 @@ def _loaded(address: str, server: psutil.Process, clients: int, seconds: float, 
         thread.join()
     answers = sum((visitor.answers for visitor in visitors), Counter[str]())
     times = sorted(second for visitor in visitors for second in visitor.seconds)
-    quarter = max(1, len(memory) // 4)
-    early, late = statistics.mean(memory[quarter : 2 * quarter]), statistics.mean(memory[-quarter:])
     return {
         "clients": clients,
         "seconds": seconds,
@@ -147,8 +146,7 @@ def _loaded(address: str, server: psutil.Process, clients: int, seconds: float, 
         "texts_that_differ_between_clients": len({json.dumps(each) for each in alone}),
         "median_seconds": statistics.median(times) if times else None,
         "longest_seconds": times[-1] if times else None,
-        "memory_mb": {"second quarter": early, "last quarter": late, "most": max(memory)},
-        "memory_growth": late / early - 1,
+        "memory_mb": flatness(memory),
     }
 
 

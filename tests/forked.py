@@ -57,6 +57,11 @@ def command(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def commands(each: list[list[str]]) -> int:
+    """Run `cocomix` with each of these arguments, until one fails."""
+    return next((code for arguments in each if (code := command(arguments))), 0)
+
+
 def _work(work: Callable[..., int], arguments: tuple[object, ...], log: Path, environment: dict[str, str]) -> None:
     import torch
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from cocomix.common.errors import InputError
 from cocomix.data import sources
 from cocomix.data.corpus import CorpusConfig, write_documents
-from property_cases import CASES, Cases
+from property_cases import CASES, DAMAGE, Cases, damaged
 
 PLAIN = {f"{index}.txt": f"A plain document, number {index}.".encode() for index in range(8)}
 JSON = st.recursive(
@@ -44,13 +44,6 @@ def as_parquet(rows: list[Any]) -> bytes:
     return written.getvalue()
 
 
-def damaged(content: bytes, at: int, value: int) -> bytes:
-    """The content cut off or with another byte."""
-    at %= max(1, len(content))
-    return content[:at] if value == 256 else content[:at] + bytes([value]) + content[at + 1 :]
-
-
-DAMAGE = st.tuples(st.integers(0, 10**6), st.integers(0, 256))
 TABLES = st.one_of(
     st.lists(st.none() | st.text(max_size=9), min_size=1, max_size=4),
     st.lists(st.integers(0, 9), min_size=1, max_size=4),

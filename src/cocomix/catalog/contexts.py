@@ -48,7 +48,7 @@ def read_windows(reader: TeacherReader, block: np.ndarray, position: np.ndarray,
     order = block.argsort(axis=None, kind="stable")
     order = order[block.flat[order] >= 0]
     needed, starts = np.unique(block.flat[order], return_index=True)
-    for row, places in zip(needed.tolist(), np.split(order, starts[1:]), strict=True):
+    for row, places in zip(needed.tolist(), np.split(order, starts)[1:], strict=True):
         passages = reader(row, row + 1)
         ids, document = passages.input_ids[0].numpy(), document_ids(passages, reader.tokenizer.eos_token_id)[0]
         at = position.flat[places][:, None]  # (places of this block, 1)

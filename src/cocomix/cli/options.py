@@ -247,7 +247,12 @@ def _write_panels(formatter: Any, rows: Iterable[tuple[str, tuple[str, str]]]) -
 
 
 def command_line() -> str:
-    """Return the command line with short paths."""
+    """Return the command line as the user can run it again."""
+    return shlex.join([program(), *sys.argv[1:]])
+
+
+def recorded_command_line() -> str:
+    """Return the command line with short paths, for records and reports."""
     return shlex.join([program(), *map(portable.short_argument, sys.argv[1:])])
 
 

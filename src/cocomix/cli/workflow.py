@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.catalog.search import Catalog, open_catalog
-from cocomix.cli.options import command_line
+from cocomix.cli.options import recorded_command_line
 from cocomix.common import distributed, environment, files, fingerprint
 from cocomix.common.console import status
 from cocomix.concepts.label_statistics import CURVE_FILE, LabelStatistics, label_statistics, plot_concept_frequency
@@ -100,7 +100,7 @@ def _reported(recipe: Recipe, pipelines: list[Pipeline], report: Path) -> dict[s
         "showcase": _showcase(pipeline, catalog),
         "recipe": recipe.to_dict(),
         "inputs": inputs,
-        "environment": {"command": command_line(), **environment.describe()},
+        "environment": {"command": recorded_command_line(), **environment.describe()},
     }
     write_report(results, report)
     return results
@@ -142,7 +142,7 @@ def compare(paths: list[Path], output: Path | None) -> dict[str, Any]:
     results = {
         "name": " and ".join(path.name for path in paths),
         **compared,
-        "environment": {"command": command_line(), **environment.describe()},
+        "environment": {"command": recorded_command_line(), **environment.describe()},
     }
     if output is not None:
         write_report(results, output)

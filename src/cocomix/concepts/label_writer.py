@@ -16,11 +16,11 @@ import numpy as np
 
 from cocomix.common import files, fingerprint
 from cocomix.common.errors import InputError
+from cocomix.concepts.label_checks import wrong_label
 from cocomix.concepts.label_store import LabelsInfo, features, finish_labels
 from cocomix.concepts.labeling import EXTERNAL, count_ids, with_counts
 from cocomix.data.packing import load_packed
 from cocomix.data.shards import Part, describe, write_shards
-from cocomix.models.losses import IGNORE
 
 Labels = np.ndarray | Iterable[np.ndarray]
 """Labels (B, T, A) of all blocks of a split, or of consecutive parts of them."""
@@ -154,7 +154,8 @@ class _Reader:
                     "the corpus"
                 )
             found[name] = np.stack(rows)
-        self._check(found["concept_ids"], found.get("concept_weights"))
+        if wrong := wrong_label(found["concept_ids"], found.get("concept_weights"), self._num_concepts):
+            raise InputError(f"{self._side} has {wrong.what}: block {self._done + wrong.block}, token {wrong.token}")
         self._done += count
         return found
 
@@ -175,19 +176,3 @@ class _Reader:
                     f"(blocks, {self._shape[0]}, {self._shape[1]})"
                 )
             yield from part
-
-    def _check(self, ids: np.ndarray, weights: np.ndarray | None) -> None:
-        has = ids != IGNORE
-        ordered = np.sort(ids, axis=-1)
-        repeated = np.zeros(has.shape, bool)
-        repeated[..., 1:] = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != IGNORE)
-        self._refuse(has & ((ids < 0) | (ids >= self._num_concepts)), f"an id outside 0 to {self._num_concepts - 1}")
-        self._refuse(repeated, "the same label twice at one token")
-        if weights is not None:
-            wrong = ~np.isfinite(weights) | np.where(has, weights.astype(np.float16) <= 0, weights != 0)
-            self._refuse(wrong, "a weight that is not positive in float16, or of an empty slot and not 0")
-
-    def _refuse(self, wrong: np.ndarray, what: str) -> None:
-        if wrong.any():
-            block, token, _ = np.argwhere(wrong)[0]
-            raise InputError(f"{self._side} has {what}: block {self._done + block}, token {token}")

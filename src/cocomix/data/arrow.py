@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @contextmanager
@@ -25,6 +29,19 @@ def dataset_writer(folder: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchSt
     with quiet():
         Dataset.from_file(str(stream)).save_to_disk(str(folder))
     stream.unlink()
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Memory-map a dataset folder; ValueError in one line if it is damaged.
+
+    `datasets` raises errors of any class for metadata that it does not expect.
+    """
+    from datasets import load_from_disk
+
+    try:
+        return load_from_disk(str(folder))
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__} {' '.join(str(error).split())}"[:160]) from None
 
 
 @contextmanager

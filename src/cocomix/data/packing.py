@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cocomix.common.console import status
 from cocomix.common.errors import InputError
 from cocomix.common.files import read_json, write_json
-from cocomix.data.arrow import dataset_writer
+from cocomix.data.arrow import dataset_writer, open_dataset
 from cocomix.data.corpus import PACKED_FILE, CorpusConfig, is_held_out
 from cocomix.data.datatrove import TokenDocuments
 from cocomix.data.documents import save_document_lengths
@@ -184,11 +184,9 @@ def _token_documents(
 
 def load_packed(folder: Path) -> PackedCorpus:
     """Open a packed corpus; raise `InputError` if `folder` does not hold a complete one."""
-    from datasets import load_from_disk
-
     try:
         info = PackedInfo(**read_json(folder / INFO_FILE))
-        train, validation = (load_from_disk(str(folder / side)) for side in ("train", "validation"))
+        train, validation = (open_dataset(folder / side) for side in ("train", "validation"))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{str(folder)!r} is not a packed corpus ({' '.join(str(error).split())}): "

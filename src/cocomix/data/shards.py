@@ -19,13 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, List, load_from_disk
+from datasets import Dataset, Features, List
 from tqdm.auto import tqdm
 
 from cocomix.common import distributed, files
 from cocomix.common.console import status
 from cocomix.common.errors import InputError
-from cocomix.data.arrow import quiet
+from cocomix.data.arrow import open_dataset, quiet
 
 SPLITS_FILE = "dataset_dict.json"
 REPAIR = "run cocomix label with its recipe again, which recomputes only what is damaged"
@@ -220,10 +220,9 @@ def open_shards(folder: Path, sides: Mapping[str, int], what: str) -> dict[str, 
         if not shard.has_its_size():
             raise InputError(f"the shard {shard.path} is missing or truncated; {REPAIR}")
     try:
-        return {side: load_from_disk(str(folder / side)) for side in sides}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"the {what} in {folder} cannot be read: {reason}; {REPAIR}") from None
+        return {side: open_dataset(folder / side) for side in sides}
+    except ValueError as error:
+        raise InputError(f"the {what} in {folder} cannot be read: {error}; {REPAIR}") from None
 
 
 def all_whole(folder: Path, sides: Mapping[str, int]) -> bool:

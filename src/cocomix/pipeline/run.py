@@ -17,6 +17,7 @@ from cocomix.common.console import status
 from cocomix.common.errors import InputError
 from cocomix.common.locking import locked
 from cocomix.concepts.alignment import OtherTokens
+from cocomix.concepts.label_checks import check_contents, verify_labels
 from cocomix.concepts.label_controls import control_labels
 from cocomix.concepts.label_store import labels_fingerprint, labels_whole
 from cocomix.concepts.labeling import LabelsConfig
@@ -175,8 +176,10 @@ def _reader(pipeline: Pipeline, side: str, blocks: Dataset) -> TeacherReader:
 
 
 def _external_labels(pipeline: Pipeline, folder: Path, config: LabelsConfig) -> StageResult:
-    info = pipeline.labels(config).info
-    return StageResult(labels_fingerprint(info), dataclasses.asdict(info))
+    labeled = pipeline.labels(config)
+    assert config.source is not None
+    check_contents(labeled, pipeline.corpus(), Path(config.source))
+    return StageResult(labels_fingerprint(labeled.info), dataclasses.asdict(labeled.info))
 
 
 def _control_labels(pipeline: Pipeline, folder: Path, config: LabelsConfig) -> StageResult:
@@ -311,8 +314,11 @@ def prepared(recipe: Recipe, until: str, only: str | None = None) -> Iterator[Pi
 
 
 def _verify_inputs(missing: list[Stage], repairable: list[Stage]) -> None:
-    """Check the finished stages that `missing` ones read, but for those that this command repairs."""
-    for stage in dict.fromkeys(needed for reader in missing for needed in reader.needs):
+    """Check what `missing` stages read: labels from outside the run, and finished stages that are not repaired now."""
+    for stage in dict.fromkeys([*missing, *(needed for reader in missing for needed in reader.needs)]):
+        if stage.kind == "external labels":
+            (config,) = stage.arguments
+            verify_labels(Path(config.source))
         if stage.is_done() and stage not in repairable:
             repair = "cocomix label with its recipe recomputes only what is damaged"
             stage.verify(repair if is_repairable(stage) else f"delete {stage.folder} to compute {stage.name} again")

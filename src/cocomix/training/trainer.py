@@ -40,6 +40,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 
@@ -183,7 +184,7 @@ class ObjectiveTrainer(Trainer):
         """Log as the Trainer does; add the parts of the training loss and the speed.
 
         Raises:
-            InputError: the loss is not finite; no checkpoint of such weights is written.
+            InputError: the loss or the norm of the gradient is not finite; no checkpoint of such weights is written.
         """
         if "loss" in logs:
             for name, part in self._parts.items():  # a loss with weight 0 is computed in fewer steps
@@ -191,6 +192,8 @@ class ObjectiveTrainer(Trainer):
             self._parts, self._steps_of_part = {}, defaultdict(set)
             logs |= self._current.scheduled_weights()
             self._require_finite("loss", logs["loss"])
+            if not self.args.fp16:  # whose loss scaling skips steps with infinite gradients
+                self._require_finite("gradient norm", logs.get("grad_norm", 0.0))
             logs |= self._speed()
         super().log(logs, start_time)
 
@@ -208,6 +211,11 @@ class ObjectiveTrainer(Trainer):
                 used = found["tokens_per_second"] * self.flops_per_token
                 found["model_flop_utilization"] = used / peak / self.accelerator.num_processes
         return found
+
+    def _require_finite_weights(self) -> None:
+        shares = [w.to_local() if isinstance(w, DTensor) else w for w in self.model.parameters()]
+        norms = torch.stack([torch.linalg.vector_norm(share.detach().float()) for share in shares])
+        self._require_finite("weight norm", self.accelerator.reduce(norms.norm()).item())
 
     def _require_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
@@ -307,6 +315,7 @@ class ObjectiveTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         with self.timer.paused():
+            self._require_finite_weights()
             super()._save_checkpoint(model, trial)
             newest = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             if isinstance(self.train_dataset, BlockStream):

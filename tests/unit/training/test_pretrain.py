@@ -20,7 +20,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
 import forked
 from cocomix import InputError
@@ -34,7 +34,7 @@ from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.config import TrainingConfig, training_arguments
 from cocomix.training.pretrain import TrainingResult, pretrain
 from cocomix.training.trainer import ObjectiveTrainer
-from small_training import BACKBONE, OBJECTIVES, blocks, model_of
+from small_training import BACKBONE, OBJECTIVES, blocks, model_of, trainer_of
 
 STEPS, TOKENS_PER_STEP = 12, 64
 SMALL: dict[str, Any] = {
@@ -361,10 +361,15 @@ def test_fp16_without_a_gpu_is_refused():
 # Divergence
 
 
-def test_a_training_whose_loss_is_no_number_ends_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+def test_a_training_that_is_no_number_ends_and_keeps_the_last_good_checkpoint(what, tmp_path, monkeypatch):
     def spoil(self: ObjectiveTrainer, model: PreTrainedModel, inputs: Any, **kwargs: Any) -> torch.Tensor:
         loss = compute(self, model, inputs, **kwargs)
-        return loss * math.nan if self.state.global_step == 6 else loss
+        if self.state.global_step == 6:
+            if what == "loss":
+                return loss * math.nan
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss
 
     compute = ObjectiveTrainer.compute_loss
     monkeypatch.setattr(ObjectiveTrainer, "compute_loss", spoil)
@@ -374,11 +379,25 @@ def test_a_training_whose_loss_is_no_number_ends_and_keeps_the_last_good_checkpo
             train(tmp_path / "run")
         message = str(caught.value)
         assert "\n" not in message
-        assert "the training of student ntp diverged: after 448 tokens its loss is nan; " in message
+        assert f"the training of student ntp diverged: after 448 tokens its {what} is nan; " in message
         assert "its last good checkpoint, of 256 tokens, is kept in" in message
         assert str(good) in message
         assert last_complete_checkpoint(files.partial(tmp_path / "run")) == good
     assert all(weight.isfinite().all() for weight in load_file(str(good / "model.safetensors")).values())
+
+
+def test_no_checkpoint_of_weights_that_are_no_numbers(tmp_path):
+    """They may become so in the last step before a checkpoint, which needs no evaluation."""
+
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            model.transformer.ln_f.bias.data[0] = math.nan if state.global_step == 3 else 0.0
+
+    trainer = trainer_of("ntp", tmp_path, batch=4, accumulation=1, save_strategy="steps", save_steps=3)
+    trainer.add_callback(Spoil())
+    with pytest.raises(InputError, match="its weight norm is nan; no checkpoint was written before"):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_a_validation_loss_that_is_no_number_ends_it_too(tmp_path, monkeypatch):
