@@ -105,6 +105,7 @@ def test_killed_at_random_moments(processes: int, tmp_path: Path, capsys: pytest
             continue
         assert forked.exit_codes(*started) == [0] * processes, (tmp_path / "log").read_text()
         assert result(output) == expected
+        assert "Traceback" not in (tmp_path / "log").read_text()
         runs += 1
         shutil.rmtree(output)
         with capsys.disabled():

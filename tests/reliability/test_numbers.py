@@ -36,7 +36,7 @@ def test_a_corpus_of_one_repeated_token(tmp_path: Path, capsys: pytest.CaptureFi
     text = tmp_path / "text"
     text.mkdir()
     for index in range(240):
-        (text / f"{index}.txt").write_text("a" * 8000)
+        (text / f"{index}.txt").write_text("a" * (8000 + index))
     results = run(tmp_path, small(text, tmp_path / "out"), capsys)
     assert results["students"]["cocomix"]["metrics"]["loss"] < 6
 

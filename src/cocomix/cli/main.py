@@ -68,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0; 2 for a mistake in the input or a failure of the system, one line each on stderr; 130 when
-        interrupted, 143 when terminated, 129 when the terminal closes; 141 when the reader of the results has closed
-        the pipe.
+        The exit code: 0; 2 for a mistake in the input, a failure of the system or the end of another process, one line
+        each on stderr; 130 when interrupted, 143 when terminated, 129 when the terminal closes; 141 when the reader of
+        the results has closed the pipe.
     """
     prepare_streams()
     try:
@@ -86,6 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end_progress_bars()
         sys.stderr.write(f"\ncocomix: interrupted; to resume, run: {command_line()}\n")
         return interrupted.exit_code if isinstance(interrupted, Interrupted) else starting.INTERRUPTED
+    except RuntimeError as error:
+        from cocomix.common import distributed  # not at the top: it imports torch
+
+        if not distributed.is_connection_lost(error):
+            raise
+        end_progress_bars()
+        sys.stderr.write(
+            f"cocomix: process {distributed.rank()} lost the connection to another one, which was killed or reports "
+            f"why it ended; to resume, run: {command_line()}\n"
+        )
+        return USER_ERROR
 
 
 def error_lines(error: InputError | OSError) -> list[str]:

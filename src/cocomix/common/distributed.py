@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 T = TypeVar("T")
+CONNECTION_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "ncclRemoteError")
+"""Parts of the messages of collectives whose other side has ended."""
 TIMEOUT = timedelta(days=30)
 """Of collectives. Ranks may wait long while rank 0 works; torchrun notices at once if a process dies."""
 
@@ -80,6 +82,11 @@ def barrier() -> None:
         _state().wait_for_everyone()
     except RuntimeError:  # the connection broke; the rank that failed reports why
         sys.exit(1)
+
+
+def is_connection_lost(error: RuntimeError) -> bool:
+    """Return whether a collective failed because another process has ended."""
+    return world_size() > 1 and any(words in str(error) for words in CONNECTION_LOST)
 
 
 def wait_for_main_process() -> None:

@@ -67,6 +67,21 @@ def test_failures_take_one_line(
     assert told.startswith(line) and told.count("cocomix: ") == line.count("cocomix: ")
 
 
+def test_the_end_of_another_process_takes_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer")
+    monkeypatch.setattr(main, "_dispatch", raising(lost))
+    with pytest.raises(RuntimeError):
+        main.main([])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("sys.argv", ["/usr/bin/cocomix", "run", "/home/x/r.yaml"])
+    assert main.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("cocomix: process 0 lost the connection to another one, ")
+    assert line.endswith("; to resume, run: cocomix run /home/x/r.yaml")
+
+
 def test_mistakes_of_the_program_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main, "_dispatch", raising(TypeError("a bug")))
     with pytest.raises(TypeError, match="a bug"):
