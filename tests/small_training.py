@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from transformers import (
     AutoConfig,
     GPT2Config,
@@ -21,7 +21,8 @@ from transformers import (
 
 import cocomix
 from cocomix.concepts.label_store import features
-from cocomix.objectives import ConceptMixing, NextToken, WeightSchedule
+from cocomix.concepts.teacher_losses import loss_columns
+from cocomix.objectives import ConceptMixing, NextToken, TeacherGate, WeightSchedule
 from cocomix.training.callbacks import TrainingTime
 from cocomix.training.trainer import ObjectiveTrainer
 
@@ -59,6 +60,7 @@ OBJECTIVES = {
     "cocomix": ConceptMixing(),
     "experts": ConceptMixing(),
     "falling": ConceptMixing(weight=1.0, schedule=FALLING),
+    "gated": ConceptMixing(gate=TeacherGate(0.5)),
 }
 
 
@@ -79,8 +81,10 @@ def blocks(count: int = 64) -> Dataset:
     labels = torch.randint(0, 24, (count, 16, 3), generator=generator)
     labels[::3, 2:] = -100
     labels[1::3, :, 2] = -100
-    columns = {"input_ids": ids.tolist(), "concept_ids": labels.tolist()}
-    return Dataset.from_dict(columns, features=features(16, 3, "int64", 24))
+    losses = (3 + 3 * torch.rand(count, 16, generator=generator)).half()
+    columns = {"input_ids": ids.tolist(), "concept_ids": labels.tolist(), "teacher_losses": losses.tolist()}
+    both = {**features(16, 3, "int64", 24), **loss_columns(List(Value("int64"), length=16))}
+    return Dataset.from_dict(columns, features=Features(both))
 
 
 def trainer_of(method: str, folder: Path, batch: int, accumulation: int, **options: Any) -> ObjectiveTrainer:
@@ -120,5 +124,5 @@ class KeepCheckpoints(TrainerCallback):
 
 
 def losses(trainer: ObjectiveTrainer) -> list[dict[str, float]]:
-    keys = ("loss", "token_loss", "concept_loss", "concept_loss_weight", "grad_norm")
+    keys = ("loss", "token_loss", "concept_loss", "concept_loss_weight", "mean_gate", "grad_norm")
     return [{k: entry[k] for k in keys if k in entry} for entry in trainer.state.log_history if "loss" in entry]

@@ -64,6 +64,12 @@ def refused(runner: Runner, capsys: pytest.CaptureFixture[str], *words: str, com
         ({"students": {"ntp": {"method": "nptt"}}}, ["nptt"]),
         ({"students": {"ntp": {"method": "ntp", "match": "other"}}}, ["match is 'other'"]),
         ({"students": {"ntp": {"method": "ntp", "mixer": {"insert_layer": 1}}}}, ["mixer has no effect"]),
+        ({"students": {"mtp": {"method": "mtp", "gate": {}}}}, ["students.mtp: gate has no effect on the method"]),
+        ({"students": {"p": {"method": "pause", "gate": {}}}}, ["students.p: gate has no effect without distillation"]),
+        (
+            {"students": {"kd": {"method": "kd", "gate": {"temperature": 0}}}},
+            ["students.kd.gate.temperature is 0"],
+        ),
         ({"students": {"kd": {"method": "kd", "labels": {"selection": "activation"}}}}, ["labels has no effect"]),
         ({"students": {"m": {"method": "mtp", "num_future_tokens": 3}}}, ["num_future_tokens is 3", "takes 1 to 2"]),
         ({"students": {"m": {"method": "mtp", "num_future_tokens": 0}}}, ["num_future_tokens is 0"]),

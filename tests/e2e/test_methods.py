@@ -38,6 +38,17 @@ STUDENTS: dict[str, dict[str, Any]] = {
         "mixer": MIXER,
         "distillation": {"weight": 1.0, "temperature": 2.0, "top_k": 299},
     },
+    "kd-gated": {
+        "method": "kd",
+        "distillation": {"weight": 1.0, "temperature": 2.0},
+        "gate": {"temperature": 0.5},
+    },
+    "kd-gated-stored": {
+        "method": "kd",
+        "distillation": {"weight": 1.0, "temperature": 2.0, "top_k": 299},
+        "gate": {"temperature": 0.5},
+    },
+    "cocomix-gated": {"method": "cocomix", "mixer": MIXER, "gate": {"temperature": 0.5}},
     "add": {"method": "cocomix", "mixer": {**MIXER, "mixing": "add"}},
     "activation": {"method": "cocomix", "mixer": MIXER, "labels": {"selection": "activation", "labels_per_token": 3}},
     "hidden": {
@@ -99,7 +110,13 @@ def test_pausing_computes_as_much_as_cocomix_above_the_mixer_and_distilling_noth
 
 
 @pytest.mark.parametrize(
-    "names", [("kd-strong", "kd-stored", "ntp"), ("cocomix-kd", "cocomix-kd-stored", "cocomix")], ids=" ".join
+    "names",
+    [
+        ("kd-strong", "kd-stored", "ntp"),
+        ("cocomix-kd", "cocomix-kd-stored", "cocomix"),
+        ("kd-gated", "kd-gated-stored", "ntp"),
+    ],
+    ids=" ".join,
 )
 def test_stored_predictions_of_nearly_all_tokens_train_what_the_teacher_would(results, names):
     curves = [[point["loss"] for point in results["students"][name]["curve"]] for name in names]
@@ -121,6 +138,25 @@ def test_what_a_student_learns_from_is_counted_whole(results):
         students["kd-falling"]["teacher_flops_per_token"] == asked["kd"] // 2
     )  # the teacher runs in half of the steps
     assert asked["cocomix-kd"] == asked["kd"] > asked["cocomix"] == 0
+
+
+def test_a_gate_falls_as_the_student_learns_and_the_report_states_it(compared, results):
+    students, out = results["students"], compared.folder / "out"
+    for name in ("kd-gated", "kd-gated-stored", "cocomix-gated"):
+        gates = [point["mean_gate"] for point in students[name]["curve"]]
+        assert 1 > gates[0] > gates[-1] > 0
+        assert students[name]["metrics"]["mean_gate"] == pytest.approx(sum(gates) / len(gates))
+    assert "mean_gate" not in students["kd"]["metrics"]
+    assert {"losses", "teacher"} <= set(students["cocomix-gated"]["preparation"])
+    assert set(students["kd-gated"]["preparation"]) == {"teacher"}
+    assert students["kd-gated"]["teacher_flops_per_token"] > students["kd"]["teacher_flops_per_token"]
+    report = (out / "report" / "report.md").read_text()
+    assert "| mean gate" in report and "Mean gate: the mean" in report
+    teacher = json.loads((out / "teacher" / "run.json").read_text())["metrics"]["loss"]
+    info = json.loads((out / "teacher-losses" / "losses.json").read_text())
+    assert info["mean_loss"] == pytest.approx(teacher, abs=0.5)  # of other text
+    stored = load_from_disk(str(out / "teacher-losses" / "train"))
+    assert stored.features["teacher_losses"].feature.dtype == "float16"
 
 
 def test_labels_of_a_students_own_lie_beside_the_recipes(compared):

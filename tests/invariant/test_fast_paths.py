@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cocomix import CoCoMixForCausalLM
 from cocomix.concepts.teacher import freeze, tapped_residual
 from cocomix.models.backbones import fuse_activations
-from cocomix.models.losses import IGNORE
+from cocomix.models.losses import IGNORE, Gate
 from cocomix.models.plain import plain_head, with_token_loss
 
 CASES = [("gpt2", {}), ("llama", {}), ("qwen3", {}), ("gpt2", {"mixing": "add"}), ("gpt2", {"mixing": "none"})]
+GATED = {"gated": True}
 KINDS = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt_neox"]
 
 
-def batch(model: CoCoMixForCausalLM) -> dict[str, Tensor]:
+def batch(model: CoCoMixForCausalLM, gated: bool = False) -> dict[str, Any]:
     ids = torch.randint(model.config.vocab_size, (2, 9))
     concept_ids = torch.stack([torch.randperm(model.config.num_concepts)[:3] for _ in range(18)]).view(2, 9, 3)
     concept_ids[0, 1] = IGNORE
     concept_ids[1, 2, 1:] = IGNORE
-    return {"input_ids": ids, "labels": ids, "concept_ids": concept_ids}
+    gate = {"gate": Gate(4 * torch.rand(2, 9), 0.7)} if gated else {}
+    return {"input_ids": ids, "labels": ids, "concept_ids": concept_ids, **gate}
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(("kind", "settings"), CASES)
-def test_losses_without_logits_are_the_losses_of_the_logits(kind, settings, random_model, relative_error):
+def test_losses_without_logits_are_the_losses_of_the_logits(kind, settings, gated, random_model, relative_error):
     model = random_model(kind, **settings).double().train()
-    inputs = batch(model)
+    inputs = batch(model, gated)
     plain = model(**inputs, output_concepts=True)
     fused = model(**inputs, output_logits=False)
     assert fused.logits is None and fused.concept_logits is None
@@ -43,7 +47,9 @@ def test_losses_without_logits_are_the_losses_of_the_logits(kind, settings, rand
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize(("kind", "settings"), [*(case for case in CASES if case[0] != "qwen3"), ("gpt2", None)])
+@pytest.mark.parametrize(
+    ("kind", "settings"), [*(case for case in CASES if case[0] != "qwen3"), ("gpt2", None), ("gpt2", GATED)]
+)
 def test_a_training_step_compiles_without_a_graph_break(kind, settings, random_model, random_teacher):
     """Of CoCoMix, and with settings None of the plain decoder with its fused loss."""
     if settings is None:
@@ -51,8 +57,9 @@ def test_a_training_step_compiles_without_a_graph_break(kind, settings, random_m
         ids = torch.randint(model.config.vocab_size, (2, 9))
         inputs = {"input_ids": ids, "labels": ids, "num_items_in_batch": torch.tensor(16)}
     else:
-        model = random_model(kind, backbone={"num_hidden_layers": 2}, **settings).train()
-        inputs = batch(model)
+        gated = settings == GATED
+        model = random_model(kind, backbone={"num_hidden_layers": 2}, **({} if gated else settings)).train()
+        inputs = batch(model, gated)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")  # a graph break is an error
     weights = list(model.parameters())

@@ -36,7 +36,7 @@ from .configuration import CoCoMixConfig
 from .divergence import TeacherTokens
 from .experts import idle_weights
 from .linear_loss import distilled_token_loss
-from .losses import IGNORE, concept_loss, hidden_state_loss, mean_loss
+from .losses import IGNORE, Gate, concept_loss, hidden_state_loss, mean_loss
 from .mixer import MIXERS, MixedWithLoss, Mixer
 from .retrofit import Retrofit
 from .stacked import StackedForCausalLM, StackInputs, adds_to_signature, recorded
@@ -58,9 +58,12 @@ class CoCoMixOutput(ModelOutput):
     """Mean next-token cross-entropy in nats, with `labels`. With `teacher_tokens`, it has the gradient of token_loss +
     weight · kd_loss."""
     kd_loss: Tensor | None = None
-    """Mean divergence from the teacher in nats, unweighted and without a gradient, with `teacher_tokens`."""
+    """Mean divergence from the teacher in nats, weighted by the gate only and without a gradient, with
+    `teacher_tokens`."""
     concept_loss: Tensor | None = None
-    """Concept cross-entropy in nats, unweighted, with `concept_ids`."""
+    """Concept cross-entropy in nats, weighted by the gate only, with `concept_ids`."""
+    mean_gate: Tensor | None = None
+    """Mean weight of the tokens, with `gate`."""
     hidden_loss: Tensor | None = None
     """Distance to the teacher's hidden states, unweighted, with `teacher_hidden_states`."""
     concept_logits: Tensor | None = None
@@ -113,6 +116,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         concept_weights: Tensor | None = None,
         teacher_hidden_states: Tensor | None = None,
         teacher_tokens: TeacherTokens | None = None,
+        gate: Gate | None = None,
         steering: Any = None,
         output_concepts: bool = False,
         num_concept_items_in_batch: Tensor | int | None = None,
@@ -128,6 +132,8 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             concept_weights: (B, T, A) relative weights > 0 of the labels in the concept loss; by default equal.
             teacher_hidden_states: (B, T, d) targets of predicted hidden states; padding is ignored.
             teacher_tokens: distributions of a teacher at tokens (B, T), to learn in addition to `labels`.
+            gate: the teacher's losses at tokens (B, T): weighs the concept loss and the divergence of each token by how
+                much better than this model the teacher predicts the next one (`gate_weights`); needs `labels`.
             steering: {concept: strength} to add to concept logits before the choice, a `Steering`, or a list with one
                 of either, or None, for each row.
             output_concepts: return the concept logits, (B, T, C).
@@ -158,7 +164,8 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             use_cache=inputs.use_cache,
             **inputs.record,
         )  # last_hidden_state (B, T, D)
-        mixed = self.mixer(lower.last_hidden_state, None if output_concepts else concept_ids, steered, concept_weights)
+        targets = None if output_concepts else concept_ids
+        mixed = self.mixer(lower.last_hidden_state, targets, steered, concept_weights, defers_loss=gate is not None)
         predicted: Any = None if isinstance(mixed, MixedWithLoss) else mixed.predicted  # (B, T, C) or (B, T, d)
         upper = self.upper(
             inputs_embeds=mixed.hidden_states,
@@ -171,19 +178,24 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         h = upper.last_hidden_state[:, slots - 1 :: slots]  # (B, T, D), the last slot of each token
 
         logits = self._logits(h, inputs)
-        concept = hidden = kd = None
-        if teacher_tokens is None:
+        concept = hidden = found = None
+        if teacher_tokens is None and gate is None:
             distilled = token = self._token_loss(h, logits, inputs)
         elif inputs.labels is None:
-            raise ValueError("teacher_tokens was given without labels, whose loss it is added to; give both")
+            name = "gate" if teacher_tokens is None else "teacher_tokens"
+            raise ValueError(f"{name} was given without labels, whose loss it needs; give both")
         else:
-            token, kd = distilled_token_loss(self.lm_head, h, inputs.labels, teacher_tokens, inputs.num_items)
-            distilled = token + teacher_tokens.weight * kd
+            found = distilled_token_loss(self.lm_head, h, inputs.labels, teacher_tokens, inputs.num_items, gate)
+            token = found.token_loss
+            distilled = token if teacher_tokens is None else token + teacher_tokens.weight * found.kd_loss
+        token_weights = None if found is None else found.token_weights
         if concept_ids is not None:
-            if isinstance(mixed, MixedWithLoss):
+            if not isinstance(mixed, MixedWithLoss):
+                total = concept_loss(predicted, concept_ids, 1, concept_weights, token_weights)
+            elif mixed.concept_loss is not None:
                 total = mixed.concept_loss
             else:
-                total = concept_loss(predicted, concept_ids, 1, concept_weights)
+                total = self.mixer.concept_loss(lower.last_hidden_state, concept_ids, concept_weights, token_weights)
             items = inputs.num_items if num_concept_items_in_batch is None else num_concept_items_in_batch
             concept = mean_loss(total, (concept_ids != IGNORE).any(-1), items)
         if teacher_hidden_states is not None:
@@ -194,7 +206,8 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         return CoCoMixOutput(
             loss=self._total_loss(distilled, concept if hidden is None else hidden),
             token_loss=token,
-            kd_loss=kd,
+            kd_loss=None if found is None or teacher_tokens is None else found.kd_loss,
+            mean_gate=None if found is None else found.mean_gate,
             concept_loss=concept,
             hidden_loss=hidden,
             logits=logits,

@@ -101,7 +101,7 @@ def divergence_and_gradient(student_logits: Tensor, teacher: TeacherTokens) -> t
 
 
 def teacher_divergence(student_logits: Tensor, teacher: TeacherTokens) -> Tensor:
-    """Return KL(p ‖ q) · τ² in nats, summed over all tokens, of logits (..., V), differentiable."""
+    """Return KL(p ‖ q) · τ² in nats of each token, (...), of logits (..., V), differentiable."""
     distribution, _, temperature = teacher
     if isinstance(distribution, TopTokens):
         return divergence_of_top(student_logits, distribution, temperature)
@@ -118,21 +118,21 @@ def top_tokens(logits: Tensor, k: int, temperature: float) -> TopTokens:
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Return KL(p ‖ q) · τ² in nats, summed over all tokens; both logits are (B, T, V)."""
+    """Return KL(p ‖ q) · τ² in nats of each token, (...); both logits are (..., V)."""
     log_q = F.log_softmax(student_logits.float() / temperature, dim=-1)
     log_p = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
-    return F.kl_div(log_q, log_p, reduction="sum", log_target=True) * temperature**2
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1) * temperature**2
 
 
 def divergence_of_top(student_logits: Tensor, teacher: TopTokens, temperature: float) -> Tensor:
-    """Return the divergence over k + 1 outcomes: each of the teacher's top tokens, and any other token.
+    """Return the divergence of each token, (...), over k + 1 outcomes: each of the teacher's top tokens, and any other.
 
     Σ_top p log(p / q) + p_rest log(p_rest / q_rest). Both rests are exact masses, so this is the divergence of two
     proper distributions. Merging outcomes can only lower it; with k = V − 1 it equals `divergence`.
 
     Args:
-        student_logits: (B, T, V).
-        teacher: (B, T, k), computed at the same temperature.
+        student_logits: (..., V).
+        teacher: (..., k), computed at the same temperature.
         temperature: τ.
     """
     scaled = student_logits.float() / temperature
@@ -143,7 +143,7 @@ def divergence_of_top(student_logits: Tensor, teacher: TopTokens, temperature: f
     log_q_rest = _logsumexp_without(scaled, teacher.ids) - log_normalizer
     # A rest without mass adds nothing. 0 · ∞ would be NaN, and so would its gradient.
     difference = torch.where(has_rest, teacher.log_rest - log_q_rest, 0.0)
-    return (top_terms + teacher.log_rest.exp() * difference).sum() * temperature**2
+    return (top_terms + teacher.log_rest.exp() * difference) * temperature**2
 
 
 def _logsumexp_without(scaled: Tensor, ids: Tensor) -> Tensor:

@@ -13,8 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
-from .divergence import TeacherTokens, divergence_and_gradient, map_tokens, teacher_divergence
-from .losses import IGNORE, concept_loss, label_shares, mean_loss
+from .divergence import (
+    Distribution,
+    TeacherHidden,
+    TeacherTokens,
+    TopTokens,
+    divergence_and_gradient,
+    map_tokens,
+    teacher_divergence,
+)
+from .losses import IGNORE, Gate, at_least_float32, concept_losses, gate_weights, label_shares, mean_loss
 
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**30}
 """Bytes of a chunk's logits in float32, by device type: large enough for fast matrix products."""
@@ -39,7 +47,10 @@ class LinearLoss(NamedTuple):
     indices: Tensor
     """(N, K) int64 classes of these logits."""
     divergence: Tensor
-    """Scalar in nats, without a gradient: divergence from the teacher, summed over rows with a label; 0 without one."""
+    """Scalar in nats, without a gradient: divergence from the teacher, with the weights of a gate, summed over
+    rows with a label; 0 without a teacher."""
+    losses: Tensor
+    """(N,) loss of each row in nats, without a gradient and without `row_weights`; 0 without a label."""
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
@@ -60,34 +71,45 @@ def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
 def linear_loss(
     linear: nn.Module,
     x: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     keep: int = 0,
     teacher: TeacherTokens | None = None,
     weights: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    gate: Gate | None = None,
 ) -> LinearLoss:
     """Cross-entropy of z = linear(x) and the `keep` largest z of each row, fused if `linear` is plain.
 
     Args:
         linear: module that maps (N, D) to (N, C).
         x: (N, D).
-        labels: (N, A) int64, `IGNORE` for an empty label slot.
+        labels: (N, A) int64, `IGNORE` for an empty label slot; None for no loss.
         keep: K.
         teacher: adds the divergence from a teacher's distribution over the classes, at N tokens, to the gradient.
         weights: (N, A) relative weights of the labels; by default they are equal.
+        row_weights: (N,) factor of each row's loss; by default 1.
+        gate: weighs the divergence of each row by its loss and the teacher's, (N,).
     """
     if is_plain(linear):
-        return linear_cross_entropy(x, linear.weight, linear.bias, labels, keep, teacher, weights)
+        return linear_cross_entropy(
+            x, linear.weight, linear.bias, labels, keep, teacher, weights, row_weights=row_weights, gate=gate
+        )
     z = linear(x)
-    total, found = concept_loss(z, labels, 1, weights), z.new_zeros(())
+    values, indices = z.topk(keep, dim=-1)
+    if labels is None:
+        return LinearLoss(z.new_zeros(()), values, indices, z.new_zeros(()), z.new_zeros(len(z)))
+    losses, found = concept_losses(z, labels, weights), z.new_zeros(())
+    total = (losses if row_weights is None else losses * row_weights).sum()
     if teacher is not None:
         has_label = (labels != IGNORE).any(-1)
         selected = teacher._replace(distribution=map_tokens(teacher.distribution, lambda each: each[has_label]))
         with torch.autocast(z.device.type, enabled=False):
-            distance = teacher_divergence(z[has_label], selected)
-        found = distance.detach()
-        total = total + teacher.weight * (distance - found)
-    values, indices = z.topk(keep, dim=-1)
-    return LinearLoss(total, values, indices, found)
+            distances = teacher_divergence(z[has_label], selected)
+        if gate is not None:
+            distances = distances * gate_weights(losses.detach(), gate)[has_label]
+        found = distances.sum().detach()
+        total = total + teacher.weight * (distances.sum() - found)
+    return LinearLoss(total, values, indices, found, losses.detach())
 
 
 class TokenLoss(NamedTuple):
@@ -96,28 +118,74 @@ class TokenLoss(NamedTuple):
     token_loss: Tensor
     """Mean next-token cross-entropy in nats, with the gradient of token_loss + weight · kd_loss."""
     kd_loss: Tensor
-    """Mean divergence from the teacher in nats, unweighted and without a gradient."""
+    """Mean divergence from the teacher in nats, with the weights of a gate, without a gradient; 0 without `teacher`."""
+    token_weights: Tensor | None
+    """(B, T) weight of each token by the gate, 1/2 where it has no target, without a gradient; None without a gate."""
+    mean_gate: Tensor | None
+    """Mean of these weights over tokens with a target."""
 
 
 def distilled_token_loss(
-    head: nn.Module, h: Tensor, labels: Tensor, teacher: TeacherTokens, num_items: Tensor | int | None = None
+    head: nn.Module,
+    h: Tensor,
+    labels: Tensor,
+    teacher: TeacherTokens | None,
+    num_items: Tensor | int | None = None,
+    gate: Gate | None = None,
 ) -> TokenLoss:
     """Cross-entropy of the next token and divergence from the teacher, without either model's logits.
+
+    With a gate, the divergence of each token is multiplied by its weight (`gate_weights`). The divisor remains the
+    number of tokens, not the sum of the weights, so that a student that has outgrown its teacher learns less from it.
 
     Args:
         head: token head.
         h: (B, T, D) hidden states.
         labels: (B, T), `IGNORE` for no target; a token without a target has neither loss.
-        teacher: its distributions at tokens (B, T).
-        num_items: divisor of both sums; by default the number of targets here.
+        teacher: its distributions at tokens (B, T); None for the token loss and the weights of the gate only.
+        num_items: divisor of the sums; by default the number of targets here.
+        gate: the teacher's losses at tokens (B, T).
     """
     targets = labels[:, 1:].reshape(-1, 1).to(h.device)
-    at_targets = teacher._replace(
-        distribution=map_tokens(teacher.distribution, lambda each: each[:, :-1].flatten(0, 1))
-    )
-    found = linear_loss(head, h[:, :-1].flatten(0, 1), targets, teacher=at_targets)
+    if teacher is not None:
+        teacher = teacher._replace(
+            distribution=map_tokens(teacher.distribution, lambda each: each[:, :-1].flatten(0, 1))
+        )
+    if gate is not None:
+        gate = gate._replace(teacher_losses=gate.teacher_losses[:, :-1].flatten().to(h.device))
+    found = linear_loss(head, h[:, :-1].flatten(0, 1), targets, teacher=teacher, gate=gate)
     is_target = targets != IGNORE
-    return TokenLoss(*(mean_loss(each, is_target, num_items) for each in (found.total, found.divergence)))
+    token_weights = mean_gate = None
+    if gate is not None:
+        at_targets = gate_weights(found.losses, gate)
+        mean_gate = mean_loss((at_targets * is_target.squeeze(-1)).sum(), is_target, num_items)
+        at_targets = torch.where(is_target.squeeze(-1), at_targets, 0.5)
+        token_weights = F.pad(at_targets.view(len(h), -1), (0, 1), value=0.5)  # the last token has no target
+    return TokenLoss(
+        mean_loss(found.total, is_target, num_items),
+        mean_loss(found.divergence, is_target, num_items),
+        token_weights,
+        mean_gate,
+    )
+
+
+@torch.no_grad()
+def token_losses(distribution: Distribution, input_ids: Tensor) -> Tensor:
+    """Return (B, T) the next-token loss of a model in nats, 0 at the last token.
+
+    Args:
+        distribution: its hidden states or logits at tokens (B, T).
+        input_ids: (B, T).
+    """
+    assert not isinstance(distribution, TopTokens), "the next token may not be among the top tokens"
+    targets = input_ids[:, 1:].flatten()
+    if isinstance(distribution, TeacherHidden):
+        hidden, weight, bias = distribution
+        found = linear_cross_entropy(hidden[:, :-1].flatten(0, 1), weight, bias, targets.unsqueeze(-1)).losses
+    else:
+        logits = at_least_float32(distribution[:, :-1].flatten(0, 1))
+        found = F.cross_entropy(logits, targets, reduction="none")
+    return F.pad(found.view(len(input_ids), -1), (0, 1))
 
 
 def linear_token_loss(
@@ -141,10 +209,12 @@ def linear_cross_entropy(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    labels: Tensor,
+    labels: Tensor | None,
     keep: int = 0,
     teacher: TeacherTokens | None = None,
     label_weights: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    gate: Gate | None = None,
 ) -> LinearLoss:
     """Cross-entropy of z = x · weightᵀ + bias, and the `keep` largest z of each row.
 
@@ -158,12 +228,17 @@ def linear_cross_entropy(
         x: (N, D).
         weight: (C, D).
         bias: (C,) or None.
-        labels: (N, A) int64, `IGNORE` for an empty label slot; a row with only empty slots has no loss.
+        labels: (N, A) int64, `IGNORE` for an empty label slot; a row with only empty slots has no loss. None for
+            no loss; then the kept values alone have gradients.
         keep: K.
         teacher: as in `linear_loss`.
         label_weights: (N, A) relative weights of the labels; by default they are equal.
+        row_weights: (N,) factor of each row's loss; by default 1.
+        gate: as in `linear_loss`.
     """
-    return LinearLoss(*_LinearCrossEntropy.apply(x, weight, bias, labels, keep, teacher, label_weights))
+    return LinearLoss(
+        *_LinearCrossEntropy.apply(x, weight, bias, labels, keep, teacher, label_weights, row_weights, gate)
+    )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -173,11 +248,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        labels: Tensor,
+        labels: Tensor | None,
         keep: int,
         teacher: TeacherTokens | None,
         label_weights: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        row_weights: Tensor | None,
+        gate: Gate | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
         full = torch.promote_types(x.dtype, torch.float32)
         device = x.device.type
@@ -187,6 +264,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             scale /= 1 + teacher.weight * teacher.temperature if scale != 1 else 1.0
         total, distance = x.new_zeros((), dtype=full), x.new_zeros((), dtype=full)
         kept: list[tuple[Tensor, Tensor]] = []
+        losses: list[Tensor] = []
         grad_x: list[Tensor] = []
         grad_weight: Tensor | None = None
         # Cast once here: autocast would cast the weight again in every product of every chunk.
@@ -196,11 +274,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = _chunk_rows(len(x), (4 if teacher is None else DISTILLED_BYTES) * len(w), device)
             z_buffer = _buffer(x, rows, len(w), products)
             p_buffer = z_buffer if products == full else _buffer(x, rows, len(w), full)
-            parts = (each.split(rows) for each in (x.to(products), *_shares(labels, label_weights, full)))
-            for chunk, (x_, labels_, share_, class_share_, has_loss_) in enumerate(zip(*parts, strict=True)):
+            targets = () if labels is None else _shares(labels, label_weights, full)
+            parts = (each.split(rows) for each in (x.to(products), *targets))
+            for chunk, (x_, *targets_) in enumerate(zip(*parts, strict=True)):
                 z = _logits(x_, w, b, len(weight), z_buffer)
                 values, indices = largest(z, keep)
                 kept.append((values, indices))
+                if not targets_:
+                    continue
+                labels_, share_, class_share_, has_loss_ = targets_
                 z_labels = z.gather(-1, labels_).to(full)
                 z_top = (values[:, :1] if keep else _top(z)).to(full)
                 grad_distance: Tensor | None = None
@@ -209,11 +291,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     distances, grad_distance = divergence_and_gradient(
                         z[:, : len(weight)], teacher._replace(distribution=here)
                     )
-                    distance = distance + (distances.to(full) * has_loss_.squeeze(-1)).sum()
                 p = torch.softmax(z, -1, dtype=full, out=_first(p_buffer, len(x_)))  # overwrites z if it can
                 p_top = p.gather(-1, indices[:, :1]) if keep else _top(p)
                 log_p = z_labels - (z_top - p_top.log())  # (rows, A), of the labels
+                losses.append(-(log_p * share_).sum(-1))
+                if row_weights is not None:
+                    weights_ = _rows_of(chunk, rows, row_weights).to(full).unsqueeze(-1)
+                    share_, has_loss_ = share_ * weights_, has_loss_ * weights_
                 total = total - (log_p * share_).sum()
+                if grad_distance is not None:
+                    if gate is not None:
+                        here_ = gate._replace(teacher_losses=_rows_of(chunk, rows, gate.teacher_losses))
+                        weights_ = gate_weights(losses[-1], here_)
+                        distances, grad_distance = distances * weights_, grad_distance * weights_.unsqueeze(-1)
+                    distance = distance + (distances.to(full) * has_loss_.squeeze(-1)).sum()
                 if not (need_x or need_weight or need_bias):
                     continue
                 # The gradient of z overwrites p, or z if products have another precision. The products below mask
@@ -232,12 +323,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if need_weight:
                     grad_weight = _add_product(grad_weight, grad_z, x_ * has_loss_.to(products), scale)
         values, indices = (torch.cat(each) for each in zip(*kept, strict=True))
+        if labels is None:
+            losses.append(x.new_zeros(len(x), dtype=full))
+            grad_x.append(torch.zeros_like(x, dtype=full))
+            grad_weight = torch.zeros_like(weight, dtype=full) if need_weight else None
         grad_weight = None if grad_weight is None else grad_weight[: len(weight)]
         grad_bias = None if grad_bias is None else grad_bias[: len(weight)]
         ctx.save_for_backward(torch.cat(grad_x) if need_x else None, grad_weight, grad_bias, x, weight, indices)
-        ctx.mark_non_differentiable(indices, distance)
+        row_losses = torch.cat(losses)
+        ctx.mark_non_differentiable(indices, distance, row_losses)
         ctx.set_materialize_grads(False)
-        return total, values, indices, distance
+        return total, values, indices, distance, row_losses
 
     @staticmethod
     def backward(
@@ -264,7 +360,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias.index_add_(0, indices.flatten(), grad_values.flatten().to(full))
         pairs = ((grad_x, x), (grad_weight, weight), (grad_bias, weight))
-        return *(None if grad is None else grad.to(leaf.dtype) for grad, leaf in pairs), None, None, None, None
+        grads = [None if grad is None else grad.to(leaf.dtype) for grad, leaf in pairs]
+        return *grads, None, None, None, None, None, None
 
 
 def largest(z: Tensor, keep: int) -> tuple[Tensor, Tensor]:
@@ -287,7 +384,7 @@ def largest(z: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     return values, candidates.gather(-1, chosen)
 
 
-def _shares(labels: Tensor, weights: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _shares(labels: Tensor, weights: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return labels (N, A) without `IGNORE`, each one's share in its row's loss, and the share of all labels equal
     to it, (N, A) each, and whether the row has a loss, (N, 1)."""
     is_label = labels != IGNORE

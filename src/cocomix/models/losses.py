@@ -5,12 +5,35 @@ Dimensions: B sequences, T tokens, V vocabulary, C concepts, A labels per token,
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
 """Marks a position without a target and an empty label slot."""
+
+
+class Gate(NamedTuple):
+    """What decides how much a student learns from its teacher at each token."""
+
+    teacher_losses: Tensor
+    """The teacher's next-token loss at each token in nats, (B, T) or (N,)."""
+    temperature: float
+    """τ > 0 in nats: the smaller, the more abrupt."""
+
+
+def gate_weights(losses: Tensor, gate: Gate) -> Tensor:
+    """Return σ((loss of the student − loss of the teacher) / τ) of each token, above 1/2 where the teacher is better.
+
+    This is the project's own criterion.
+
+    Args:
+        losses: the student's next-token losses in nats, of the shape of `gate.teacher_losses`, without a gradient.
+        gate: the teacher's, and τ.
+    """
+    return torch.sigmoid((losses - gate.teacher_losses.to(losses)) / gate.temperature)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -60,17 +83,32 @@ def concept_loss(
     concept_ids: Tensor,
     num_items: Tensor | int | None = None,
     concept_weights: Tensor | None = None,
+    token_weights: Tensor | None = None,
 ) -> Tensor:
-    """Concept cross-entropy in nats, averaged over each token's labels (arXiv 2502.08524, L_concept).
-
-    The mean of the A cross-entropies of a token is logsumexp(z) − mean of z at its labels, so one normalizer suffices.
-    With weights, the mean is weighted: the cross-entropy against a distribution over the labels.
+    """Concept cross-entropy in nats, averaged over labeled tokens (arXiv 2502.08524, L_concept).
 
     Args:
         concept_logits: z, (B, T, C).
         concept_ids: (B, T, A) labels, `IGNORE` for an empty label slot; a token with only empty slots has no loss.
         num_items: divisor of the sum over tokens; by default the number of labeled tokens here.
         concept_weights: (B, T, A) relative weights of the labels; by default they are equal.
+        token_weights: (B, T) factor of each token's loss in the sum; the divisor does not change.
+    """
+    per_token = concept_losses(concept_logits, concept_ids, concept_weights)
+    total = (per_token if token_weights is None else per_token * token_weights.to(per_token)).sum()
+    return mean_loss(total, (concept_ids != IGNORE).any(-1), num_items)
+
+
+def concept_losses(concept_logits: Tensor, concept_ids: Tensor, concept_weights: Tensor | None = None) -> Tensor:
+    """Return (...) the concept cross-entropy of each token in nats, 0 where it has no label.
+
+    The mean of the A cross-entropies of a token is logsumexp(z) − mean of z at its labels, so one normalizer suffices.
+    With weights, the mean is weighted: the cross-entropy against a distribution over the labels.
+
+    Args:
+        concept_logits: z, (..., C).
+        concept_ids: (..., A) labels, `IGNORE` for an empty label slot.
+        concept_weights: (..., A) relative weights of the labels; by default they are equal.
     """
     concept_ids = concept_ids.to(concept_logits.device)
     labeled = concept_ids != IGNORE
@@ -82,9 +120,7 @@ def concept_loss(
     else:
         at_mean = (at_labels * label_shares(concept_ids, concept_weights, z.dtype)).sum(-1)
     per_token = z.logsumexp(-1) - at_mean
-    has_label = labels_of_token > 0
-    total = per_token.masked_fill(~has_label, 0.0).sum()
-    return mean_loss(total, has_label, num_items)
+    return per_token.masked_fill(labels_of_token == 0, 0.0)
 
 
 def hidden_state_loss(

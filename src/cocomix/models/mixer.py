@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration import CoCoMixConfig
-from .linear_loss import linear_loss
+from .linear_loss import LinearLoss, linear_loss
 from .losses import at_least_float32
 from .steering import SteeredBatch, steer_active, steer_logits_
 
@@ -109,8 +109,8 @@ class MixedWithLoss(NamedTuple):
 
     hidden_states: Tensor
     """(B, slots·T, D) input of the upper blocks."""
-    concept_loss: Tensor
-    """Loss summed over labeled tokens, in nats."""
+    concept_loss: Tensor | None
+    """Loss summed over labeled tokens, in nats; None if it is deferred."""
 
 
 class Mixer(nn.Module):
@@ -135,9 +135,15 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def loss_and_compress(
-        self, h: Tensor, stats: Moments, concept_ids: Tensor, concept_weights: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, h: Tensor, stats: Moments, concept_ids: Tensor | None, concept_weights: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Compute the summed loss on labels (B, T, A) with weights (B, T, A), and c. Only for concept mixers."""
+        raise NotImplementedError
+
+    def concept_loss(
+        self, h: Tensor, concept_ids: Tensor, concept_weights: Tensor | None, token_weights: Tensor | None
+    ) -> Tensor:
+        """Compute a deferred loss, with a weight for each token (B, T). Only for concept mixers."""
         raise NotImplementedError
 
     def forward(
@@ -146,15 +152,18 @@ class Mixer(nn.Module):
         concept_ids: Tensor | None = None,
         steered: SteeredBatch | None = None,
         concept_weights: Tensor | None = None,
+        defers_loss: bool = False,
     ) -> MixerOutput | MixedWithLoss:
         """Mix into h (B, T, D) what is predicted from it.
 
         With concept_ids (B, T, A), and perhaps concept_weights (B, T, A), return the loss of the prediction, without
-        materializing (B, T, C).
+        materializing (B, T, C). Weights of tokens that depend on the blocks above the mixer are not known yet; then
+        `defers_loss` leaves the loss to `concept_loss`, for one more product of h with the C concepts.
         """
         stats = moments(h)
         if concept_ids is not None:
-            concept_loss, c = self.loss_and_compress(h, stats, concept_ids, concept_weights)
+            labels = None if defers_loss else concept_ids
+            concept_loss, c = self.loss_and_compress(h, stats, labels, concept_weights)
             return MixedWithLoss(h if c is None else self._mix(h, c, stats), concept_loss)
         prediction = self.predict_and_compress(h, stats, steered)
         return MixerOutput(h if prediction.c is None else self._mix(h, prediction.c, stats), *prediction)
@@ -196,20 +205,41 @@ class ConceptMixer(Mixer):
         return Prediction(z, self._compress(values, indices, stats), ActiveConcepts(values, indices))
 
     def loss_and_compress(
-        self, h: Tensor, stats: Moments, concept_ids: Tensor, concept_weights: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Compute `concept_loss` of z and c, without materializing z (B, T, C)."""
-        shape = h.shape[:-1]
-        found = linear_loss(
+        self, h: Tensor, stats: Moments, concept_ids: Tensor | None, concept_weights: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Compute `concept_loss` of z, None without labels, and c, without materializing z (B, T, C)."""
+        keep, shape = 0 if self.mixing == "none" else self.num_active_concepts, h.shape[:-1]
+        if concept_ids is None and keep == 0:
+            return None, None
+        found = self._linear_loss(h, stats, concept_ids, concept_weights, keep=keep)
+        total = None if concept_ids is None else found.total
+        if keep == 0:
+            return total, None
+        return total, self._compress(found.values.view(*shape, -1), found.indices.view(*shape, -1), stats)
+
+    def concept_loss(
+        self, h: Tensor, concept_ids: Tensor, concept_weights: Tensor | None, token_weights: Tensor | None
+    ) -> Tensor:
+        """Compute `concept_loss` of z, summed over tokens with their weights (B, T), without materializing z."""
+        return self._linear_loss(h, moments(h), concept_ids, concept_weights, token_weights).total
+
+    def _linear_loss(
+        self,
+        h: Tensor,
+        stats: Moments,
+        concept_ids: Tensor | None,
+        concept_weights: Tensor | None,
+        token_weights: Tensor | None = None,
+        keep: int = 0,
+    ) -> LinearLoss:
+        return linear_loss(
             self.predict,
             self._normalize(h, stats).flatten(0, -2),
-            concept_ids.flatten(0, -2).to(h.device, torch.long),
-            keep=0 if self.mixing == "none" else self.num_active_concepts,
+            None if concept_ids is None else concept_ids.flatten(0, -2).to(h.device, torch.long),
+            keep=keep,
             weights=None if concept_weights is None else concept_weights.flatten(0, -2),
+            row_weights=None if token_weights is None else token_weights.flatten().to(h.device),
         )
-        if self.mixing == "none":
-            return found.total, None
-        return found.total, self._compress(found.values.view(*shape, -1), found.indices.view(*shape, -1), stats)
 
     def _normalize(self, h: Tensor, stats: Moments) -> Tensor:
         """n (B, T, D), which concepts are predicted from."""

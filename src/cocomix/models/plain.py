@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from .backbones import scaling_setting
 from .divergence import TeacherTokens
 from .linear_loss import distilled_token_loss, is_plain, linear_token_loss
+from .losses import Gate
 
 
 @dataclass
@@ -27,7 +28,10 @@ class PlainOutput(ModelOutput):
     token_loss: Tensor | None = None
     """Mean next-token cross-entropy in nats; with `teacher_tokens`, it has the gradient of `loss`."""
     kd_loss: Tensor | None = None
-    """Mean divergence from the teacher in nats, unweighted and without a gradient, with `teacher_tokens`."""
+    """Mean divergence from the teacher in nats, weighted by the gate only and without a gradient, with
+    `teacher_tokens`."""
+    mean_gate: Tensor | None = None
+    """Mean weight of the tokens, with `gate`."""
 
 
 @torch.no_grad()
@@ -56,8 +60,8 @@ def plain_head(model: PreTrainedModel) -> nn.Linear | None:
 def with_token_loss(model: PreTrainedModel) -> PreTrainedModel:
     """Let a model's forward pass take `output_logits=False`, as CoCoMix models do; changes the model in place.
 
-    With `output_logits=False`, `labels` and optionally `num_items_in_batch` and `teacher_tokens`, it returns the losses
-    only: fused with a plain head (`linear_loss.py`), or computed from the logits with any other head.
+    With `output_logits=False`, `labels` and optionally `num_items_in_batch`, `teacher_tokens` and a `gate` of these, it
+    returns the losses only: fused with a plain head (`linear_loss.py`), or computed from the logits with any other.
     """
     if "output_logits" in inspect.signature(model.forward).parameters:
         return model
@@ -70,6 +74,7 @@ def with_token_loss(model: PreTrainedModel) -> PreTrainedModel:
         labels: Tensor = kwargs.pop("labels")
         num_items = kwargs.pop("num_items_in_batch", None)
         teacher: TeacherTokens | None = kwargs.pop("teacher_tokens", None)
+        gate: Gate | None = kwargs.pop("gate", None)
         if fused:
             head, h = self.get_output_embeddings(), self.base_model(*args, **kwargs).last_hidden_state
         else:
@@ -77,8 +82,9 @@ def with_token_loss(model: PreTrainedModel) -> PreTrainedModel:
         if teacher is None:
             token = linear_token_loss(head, h, labels, num_items)
             return PlainOutput(loss=token, token_loss=token)
-        token, distance = distilled_token_loss(head, h, labels, teacher, num_items)
-        return PlainOutput(loss=token + teacher.weight * distance, token_loss=token, kd_loss=distance)
+        token, distance, _, mean_gate = distilled_token_loss(head, h, labels, teacher, num_items, gate)
+        total = token + teacher.weight * distance
+        return PlainOutput(loss=total, token_loss=token, kd_loss=distance, mean_gate=mean_gate)
 
     model.forward = MethodType(forward, model)
     return model

@@ -3,6 +3,7 @@
 from cocomix.objectives.base import Counts, Losses, Objective
 from cocomix.objectives.cocomix import ConceptMixing
 from cocomix.objectives.distillation import Distillation
+from cocomix.objectives.gate import TeacherGate
 from cocomix.objectives.hidden_states import HiddenStateMixing
 from cocomix.objectives.multi_token import MultiToken
 from cocomix.objectives.ntp import NextToken
@@ -17,5 +18,6 @@ __all__ = [
     "MultiToken",
     "NextToken",
     "Objective",
+    "TeacherGate",
     "WeightSchedule",
 ]

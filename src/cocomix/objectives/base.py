@@ -15,6 +15,8 @@ from cocomix.models.divergence import Distribution
 
 Batch = dict[str, Tensor]
 """Columns of a batch of blocks: `input_ids` (B, T) int64, and the other columns that the objective reads."""
+PredictTokens = Callable[[Tensor], Distribution]
+"""Computes a teacher's distributions at the tokens of blocks (B, T)."""
 Counts = dict[str, Tensor]
 """Number of targets by kind, as scalars, in one micro-batch or summed over several."""
 
@@ -28,7 +30,7 @@ class Losses(NamedTuple):
     total: Tensor
     """Scalar to minimize."""
     parts: dict[str, Tensor]
-    """Its terms by name, unweighted and detached, for the log."""
+    """Its terms by name, without the objective's weights and detached, for the log."""
 
 
 class Objective(Protocol):
@@ -71,7 +73,11 @@ class TeacherSignals(Protocol):
         """Return whether stored labels have weights, in the column `concept_weights`."""
         ...
 
-    def token_distributions(self) -> Callable[[Tensor], Distribution]:
+    def losses_are_stored(self) -> bool:
+        """Return whether the teacher's losses are stored, in the column `teacher_losses`."""
+        ...
+
+    def token_distributions(self) -> PredictTokens:
         """Return the teacher's distributions at the tokens of blocks (B, T)."""
         ...
 

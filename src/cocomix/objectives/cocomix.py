@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from cocomix.models.losses import IGNORE
 from cocomix.objectives.base import Batch, Counts, Losses
 from cocomix.objectives.distillation import Distillation
+from cocomix.objectives.gate import TeacherGate
 from cocomix.objectives.ntp import count_tokens
 from cocomix.objectives.schedule import WeightSchedule, scheduled
 
@@ -33,6 +35,8 @@ class ConceptMixing:
             stored labels is still computed, because it costs no product that the mixer does not need, and logged.
         schedule: how λ changes during training; it needs `weight`.
         has_weights: whether labels have the weights of the column `concept_weights`; otherwise they count equally.
+        gate: weighs the concept loss and the divergence of each token (`objectives/gate.py`). While neither has an
+            effect, the teacher does not run for it.
     """
 
     labeler: Labeler | None = None
@@ -40,6 +44,7 @@ class ConceptMixing:
     weight: float | None = None
     schedule: WeightSchedule | None = None
     has_weights: bool = False
+    gate: TeacherGate | None = None
 
     def at(self, progress: float) -> ConceptMixing:
         """Return the objective of a step, with the weights of the schedules."""
@@ -53,10 +58,11 @@ class ConceptMixing:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """`input_ids`, and the labels and predictions that are stored."""
+        """`input_ids`, and the labels, predictions and losses of the teacher that are stored."""
         labels = () if self.labeler else ("concept_ids", *(("concept_weights",) if self.has_weights else ()))
         predictions = self.distillation.columns if self.distillation else ()
-        return tuple(dict.fromkeys(("input_ids", *labels, *predictions)))
+        losses = self.gate.columns if self.gate else ()
+        return tuple(dict.fromkeys(("input_ids", *labels, *predictions, *losses)))
 
     def prepare(self, batches: list[Batch]) -> list[Batch]:
         """Label all micro-batches at once, since the teacher may read more blocks at a time than the student."""
@@ -76,7 +82,11 @@ class ConceptMixing:
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
         """Compute the losses."""
         distillation = self.distillation if self.distillation is not None and self.distillation.weight > 0 else None
-        more = {} if distillation is None else {"teacher_tokens": distillation.teacher_tokens(batch)}
+        more: dict[str, Any] = {}
+        if distillation is not None:
+            more["teacher_tokens"] = distillation.teacher_tokens(batch)
+        if self.gate is not None and (self.weight != 0 or distillation is not None):
+            more["gate"] = self.gate(batch, more["teacher_tokens"].distribution if distillation else None)
         output = model(
             input_ids=batch["input_ids"],
             labels=batch["input_ids"],
@@ -93,6 +103,8 @@ class ConceptMixing:
             parts["concept_loss"] = output.concept_loss.detach()
         if distillation is not None:
             parts["kd_loss"] = output.kd_loss
+        if "gate" in more:
+            parts["mean_gate"] = output.mean_gate
         if self.weight is None:
             return Losses(output.loss, parts)
         total = output.token_loss + self.weight * output.concept_loss

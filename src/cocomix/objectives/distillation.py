@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,12 +10,11 @@ from transformers import PreTrainedModel
 
 from cocomix.models.divergence import Distribution, TeacherHidden, TeacherTokens, TopTokens
 from cocomix.models.plain import plain_head
-from cocomix.objectives.base import Batch, Counts, Losses
+from cocomix.objectives.base import Batch, Counts, Losses, PredictTokens
+from cocomix.objectives.gate import TeacherGate
 from cocomix.objectives.ntp import NextToken
 from cocomix.objectives.schedule import WeightSchedule, scheduled
 
-PredictTokens = Callable[[Tensor], Distribution]
-"""Computes a teacher's distributions at the tokens of blocks (B, T)."""
 COLUMNS = ("teacher_ids", "teacher_log_probs", "teacher_log_rest")
 """Dataset columns of stored predictions: the fields of `TopTokens`."""
 
@@ -33,12 +31,14 @@ class Distillation(NextToken):
         teacher: computes the teacher's distributions for each micro-batch; by default its top tokens are read from
             `COLUMNS`.
         schedule: how the weight changes during training.
+        gate: weighs the divergence of each token (`objectives/gate.py`).
     """
 
     weight: float = 0.1
     temperature: float = 1.0
     teacher: PredictTokens | None = None
     schedule: WeightSchedule | None = None
+    gate: TeacherGate | None = None
 
     def at(self, progress: float) -> Distillation:
         """Return the objective of a step, with the weight of its schedule."""
@@ -50,23 +50,26 @@ class Distillation(NextToken):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """`input_ids`, and the teacher's predictions if they are stored."""
-        return ("input_ids",) if self.teacher else ("input_ids", *COLUMNS)
+        """`input_ids`, and the teacher's predictions and losses if they are stored."""
+        return ("input_ids", *(() if self.teacher else COLUMNS), *(self.gate.columns if self.gate else ()))
 
     def __call__(self, model: PreTrainedModel, batch: Batch, counts: Counts) -> Losses:
         """Compute both losses."""
         if self.weight == 0:
             return super().__call__(model, batch, counts)
-        ids = batch["input_ids"]
+        ids, tokens = batch["input_ids"], self.teacher_tokens(batch)
         output = model(
             input_ids=ids,
             labels=ids,
-            teacher_tokens=self.teacher_tokens(batch),
+            teacher_tokens=tokens,
             num_items_in_batch=counts["token"],
             output_logits=False,
             use_cache=False,
+            **({} if self.gate is None else {"gate": self.gate(batch, tokens.distribution)}),
         )
         parts = {"token_loss": output.token_loss.detach(), "kd_loss": output.kd_loss}
+        if self.gate is not None:
+            parts["mean_gate"] = output.mean_gate
         return Losses(output.loss, parts)
 
     def teacher_tokens(self, batch: Batch) -> TeacherTokens:

@@ -47,10 +47,6 @@ class WeightSchedule:
             return 0.0
         return KINDS[self.kind]((progress - self.start) / (self.end - self.start))
 
-    def on_share(self) -> float:
-        """Return the share of a training in which the weight is above 0."""
-        return self.end - self.start
-
 
 def scheduled(weight: float, schedule: WeightSchedule | None, progress: float) -> float:
     """Return the weight of a loss in a step; without a schedule it is constant."""

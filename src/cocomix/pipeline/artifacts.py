@@ -62,6 +62,13 @@ class Pipeline:
         self.sae_stage = self._stage("sae", ("sae", "seed"), (read, self.teacher_stage))
         self._labels_stages: dict[str, Stage] = {}
         self._predictions_stages: dict[tuple[int, float], Stage] = {}
+        self.losses_stage = Stage(
+            "teacher losses",
+            "teacher-losses",
+            self.folder / "teacher-losses",
+            {},
+            (self.corpus_stage, self.teacher_stage),
+        )
         self.labels_stage = self.labels_stage_of(recipe.labels)
         self.catalog_stage = self._stage(
             "catalog", ("catalog",), (read, self.teacher_stage, self.sae_stage, self.labels_stage)
@@ -91,7 +98,7 @@ class Pipeline:
     def stages_until(self, name: str) -> list[Stage]:
         """Return the stages up to a goal: corpus, teacher, sae, labels, catalog or students.
 
-        The goal `labels` includes the labels of every student and the teacher's stored predictions.
+        The goal `labels` includes the labels of every student and the teacher's stored predictions and losses.
 
         Raises:
             InputError: none of the recipe's students needs the goal.
@@ -99,7 +106,7 @@ class Pipeline:
         everything = self.stages()
         if name == "students":
             return everything
-        from_teacher = [*self._labels_stages.values(), *self._predictions_stages.values()]
+        from_teacher = [*self._labels_stages.values(), *self._predictions_stages.values(), self.losses_stage]
         goals = {
             "corpus": [self.corpus_stage],
             "teacher": [self.teacher_stage],
@@ -388,7 +395,7 @@ class Pipeline:
             # Its training settings are those of `training`, together with the recipe's.
             "student": {**everything["students"][name], "training": None},
             # Only the sizes of the matched student matter, not how it is trained.
-            "match": matched and {**matched, "learning_rate": None, "training": None, "branch_from": None},
+            "match": matched and {**matched, **dict.fromkeys(("learning_rate", "training", "branch_from", "gate"))},
             "training": dataclasses.asdict(self.recipe.training_of(student)),
             "seed": seed,
             **self._stream_settings(),
@@ -402,9 +409,11 @@ class Pipeline:
             needs.append(self.labels_stage_of(self.recipe.labels_of(student)))
         if distillation is not None and distillation.top_k is not None:
             needs.append(self.predictions_stage_of(distillation))
-        elif student.asks_teacher():
+        elif distillation is not None or student.mixes_hidden_states():
             needs.append(self.teacher_stage)
             settings["teacher_layer"] = self.recipe.sae.teacher_layer
+        if self.recipe.reads_losses(student):
+            needs.append(self.losses_stage)
         if student.branch_from in self.recipe.students:
             needs.append(self.student_stages[student.branch_from, seed])
         label = name if self.recipe.seeds is None else f"{name}-seed-{seed}"

@@ -9,7 +9,13 @@ from transformers import PreTrainedModel
 from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_training import SAEConfig
-from cocomix.models.flops import BACKWARD, ConceptFlops, forward_flops_per_token, labeling_flops_per_token
+from cocomix.models.flops import (
+    BACKWARD,
+    ConceptFlops,
+    forward_flops_per_token,
+    labeling_flops_per_token,
+    linear_flops,
+)
 from cocomix.objectives import WeightSchedule
 from cocomix.pipeline.methods import StudentConfig
 from cocomix.training.run import Preparation
@@ -49,14 +55,28 @@ def teacher_flops(pipeline: Pipeline, student: StudentConfig) -> ConceptFlops:
     if student.mixes_hidden_states():
         tap = forward_flops_per_token(pipeline.teacher_shapes, block_size, up_to_layer=layer)
         teacher += round(predicted * tap)
-    if distillation is not None and distillation.top_k is None:
-        distilled = _on_share(distillation.weight_schedule)
-        teacher += round(distilled * forward_flops_per_token(pipeline.teacher_shapes, block_size))
+    computes_losses = student.gate is not None and pipeline.recipe.runs_teacher(student)
+    on: list[WeightSchedule | None] = []
+    if distillation is not None and (distillation.top_k is None or computes_losses):
+        on.append(distillation.weight_schedule)
+    if computes_losses and mixer is not None and student.learns_concepts():
+        on.append(mixer.concept_loss_schedule)
+    if on:
+        whole = pipeline.teacher_shapes
+        per_token = forward_flops_per_token(whole, block_size)
+        if computes_losses:  # the token head runs once more
+            per_token += linear_flops(whole.get_output_embeddings(), whole.config)
+        teacher += round(_on_share(*on) * per_token)
     return ConceptFlops(teacher, sae)
 
 
-def _on_share(schedule: WeightSchedule | None) -> float:
-    return 1.0 if schedule is None else schedule.on_share()
+def _on_share(*schedules: WeightSchedule | None) -> float:
+    """Return the share of the steps in which at least one of the weights is above 0."""
+    share = reached = 0.0
+    for start, end in sorted((0.0, 1.0) if each is None else (each.start, each.end) for each in schedules):
+        share += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return share
 
 
 def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Preparation]:
@@ -83,6 +103,10 @@ def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Prepara
         flops = tokens * forward_flops_per_token(pipeline.teacher_shapes, recipe.block_size)
         record = pipeline.predictions_stage_of(distillation).record()
         found["predictions"] = Preparation(record.fingerprint, float(flops))
+    if recipe.reads_losses(student):
+        tokens = pipeline.corpus().info.train_blocks * recipe.block_size
+        flops = tokens * forward_flops_per_token(pipeline.teacher_shapes, recipe.block_size)
+        found["losses"] = Preparation(pipeline.losses_stage.record().fingerprint, float(flops))
     if "sae" in found or student.asks_teacher():
         teacher = pipeline.teacher_stage.record()
         trained = "tokens" in teacher.summary

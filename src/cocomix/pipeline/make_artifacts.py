@@ -25,6 +25,7 @@ from cocomix.concepts.reading import TeacherReader
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_quality import quality_warnings, sae_quality, write_quality
 from cocomix.concepts.sae_training import SAEConfig, train_sae
+from cocomix.concepts.teacher_losses import LossesInfo, losses_of_corpus
 from cocomix.data.corpus import CorpusConfig, is_packed_folder, is_token_folder, write_documents
 from cocomix.data.packing import (
     PackedCorpus,
@@ -256,6 +257,22 @@ def make_predictions(
         corpus.train,
         folder,
         PredictionsInfo(corpus.info.fingerprint, inputs["teacher"], config.top_k, config.temperature),
+        vocab_size=corpus.info.vocab_size,
+        blocks_per_batch=batching.batch(),
+        blocks_per_shard=batching.blocks_per_shard,
+    )
+    return StageResult(fingerprint.hash_json(dataclasses.asdict(info)), dataclasses.asdict(info))
+
+
+def make_losses(
+    teacher: PreTrainedModel, corpus: PackedCorpus, batching: LabelsConfig, inputs: Mapping[str, str], folder: Path
+) -> StageResult:
+    """Store the teacher's losses, with the arguments of `make_predictions`. Every rank calls this."""
+    info = losses_of_corpus(
+        teacher,
+        corpus.train,
+        folder,
+        LossesInfo(corpus.info.fingerprint, inputs["teacher"]),
         vocab_size=corpus.info.vocab_size,
         blocks_per_batch=batching.batch(),
         blocks_per_shard=batching.blocks_per_shard,

@@ -28,6 +28,7 @@ from cocomix.objectives import (
     MultiToken,
     NextToken,
     Objective,
+    TeacherGate,
     WeightSchedule,
 )
 from cocomix.objectives.base import TeacherSignals
@@ -35,7 +36,7 @@ from cocomix.training.config import TrainingConfig
 
 NUM_FUTURE_TOKENS = 2
 """Default number of future tokens for `mtp` students."""
-SECTIONS = ("mixer", "labels", "distillation", "num_future_tokens")
+SECTIONS = ("mixer", "labels", "distillation", "gate", "num_future_tokens")
 ONLY_FOR = {
     "content": ("concepts", "hidden_states"),
     "num_active_concepts": ("concepts",),
@@ -116,6 +117,21 @@ class DistillationConfig:
 
 
 @dataclass
+class GateConfig:
+    """Weights that let a student learn from its teacher only where the teacher knows better, and stop.
+
+    The concept loss and the divergence of each token are multiplied by σ((loss of the student − loss of the teacher) /
+    temperature), where both losses are those of the next token. The teacher's are stored once for all students; if the
+    teacher runs in every training step, they are computed there.
+
+    Args:
+        temperature: in nats; the smaller, the more abrupt the weights change from 0 to 1.
+    """
+
+    temperature: Annotated[float, Range(0.001, 1000)] = 1.0
+
+
+@dataclass
 class StudentLabels:
     """Label settings of one cocomix student that differ from the recipe's; its labels get a separate folder.
 
@@ -147,6 +163,8 @@ class StudentConfig:
         mixer: for cocomix and pause students.
         labels: for cocomix students, if they differ from the recipe's.
         distillation: for kd students; a pause or cocomix student that sets it also learns the teacher's predictions.
+        gate: for kd and cocomix students, and pause students with distillation: weighs what they learn from the teacher
+            by how much better it predicts each token.
         num_future_tokens: n, for mtp students.
         learning_rate: replaces training.learning_rate; compare methods each at its own best rate.
         training: keys of the recipe's `training` with other values for this student, such as max_tokens, schedule or
@@ -161,6 +179,7 @@ class StudentConfig:
     mixer: MixerConfig | None = None
     labels: StudentLabels | None = None
     distillation: DistillationConfig | None = None
+    gate: GateConfig | None = None
     num_future_tokens: Blocks | None = None
     learning_rate: LearningRate | None = None
     training: Annotated[dict[str, Any], Partial(TrainingConfig)] | None = None
@@ -183,9 +202,11 @@ class StudentConfig:
         if self.mixes_hidden_states():
             found += [
                 f"{section} has no effect with mixer.content hidden_states; leave it out"
-                for section in ("labels", "distillation")
+                for section in ("labels", "distillation", "gate")
                 if getattr(self, section) is not None
             ]
+        elif self.gate is not None and not self.learns_concepts() and self.distillation_config() is None:
+            found += ["gate has no effect without distillation; leave it out"] if "gate" in sections else []
         return found
 
     def mixer_config(self) -> MixerConfig | None:
@@ -215,8 +236,8 @@ class StudentConfig:
         return learns and self.mixer is not None and self.mixer.content == "hidden_states"
 
     def asks_teacher(self) -> bool:
-        """Return whether it learns from the teacher's predictions or hidden states."""
-        return self.distillation_config() is not None or self.mixes_hidden_states()
+        """Return whether it learns from the teacher's predictions, losses or hidden states."""
+        return self.distillation_config() is not None or self.gate is not None or self.mixes_hidden_states()
 
     def objective(self, teacher: TeacherSignals) -> Objective:
         """Return what it minimizes.
@@ -253,8 +274,15 @@ def _distillation(student: StudentConfig, teacher: TeacherSignals) -> Distillati
     return Distillation(config.weight, config.temperature, predict, config.weight_schedule)
 
 
+def _gate(student: StudentConfig, teacher: TeacherSignals) -> TeacherGate | None:
+    if student.gate is None:
+        return None
+    return TeacherGate(student.gate.temperature, None if teacher.losses_are_stored() else teacher.token_distributions())
+
+
 def _next_token(student: StudentConfig, teacher: TeacherSignals) -> Objective:
-    return _distillation(student, teacher) or NextToken()
+    distillation = _distillation(student, teacher)
+    return NextToken() if distillation is None else dataclasses.replace(distillation, gate=_gate(student, teacher))
 
 
 def _concepts(student: StudentConfig, teacher: TeacherSignals) -> Objective:
@@ -264,15 +292,20 @@ def _concepts(student: StudentConfig, teacher: TeacherSignals) -> Objective:
     if student.mixes_hidden_states():
         return HiddenStateMixing(teacher.hidden_states(), weight, schedule)
     return ConceptMixing(
-        teacher.labeler(), _distillation(student, teacher), weight, schedule, teacher.labels_have_weights()
+        teacher.labeler(),
+        _distillation(student, teacher),
+        weight,
+        schedule,
+        teacher.labels_have_weights(),
+        _gate(student, teacher),
     )
 
 
 METHODS: dict[str, Method] = {
     "ntp": Method(_next_token),
-    "kd": Method(_next_token, ("distillation",), always_distills=True),
-    "pause": Method(_next_token, ("mixer", "distillation"), content="pause"),
+    "kd": Method(_next_token, ("distillation", "gate"), always_distills=True),
+    "pause": Method(_next_token, ("mixer", "distillation", "gate"), content="pause"),
     "mtp": Method(lambda student, teacher: MultiToken(), ("num_future_tokens",)),
-    "cocomix": Method(_concepts, ("mixer", "labels", "distillation")),
+    "cocomix": Method(_concepts, ("mixer", "labels", "distillation", "gate")),
 }
 """Every training method, by the name that recipes use."""

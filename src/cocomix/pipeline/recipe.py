@@ -126,7 +126,7 @@ class Recipe:
         return any(student.learns_concepts() for student in self.students.values())
 
     def asks_teacher(self) -> bool:
-        """Return whether any student learns from the teacher's predictions or hidden states."""
+        """Return whether any student learns from the teacher's predictions, losses or hidden states."""
         return any(student.asks_teacher() for student in self.students.values())
 
     def mixes_hidden_states(self) -> bool:
@@ -149,6 +149,10 @@ class Recipe:
             or student.mixes_hidden_states()
             or (student.learns_concepts() and self.labels.online)
         )
+
+    def reads_losses(self, student: StudentConfig) -> bool:
+        """Return whether a student reads stored losses of the teacher."""
+        return student.gate is not None and not self.runs_teacher(student)
 
     def backbone_of(self, student: StudentConfig) -> BackboneConfig:
         """Return the sizes of a student before widening, or the source of its pretrained weights."""
@@ -195,7 +199,7 @@ class Recipe:
             found.append(f"teacher.precision is {self.teacher.precision!r}; expected {' or '.join(PRECISIONS)}")
         if self.asks_teacher() and self.labels.alignment == "characters" and self.teacher.source is not None:
             found.append(
-                "labels.alignment is 'characters', but a student that learns from the teacher itself (kd, "
+                "labels.alignment is 'characters', but a student that learns from the teacher itself (kd, gate, "
                 "hidden_states) needs a teacher that reads its tokens; leave it out, or set labels.alignment to tokens"
             )
         found += [f"{key}.{line}" for key, sizes in self._built_backbones().items() for line in sizes.problems()]

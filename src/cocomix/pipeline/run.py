@@ -23,6 +23,7 @@ from cocomix.concepts.label_store import labels_fingerprint, labels_whole
 from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.predictions import predictions_whole
 from cocomix.concepts.reading import SameTokens, TeacherReader
+from cocomix.concepts.teacher_losses import losses_whole
 from cocomix.concepts.window import WindowExtractor, inverse_frequencies
 from cocomix.data.documents import load_documents
 from cocomix.data.source_state import changed_sources
@@ -196,6 +197,13 @@ def _predictions(pipeline: Pipeline, folder: Path, config: DistillationConfig) -
     )
 
 
+def _losses(pipeline: Pipeline, folder: Path) -> StageResult:
+    inputs = pipeline.losses_stage.input_fingerprints()
+    return make_artifacts.make_losses(
+        pipeline.teacher(), pipeline.corpus(), pipeline.with_batch(pipeline.recipe.labels), inputs, folder
+    )
+
+
 def _catalog(pipeline: Pipeline, folder: Path) -> StageResult:
     recipe = pipeline.recipe
     documents = load_documents(pipeline.teacher_corpus_stage.folder, "train", texts=pipeline.corpus_stage.folder)
@@ -254,11 +262,12 @@ MAKERS = {
     "control labels": Maker(_control_labels, on_all_ranks=True, is_intact=labels_whole),
     "external labels": Maker(_external_labels, on_all_ranks=True),
     "predictions": Maker(_predictions, on_all_ranks=True, is_intact=predictions_whole),
+    "teacher losses": Maker(_losses, on_all_ranks=True, is_intact=losses_whole),
     "catalog": Maker(_catalog),
     "student": Maker(_student, on_all_ranks=True),
 }
 """The maker of each kind of stage."""
-TEACHER_READS = ("sae", "labels", "predictions", "catalog")
+TEACHER_READS = ("sae", "labels", "predictions", "teacher losses", "catalog")
 """Kinds of stages in which the teacher reads text and no student trains."""
 
 

@@ -15,6 +15,7 @@ from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.labeling import LabelsConfig, label_in_equal_batches
 from cocomix.concepts.predictions import load_predictions
 from cocomix.concepts.teacher import residual_stream
+from cocomix.concepts.teacher_losses import load_losses
 from cocomix.data.documents import load_documents
 from cocomix.data.packing import PackedCorpus
 from cocomix.data.streaming import BlockStream, open_stream
@@ -41,7 +42,9 @@ def student_inputs(pipeline: Pipeline, student: StudentConfig, seed: int) -> Stu
     labels_config = pipeline.recipe.labels_of(student)
     return StudentInputs(
         data,
-        student.objective(OnlineTeacher(pipeline, labels_config, corpus.info.vocab_size)),
+        student.objective(
+            OnlineTeacher(pipeline, labels_config, corpus.info.vocab_size, pipeline.recipe.reads_losses(student))
+        ),
         labels,
         teacher_flops(pipeline, student).total,
         preparation(pipeline, student),
@@ -56,13 +59,16 @@ def student_blocks(pipeline: Pipeline, student: StudentConfig, corpus: PackedCor
         train, validation = train if labeled.train is None else labeled.train, labeled.validation
     distillation = student.distillation_config()
     if distillation is not None and distillation.top_k is not None:
-        predicted = load_predictions(pipeline.predictions_stage_of(distillation).folder)
-        if labeled is None or labeled.train is None:
-            train = predicted
-        else:  # both stages checked that they read this corpus, so their blocks are aligned
-            new = [name for name in predicted.column_names if name not in train.column_names]
-            train = concatenate_datasets([train, predicted.select_columns(new)], axis=1)
+        train = _with_columns(train, load_predictions(pipeline.predictions_stage_of(distillation).folder))
+    if pipeline.recipe.reads_losses(student):
+        train = _with_columns(train, load_losses(pipeline.losses_stage.folder))
     return PackedCorpus(train, validation, corpus.info)
+
+
+def _with_columns(blocks: Dataset, more: Dataset) -> Dataset:
+    """Add the columns of `more` to blocks; both stages checked that they read this corpus, so they are aligned."""
+    new = [name for name in more.column_names if name not in blocks.column_names]
+    return concatenate_datasets([blocks, more.select_columns(new)], axis=1)
 
 
 def training_data(pipeline: Pipeline, blocks: PackedCorpus, seed: int) -> TrainingData:
@@ -86,10 +92,14 @@ class OnlineTeacher:
         pipeline: opens the teacher and the SAE when they are first used.
         labels: how the student's labels are computed.
         vocab_size: V; the probabilities of further tokens, which no text contains, are cut off.
+        losses_are_stored: whether the student reads the teacher's losses instead of computing them.
     """
 
-    def __init__(self, pipeline: Pipeline, labels: LabelsConfig, vocab_size: int) -> None:
+    def __init__(
+        self, pipeline: Pipeline, labels: LabelsConfig, vocab_size: int, losses_are_stored: bool = False
+    ) -> None:
         self._pipeline, self._labels, self._vocab_size = pipeline, labels, vocab_size
+        self._losses_are_stored = losses_are_stored
         self._teacher: Callable[[], PreTrainedModel] = cache(pipeline.teacher)
 
     def labeler(self) -> Labeler | None:
@@ -103,6 +113,10 @@ class OnlineTeacher:
     def labels_have_weights(self) -> bool:
         """Return whether the stored labels have weights."""
         return self._labels.targets == "activation"
+
+    def losses_are_stored(self) -> bool:
+        """Return whether the teacher's losses are stored."""
+        return self._losses_are_stored
 
     def token_distributions(self) -> PredictTokens:
         """Return the teacher's forward pass."""

@@ -22,6 +22,7 @@ from cocomix.concepts.label_store import features
 from cocomix.concepts.labeling import LabelsConfig
 from cocomix.concepts.predictions import prediction_columns
 from cocomix.concepts.teacher import residual_stream, tapped_residual
+from cocomix.concepts.teacher_losses import loss_columns
 from cocomix.data.corpus import is_packed_folder
 from cocomix.data.packing import load_packed
 from cocomix.data.sources import HUB_PREFIX
@@ -140,6 +141,7 @@ class _Planner:
         predicted = [student.distillation_config() for student in students]
         stored = {(each.top_k, each.temperature): each for each in predicted if each is not None and each.top_k}
         found += [self._predictions(each) for each in stored.values()]
+        found += [self._losses()] if any(map(recipe.reads_losses, students)) else []
         return found
 
     def _teacher_training(self) -> PreparationPlan:
@@ -187,11 +189,20 @@ class _Planner:
 
     def _predictions(self, config: DistillationConfig) -> PreparationPlan:
         assert config.top_k is not None
+        columns = prediction_columns(self._ids_type(), config.top_k)
+        return self._artifact(self.pipeline.predictions_stage_of(config), self._reading(), columns)
+
+    def _losses(self) -> PreparationPlan:
+        return self._artifact(self.pipeline.losses_stage, self._reading(), loss_columns(self._ids_type()))
+
+    def _reading(self) -> Flops:
+        """Return the FLOPs of one pass of the teacher over the corpus."""
         with torch.device("meta"):
             per_token = forward_flops_per_token(self.pipeline.teacher(), self.recipe.block_size)
-        columns = prediction_columns(List(Value(self._token_type()), length=self.recipe.block_size), config.top_k)
-        stage = self.pipeline.predictions_stage_of(config)
-        return self._artifact(stage, Flops(teacher=per_token * self.corpus_tokens), columns)
+        return Flops(teacher=per_token * self.corpus_tokens)
+
+    def _ids_type(self) -> List:
+        return List(Value(self._token_type()), length=self.recipe.block_size)
 
     def _artifact(
         self, stage: Stage, flops: Flops, columns: Features | None = None, memory: int | None = None
@@ -218,7 +229,8 @@ class _Planner:
     def _objective(self, student: StudentConfig) -> Objective:
         # Online labels are computed before the micro-batches, so that their memory is planned separately.
         labels = dataclasses.replace(self.recipe.labels_of(student), online=False)
-        return student.objective(OnlineTeacher(self.pipeline, labels, self.pipeline.vocab_size))
+        stored = self.recipe.reads_losses(student)
+        return student.objective(OnlineTeacher(self.pipeline, labels, self.pipeline.vocab_size, stored))
 
     def _online_labeler(self, student: StudentConfig, teacher: BuildTeacher) -> Callable[[], Labeler] | None:
         """Return a builder of the labeler that runs during training; None if labels are stored."""
@@ -254,6 +266,8 @@ class _Planner:
             batch["teacher_ids"] = torch.zeros(*shape, distillation.top_k, dtype=torch.long)
             batch["teacher_log_probs"] = torch.zeros(*shape, distillation.top_k)
             batch["teacher_log_rest"] = torch.zeros(shape)
+        if self.recipe.reads_losses(student):
+            batch["teacher_losses"] = torch.zeros(shape, dtype=torch.half)
         return batch
 
     def _ids(self, blocks: int) -> Tensor:

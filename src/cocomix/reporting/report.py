@@ -21,6 +21,10 @@ EVALUATION_NOTE = (
     "Measured by `cocomix evaluate`. In parentheses: 95 % intervals over documents, that is, the variation to expect "
     "with other text of the same kind. Tasks: lm-evaluation-harness, value ± standard error."
 )
+GATE_NOTE = (
+    "Mean gate: the mean, over the tokens of the training, of the weight of what a student learns from its teacher. "
+    "The weight is 1/2 where both predict the next token equally well, and falls as the student outgrows its teacher."
+)
 PUBLISHED_SETTINGS = (
     "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels by `attribution`."
 )
@@ -82,9 +86,19 @@ def _mean_and_scatter(losses: list[float | None]) -> str:
     return f"{fmean(known):.4f}" + (f" ± {stdev(known):.4f}" if len(known) > 1 else "")
 
 
+def is_gated(results: dict[str, Any]) -> bool:
+    """Return whether a student has a gate."""
+    return any("mean_gate" in student["metrics"] for student in results["students"].values())
+
+
+def _mean_gate(metrics: dict[str, float]) -> str:
+    return f"{metrics['mean_gate']:.3f}" if "mean_gate" in metrics else NONE
+
+
 def students_table(results: dict[str, Any]) -> Table:
     """Build a table of each student's size, cost and losses; with the teacher's tokens too, where known."""
     teacher_tokens = results.get("teacher", {}).get("tokens")
+    gated = is_gated(results)
     header = [
         "student",
         "stored",
@@ -98,6 +112,7 @@ def students_table(results: dict[str, Any]) -> Table:
         "loss",
         "perplexity",
         "bits/byte",
+        *(["mean gate"] if gated else []),
     ]
     rows = [
         [
@@ -113,6 +128,7 @@ def students_table(results: dict[str, Any]) -> Table:
             f"{student['metrics']['loss']:.4f}",
             f"{student['metrics']['perplexity']:.2f}",
             f"{student['metrics']['bits_per_byte']:.4f}",
+            *([_mean_gate(student["metrics"])] if gated else []),
         ]
         for name, student in results["students"].items()
     ]
@@ -146,6 +162,7 @@ SETTINGS = (
     "K",
     "labels per token",
     "distillation",
+    "gate",
     "learning rate",
 )
 
@@ -157,7 +174,7 @@ def settings_table(recipe: dict[str, Any]) -> Table | None:
     """
     students = older_records.complete_students(recipe)
     rows = {
-        name: [*_mixed(student), _labeled(student), _distilled(student), rate]
+        name: [*_mixed(student), _labeled(student), _distilled(student), _gated(student), rate]
         for (name, student), rate in zip(students.items(), _learning_rates(recipe), strict=True)
     }
     shown = {name: row for name, row in rows.items() if any(cell != NONE for cell in row)}
@@ -210,6 +227,10 @@ def _distilled(student: dict[str, Any]) -> str:
     return f"{weight} at τ {distillation['temperature']:g}{top}"
 
 
+def _gated(student: dict[str, Any]) -> str:
+    return NONE if student["gate"] is None else f"τ {student['gate']['temperature']:g}"
+
+
 def _learning_rates(recipe: dict[str, Any]) -> list[str]:
     """Return each student's learning rate; dashes if all use the recipe's, which older records leave out."""
     rates = [student.get("learning_rate") for student in recipe["students"].values()]
@@ -226,6 +247,8 @@ def report(results: dict[str, Any]) -> list[Block]:
         "all of these to this run alone. Loss at equal cost: the loss at the total cost of the cheapest run; a dash if "
         "a run exceeds this cost by its first evaluation."
     )
+    if is_gated(results):
+        parts.append(GATE_NOTE)
     parts += comparison_sentences(results)
     if note := verdict_note(results):
         parts.append(note)

@@ -263,7 +263,7 @@ def shared_preparation(results: dict[str, Any], names: Iterable[str]) -> list[st
 def _preparations(results: dict[str, Any], names: Iterable[str]) -> dict[str, list[list[str]]]:
     """Return the fingerprints of the artifacts of each group's runs, by kind; groups without artifacts are left out."""
     found: dict[str, list[list[str]]] = {}
-    for kind in ("teacher", "sae", "labels", "predictions"):
+    for kind in ("teacher", "sae", "labels", "predictions", "losses"):
         for name in names:
             members = [results["students"][member] for member in results["groups"].get(name, ())]
             prepared = [member.get("preparation", {}) for member in members]

@@ -19,6 +19,7 @@ SHOWN = {
     "concept_loss": "concepts",
     "hidden_loss": "hidden states",
     "kd_loss": "teacher",
+    "mean_gate": "gate",
     "eval_loss": "validation",
 }
 """Logged metrics that the progress bar shows, and their labels there."""
@@ -87,7 +88,8 @@ class StopWhenInterrupted(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if interruption.is_requested():
-            control.should_save = control.should_training_stop = True
+            # The metrics since the last log are not in the checkpoint.
+            control.should_log = control.should_save = control.should_training_stop = True
 
 
 class TrainingTime(TrainerCallback, ExportableState):

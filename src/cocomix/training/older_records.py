@@ -103,7 +103,7 @@ def _student(
     if method == "mtp":
         found["num_future_tokens"] = found.get("num_future_tokens") or NUM_FUTURE_TOKENS
     found["training"] = found.get("training")
-    found["branch_from"] = found.get("branch_from")
+    found["branch_from"], found["gate"] = found.get("branch_from"), found.get("gate")
     found["learning_rate"] = found.get("learning_rate") or learning_rate
     found["backbone"] = _backbone(found["backbone"] or backbone, widened=found["match"] is not None)
     return found

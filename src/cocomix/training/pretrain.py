@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +40,10 @@ class TrainingResult:
     """Measurements of a finished training.
 
     Attributes:
-        metrics: metrics of the last evaluation, see `evaluate_model`.
-        curve: metrics of every evaluation, with the number of training `tokens` until then.
+        metrics: metrics of the last evaluation, see `evaluate_model`. With a gate also its mean over the training,
+            `mean_gate`.
+        curve: metrics of every evaluation, with the number of training `tokens` until then and, with a gate, its mean
+            since the evaluation before.
         tokens: number of training tokens.
         seconds: time of training without interruptions, as `TrainingTime` measures it.
         seconds_curve: the same at every evaluation.
@@ -148,7 +150,7 @@ def pretrain(
     trainer.save_model(str(unfinished))
     if tokenizer is not None and distributed.is_main_process():
         tokenizer.save_pretrained(str(unfinished))
-    metrics = {name: value for name, value in curve[-1].items() if name != "tokens"}
+    metrics = {name: value for name, value in curve[-1].items() if name != "tokens"} | _mean_gate(curve)
     seconds = [entry["seconds"] for entry in trainer.state.log_history if "eval_loss" in entry]
     return TrainingResult(metrics, curve, int(curve[-1]["tokens"]), timer.seconds, seconds)
 
@@ -202,11 +204,35 @@ def _require_same_stream(checkpoint: Path, stream: BlockStream, description: str
 
 
 def _curve(history: list[dict[str, Any]], tokens_per_step: int) -> list[dict[str, float]]:
-    """Extract the evaluations from a Trainer's log."""
+    """Extract the evaluations from a Trainer's log, each with the mean gate since the one before."""
     prefix = "eval_"
-    return [
-        {"tokens": entry["step"] * tokens_per_step}
-        | {name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)}
-        for entry in history
-        if "eval_loss" in entry
+    curve: list[dict[str, float]] = []
+    gates: list[tuple[float, int]] = []  # means, and the steps that they are over
+    logged = 0
+    for entry in history:
+        if "loss" in entry:
+            if "mean_gate" in entry:
+                gates.append((entry["mean_gate"], entry["step"] - logged))
+            logged = entry["step"]
+        if "eval_loss" in entry:
+            metrics = {name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)}
+            gate = {"mean_gate": _mean(gates)} if gates else {}
+            curve.append({"tokens": entry["step"] * tokens_per_step, **metrics, **gate})
+            gates = []
+    return curve
+
+
+def _mean_gate(curve: list[dict[str, float]]) -> dict[str, float]:
+    """Return `mean_gate` over the part of the training in which there was a gate; nothing if there was none."""
+    starts = [0.0, *(point["tokens"] for point in curve)]
+    gates = [
+        (point["mean_gate"], point["tokens"] - start)
+        for start, point in zip(starts, curve, strict=False)
+        if "mean_gate" in point
     ]
+    return {"mean_gate": _mean(gates)} if gates else {}
+
+
+def _mean(weighted: Sequence[tuple[float, float]]) -> float:
+    """Return the mean of values with weights."""
+    return sum(value * weight for value, weight in weighted) / sum(weight for _, weight in weighted)

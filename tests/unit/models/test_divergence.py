@@ -38,14 +38,14 @@ def by_hand(student: torch.Tensor, teacher: torch.Tensor, temperature: float) ->
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_the_divergence_is_the_sum_over_the_vocabulary(student, teacher, temperature):
     expected = by_hand(student.detach(), teacher, temperature)
-    assert divergence(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-5)
+    assert divergence(student, teacher, temperature).sum().item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_all_tokens_but_one_known_give_the_whole_divergence_and_its_gradient(student, teacher, temperature):
-    whole = divergence(student, teacher, temperature)
+    whole = divergence(student, teacher, temperature).sum()
     (expected,) = torch.autograd.grad(whole, student)
-    of_top = divergence_of_top(student, top_tokens(teacher, V - 1, temperature), temperature)
+    of_top = divergence_of_top(student, top_tokens(teacher, V - 1, temperature), temperature).sum()
     (found,) = torch.autograd.grad(of_top, student)
     assert of_top.item() == pytest.approx(whole.item(), rel=1e-5)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
@@ -67,16 +67,16 @@ def test_a_rest_that_rounding_would_lose_is_kept():
 
 
 def test_knowing_more_tokens_never_lowers_it_and_it_stays_below_the_whole(student, teacher):
-    found = [divergence_of_top(student, top_tokens(teacher, k, 1.0), 1.0).item() for k in range(1, V)]
+    found = [divergence_of_top(student, top_tokens(teacher, k, 1.0), 1.0).sum().item() for k in range(1, V)]
     assert all(a <= b + 1e-5 for a, b in itertools.pairwise(found))
-    assert 0 < found[0] < found[-1] == pytest.approx(divergence(student, teacher, 1.0).item(), rel=1e-5)
+    assert 0 < found[0] < found[-1] == pytest.approx(divergence(student, teacher, 1.0).sum().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("k", [1, 4, V - 1])
 def test_a_student_that_says_the_same_has_none(teacher, k):
-    assert abs(divergence(teacher, teacher, 1.5).item()) < 1e-5
+    assert abs(divergence(teacher, teacher, 1.5).sum().item()) < 1e-5
     same = teacher.clone().requires_grad_()
-    loss = divergence_of_top(same, top_tokens(teacher, k, 1.5), 1.5)
+    loss = divergence_of_top(same, top_tokens(teacher, k, 1.5), 1.5).sum()
     assert abs(loss.item()) < 1e-5
     loss.backward()
     assert same.grad.abs().max() < 1e-6
@@ -84,7 +84,7 @@ def test_a_student_that_says_the_same_has_none(teacher, k):
 
 def test_tokens_that_the_teacher_excludes_have_no_mass_and_finite_gradients(student, teacher):
     teacher[..., 3:] = -torch.inf
-    loss = divergence_of_top(student, top_tokens(teacher, 3, 1.0), 1.0)
+    loss = divergence_of_top(student, top_tokens(teacher, 3, 1.0), 1.0).sum()
     loss.backward()
     assert loss.isfinite() and student.grad.isfinite().all()
     p = F.softmax(teacher[..., :3], dim=-1)
@@ -93,6 +93,8 @@ def test_tokens_that_the_teacher_excludes_have_no_mass_and_finite_gradients(stud
 
 
 def test_half_precision_logits_are_compared_in_float32(student, teacher):
-    found = divergence(student.bfloat16(), teacher.bfloat16(), 1.0)
+    found = divergence(student.bfloat16(), teacher.bfloat16(), 1.0).sum()
     assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(divergence(student.bfloat16().float(), teacher.bfloat16().float(), 1.0).item())
+    assert found.item() == pytest.approx(
+        divergence(student.bfloat16().float(), teacher.bfloat16().float(), 1.0).sum().item()
+    )

@@ -28,7 +28,7 @@ from cocomix.models.linear_loss import (
     linear_cross_entropy,
     linear_loss,
 )
-from cocomix.models.losses import IGNORE, concept_loss
+from cocomix.models.losses import IGNORE, Gate, concept_loss
 from cocomix.models.mixer import compress
 
 N, D, C, A, K = 7, 5, 11, 3, 4
@@ -96,7 +96,7 @@ def test_with_a_teacher_it_is_the_plain_form_and_the_divergence(rows_at_once: in
     z = linear(x)
     cross_entropy = F.cross_entropy(z[labeled], labels[labeled, 0], reduction="sum")
     distribution = map_tokens(teacher.distribution, lambda each: each[labeled])
-    divergence = teacher_divergence(z[labeled], teacher._replace(distribution=distribution))
+    divergence = teacher_divergence(z[labeled], teacher._replace(distribution=distribution)).sum()
     wanted = torch.autograd.grad(cross_entropy + teacher.weight * divergence, leaves)
     for layer in (linear, nn.Sequential(linear)):  # fused, and from logits
         found = linear_loss(layer, x, labels, teacher=teacher)
@@ -104,6 +104,43 @@ def test_with_a_teacher_it_is_the_plain_form_and_the_divergence(rows_at_once: in
         torch.testing.assert_close(found.divergence, divergence.detach(), check_dtype=False)
         for f, w in zip(torch.autograd.grad(found.total, leaves), wanted, strict=True):
             torch.testing.assert_close(f, w, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["hidden", "logits", "top"])
+def test_a_gate_weighs_the_divergence_of_each_row(rows_at_once: int, kind: str) -> None:
+    x, *_, labels = inputs()
+    labels, teacher, linear = labels[:, :1], teacher_of(kind), nn.Linear(D, C).double()
+    leaves, labeled = [x, *linear.parameters()], labels[:, 0] != IGNORE
+    gate = Gate(torch.rand(N, dtype=torch.float64) * 4, 0.5)
+    z = linear(x)
+    losses = F.cross_entropy(z, labels[:, 0], reduction="none", ignore_index=IGNORE)
+    weights = torch.sigmoid((losses.detach() - gate.teacher_losses) / 0.5)
+    distribution = map_tokens(teacher.distribution, lambda each: each[labeled])
+    divergences = teacher_divergence(z[labeled], teacher._replace(distribution=distribution))
+    divergence = (weights[labeled] * divergences).sum()
+    wanted = torch.autograd.grad(losses.sum() + teacher.weight * divergence, leaves)
+    for layer in (linear, nn.Sequential(linear)):  # fused, and from logits
+        found = linear_loss(layer, x, labels, teacher=teacher, gate=gate)
+        torch.testing.assert_close(found.losses, losses.detach())
+        torch.testing.assert_close(found.divergence.double(), divergence.detach(), rtol=1e-5, atol=1e-5)
+        for f, w in zip(torch.autograd.grad(found.total, leaves), wanted, strict=True):
+            torch.testing.assert_close(f, w, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_have_weights_and_a_loss_can_wait(rows_at_once: int) -> None:
+    """The kept values first, and the loss of the same logits later: together they are what one call gives."""
+    x, weight, bias, labels = inputs()
+    leaves, rows = [x, weight, bias], torch.rand(N, dtype=torch.float64)
+    z = F.linear(x, weight, bias)
+    per_row = torch.stack([concept_loss(each[None], label[None], 1) for each, label in zip(z, labels, strict=True)])
+    wanted = torch.autograd.grad((rows * per_row).sum() + z.topk(K).values.square().sum(), leaves)
+    first = linear_cross_entropy(x, weight, bias, None, K)
+    assert first.total == 0 and torch.equal(first.indices, z.topk(K).indices)
+    later = linear_cross_entropy(x, weight, bias, labels, row_weights=rows)
+    torch.testing.assert_close(later.losses, per_row.detach())
+    found = torch.autograd.grad(later.total + first.values.square().sum(), leaves)
+    for f, w in zip(found, wanted, strict=True):
+        torch.testing.assert_close(f, w)
 
 
 def weighted(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

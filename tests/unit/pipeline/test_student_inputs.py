@@ -24,7 +24,7 @@ def stage(**summary: Any) -> SimpleNamespace:
 def test_labels_cost_what_the_teacher_reads_in_its_own_tokens(online: bool, blocks: int) -> None:
     labels = SimpleNamespace(online=online, source=None, base=lambda: labels)
     pipeline: Any = SimpleNamespace(
-        recipe=SimpleNamespace(labels=labels, labels_of=lambda student: labels),
+        recipe=SimpleNamespace(labels=labels, labels_of=lambda student: labels, reads_losses=lambda student: False),
         corpus=lambda: packed(100, 10),
         teacher_corpus=lambda: packed(150, 20),
         labels_stage_of=lambda config: stage(flops_per_token=7),

@@ -58,14 +58,15 @@ def test_a_student_of_concepts_and_predictions_pays_for_the_teacher(capsys, tmp_
         "cocomix": cocomix,
         "both": {**cocomix, "distillation": {}},
         "stored": {**cocomix, "distillation": {"top_k": 8}},
+        "gated": {**cocomix, "gate": {"temperature": 0.5}},
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     assert main(["plan", str(path), "--gpus", "1", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     asked = {student["name"]: student["flops_per_token"]["teacher"] for student in plan["students"]}
-    assert asked["both"] == asked["kd"] > asked["cocomix"] == asked["stored"] == 0
-    assert "predictions-top-8-temperature-1.0" in {part["name"] for part in plan["preparation"]}
+    assert asked["both"] == asked["kd"] > asked["cocomix"] == asked["stored"] == asked["gated"] == 0
+    assert {"predictions-top-8-temperature-1.0", "teacher-losses"} <= {part["name"] for part in plan["preparation"]}
 
 
 @pytest.mark.parametrize(

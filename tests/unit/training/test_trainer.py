@@ -22,7 +22,7 @@ from cocomix.training.trainer import ObjectiveTrainer
 from small_training import BACKBONE, OBJECTIVES, SIZES, KeepCheckpoints, blocks, losses, model_of, trainer_of
 
 
-@pytest.mark.parametrize("method", ["ntp", "cocomix"])
+@pytest.mark.parametrize("method", ["ntp", "cocomix", "gated"])
 @pytest.mark.parametrize(("batch", "accumulation"), [(1, 8), (4, 2)])
 def test_micro_batches_add_up_to_the_batch(method: str, batch: int, accumulation: int, tmp_path: Path) -> None:
     whole, parts = trainer_of(method, tmp_path, 8, 1), trainer_of(method, tmp_path, batch, accumulation)
@@ -62,7 +62,7 @@ def test_a_scheduled_weight_follows_the_steps_and_is_logged(tmp_path: Path) -> N
         assert entry["loss"] == pytest.approx(entry["token_loss"] + weight * entry["concept_loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["ntp", "cocomix", "experts", "falling"])
+@pytest.mark.parametrize("method", ["ntp", "cocomix", "experts", "falling", "gated"])
 def test_a_resumed_run_is_bit_equal(method: str, tmp_path: Path) -> None:
     options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 4}
     whole = trainer_of(method, tmp_path, 4, 2, **options)
