@@ -33,8 +33,8 @@ def compare(
 
 def show_tables(results: dict[str, Any]) -> None:
     """Print the tables of a comparison, then what they mean in sentences."""
+    from cocomix.common.document import plain_text
     from cocomix.reporting.concept_tables import concept_summary
-    from cocomix.reporting.document import plain_text
     from cocomix.reporting.envelope import envelope_table, has_envelope
     from cocomix.reporting.report import equal_cost_table, students_table
     from cocomix.reporting.tables import evaluation_tables

@@ -217,8 +217,8 @@ def _add_and_show(run: Path, evaluation: Evaluation, as_json: bool) -> None:
 
 
 def _show(run: Path, evaluations: list[dict[str, Any]], as_printed: Any, as_json: bool) -> None:
+    from cocomix.common.document import plain_text
     from cocomix.evaluation.record import EVALUATION_FILE
-    from cocomix.reporting.document import plain_text
     from cocomix.reporting.tables import evaluation_tables
 
     if as_json:

@@ -57,10 +57,15 @@ def export(
         show(f"{target}: {_megabytes(target)}")
     else:
         from cocomix.models.exporting import export_model
+        from cocomix.pipeline.model_card import write_card
+        from cocomix.training.run import RUN_FILE
 
         plain = to == "transformers"
         target = files.located(target or (f"{name}-plain" if plain else name if dtype else f"{name}-exported"))
-        for path in export_model(source, target, dtype, max_shard_size, plain):
+        weights = export_model(source, target, dtype, max_shard_size, plain)
+        if (source / RUN_FILE).is_file():
+            write_card(target, source)
+        for path in weights:
             show(f"{path}: {_megabytes(path)}")
 
 

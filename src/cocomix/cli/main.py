@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from cocomix.cli import app, compare, concepts, evaluate, export, inspect, plan, recipe, serve
+from cocomix.cli import app, compare, concepts, evaluate, export, inspect, plan, push, recipe, serve
 from cocomix.cli.options import HELP, USER_ERROR, Command, Commands, RecipeCommand, command_line
 from cocomix.common import starting
 from cocomix.common.console import end_progress_bars, prepare_streams, show
@@ -53,6 +53,7 @@ COMMANDS: dict[str, dict[str, tuple[type[Command], Callable[..., None]]]] = {
         "evaluate steering": (Command, evaluate.evaluate_steering),
         "compare": (Command, compare.compare),
         "export": (Command, export.export),
+        "push": (Command, push.push),
     },
     "Look and steer": {
         "inspect": (Command, inspect.inspect),

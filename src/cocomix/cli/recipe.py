@@ -184,7 +184,7 @@ def _show_results(results: dict[str, Any], folder: Path, recipe: str, as_json: b
         show(json.dumps(results, indent=2))
         return
 
-    from cocomix.reporting.document import plain_text
+    from cocomix.common.document import plain_text
     from cocomix.reporting.wording import caveats
 
     show_tables(results)

@@ -30,6 +30,7 @@ from cocomix.data.source_state import changed_sources
 from cocomix.pipeline import make_artifacts, make_models, preflight, student_inputs
 from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.methods import DistillationConfig
+from cocomix.pipeline.model_card import write_card
 from cocomix.pipeline.output_folder import check_output
 from cocomix.pipeline.recipe import Recipe
 from cocomix.pipeline.stage import Stage, StageResult
@@ -248,7 +249,10 @@ def _student(pipeline: Pipeline, folder: Path, name: str, seed: int) -> StageRes
         branch_steps=recipe.branch_steps(name),
         branch=_branch(pipeline, name, seed),
     )
-    return make_models.make_student(config, pretrained, inputs, settings, pipeline.student_stages[name, seed].folder)
+    result = make_models.make_student(config, pretrained, inputs, settings, pipeline.student_stages[name, seed].folder)
+    if distributed.is_main_process():
+        write_card(folder)
+    return result
 
 
 MAKERS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cocomix.reporting.document import Block, Bullets, Heading, Table, literal
+from cocomix.common.document import Block, Bullets, Heading, Table, literal
 
 
 def concept_section(shown: dict[str, Any]) -> list[Block]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from cocomix.reporting.document import Table
+from cocomix.common.document import Table
 
 Measured = Sequence[tuple[str, dict[str, Any]]]
 """`Evaluation`s of one kind as dictionaries, each with the name of its model."""

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cocomix.common.document import Table
 from cocomix.reporting.costs import AXES, cost_to_reach
-from cocomix.reporting.document import Table
 from cocomix.reporting.figures import png
 from cocomix.reporting.seeds import Curve, SeedDifference, over_seeds
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from statistics import fmean, stdev
 from typing import Any
 
+from cocomix.common.document import Block, Bullets, Heading, Picture, Table, literal
 from cocomix.reporting.concept_report import concept_section
 from cocomix.reporting.concept_tables import SUMMARY_NOTE, concept_summary
 from cocomix.reporting.costs import AXES
-from cocomix.reporting.document import Block, Bullets, Heading, Picture, Table, literal
 from cocomix.reporting.envelope import ENVELOPE, ENVELOPE_NOTE, envelope_table, has_envelope
 from cocomix.reporting.figures import png
 from cocomix.reporting.tables import evaluation_tables

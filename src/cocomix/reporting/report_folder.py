@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.common import files
+from cocomix.common.document import to_html, to_markdown
 from cocomix.common.errors import InputError
-from cocomix.reporting.document import to_html, to_markdown
 from cocomix.reporting.envelope import ENVELOPE, envelope_picture, has_envelope
 from cocomix.reporting.report import CURVES, curves_picture, report
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from cocomix.common.document import Block, Table, literal
 from cocomix.data.packing import text_changed_note
 from cocomix.reporting.concept_tables import concept_tables, steering_tables
-from cocomix.reporting.document import Block, Table, literal
 
 Evaluations = dict[str, list[dict[str, Any]]]
 """`Evaluation`s as dictionaries, by model."""

@@ -11,10 +11,10 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from cocomix.common.document import plain_text
 from cocomix.common.errors import InputError
 from cocomix.data.tokenizer import train_tokenizer
 from cocomix.evaluation.perplexity import LossSums, TextLosses, figures, text_losses, windows
-from cocomix.reporting.document import plain_text
 from cocomix.reporting.tables import evaluation_tables
 from cocomix.training.documents import DocumentLosses
 

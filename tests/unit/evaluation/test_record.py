@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cocomix.common.document import plain_text
 from cocomix.common.errors import InputError
 from cocomix.evaluation.record import EVALUATION_FILE, Evaluation, add_evaluations, load_evaluations
-from cocomix.reporting.document import plain_text
 from cocomix.reporting.tables import evaluation_tables
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from cocomix.cli import workflow
 from cocomix.common import files, fingerprint
+from cocomix.common.document import Heading, Picture
 from cocomix.common.errors import InputError
 from cocomix.reporting import report_folder
-from cocomix.reporting.document import Heading, Picture
 from cocomix.reporting.report_folder import CLAIM, FORM, KEYS, RESULTS, check_report_folder, load_results, write_report
 
 RESULT: dict[str, Any] = {key: {} for key in sorted(KEYS)} | {"name": "first"}

@@ -8,9 +8,9 @@ from html import unescape
 import pytest
 from markdown_it import MarkdownIt
 
+from cocomix.common.document import to_html, to_markdown
 from cocomix.data.tokenizer import train_tokenizer
 from cocomix.reporting.concept_report import concept_section
-from cocomix.reporting.document import to_html, to_markdown
 from cocomix.reporting.showcase import first_sentence
 
 ALLOWED = {"h2", "h3", "p", "code", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from cocomix.reporting.document import (
+from cocomix.common.document import (
     Block,
     Bullets,
     Heading,

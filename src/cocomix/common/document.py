@@ -1,4 +1,4 @@
-"""A report as data, and its rendering as HTML, Markdown, or text for a terminal.
+"""A document as data, and its rendering as HTML, Markdown, or text for a terminal.
 
 Names, texts and figures of a run are data: each renderer escapes all of them, so that none becomes markup, a link or an
 image. The text of paragraphs, headings and lists has one form of its own: `code` in backticks. A backslash before a
@@ -44,7 +44,14 @@ class Picture(NamedTuple):
     description: str
 
 
-Block = str | Heading | Table | Bullets | Picture
+class Code(NamedTuple):
+    """Lines of a program, which are shown as they are; they hold no text of a run."""
+
+    language: str
+    text: str
+
+
+Block = str | Heading | Table | Bullets | Picture | Code
 """A part of a document; a string is a paragraph."""
 
 _STYLE = """
@@ -89,6 +96,8 @@ def _markdown(block: Block) -> str:
             return "\n".join(f"- {_inline_markdown(item)}" for item in items)
         case Picture(file, description):
             return f"![{_escaped_markdown(description)}]({file})"
+        case Code(language, text):
+            return f"```{language}\n{text}\n```"
     return _inline_markdown(block)
 
 
@@ -124,6 +133,8 @@ def _html(block: Block, pictures: Mapping[str, bytes]) -> str:
         case Picture(file, description):
             data = base64.b64encode(pictures[file]).decode()
             return f'<p><img src="data:image/png;base64,{data}" alt="{_escaped_html(description)}"></p>'
+        case Code(_, text):
+            return f"<pre><code>{html.escape(text)}</code></pre>"
     return f"<p>{_inline_html(block)}</p>"
 
 

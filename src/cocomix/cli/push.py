@@ -1,0 +1,29 @@
+"""`cocomix push RUN REPO_ID`: share a trained model on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cocomix.cli.options import argument
+from cocomix.common.console import show
+
+
+def push(
+    run: Annotated[Path, argument("RUN", "Folder of the trained model.")],
+    repo_id: Annotated[str, argument("REPO_ID", "Repository on the Hub, USER/NAME; it is created if needed.")],
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Upload the labeled corpus, which holds its text, to REPO_ID-labels.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create private repositories.")] = False,
+) -> None:
+    """Upload a trained model with its card, SAE and concept catalog.
+
+    The token is that of `hf auth login`, or HF_TOKEN.
+    """
+    from cocomix.reporting.publishing import push_run
+
+    for upload in push_run(run, repo_id, labels, private or None):
+        show(f"{upload.url}: {upload.files} files")
