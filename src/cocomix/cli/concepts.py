@@ -1,11 +1,13 @@
-"""`cocomix concepts search | show | name`: use the catalog that `cocomix concepts RECIPE` built."""
+"""`cocomix concepts search | show | name | export`: use the catalog that `cocomix concepts RECIPE` built."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+
+import typer
 
 from cocomix.cli.options import Json, argument, option
 from cocomix.common.console import show, status
@@ -66,6 +68,24 @@ def name(
         show(json.dumps(asdict(result), indent=2))
     else:
         status(f"{result.named} concepts are named by {result.source}, {result.unnamed} by others: {folder}")
+
+
+def export_concepts(
+    target: Annotated[Path, argument("TARGET", "Folder to create.")],
+    to: Annotated[Literal["neuronpedia", "saedashboard"], typer.Option(help="Whose form.")] = "neuronpedia",
+    model: Annotated[str, option("NAME", "Name of the teacher there.")] = "teacher",
+    source_set: Annotated[str, typer.Option("--set", metavar="NAME", help="Name of the SAE there.")] = "res-cocomix",
+    catalog: CatalogFolder = None,
+) -> None:
+    """Export the catalog to Neuronpedia or SAEDashboard.
+
+    They show a token with an activation each; the catalog knows that of the strongest token of each context only.
+    """
+    from cocomix.catalog.exporting import export_catalog
+    from cocomix.catalog.search import open_catalog
+
+    count = export_catalog(open_catalog(catalog or _only_catalog()), target, to, model, source_set)
+    show(f"{target}: {count} concepts")
 
 
 def _only_catalog() -> Path:

@@ -45,6 +45,7 @@ COMMANDS: dict[str, dict[str, tuple[type[Command], Callable[..., None]]]] = {
         "concepts search": (Command, concepts.search),
         "concepts show": (Command, concepts.show_concept),
         "concepts name": (Command, concepts.name),
+        "concepts export": (Command, concepts.export_concepts),
     },
     "Train and compare": {
         "train": (RecipeCommand, recipe.train),

@@ -148,6 +148,14 @@ def check_creatable(folder: Path) -> None:
         raise InputError(f"{existing} cannot be written to; choose another output folder")
 
 
+def check_new(target: Path) -> None:
+    """Raise InputError if `target` exists, finished or unfinished, or cannot be created."""
+    check_creatable(target.parent)
+    for path in (target, partial(target)):
+        if path.exists():
+            raise InputError(f"{path} exists; choose another name")
+
+
 def finish(folder: Path, without: Collection[str] = ()) -> None:
     """Record the checksums of `partial(folder)`, flush it to the disk, and rename it to `folder`.
 

@@ -39,7 +39,7 @@ def export_model(
     """
     if max_shard_size is not None and not SHARD_SIZE.fullmatch(max_shard_size):
         raise InputError(f"--max-shard-size is {max_shard_size!r}; expected a size such as 15MB or 2GB")
-    require_new(target)
+    files.check_new(target)
     model = load_causal_lm(source, dtype=None if dtype is None else DTYPES[dtype])
     if plain:
         model = plain_decoder(model, source)
@@ -49,14 +49,6 @@ def export_model(
     tokenizer.save_pretrained(str(unfinished))
     files.finish(target)
     return sorted(target.glob("*.safetensors"))
-
-
-def require_new(target: Path) -> None:
-    """Raise InputError if `target` exists, finished or unfinished, or cannot be created."""
-    files.check_creatable(target.parent)
-    for path in (target, files.partial(target)):
-        if path.exists():
-            raise InputError(f"{path} exists; choose another name for the export")
 
 
 def plain_decoder(model: PreTrainedModel, source: Path) -> PreTrainedModel:

@@ -16,7 +16,7 @@ from cocomix.common import files
 from cocomix.common.errors import InputError
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.models import gguf_conversion
-from cocomix.models.exporting import export_model, require_new
+from cocomix.models.exporting import export_model
 from cocomix.models.loading import load_config
 
 GGUF_TYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -37,7 +37,7 @@ def export_gguf(source: Path, target: Path, dtype: str | None, converter: Path |
         InputError: there is no converter, it fails, or as `exporting.export_model`.
     """
     script = _converter(converter)
-    require_new(target)
+    files.check_new(target)
     with tempfile.TemporaryDirectory(prefix="cocomix-gguf-") as temporary:
         folder = Path(temporary) / source.resolve().name
         export_model(source, folder, dtype, None, plain=True)
