@@ -9,9 +9,9 @@ from typing import Any
 
 from cocomix.common import files
 from cocomix.common.console import table
+from cocomix.common.document import Block, Bullets, Picture, to_markdown
 from cocomix.common.errors import InputError
 from cocomix.evaluation.verdicts import LEVEL
-from cocomix.common.document import Block, Bullets, Picture, to_markdown
 from cocomix.reporting.envelope import (
     ENVELOPE,
     ENVELOPE_NOTE,
