@@ -21,7 +21,7 @@ def test_students_that_train_at_the_same_time(recipe: Any, capsys: pytest.Captur
     assert runner("run", "--jobs", "2") == 2
     error = capsys.readouterr().err
     assert "[wild-seed-0] cocomix: " in error
-    assert "cocomix: wild-seed-1 was not trained (exit code 2); its message is above" in error
+    assert "cocomix: wild-seed-1 failed (exit code 2); its message is above" in error
     together = json.loads((runner.folder / "out" / "students" / "ntp-seed-1" / "run.json").read_text())
     assert together["curve"] == alone["curve"]
     assert together["recipe"] == alone["recipe"]

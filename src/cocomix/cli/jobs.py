@@ -1,128 +1,216 @@
-"""Train several students at a time on one device, each in a process: `--jobs N` of `cocomix run` and `cocomix train`.
+"""Run the stages of a recipe several at a time on one device, each in a process: `--jobs N`.
 
-Each process is `cocomix train RECIPE --only STUDENT` after the stages that the students share, so it resumes and locks
-its stage as that command does.
+The processes are forked from one that has loaded the libraries, which takes seconds, so a stage starts at once. A stage
+runs as soon as the stages that it needs are finished; of those that can run, the first in the recipe's order.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import multiprocessing
 import os
-import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
-from threading import Lock
+from threading import Condition
+from typing import TextIO
 
-import yaml
+import torch
 
 from cocomix.cli.options import USER_ERROR
-from cocomix.common import distributed
+from cocomix.cli.outcome import exit_code_of
+from cocomix.common import distributed, interruption
 from cocomix.common.console import status
 from cocomix.common.errors import InputError
 from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.recipe import Recipe
-from cocomix.pipeline.run import run_shared
+from cocomix.pipeline.run import prepared, run_only, wanted_stages
 
 SECONDS_BETWEEN_BARS = "20"
-"""How often a progress bar of a training is shown again."""
+"""How often a progress bar of a process is shown again."""
+SKIPPED = -1
+"""In place of the exit code of a task that was not started."""
 
 
-class Trainings:
-    """Processes that train one student each.
+@dataclass(frozen=True)
+class Task:
+    """What one process does.
+
+    Attributes:
+        label: unique name, before each line that the process prints.
+        action: what to do; it is pickled.
+        needs: labels of the tasks that must have succeeded before.
+    """
+
+    label: str
+    action: Callable[[], None]
+    needs: frozenset[str] = frozenset()
+
+
+class Processes:
+    """Processes that perform tasks.
 
     Args:
         jobs: how many run at a time.
+        preload: modules that the processes share.
     """
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, jobs: int, preload: Sequence[str] = ()) -> None:
         self.jobs = jobs
-        self._running: set[subprocess.Popen[str]] = set()
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # checks for a GPU without starting CUDA
+        os.environ.setdefault("TQDM_MININTERVAL", SECONDS_BETWEEN_BARS)
+        self._context: ForkServerContext | SpawnContext = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(preload))
+        ensure_running()  # it loads the modules meanwhile
+        self._changed = Condition()
+        self._waiting: list[Task] = []
+        self._running: dict[str, multiprocessing.process.BaseProcess] = {}
+        self._codes: dict[str, int] = {}
         self._stopped = False
-        self._lock = Lock()
 
-    def run(self, commands: Mapping[str, list[str]]) -> dict[str, int]:
-        """Run commands by their labels; return the exit code of each. An interruption stops all of them."""
+    def run(self, tasks: Sequence[Task]) -> dict[str, int]:
+        """Perform tasks; return their exit codes, `SKIPPED` for those whose needs have failed.
+
+        An interruption ends all processes with a termination signal.
+        """
+        self._waiting = list(tasks)
+        probe = self._context.Process(target=_exit_if_cuda_was_started)
+        probe.start()
+        probe.join()
+        if probe.exitcode:  # a library started CUDA when it was loaded, so forked processes cannot
+            self._context = multiprocessing.get_context("spawn")
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = {label: pool.submit(self._run, label, command) for label, command in commands.items()}
+            workers = [pool.submit(self._work) for _ in range(self.jobs)]
             try:
-                return {label: future.result() for label, future in futures.items()}
+                for worker in workers:
+                    worker.result()
             except BaseException:
                 self._stop()
                 raise
+        return {task.label: self._codes.get(task.label, SKIPPED) for task in tasks}
 
-    def _run(self, label: str, command: list[str]) -> int:
+    def _work(self) -> None:
+        while (started := self._start_next()) is not None:
+            task, process, output = started
+            with os.fdopen(output, errors="backslashreplace") as lines:
+                for line in lines:
+                    if line.strip():
+                        status(f"[{task.label}] {line.strip()}")
+            process.join()
+            with self._changed:
+                del self._running[task.label]
+                self._codes[task.label] = process.exitcode or 0
+                self._changed.notify_all()
+
+    def _start_next(self) -> tuple[Task, multiprocessing.process.BaseProcess, int] | None:
+        """Start the first task that can start, waiting for it; return it with its process and output, or None."""
+        with self._changed:
+            while not self._stopped:
+                succeeded = {label for label, code in self._codes.items() if code == 0}
+                ready = next((task for task in self._waiting if task.needs <= succeeded), None)
+                if ready is not None:
+                    self._waiting.remove(ready)
+                    return self._start(ready)
+                if not self._running:
+                    return None
+                self._changed.wait()
+        return None
+
+    def _start(self, task: Task) -> tuple[Task, multiprocessing.process.BaseProcess, int]:
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
-        environment = {"OMP_NUM_THREADS": str(threads), "TQDM_MININTERVAL": SECONDS_BETWEEN_BARS, **os.environ}
-        with self._lock:
-            if self._stopped:
-                return -signal.SIGINT
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="backslashreplace",
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches it once, from `_stop`
-            )
-            self._running.add(process)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip():
-                status(f"[{label}] {line.strip()}")
-        code = process.wait()
-        with self._lock:
-            self._running.discard(process)
-        return code
+        reader, writer = multiprocessing.Pipe(duplex=False)
+        process = self._context.Process(target=_perform, args=(task.action, Path.cwd(), threads, writer))
+        process.start()
+        self._running[task.label] = process
+        writer.close()
+        output = os.dup(reader.fileno())
+        reader.close()
+        return task, process, output
 
     def _stop(self) -> None:
-        """Interrupt the running processes, and start no other."""
-        with self._lock:
+        """Terminate the running processes, and start no other."""
+        with self._changed:
             self._stopped = True
-            for process in self._running:
-                process.send_signal(signal.SIGINT)
+            for process in self._running.values():
+                process.terminate()
+            self._changed.notify_all()
 
 
-def train_students(recipe: Recipe, jobs: int, only: str | None = None) -> int:
-    """Run a recipe's shared stages, then train its students, `jobs` at a time.
+def _exit_if_cuda_was_started() -> None:
+    sys.exit(int(torch.cuda._is_in_bad_fork()))
+
+
+def _perform(action: Callable[[], None], folder: Path, threads: int, output: Connection) -> None:
+    """Perform an action in a process that works in `folder` and prints into `output`; exit with the exit code."""
+    os.chdir(folder)
+    os.setsid()  # Ctrl-C reaches the process once, by `_stop`
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    output.close()
+    sys.stdout, sys.stderr = map(_line_writer, (1, 2))
+    interruption.raise_on_signals()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)
+    sys.exit(exit_code_of(action))
+
+
+def _line_writer(descriptor: int) -> TextIO:
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def run_in_jobs(recipe: Recipe, jobs: int, only: str | None = None) -> int:
+    """Run the stages of a recipe up to its students, `jobs` at a time.
 
     Args:
         recipe: to run; each of its replicates.
-        jobs: number of trainings at a time.
+        jobs: number of stages at a time.
         only: train this student only; see `Pipeline.students`.
 
     Returns:
-        0, or 1 if a training failed by a fault of the program; the others are finished.
+        0, or 1 if a stage failed by a fault of the program; those that do not need it are finished.
 
     Raises:
-        InputError: trainings ended with a message; the others are finished.
+        InputError: a stage ended with a message; those that do not need it are finished.
     """
     if distributed.world_size() > 1:
-        raise InputError("--jobs trains in processes of its own; start the command without torchrun")
+        raise InputError("--jobs starts processes; start the command without torchrun")
     recipe.require_known_methods()
-    pipelines = [Pipeline(replicate) for replicate in recipe.replicated()]
-    for pipeline in pipelines:
-        pipeline.students(only)  # before anything runs
-    with tempfile.TemporaryDirectory(prefix="cocomix-jobs-") as temporary:
-        commands: dict[str, list[str]] = {}
-        for number, pipeline in enumerate(pipelines):
-            run_shared(pipeline.recipe)
-            path = Path(temporary) / f"{number}.yaml"
-            path.write_text(yaml.safe_dump(dataclasses.asdict(pipeline.recipe)), encoding="utf-8")
+    processes = Processes(jobs, preload=[__name__])
+    tasks = []
+    for replicate in recipe.replicated():
+        with prepared(replicate, "students", only) as pipeline:
             prefix = "" if recipe.replicates is None else f"{pipeline.folder.name} "
-            for stage in pipeline.students(only):
-                if not stage.is_done():
-                    train = ["train", str(path), "--only", stage.folder.name]
-                    commands[f"{prefix}{stage.folder.name}"] = [sys.executable, "-m", "cocomix", *train]
-        codes = Trainings(jobs).run(commands)
+            tasks += stage_tasks(pipeline, only, prefix)
+    if not tasks:
+        return 0
+    codes = processes.run(tasks)
     failed = {label: code for label, code in codes.items() if code}
-    lines = [f"{label} was not trained (exit code {code}); its message is above" for label, code in failed.items()]
-    if {*failed.values()} == {USER_ERROR}:
+    lines = [
+        f"{label} was not started, because it needs what failed"
+        if code == SKIPPED
+        else f"{label} failed (exit code {code}); its message is above"
+        for label, code in failed.items()
+    ]
+    if {*failed.values()} - {SKIPPED} == {USER_ERROR}:
         raise InputError("\n".join(lines))
     for line in lines:
         status(f"cocomix: {line}")
     return 1 if failed else 0
+
+
+def stage_tasks(pipeline: Pipeline, only: str | None = None, prefix: str = "") -> list[Task]:
+    """Return a task for each unfinished stage of a recipe, in order; labels begin with `prefix`."""
+    missing = [stage for stage in wanted_stages(pipeline, "students", only) if not stage.is_done()]
+    return [
+        Task(
+            f"{prefix}{stage.folder.name}",
+            partial(run_only, pipeline.recipe, stage.name),
+            frozenset(f"{prefix}{needed.folder.name}" for needed in stage.needs if needed in missing),
+        )
+        for stage in missing
+    ]

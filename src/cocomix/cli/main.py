@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, cast
@@ -10,24 +9,11 @@ from typing import Annotated, Any, cast
 import typer
 
 from cocomix.cli import app, compare, concepts, evaluate, export, inspect, plan, push, recipe, serve
-from cocomix.cli.options import HELP, USER_ERROR, Command, Commands, RecipeCommand, command_line
-from cocomix.common import starting
-from cocomix.common.console import end_progress_bars, prepare_streams, show
+from cocomix.cli.options import HELP, Command, Commands, RecipeCommand
+from cocomix.cli.outcome import exit_code_of
+from cocomix.common.console import prepare_streams, show
 from cocomix.common.errors import InputError
-from cocomix.common.interruption import Interrupted
 from cocomix.common.version import __version__
-
-PIPE_CLOSED = 141
-LONGEST_LINE = 300
-_RESUME = "; finished work is kept, and the same command resumes from there"
-REMEDIES = {
-    errno.ENOSPC: f": free some space{_RESUME}",
-    errno.EDQUOT: f": free some space{_RESUME}",
-    errno.EFBIG: f": raise the limit on the size of a file (ulimit -f){_RESUME}",
-    errno.EACCES: ": grant the right to read or write it, or choose another folder",
-    errno.EROFS: ": choose a writable output folder",
-}
-"""What to do about a failure of the system, by its error number."""
 
 WIDTH = 100
 COMMANDS: dict[str, dict[str, tuple[type[Command], Callable[..., None]]]] = {
@@ -67,48 +53,10 @@ COMMANDS: dict[str, dict[str, tuple[type[Command], Callable[..., None]]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Returns:
-        The exit code: 0; 2 for a mistake in the input, a failure of the system or the end of another process, one line
-        each on stderr; 130 when interrupted, 143 when terminated, 129 when the terminal closes; 141 when the reader of
-        the results has closed the pipe.
-    """
+    """Run one command and return its exit code; see `exit_code_of`."""
     prepare_streams()
-    try:
-        return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
-    except BrokenPipeError:
-        return PIPE_CLOSED
-    except (InputError, OSError) as error:
-        end_progress_bars()
-        for line in error_lines(error):
-            sys.stderr.write(f"cocomix: {line}\n")
-        return USER_ERROR
-    except KeyboardInterrupt as interrupted:
-        end_progress_bars()
-        sys.stderr.write(f"\ncocomix: interrupted; to resume, run: {command_line()}\n")
-        return interrupted.exit_code if isinstance(interrupted, Interrupted) else starting.INTERRUPTED
-    except RuntimeError as error:
-        from cocomix.common import distributed  # not at the top: it imports torch
-
-        if not distributed.is_connection_lost(error):
-            raise
-        end_progress_bars()
-        sys.stderr.write(
-            f"cocomix: process {distributed.rank()} lost the connection to another one, which was killed or reports "
-            f"why it ended; to resume, run: {command_line()}\n"
-        )
-        return USER_ERROR
-
-
-def error_lines(error: InputError | OSError) -> list[str]:
-    """Return the lines of an InputError, or one line that names what the system refused."""
-    if isinstance(error, InputError):
-        return str(error).splitlines()
-    if error.errno is None or error.strerror is None:  # raised by a library
-        return [" ".join(str(error).split())[:LONGEST_LINE]]
-    where = "" if error.filename is None else f"{error.filename}: "
-    return [f"{where}{error.strerror}{REMEDIES.get(error.errno, '')}"]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return exit_code_of(lambda: _dispatch(given))
 
 
 def help_texts() -> dict[str, str]:

@@ -17,7 +17,7 @@ from cocomix.common.errors import InputError
 from cocomix.common.settings import Batch
 
 Jobs = Annotated[
-    int, option("N", "Train N students at a time, each in a process of its own on the same device.", Batch)
+    int, option("N", "Run N stages at a time, such as students, each in a process on the same device.", Batch)
 ]
 RecipeFile = Annotated[Path, argument("RECIPE", "Recipe file (YAML).")]
 
@@ -29,7 +29,7 @@ def quickstart(ctx: typer.Context, as_json: Json = False) -> None:
 
 def run(ctx: typer.Context, recipe: RecipeFile, jobs: Jobs = 1, as_json: Json = False) -> None:
     """Run a recipe: from text to compared models."""
-    _train_in_jobs(recipe, ctx.args, jobs)
+    _in_jobs(recipe, ctx.args, jobs)
     _run(recipe, ctx.args, as_json)
 
 
@@ -98,19 +98,19 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Run a recipe up to the students, without the report."""
-    _train_in_jobs(recipe, ctx.args, jobs, only)
+    _in_jobs(recipe, ctx.args, jobs, only)
     _run_until("students", recipe, ctx.args, as_json, only)
 
 
-def _train_in_jobs(recipe: Path, overrides: list[str], jobs: int, only: str | None = None) -> None:
-    """Train the students of a recipe, several at a time, unless `jobs` is 1; exit if a training fails."""
+def _in_jobs(recipe: Path, overrides: list[str], jobs: int, only: str | None = None) -> None:
+    """Run a recipe up to its students, several stages at a time, unless `jobs` is 1; exit if a stage fails."""
     if jobs == 1:
         return
     loaded = _load(recipe, overrides)
 
-    from cocomix.cli.jobs import train_students
+    from cocomix.cli.jobs import run_in_jobs
 
-    if code := train_students(loaded, jobs, only):
+    if code := run_in_jobs(loaded, jobs, only):
         raise typer.Exit(code)
 
 

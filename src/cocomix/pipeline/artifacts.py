@@ -36,6 +36,7 @@ class Pipeline:
         self.recipe = recipe
         self.folder = files.located(recipe.output)
         self.device = torch.device(distributed.device())
+        self._everything = recipe.to_dict()
         self._teacher: PreTrainedModel | None = None
         self._fingerprints: dict[str, str] = {}
         self.corpus_stage = self._stage("corpus", ("corpus", "tokenizer", "block_size"))
@@ -380,8 +381,7 @@ class Pipeline:
         return Stage(kind, kind, self.folder / kind, self._settings(*keys), needs)
 
     def _settings(self, *keys: str) -> dict[str, Any]:
-        everything = self.recipe.to_dict()
-        return {key: everything[key] for key in keys}
+        return {key: self._everything[key] for key in keys}
 
     def _stream_settings(self) -> dict[str, Any]:
         """Return the corpus settings if trainings read the corpus from its source instead of the stored blocks."""
@@ -389,7 +389,7 @@ class Pipeline:
         return {} if corpus.streaming is None else {"corpus": portable.recipe_record(dataclasses.asdict(corpus))}
 
     def _student_stage(self, name: str, seed: int) -> Stage:
-        student, everything = self.recipe.students[name], self.recipe.to_dict()
+        student, everything = self.recipe.students[name], self._everything
         matched = everything["students"].get(student.match or "")
         settings = {
             # Its training settings are those of `training`, together with the recipe's.

@@ -291,15 +291,12 @@ def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
     return pipeline
 
 
-def run_shared(recipe: Recipe) -> Pipeline:
-    """Check a recipe, then run the stages that its students need, but train none.
-
-    Raises:
-        InputError: a line for each problem; nothing was written.
-    """
-    with prepared(recipe, "students") as pipeline:
-        run_stages(pipeline, [stage for stage in pipeline.stages() if stage.kind != "student"])
-    return pipeline
+def run_only(recipe: Recipe, name: str) -> None:
+    """Run one stage of a recipe that was checked and whose stages before it are finished."""
+    pipeline = Pipeline(recipe)
+    stage = next(stage for stage in pipeline.stages() if stage.name == name)
+    with locked(stage.folder):
+        run_stage(pipeline, stage)
 
 
 @contextmanager
@@ -312,7 +309,7 @@ def prepared(recipe: Recipe, until: str, only: str | None = None) -> Iterator[Pi
     pipeline = Pipeline(recipe)
     with ExitStack() as stack:
         if distributed.is_main_process():
-            wanted = _wanted(pipeline, until, only)
+            wanted = wanted_stages(pipeline, until, only)
             missing = [stage for stage in wanted if not stage.is_done()]
             if missing:
                 check_output(pipeline, wanted)
@@ -351,7 +348,7 @@ def _notice_changed_text(pipeline: Pipeline, missing: list[Stage]) -> None:
 
 def run_missing(pipeline: Pipeline, until: str, only: str | None = None) -> None:
     """Run the unfinished stages of a `prepared` pipeline, and repair damaged shards if `until` is labels."""
-    stages = _wanted(pipeline, until, only)
+    stages = wanted_stages(pipeline, until, only)
     finished = [stage for stage in stages if stage.is_done()]
     is_complete = len(finished) == len(stages)
     if not is_complete:
@@ -362,7 +359,7 @@ def run_missing(pipeline: Pipeline, until: str, only: str | None = None) -> None
         status(f"Nothing to do: everything is in {pipeline.folder} already.")
 
 
-def _wanted(pipeline: Pipeline, until: str, only: str | None) -> list[Stage]:
+def wanted_stages(pipeline: Pipeline, until: str, only: str | None) -> list[Stage]:
     """Return the stages to run; InputError if the recipe lacks one."""
     if only is None:
         return pipeline.stages_until(until)

@@ -1,48 +1,52 @@
-"""Several trainings at a time: labeled lines, exit codes, and an interruption that stops all of them."""
+"""Several processes at a time: labeled lines, exit codes, order, and an interruption that stops all of them."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from cocomix.cli.jobs import Trainings
+from cocomix.cli.jobs import SKIPPED, Processes, Task
 
 
-def python(code: str) -> list[str]:
-    return [sys.executable, "-c", code]
+def python(code: str) -> Callable[[], None]:
+    return partial(exec, code)
 
 
-def test_each_line_has_the_label_of_its_training_and_the_rest_finish(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = {
-        "a": python("print('one'); print(); print('two')"),
-        "b": python("import sys; sys.stderr.write('wrong\\n'); sys.exit(2)"),
-        "c": python("print('three')"),
-    }
-    assert Trainings(jobs=2).run(commands) == {"a": 0, "b": 2, "c": 0}
-    assert sorted(capsys.readouterr().err.splitlines()) == ["[a] one", "[a] two", "[b] wrong", "[c] three"]
+def test_each_line_has_the_label_of_its_task_and_the_rest_finish(capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = [
+        Task("late", python("print('four')"), frozenset({"a", "c"})),
+        Task("never", python("print('five')"), frozenset({"a", "b"})),
+        Task("a", python("print('one'); print(); print('two')")),
+        Task("b", python("from cocomix.common.errors import InputError; raise InputError('wrong')")),
+        Task("c", python("print('three')")),
+    ]
+    assert Processes(jobs=2).run(tasks) == {"late": 0, "never": SKIPPED, "a": 0, "b": 2, "c": 0}
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(lines) == ["[a] one", "[a] two", "[b] cocomix: wrong", "[c] three", "[late] four"]
+    assert lines[-1] == "[late] four"
 
 
-def test_an_interruption_reaches_every_training_and_starts_no_other(tmp_path: Path) -> None:
-    wait = (
-        "import pathlib, sys, time\n"
-        "pathlib.Path(sys.argv[1] + '.started').touch()\n"
-        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    pathlib.Path(sys.argv[1] + '.kept').touch()"
-    )
-    commands = {name: [*python(wait), str(tmp_path / name)] for name in "abc"}
-
+def test_an_interruption_reaches_every_process_and_starts_no_other(tmp_path: Path) -> None:
     def interrupt() -> None:
         while len(list(tmp_path.glob("*.started"))) < 2:
             threading.Event().wait(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    wait = (
+        "import pathlib, time\n"
+        "pathlib.Path({name!r} + '.started').touch()\n"
+        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    pathlib.Path({name!r} + '.kept').touch()"
+    )
+    tasks = [Task(name, python(wait.format(name=str(tmp_path / name)))) for name in "abc"]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in jobs in the background
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        Trainings(jobs=2).run(commands)
+        Processes(jobs=2).run(tasks)
     signal.signal(signal.SIGINT, before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.kept", "a.started", "b.kept", "b.started"]

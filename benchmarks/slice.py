@@ -1,0 +1,308 @@
+"""Run one slice of the evidence study within a time limit, and pack its results.
+
+benchmarks/slice.sh, which starts this, says how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from cocomix.common import environment, integrity
+from cocomix.common.console import table
+from cocomix.reporting.bundles import write_bundle
+
+Content = dict[str, Any]
+RECIPES = Path("recipes/slices")
+WORK = Path("runs/slices")
+"""Folder of all outputs; the recipes name it."""
+INPUTS = Path(".inputs")
+"""What a slice reads, packed for the way to the machine; in miniature, a folder in that of the outputs."""
+TEXT = Path("../shared/data/corpus")
+"""Default folder with the text: `train/*.jsonl.zst` and `val/*.jsonl.zst`."""
+SHARDS = 3
+COMPRESSION = 12
+MOST_BYTES = 60_000_000
+"""Limit on everything that travels to the machine."""
+MOST_FILES, MOST_FILE_BYTES = 8, 15_000_000
+"""Limits on the results."""
+PACKING_SECONDS = 20
+"""Part of the time limit that is kept for packing."""
+STOPPING_SECONDS = 10
+"""How long an interrupted training may take to end."""
+EVALUATIONS = 6
+"""Number of evaluations of a training whose `--max-tokens` are given."""
+LEFT_AT_HOME = ("documents/train", "train-document-lengths.npy", integrity.SUMS_FILE, "sources.json")
+"""Parts of a packed corpus that no training reads."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice.
+
+    Attributes:
+        corpus: recipe of its packed text.
+        recipes: that run at the same time.
+    """
+
+    corpus: str
+    recipes: tuple[str, ...]
+
+
+SLICES = {"s1": Slice("corpus-4096", ("s1", "s1-untrained"))}
+
+
+def load(name: str, work: Path) -> Content:
+    """Return the content of a recipe whose paths below `WORK` lie below `work`."""
+    content: Content = yaml.safe_load((RECIPES / f"{name}.yaml").read_text().replace(f"{WORK}/", f"{work}/"))
+    return content
+
+
+def resized(content: Content, max_tokens: int | None, tokens_per_step: int | None) -> Content:
+    """Return a recipe with other training tokens of its students; those with more or fewer keep the difference."""
+    training = content["training"] = dict(content["training"])
+    if tokens_per_step is not None:
+        training |= {"tokens_per_step": tokens_per_step, "blocks_per_batch": tokens_per_step // content["block_size"]}
+    if max_tokens is not None:
+        difference = max_tokens - training["max_tokens"]
+        training |= {"max_tokens": max_tokens, "tokens_per_evaluation": max_tokens // EVALUATIONS}
+        for student in content["students"].values():
+            if "max_tokens" in student.get("training", {}):
+                student["training"]["max_tokens"] += difference
+    return content
+
+
+def tiny(content: Content) -> Content:
+    """Return a recipe with the same stages in sizes that a CPU runs in seconds."""
+    step = {"tokens_per_step": 1024, "blocks_per_batch": 1024 // content["block_size"], "precision": "fp32"}
+    size = {"hidden_size": 16, "num_attention_heads": 2}
+    sizes = [content.get("backbone"), content.get("teacher", {}).get("backbone")]
+    for backbone in filter(None, [*sizes, *(each.get("backbone") for each in content["students"].values())]):
+        backbone |= size
+    if "replicates" in content:
+        content["replicates"] = 2
+    content["training"] |= {**step, "max_tokens": 4096, "tokens_per_evaluation": 2048}
+    for student in content["students"].values():
+        if "max_tokens" in student.get("training", {}):
+            student["training"]["max_tokens"] = 5120
+    if "training" in content.get("teacher", {}):
+        content["teacher"]["training"] |= {**step, "max_tokens": 4096, "tokens_per_evaluation": 4096}
+    if "sae" in content:
+        content["sae"] |= {"d_sae": 64, "k": 8, "training_tokens": 8192, "tokens_per_step": 512}
+    return content
+
+
+def written(content: Content, work: Path) -> Path:
+    """Write a recipe; return its path."""
+    path = work / f"{content['name']}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def pack_inputs(slice_: Slice, text: Path, work: Path, inputs: Path, miniature: bool) -> None:
+    """Pack the text of a slice, and write it to `inputs`."""
+    for side, folder, count in (("train", "train", SHARDS), ("validation", "val", 1)):
+        target = work / "text" / side
+        target.mkdir(parents=True, exist_ok=True)
+        for shard in sorted((text / folder).glob("*.jsonl.zst"))[:count]:
+            if not (target / shard.name).exists():
+                (target / shard.name).symlink_to(shard.resolve())
+    content = load(slice_.corpus, work)
+    if miniature:
+        content["corpus"] = {"source": content["corpus"]["source"], "max_documents": 40, "validation_fraction": 0.1}
+        content["tokenizer"]["vocab_size"] = 512
+    subprocess.run([sys.executable, "-m", "cocomix", "data", str(written(content, work))], check=True)
+    for stale in (inputs, work / slice_.corpus):
+        shutil.rmtree(stale, ignore_errors=True)
+    inputs.mkdir()
+    packed = inputs / f"{slice_.corpus}.tar.zst"
+    pack_folder(Path(content["output"]) / "corpus", f"{slice_.corpus}/corpus", packed)
+    size = travelling(inputs)
+    print(f"{packed}: {packed.stat().st_size / 1e6:.1f} MB; all that travels: {size / 1e6:.1f} MB")
+    if size > MOST_BYTES:
+        sys.exit(f"slice.py: more than {MOST_BYTES / 1e6:.0f} MB; reduce the text or the files of the checkout")
+
+
+def travelling(inputs: Path) -> int:
+    """Return the bytes of the checkout, wheels and inputs."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], capture_output=True, text=True, check=True
+    )
+    paths = [Path(line) for line in listed.stdout.splitlines()] + [*Path(".whl").glob("*"), *inputs.glob("*")]
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def pack_folder(folder: Path, name: str, target: Path) -> None:
+    """Write a packed corpus as `name` to a compressed archive, without what no training reads."""
+
+    def kept(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if member.name.removeprefix(f"{name}/") in LEFT_AT_HOME else member
+
+    content = BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        archive.add(folder, name, filter=kept)
+    codec = pa.Codec("zstd", compression_level=COMPRESSION)
+    target.write_bytes(codec.compress(content.getvalue(), asbytes=True))
+
+
+def unpack_inputs(inputs: Path, work: Path) -> None:
+    """Unpack everything in `inputs` below `work`, unless it is there."""
+    for packed in inputs.glob("*.tar.zst"):
+        name = packed.name.partition(".")[0]
+        if (work / name).exists():
+            continue
+        with (
+            pa.CompressedInputStream(str(packed), "zstd") as stream,
+            tarfile.open(fileobj=stream, mode="r|") as archive,
+        ):
+            archive.extractall(work / f"{name}.partial", filter="data")
+        (work / f"{name}.partial" / name).rename(work / name)
+        (work / f"{name}.partial").rmdir()
+
+
+class Log:
+    """Lines of several processes, each with the seconds since the start."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", buffering=1)
+        self._lock = threading.Lock()
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the seconds since the start."""
+        return time.monotonic() - self._start
+
+    def write(self, line: str) -> None:
+        """Write one line."""
+        with self._lock:
+            self._file.write(f"{self.seconds():7.1f} {line.rstrip()}\n")
+
+
+def train(recipes: list[Path], jobs: int, options: list[str], log: Log, limit: float) -> bool:
+    """Train all recipes at the same time, until `limit` seconds after the start; return whether all ended well."""
+    processes, readers = [], []
+    for recipe in recipes:
+        command = [sys.executable, "-m", "cocomix", "train", str(recipe), "--jobs", str(jobs), *options]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="backslashreplace"
+        )
+        reader = threading.Thread(target=follow, args=(process, recipe.stem, log))
+        reader.start()
+        processes.append(process)
+        readers.append(reader)
+    for process in processes:
+        wait(process, limit - log.seconds())
+    stopped = [process for process in processes if process.poll() is None]
+    for process in stopped:
+        process.send_signal(signal.SIGTERM)
+    for process in stopped:
+        wait(process, STOPPING_SECONDS)
+        process.kill()
+    for reader in readers:
+        reader.join(1)
+    return not stopped and not any(process.returncode for process in processes)
+
+
+def wait(process: subprocess.Popen[str], seconds: float) -> None:
+    """Wait for the end of a process, at most for some seconds."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.1, seconds))
+
+
+def follow(process: subprocess.Popen[str], name: str, log: Log) -> None:
+    """Write the lines of a process to the log."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        log.write(f"{name} {line}")
+
+
+def pack_results(contents: list[Content], out: Path, work: Path, record: Content) -> list[Content]:
+    """Write the bundles of all finished runs, and a record; return a row for each run, in the order of their ends."""
+    rows: list[Content] = []
+    stages: Content = {}
+    for content in contents:
+        folder = Path(content["output"])
+        runs = sorted(folder.glob("**/students/*/run.json"), key=lambda path: path.stat().st_mtime)
+        if runs:
+            write_bundle(folder, out / f"{content['name']}.tgz")
+        rows += [row(path, work) for path in runs]
+        for path in folder.glob("**/stage.json"):
+            if "students" not in path.parts:
+                stages[str(path.parent.relative_to(work))] = json.loads(path.read_text())["summary"]
+    record = {**record, "runs": rows, "stages": stages}
+    (out / "slice.json").write_text(json.dumps(record, indent=2) + "\n")
+    return rows
+
+
+def row(path: Path, work: Path) -> Content:
+    """Return the figures of a finished run for the table."""
+    run = json.loads(path.read_text())
+    name = "/".join(part for part in path.parent.relative_to(work).parts if part != "students")
+    return {"run": name, "tokens": run["tokens"], "loss": run["metrics"]["loss"], **run["timing"]}
+
+
+def check_sizes(out: Path) -> None:
+    """Exit if the results do not fit the way back."""
+    sizes = {path.name: path.stat().st_size for path in out.iterdir()}
+    if len(sizes) > MOST_FILES or max(sizes.values()) > MOST_FILE_BYTES:
+        sys.exit(f"slice.py: more than {MOST_FILES} files or {MOST_FILE_BYTES:,} bytes in one: {sizes}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", choices=SLICES, help="slice")
+    parser.add_argument("--pack-inputs", action="store_true", help=f"only write what the slice reads to {INPUTS}")
+    parser.add_argument("--text", type=Path, default=TEXT, help="folder with the text to pack")
+    parser.add_argument("--out", type=Path, help="folder for the results; by default runs/slices/NAME-results")
+    parser.add_argument("--minutes", type=float, default=8.5, help="time limit, after which the rest is stopped")
+    parser.add_argument("--jobs", type=int, default=8, help="number of stages at a time, of each recipe")
+    parser.add_argument("--max-tokens", type=int, help="training tokens of the students")
+    parser.add_argument("--tokens-per-step", type=int, help="of the students")
+    parser.add_argument("--miniature", action="store_true", help="tiny models and little text: all stages on a CPU")
+    parser.add_argument("--commit", default=environment.commit(), help="commit, where there is no checkout of git")
+    arguments, options = parser.parse_known_args()
+    work = WORK.with_name(f"{WORK.name}-miniature") if arguments.miniature else WORK
+    inputs = work / "inputs" if arguments.miniature else INPUTS
+    slice_ = SLICES[arguments.name]
+    if arguments.pack_inputs or (arguments.miniature and not inputs.exists()):
+        pack_inputs(slice_, arguments.text, work, inputs, arguments.miniature)
+    if arguments.pack_inputs:
+        return
+    out = arguments.out or work / f"{arguments.name}-results"
+    out.mkdir(parents=True, exist_ok=True)
+    log = Log(out / "log.txt")
+    unpack_inputs(inputs, work)
+    log.write("inputs unpacked")
+    contents = [resized(load(name, work), arguments.max_tokens, arguments.tokens_per_step) for name in slice_.recipes]
+    if arguments.miniature:
+        contents = [tiny(content) for content in contents]
+    recipes = [written(content, work) for content in contents]
+    complete = train(recipes, arguments.jobs, options, log, 60 * arguments.minutes - PACKING_SECONDS)
+    log.write("trained" if complete else "stopped, or a stage failed")
+    command = " ".join(["benchmarks/slice.sh", *sys.argv[1:]])
+    record = {"command": command, **environment.describe(), "commit": arguments.commit, "complete": complete}
+    rows = pack_results(contents, out, work, record | {"seconds": log.seconds()})
+    cells = [[each["run"], f"{each['tokens']:,}", f"{each['loss']:.4f}", f"{each['seconds']:.0f}"] for each in rows]
+    print(table(["run", "tokens", "loss", "seconds"], cells))
+    print(f"{len(rows)} runs in {log.seconds():.0f} s; {'all' if complete else 'NOT all'} finished; results in {out}")
+    check_sizes(out)
+
+
+if __name__ == "__main__":
+    main()
