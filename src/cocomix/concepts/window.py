@@ -26,6 +26,9 @@ from cocomix.concepts.reading import TeacherReader
 from cocomix.concepts.teacher import next_token_targets, residual_stream
 from cocomix.models.losses import IGNORE
 
+MOST_ACTIVATIONS = 2**25
+"""Activations that are held at once, with the zeros of inactive latents."""
+
 
 def inverse_frequencies(extractor: ConceptExtractor, reader: TeacherReader, blocks_per_batch: int) -> Tensor:
     """Return (C,) log(N / n_i), counted over the first `SAMPLE_BLOCKS` blocks; n_i is at least 1."""
@@ -40,19 +43,19 @@ def inverse_frequencies(extractor: ConceptExtractor, reader: TeacherReader, bloc
 
 
 def mean_over_window(activations: Tensor, documents: Tensor, window: int) -> Tensor:
-    """Return (T, C) the mean activations over the next `window` tokens of the same document; 0 if there are none.
+    """Return (…, T, C) the mean activations over the next `window` tokens of the same document; 0 if there are none.
 
     Args:
-        activations: (T, C).
-        documents: (T,) number of the document of each token.
+        activations: (…, T, C).
+        documents: (…, T) number of the document of each token.
         window: w.
     """
     total = torch.zeros_like(activations)
     count = torch.zeros_like(documents)
-    for ahead in range(1, min(window, len(documents) - 1) + 1):
-        same = documents[ahead:] == documents[:-ahead]
-        total[:-ahead] += activations[ahead:] * same.unsqueeze(-1)
-        count[:-ahead] += same
+    for ahead in range(1, min(window, documents.shape[-1] - 1) + 1):
+        same = documents[..., ahead:] == documents[..., :-ahead]
+        total[..., :-ahead, :] += activations[..., ahead:, :] * same.unsqueeze(-1)
+        count[..., :-ahead] += same
     return total / count.clamp(min=1).unsqueeze(-1)
 
 
@@ -79,17 +82,19 @@ class WindowExtractor(ConceptExtractor):
         is_end = (input_ids == self.eos_token_id).long()
         documents = is_end.cumsum(-1) - is_end
         has_target = next_token_targets(input_ids) != IGNORE
-        blocks = []
-        for values, indices, document, targets in zip(*latents[:2], documents, has_target, strict=True):
+        at_once = max(1, MOST_ACTIVATIONS // (input_ids.shape[-1] * self.sae.d_sae))  # blocks
+        found = []
+        parts = (part.split(at_once) for part in (*latents[:2], documents, has_target))
+        for values, indices, document, targets in zip(*parts, strict=True):
             # Added, because the id of an inactive latent is that of any other.
-            dense = values.new_zeros(len(values), self.sae.d_sae).scatter_add_(-1, indices, values)  # (T, C)
-            blocks.append(self._strongest(mean_over_window(dense, document, self.window), targets))
-        ids, scores, activations = (torch.stack(parts) for parts in zip(*blocks, strict=True))
+            dense = values.new_zeros(*values.shape[:2], self.sae.d_sae).scatter_add_(-1, indices, values)  # (B', T, C)
+            found.append(self._strongest(mean_over_window(dense, document, self.window), targets))
+        ids, scores, activations = (torch.cat(parts) for parts in zip(*found, strict=True))
         cut = torch.zeros_like(has_target) if latents.cut is None else latents.cut
         return ConceptLabels(ids, scores, cut, activations)
 
     def _strongest(self, means: Tensor, has_target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ids, scores and mean activations (T, A) of the labels, given the mean activations (T, C)."""
+        """Return ids, scores and mean activations (B, T, A) of the labels, given the mean activations (B, T, C)."""
         count = min(self.labels_per_token, means.shape[-1])
         scores, ids = (means * self.inverse_frequency).topk(count, dim=-1)
         found = (scores > 0) & has_target.unsqueeze(-1)
