@@ -64,7 +64,11 @@ class Slice:
     recipes: tuple[str, ...]
 
 
-SLICES = {"s1": Slice("corpus-4096", ("s1", "s1-untrained"))}
+SLICES = {
+    "s1": Slice("corpus-4096", ("s1", "s1-untrained")),
+    **{name: Slice("corpus-8192", (name,)) for name in ("g0", "g1", "a1", "a2", "c1", "e1", "e2", "e3", "h1")},
+    "b1": Slice("corpus-8192", ("b1", "b1-untrained")),
+}
 
 
 def load(name: str, work: Path) -> Content:
@@ -96,10 +100,10 @@ def tiny(content: Content) -> Content:
         backbone |= size
     if "replicates" in content:
         content["replicates"] = 2
-    content["training"] |= {**step, "max_tokens": 4096, "tokens_per_evaluation": 2048}
+    content["training"] |= {**step, "max_tokens": 10240, "tokens_per_evaluation": 5120}
     for student in content["students"].values():
         if "max_tokens" in student.get("training", {}):
-            student["training"]["max_tokens"] = 5120
+            student["training"]["max_tokens"] = 5120 if "branch_from" in student else 12288
     if "training" in content.get("teacher", {}):
         content["teacher"]["training"] |= {**step, "max_tokens": 4096, "tokens_per_evaluation": 4096}
     if "sae" in content:
@@ -188,6 +192,10 @@ class Log:
         """Return the seconds since the start."""
         return time.monotonic() - self._start
 
+    def seconds_of(self, path: Path) -> float:
+        """Return when a file was written, in seconds since the start."""
+        return path.stat().st_mtime - time.time() + self.seconds()
+
     def write(self, line: str) -> None:
         """Write one line."""
         with self._lock:
@@ -232,7 +240,7 @@ def follow(process: subprocess.Popen[str], name: str, log: Log) -> None:
         log.write(f"{name} {line}")
 
 
-def pack_results(contents: list[Content], out: Path, work: Path, record: Content) -> list[Content]:
+def pack_results(contents: list[Content], out: Path, work: Path, log: Log, record: Content) -> list[Content]:
     """Write the bundles of all finished runs, and a record; return a row for each run, in the order of their ends."""
     rows: list[Content] = []
     stages: Content = {}
@@ -241,11 +249,12 @@ def pack_results(contents: list[Content], out: Path, work: Path, record: Content
         runs = sorted(folder.glob("**/students/*/run.json"), key=lambda path: path.stat().st_mtime)
         if runs:
             write_bundle(folder, out / f"{content['name']}.tgz")
-        rows += [row(path, work) for path in runs]
+        rows += [row(path, work) | {"ended": log.seconds_of(path)} for path in runs]
         for path in folder.glob("**/stage.json"):
             if "students" not in path.parts:
-                stages[str(path.parent.relative_to(work))] = json.loads(path.read_text())["summary"]
-    record = {**record, "runs": rows, "stages": stages}
+                summary = json.loads(path.read_text())["summary"]
+                stages[str(path.parent.relative_to(work))] = {"ended": log.seconds_of(path), **summary}
+    record = {**record, "seconds": log.seconds(), "runs": rows, "stages": stages}
     (out / "slice.json").write_text(json.dumps(record, indent=2) + "\n")
     return rows
 
@@ -297,9 +306,12 @@ def main() -> None:
     log.write("trained" if complete else "stopped, or a stage failed")
     command = " ".join(["benchmarks/slice.sh", *sys.argv[1:]])
     record = {"command": command, **environment.describe(), "commit": arguments.commit, "complete": complete}
-    rows = pack_results(contents, out, work, record | {"seconds": log.seconds()})
-    cells = [[each["run"], f"{each['tokens']:,}", f"{each['loss']:.4f}", f"{each['seconds']:.0f}"] for each in rows]
-    print(table(["run", "tokens", "loss", "seconds"], cells))
+    rows = pack_results(contents, out, work, log, record)
+    cells = [
+        [each["run"], f"{each['tokens']:,}", f"{each['loss']:.4f}", f"{each['seconds']:.0f}", f"{each['ended']:.0f}"]
+        for each in rows
+    ]
+    print(table(["run", "tokens", "loss", "seconds", "ended after"], cells))
     print(f"{len(rows)} runs in {log.seconds():.0f} s; {'all' if complete else 'NOT all'} finished; results in {out}")
     check_sizes(out)
 
