@@ -57,16 +57,15 @@ class Processes:
 
     Args:
         jobs: how many run at a time.
-        preload: modules that the processes share.
     """
 
-    def __init__(self, jobs: int, preload: Sequence[str] = ()) -> None:
+    def __init__(self, jobs: int) -> None:
         self.jobs = jobs
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # checks for a GPU without starting CUDA
         os.environ.setdefault("TQDM_MININTERVAL", SECONDS_BETWEEN_BARS)
         self._context: ForkServerContext | SpawnContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(preload))
-        ensure_running()  # it loads the modules meanwhile
+        self._context.set_forkserver_preload([__name__])
+        ensure_running()  # it loads the libraries meanwhile
         self._changed = Condition()
         self._waiting: list[Task] = []
         self._running: dict[str, multiprocessing.process.BaseProcess] = {}
@@ -180,7 +179,7 @@ def run_in_jobs(recipe: Recipe, jobs: int, only: str | None = None) -> int:
     if distributed.world_size() > 1:
         raise InputError("--jobs starts processes; start the command without torchrun")
     recipe.require_known_methods()
-    processes = Processes(jobs, preload=[__name__])
+    processes = Processes(jobs)
     tasks = []
     for replicate in recipe.replicated():
         with prepared(replicate, "students", only) as pipeline:
