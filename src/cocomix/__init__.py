@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cocomix.concepts.sae_loading import load_sae
     from cocomix.inspection.trace import Trace
     from cocomix.inspection.tracing import trace
+    from cocomix.models.base_model import CoCoMixModel, CoCoMixModelOutput
     from cocomix.models.causal_lm import CoCoMixForCausalLM, CoCoMixOutput
     from cocomix.models.configuration import CoCoMixConfig
     from cocomix.models.multi_token import MultiTokenConfig, MultiTokenForCausalLM
@@ -27,6 +28,8 @@ elif not starting.is_command():  # a command loads what it needs: `cocomix --hel
 __all__ = [
     "CoCoMixConfig",
     "CoCoMixForCausalLM",
+    "CoCoMixModel",
+    "CoCoMixModelOutput",
     "CoCoMixOutput",
     "ConceptExtractor",
     "ConceptLabels",
@@ -51,6 +54,7 @@ _MODULES = {
     "concepts.sae_loading": ("load_sae",),
     "inspection.trace": ("Trace",),
     "inspection.tracing": ("trace",),
+    "models.base_model": ("CoCoMixModel", "CoCoMixModelOutput"),
     "models.causal_lm": ("CoCoMixForCausalLM", "CoCoMixOutput"),
     "models.configuration": ("CoCoMixConfig",),
     "models.multi_token": ("MultiTokenConfig", "MultiTokenForCausalLM"),

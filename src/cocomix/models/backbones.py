@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.masking_utils import find_packed_sequence_indices
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 
 class Stacks(NamedTuple):
@@ -80,6 +81,21 @@ def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
         for name, child in module.named_children():
             if type(child) is unfused:
                 setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
+    return model
+
+
+def take_flat_attention(model: PreTrainedModel) -> PreTrainedModel:
+    """Let GPT-2's blocks take attention (T, D) of one row of tokens, as engines return it, in place.
+
+    They reshape it for (B, T, heads, D / heads), which leaves a vector of T·D numbers.
+    """
+
+    def restore(projection: Any, inputs: tuple[Tensor]) -> Tensor:
+        return inputs[0].view(1, -1, projection.weight.shape[0])
+
+    for module in model.modules():
+        if isinstance(module, GPT2Attention):
+            module.c_proj.register_forward_pre_hook(restore)
     return model
 
 
@@ -222,7 +238,7 @@ def _disable_embedding_dropout(stack: PreTrainedModel) -> None:
 def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
     """Split `decoder` after its first `insert_layer` blocks. The decoder itself becomes `lower`.
 
-    Weights are moved, not copied.
+    Weights are moved, not copied. Blocks keep the number (`layer_idx`) that they have in the decoder.
 
     Raises:
         ValueError: the decoder cannot be split: see `decoder_blocks` and `final_norm_name`, or it has other blocks than
@@ -249,9 +265,7 @@ def split_decoder(decoder: PreTrainedModel, insert_layer: int) -> Stacks:
             setattr(upper, name, NoPositions())
     _disable_embedding_dropout(upper)  # the lower half applies it
     upper.config = _with_blocks(config, slice(insert_layer, None))
-    for module in upper_blocks.modules():  # blocks count from 0 in each stack, as its cache does
-        if isinstance(layer := getattr(module, "layer_idx", None), int):
-            module.layer_idx = layer - insert_layer  # type: ignore[assignment]  # torch types attributes as modules
+    for module in upper_blocks.modules():
         if hasattr(module, "config"):
             module.config = upper.config
 

@@ -3,7 +3,7 @@
     layers of the lower stack: one entry per token │ layers of the upper stack: `slots` entries per token
 
 Holders of the cache (generation, assisted decoding, a caller that continues a text) count and crop in tokens. Each
-stack reads its layers through a view, which counts entries.
+stack reads its layers through a view, which counts entries. Blocks name their layer by its number in the full cache.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class StackView(Cache):
 
     def __init__(self, cache: Cache, layers: slice) -> None:
         super().__init__(layers=cache.layers[layers])
-        self.cache, self.first = cache, layers.start or 0
+        self.cache = cache
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Append entries to a layer of this stack; return all keys and values of the layer."""
-        return self.cache.update(key_states, value_states, self.first + layer_idx, *args, **kwargs)
+        """Append entries to a layer, counted in the full cache; return all keys and values of the layer."""
+        return self.cache.update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 class StackedCache(Cache):

@@ -1,20 +1,10 @@
-"""CoCoMix: a decoder that predicts concepts in mid-depth and continues from its own prediction (arXiv 2502.08524).
+"""CoCoMix as a causal language model: a token head on `CoCoMixModel`, and the losses.
 
-    tokens ─► lower blocks ─► mixer (predict C concepts, keep K, compress) ─► upper blocks ─► next token
-      (B, T)        h (B, T, D)                           (B, slots·T, D)        h (B, T, D)      (B, T, V)
+    tokens ─► CoCoMixModel ─► token head ─► next token
+      (B, T)       h (B, T, D)         (B, T, V)
 
-What is special about it:
-
-- Both halves are ordinary Hugging Face decoders (`backbones.py`), so attention kernels, gradient checkpointing and
-  sharding of the backbone work.
-- The mixer (`mixer.py`) predicts C concepts from h, compresses the K strongest into a vector c, and inserts c after
-  each token (`mixing="interleave"`, 2 slots per token above) or adds it to h (`mixing="add"`, 1 slot).
-- The next token is predicted from the last slot of each token.
-- Masks and positions of the upper blocks count slots (`_slot_mask`, `_slot_positions`). One cache serves both halves
-  and counts tokens (`cache.py`).
-- Steering edits the concept logits before or after the K strongest are chosen (`steering.py`, `steerable.py`).
-- Losses need neither (B, T, V) nor (B, T, C) in memory (`linear_loss.py`).
-- `from_backbone` starts from a pretrained decoder without changing its predictions (`retrofit.py`).
+Losses need neither (B, T, V) nor (B, T, C) in memory (`linear_loss.py`). `from_backbone` starts from a pretrained
+decoder without changing its predictions (`retrofit.py`).
 
 Dimensions: B sequences, T tokens, D width, C concepts, K concepts mixed per token, A labels per token, V vocabulary,
 d teacher width.
@@ -25,22 +15,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import Cache, PretrainedConfig
-from transformers.masking_utils import create_masks_for_generate
+from torch import Tensor
+from transformers import Cache
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbones import has_windows, pair_mask, split_decoder, widen_windows
+from .base_model import CoCoMixModel
 from .configuration import CoCoMixConfig
 from .divergence import TeacherTokens
 from .experts import idle_weights
 from .linear_loss import distilled_token_loss
 from .losses import IGNORE, Gate, concept_loss, hidden_state_loss, mean_loss
-from .mixer import MIXERS, MixedWithLoss, Mixer
+from .mixer import MixedWithLoss
 from .retrofit import Retrofit
-from .stacked import StackedForCausalLM, StackInputs, adds_to_signature, recorded
-from .steerable import Steerable
+from .stacked import adds_to_signature
+from .token_head import StackedForCausalLM
 
 
 @dataclass
@@ -76,29 +64,8 @@ class CoCoMixOutput(ModelOutput):
     `output_attentions=True`."""
 
 
-class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
+class CoCoMixForCausalLM(Retrofit, CoCoMixModel, StackedForCausalLM):
     """A causal language model with continuous concept mixing."""
-
-    config_class = CoCoMixConfig
-    bottom = "lower"
-
-    def __init__(self, config: CoCoMixConfig) -> None:
-        super().__init__(config)
-        if config.slot_attention == "pair" and has_windows(config.backbone_config):
-            raise ValueError(
-                f"slot_attention is 'pair', whose mask supports no sliding window, and the backbone "
-                f"{config.backbone_config.model_type!r} has one; use slot_attention 'causal' or mixing 'add'"
-            )
-        self.lower, self.upper = split_decoder(self._decoder(config), config.insert_layer)
-        widen_windows(self.upper, config.slots_per_token)
-        self.mixer = MIXERS[config.content](config)
-        self._add_head()
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, Mixer):
-            module.reset_parameters(std=getattr(self.config.backbone_config, "initializer_range", 0.02))
 
     def num_activated_parameters(self) -> int:
         """Count the weights that one token uses: all but the C − K other compress rows and its idle experts."""
@@ -108,7 +75,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         return self.num_parameters() - unused
 
     @can_return_tuple
-    @adds_to_signature(StackedForCausalLM.prepare_inputs)
+    @adds_to_signature(StackedForCausalLM.prepare)
     def forward(
         self,
         *args: Any,
@@ -126,7 +93,7 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
         """Predict the next token and the mixer's content; compute the losses whose targets are given.
 
         Args:
-            args: arguments of `StackedForCausalLM.prepare_inputs`: `input_ids`, `attention_mask`, `labels`, …
+            args: arguments of `StackedForCausalLM.prepare`: `input_ids`, `attention_mask`, `labels`, …
             concept_ids: (B, T, A) concept labels, −100 for none. Unless `output_concepts` is set, (B, T, C) is never
                 materialized.
             concept_weights: (B, T, A) relative weights > 0 of the labels in the concept loss; by default equal.
@@ -141,51 +108,32 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
                 `num_items_in_batch`, so that the loss of a batch does not depend on how it is split; without that,
                 their number here.
             num_hidden_in_batch: number of tokens with a hidden state in the full batch, with the same defaults.
-            kwargs: arguments of `StackedForCausalLM.prepare_inputs`.
+            kwargs: arguments of `StackedForCausalLM.prepare`.
 
         Raises:
-            TypeError: as `StackedForCausalLM.prepare_inputs`.
+            TypeError: as `StackedForCausalLM.prepare`.
             ValueError: the same; targets of something that this model does not predict; steering that does not fit
                 this model or comes with `concept_ids`.
         """
-        config, slots = self.config, self.config.slots_per_token
         self._check_content("concepts", concept_ids=concept_ids, output_concepts=output_concepts or None)
         self._check_content("hidden_states", teacher_hidden_states=teacher_hidden_states)
-        inputs = self.prepare_inputs(*args, **kwargs)
-        steered = self._steered_batch(steering, inputs.position_ids, len(inputs.embeds))
-        if steered is not None and concept_ids is not None:
+        if steering is not None and concept_ids is not None:
             raise ValueError("concept_ids score what the model itself predicts; leave out steering or them")
-
-        lower = self.lower(
-            inputs_embeds=inputs.embeds,
-            attention_mask=inputs.attention_mask,
-            position_ids=inputs.position_ids,
-            past_key_values=inputs.lower_cache,
-            use_cache=inputs.use_cache,
-            **inputs.record,
-        )  # last_hidden_state (B, T, D)
+        inputs, head = self.prepare(*args, **kwargs)
         targets = None if output_concepts else concept_ids
-        mixed = self.mixer(lower.last_hidden_state, targets, steered, concept_weights, defers_loss=gate is not None)
+        read = self._read(inputs, steering, targets, concept_weights, defers_loss=gate is not None)
+        h, mixed = read.h, read.mixed
         predicted: Any = None if isinstance(mixed, MixedWithLoss) else mixed.predicted  # (B, T, C) or (B, T, d)
-        upper = self.upper(
-            inputs_embeds=mixed.hidden_states,
-            attention_mask=self._slot_mask(mixed.hidden_states, inputs),
-            position_ids=self._slot_positions(inputs.position_ids, config.slot_positions),
-            past_key_values=inputs.upper_cache,
-            use_cache=inputs.use_cache,
-            **inputs.record,
-        )  # last_hidden_state (B, slots·T, D)
-        h = upper.last_hidden_state[:, slots - 1 :: slots]  # (B, T, D), the last slot of each token
 
-        logits = self._logits(h, inputs)
+        logits = self._logits(h, head)
         concept = hidden = found = None
         if teacher_tokens is None and gate is None:
-            distilled = token = self._token_loss(h, logits, inputs)
-        elif inputs.labels is None:
+            distilled = token = self._token_loss(h, logits, head)
+        elif head.labels is None:
             name = "gate" if teacher_tokens is None else "teacher_tokens"
             raise ValueError(f"{name} was given without labels, whose loss it needs; give both")
         else:
-            found = distilled_token_loss(self.lm_head, h, inputs.labels, teacher_tokens, inputs.num_items, gate)
+            found = distilled_token_loss(self.lm_head, h, head.labels, teacher_tokens, head.num_items, gate)
             token = found.token_loss
             distilled = token if teacher_tokens is None else token + teacher_tokens.weight * found.kd_loss
         token_weights = None if found is None else found.token_weights
@@ -195,14 +143,14 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             elif mixed.concept_loss is not None:
                 total = mixed.concept_loss
             else:
-                total = self.mixer.concept_loss(lower.last_hidden_state, concept_ids, concept_weights, token_weights)
-            items = inputs.num_items if num_concept_items_in_batch is None else num_concept_items_in_batch
+                total = self.mixer.concept_loss(read.below, concept_ids, concept_weights, token_weights)
+            items = head.num_items if num_concept_items_in_batch is None else num_concept_items_in_batch
             concept = mean_loss(total, (concept_ids != IGNORE).any(-1), items)
         if teacher_hidden_states is not None:
-            items = inputs.num_items if num_hidden_in_batch is None else num_hidden_in_batch
-            mask = inputs.attention_mask
+            items = head.num_items if num_hidden_in_batch is None else num_hidden_in_batch
+            mask, kind = inputs.attention_mask, self.config.regression_loss
             is_token = None if mask is None else mask[:, -h.shape[1] :].bool()
-            hidden = hidden_state_loss(predicted, teacher_hidden_states, config.regression_loss, items, is_token)
+            hidden = hidden_state_loss(predicted, teacher_hidden_states, kind, items, is_token)
         return CoCoMixOutput(
             loss=self._total_loss(distilled, concept if hidden is None else hidden),
             token_loss=token,
@@ -213,14 +161,8 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             logits=logits,
             concept_logits=predicted if output_concepts else None,
             past_key_values=inputs.cache if inputs.use_cache else None,
-            **recorded((lower, upper)),
+            **read.recorded,
         )
-
-    def _check_content(self, content: str, **arguments: object) -> None:
-        """Raise ValueError if an argument is given that needs another `content` than this model has."""
-        for name, value in arguments.items():
-            if value is not None and self.config.content != content:
-                raise ValueError(f"{name} was given, but this model mixes in {self.config.content}; leave it out")
 
     def _total_loss(self, token: Tensor | None, prediction: Tensor | None) -> Tensor | None:
         """Token loss + λ · prediction loss, of those that are given."""
@@ -228,43 +170,6 @@ class CoCoMixForCausalLM(Retrofit, Steerable, StackedForCausalLM):
             return token
         weighted = self.config.concept_loss_weight * prediction
         return weighted if token is None else token + weighted.to(token.device)
-
-    def _stacks(self) -> tuple[PretrainedConfig, PretrainedConfig, int]:
-        return self.lower.config, self.upper.config, self.config.slots_per_token
-
-    def _slot_positions(self, position_ids: Tensor, kind: str) -> Tensor:
-        """(B, T) positions of tokens to (B, slots·T) positions in the upper stack, `interleaved` or `repeat`."""
-        slots = self.config.slots_per_token
-        if slots == 1 or kind == "repeat":
-            return position_ids.repeat_interleave(slots, dim=-1)
-        return torch.stack([slots * position_ids + slot for slot in range(slots)], dim=-1).flatten(-2)
-
-    def _slot_mask(self, slots_in: Tensor, inputs: StackInputs) -> Any:
-        """Attention mask of the upper stack for its input (B, slots·T, D), in a form that it takes; None for causal."""
-        mask, slots, kernel = inputs.attention_mask, self.config.slots_per_token, self.upper.config._attn_implementation
-        if slots == 1:
-            return mask
-        if self.config.slot_attention == "pair":
-            if kernel not in ("sdpa", "eager"):
-                raise ValueError(
-                    f"slot_attention is 'pair', whose mask the attention implementation {kernel!r} does not take; "
-                    "use sdpa or eager, or slot_attention 'causal'"
-                )
-            return pair_mask(mask, slots_in, slots, inputs.past, inputs.texts, inputs.max_tokens)
-        if self.config.slot_positions == "repeat" and "flash" in kernel:
-            raise ValueError(
-                f"slot_positions is 'repeat', which the attention implementation {kernel!r} reads as several texts; "
-                "use sdpa, eager or flex_attention"
-            )
-        if mask is not None:
-            return mask.repeat_interleave(slots, dim=-1)  # (B, slots·(past + T))
-        if self.config.slot_positions != "repeat" or inputs.cache is not None:
-            return None
-        # Without an explicit mask, Transformers would take repeated positions for boundaries of packed texts.
-        if inputs.texts is not None:
-            boundaries = self._slot_positions(inputs.position_ids, "interleaved")
-            return create_masks_for_generate(self.upper.config, slots_in, None, None, position_ids=boundaries)
-        return slots_in.new_ones(slots_in.shape[:2], dtype=torch.long)
 
 
 CoCoMixConfig.register_for_auto_class()

@@ -35,43 +35,39 @@ class StackedConfig(PretrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values", "token_loss", "kd_loss", "concept_loss", "hidden_loss"]  # noqa: RUF012
 
     def __init__(self, backbone_config: PretrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if backbone_config is None:
-            backbone_config = {"model_type": "gpt2"}
-        self.backbone_config: PretrainedConfig = (
-            AutoConfig.for_model(**backbone_config) if isinstance(backbone_config, dict) else backbone_config
-        )
-        self._check()
+        backbone = {"model_type": "gpt2"} if backbone_config is None else backbone_config
+        if isinstance(backbone, dict):
+            backbone = AutoConfig.for_model(**backbone)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            kwargs.setdefault(name, getattr(self.backbone_config, name, None))
-        kwargs.setdefault("tie_word_embeddings", bool(self.backbone_config.tie_word_embeddings))
+            kwargs.setdefault(name, getattr(backbone, name, None))
+        kwargs.setdefault("tie_word_embeddings", bool(backbone.tie_word_embeddings))
         super().__init__(**kwargs)
+        self.backbone_config: PretrainedConfig = backbone
+        for name in ("_attn_implementation", "_experts_implementation"):  # set again, for the backbone, too
+            setattr(self, name, getattr(self, name))
+        self._check()
 
     def _check(self) -> None:
         """Raise ValueError if a value is out of its range."""
 
+    def __getattr__(self, name: str) -> Any:
+        """Return the backbone's setting where this configuration has none: widths, depth, vocabulary, …"""
+        if name.startswith("_") or "backbone_config" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
+        return getattr(self.backbone_config, name)
+
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
-        """Return the backbone's configuration, which holds widths, depth and vocabulary."""
-        return self.backbone_config
+        """Return this configuration: with another one, engines would take the model for a multimodal one."""
+        return self
 
     @property
     def vocab_size(self) -> int:
         """Size of the token vocabulary."""
         return self.backbone_config.vocab_size
 
-    @property
-    def hidden_size(self) -> int:
-        """D, width of the residual stream."""
-        return self.backbone_config.hidden_size
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Number of blocks in all stacks together."""
-        return self.backbone_config.num_hidden_layers
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Context length in tokens."""
-        return self.backbone_config.max_position_embeddings
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.backbone_config.vocab_size = value
 
 
 class CoCoMixConfig(StackedConfig):

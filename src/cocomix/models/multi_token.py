@@ -24,7 +24,8 @@ from .cache import StackedCache
 from .configuration import StackedConfig
 from .linear_loss import linear_token_loss
 from .losses import IGNORE, mean_loss
-from .stacked import StackedForCausalLM, adds_to_signature, recorded
+from .stacked import adds_to_signature, recorded
+from .token_head import StackedForCausalLM
 
 
 class MultiTokenConfig(StackedConfig):
@@ -100,29 +101,29 @@ class MultiTokenForCausalLM(StackedForCausalLM):
         self.post_init()
 
     @can_return_tuple
-    @adds_to_signature(StackedForCausalLM.prepare_inputs)
+    @adds_to_signature(StackedForCausalLM.prepare)
     def forward(self, *args: Any, output_all_heads: bool = False, **kwargs: Any) -> MultiTokenOutput:
         """Predict the next token, and with `output_all_heads` the n next tokens.
 
         Args:
-            args: arguments of `StackedForCausalLM.prepare_inputs`.
+            args: arguments of `StackedForCausalLM.prepare`.
             output_all_heads: run all heads instead of the first, without a cache.
-            kwargs: arguments of `StackedForCausalLM.prepare_inputs`.
+            kwargs: arguments of `StackedForCausalLM.prepare`.
 
         Raises:
-            TypeError: as `StackedForCausalLM.prepare_inputs`.
+            TypeError: as `StackedForCausalLM.prepare`.
             ValueError: the same, or a cache together with `output_all_heads`.
         """
         if output_all_heads:
             kwargs["use_cache"] = False
-        inputs = self.prepare_inputs(*args, **kwargs)
+        inputs, head_inputs = self.prepare(*args, **kwargs)
         if output_all_heads and inputs.cache is not None:
             raise ValueError("output_all_heads runs heads that past_key_values does not hold; leave out one of them")
         shared = {
             "attention_mask": inputs.attention_mask,
             "position_ids": inputs.position_ids,
             "use_cache": inputs.use_cache,
-            **inputs.record,
+            **inputs.passed_on,
         }
         trunk = self.trunk(inputs_embeds=inputs.embeds, past_key_values=inputs.lower_cache, **shared)
         heads = [
@@ -130,14 +131,16 @@ class MultiTokenForCausalLM(StackedForCausalLM):
             for head in (self.heads if output_all_heads else self.heads[:1])
         ]
         hs = [self.norm(head.last_hidden_state) for head in heads]  # (B, T, D) of each head
-        logits = [z for h in hs if (z := self._logits(h, inputs)) is not None]  # n × (B, T, V), or nothing
+        logits = [z for h in hs if (z := self._logits(h, head_inputs)) is not None]  # n × (B, T, V), or nothing
         first = logits[0] if logits else None
         loss = losses = None
-        if inputs.labels is not None and output_all_heads:
-            losses = tuple(linear_token_loss(self.lm_head, h, inputs.labels, 1, ahead) for ahead, h in enumerate(hs, 1))
-            loss = mean_loss(losses[0], inputs.labels[:, 1:] != IGNORE, inputs.num_items)
+        if head_inputs.labels is not None and output_all_heads:
+            losses = tuple(
+                linear_token_loss(self.lm_head, h, head_inputs.labels, 1, ahead) for ahead, h in enumerate(hs, 1)
+            )
+            loss = mean_loss(losses[0], head_inputs.labels[:, 1:] != IGNORE, head_inputs.num_items)
         else:
-            loss = self._token_loss(hs[0], first, inputs)
+            loss = self._token_loss(hs[0], first, head_inputs)
         return MultiTokenOutput(
             loss=loss,
             logits=first,
