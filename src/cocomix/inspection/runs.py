@@ -102,7 +102,10 @@ def open_run(folder: Path | None, catalog: Path | None = None) -> OpenRun:
     """
     run = open_model(_quickstart_run() if folder is None else folder)
     if not getattr(run.config, "mixes_concepts", False):
-        raise InputError(f"the model in {run.folder} mixes no concepts in; give a run of method cocomix")
+        raise InputError(
+            f"the model in {run.folder} mixes no concepts in; give a run of method cocomix whose mixing is add or "
+            "interleave"
+        )
     found = _catalog(run.folder, catalog)
     if found is not None:
         _check_catalog(found, run)

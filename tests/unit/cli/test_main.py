@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.cli import main, options
+from cocomix.cli import doctor, main, options
 from cocomix.common import starting
 from cocomix.common.console import show
 from cocomix.common.errors import InputError
@@ -154,7 +155,7 @@ def test_interruptions_are_exceptions_again_once_a_command_runs(monkeypatch: pyt
 def test_help_fits_on_a_screen_and_lists_the_commands_in_the_order_of_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 40 and max(map(len, lines)) <= main.WIDTH
+    assert len(lines) < 45 and max(map(len, lines)) <= main.WIDTH
     listed = [line.strip() for line in lines[lines.index("Start:") :]]
     names = [name for panel, commands in main.COMMANDS.items() for name in (f"{panel}:", *commands)]
     positions = [next(i for i, line in enumerate(listed) if line.startswith(name)) for name in names]
@@ -201,3 +202,25 @@ def test_warnings_of_libraries_are_shown_but_for_those_to_developers() -> None:
         for category in (UserWarning, RuntimeWarning, FutureWarning, DeprecationWarning):
             warnings.warn_explicit("said", category, "optimizer.py", 1, module="torch.optim")
     assert [each.category for each in shown] == [UserWarning, RuntimeWarning]
+
+
+@pytest.mark.parametrize("words, found", [("cocomix exp", "export"), ("cocomix export --max", "--max-shard-size")])
+def test_a_shell_completes_commands_and_options(words: str, found: str) -> None:
+    state = {"_COCOMIX_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-m", "cocomix"], env={**os.environ, **state}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [found]
+
+
+def test_doctor_shows_the_installation_on_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 15 and {"versions", "hardware", "extras", "cache"} <= {line.split()[0] for line in lines}
+    assert "torch" in lines[0] and main.main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {line.split()[0] for line in lines}
+
+
+def test_missing_packages_of_an_extra_are_named() -> None:
+    requirements = ["torch>=2", 'nothing-such>=1; extra == "app"', "pytest ; extra == 'app'", 'other; extra == "eval"']
+    assert doctor.missing_packages("app", requirements) == ["nothing-such"]
