@@ -19,7 +19,7 @@ def push(
     ] = False,
     private: Annotated[bool, typer.Option("--private", help="Create private repositories.")] = False,
 ) -> None:
-    """Upload a trained model with its card, SAE and concept catalog.
+    """Upload a model with its card, SAE and catalog.
 
     The token is that of `hf auth login`, or HF_TOKEN.
     """
