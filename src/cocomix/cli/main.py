@@ -18,6 +18,7 @@ from cocomix.common.version import __version__
 
 WIDTH = 100
 COMPLETE = "_COCOMIX_COMPLETE"
+"""Environment variable with which a shell asks for completions."""
 COMMANDS: dict[str, dict[str, tuple[type[Command], Callable[..., None]]]] = {
     "Start": {
         "quickstart": (RecipeCommand, recipe.quickstart),
@@ -82,8 +83,7 @@ def command_tree() -> Commands:
     )
     app.callback(
         cls=Commands,
-        epilog="COMMAND --help describes a command. Every recipe key is also an option of the commands that take a "
-        "RECIPE: --training.max_tokens 1000000.",
+        epilog="COMMAND --help describes a command. Every recipe key is an option: --seed 1.",
     )(_root)
     for panel, commands in COMMANDS.items():
         for name, (kind, function) in commands.items():
@@ -93,7 +93,7 @@ def command_tree() -> Commands:
 
 def _dispatch(arguments: list[str]) -> int:
     tree = command_tree()
-    if COMPLETE in os.environ:  # set by the completion of a shell
+    if COMPLETE in os.environ:
         tree.main(prog_name="cocomix")
     try:
         with tree.make_context("cocomix", arguments) as context:
