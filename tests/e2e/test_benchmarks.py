@@ -24,6 +24,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
         ("sae_training.py --shape tiny", 1),
         ("generate.py --shape tiny --batch 1 2 --prompt 8 --new-tokens 4 --no-memory --static", 12),
         ("data.py --documents 60 --block-size 32", 3),
+        ("serve.py --shape tiny --clients 1 2 --requests 1 --prompt 4 --new-tokens 4 --only steered", 2),
         ("scaling.py --shape tiny --axes active_concepts --values 4 8 --no-memory", 2),
     ],
 )

@@ -41,6 +41,8 @@ MAX_TEXTS = 64
 """Maximum number of texts in an answer."""
 MAX_STOPS, MAX_STOP = 4, 256
 """Maximum number of stop strings, and of characters in one."""
+MAX_OPERATIONS = 256
+"""Maximum number of operations of a steering, each of which costs time at every token."""
 DEFAULT_CONCEPTS = 4
 """Number of concepts of a token that `concepts: true` shows, as `cocomix inspect` does."""
 MAX_NUMBER = 10**6
@@ -274,6 +276,11 @@ def _steering(asked: Common, run: OpenRun) -> Steering | None:
         return None
     _require_concepts("steering", run)
     steering = parse_steering(given, run.catalog, asked.positions, asked.after_choice, source="steering")
+    if len(steering.operations) > MAX_OPERATIONS:
+        raise InputError(
+            f"steering has {len(steering.operations)} operations, one for each change and span of positions; "
+            f"the limit is {MAX_OPERATIONS}"
+        )
     try:
         run.model.check_steering(steering)
     except ValueError as error:

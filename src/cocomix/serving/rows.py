@@ -134,8 +134,7 @@ class Row:
         end = STOP if ended or self.text.stopped else LENGTH if self.new_tokens >= self.wishes.max_tokens else None
         if end is not None:
             new += self.text.end()
-        wanted = self.wishes.logprobs is not None and not ended
-        scored = self._scored([token], logits[None]) if wanted else []
+        scored = [] if self.wishes.logprobs is None else self._scored([token], logits[None])
         if new or scored or end:
             self.send(Delta(self.index, new, scored, end))
         return end is not None

@@ -140,10 +140,10 @@ def test_stop_strings_and_the_end_of_text(served, run):
         "".join(each["choices"][0]["text"] for each in events(served, prompt=PROMPTS[0], stop=stop, **GREEDY))
         == (choice["text"])
     )
-    sampled = {"temperature": 20, "max_tokens": 60, "n": 20, "seed": 0, "prompt": "w1"}
+    sampled = {"temperature": 20, "max_tokens": 60, "n": 20, "seed": 0, "prompt": "w1", "logprobs": 0}
     ends = [choice for choice in post(served, **sampled)["choices"] if choice["finish_reason"] == "stop"]
     assert ends
-    assert not any("w52" in choice["text"] for choice in ends)
+    assert all(choice["logprobs"]["tokens"] == [*choice["text"].split(), "w52"] for choice in ends)
 
 
 def test_the_official_client(served, run):
@@ -193,6 +193,7 @@ def test_the_official_client(served, run):
         ("/completions", {"prompt": "w1", "steering": {"3": 9}}, 'expected a list of texts such as "123=+4"'),
         ("/completions", {"prompt": "w1", "steering": ["name:fish=+9"]}, "fish"),
         ("/completions", {"prompt": "w1", "positions": "generated"}, "have no effect without steering"),
+        ("/completions", {"prompt": "w1", "steering": ["3=+1"] * 257}, "steering has 257 operations, one for each"),
         ("/completions", {"prompt": "w1", "concepts": 6}, "concepts is 6; expected true, false, or a number"),
         ("/completions", {"prompt": "w1", "presence_penalty": 1}, "presence_penalty is not supported; leave it out"),
         ("/chat/completions", {"messages": []}, "messages is []; expected a list of objects with role and content"),
