@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,6 +26,7 @@ import yaml
 
 from cocomix.common import environment, integrity
 from cocomix.common.console import table
+from cocomix.models.exporting import export_model
 from cocomix.reporting.bundles import write_bundle
 
 Content = dict[str, Any]
@@ -34,7 +36,7 @@ WORK = Path("runs/slices")
 INPUTS = Path(".inputs")
 """What a slice reads, packed for the way to the machine; in miniature, a folder in that of the outputs."""
 TEXT = Path("../shared/data/corpus")
-"""Default folder with the text: `train/*.jsonl.zst` and `val/*.jsonl.zst`."""
+"""Default folder with the text: `train/*.jsonl.zst` and `val/*.jsonl.zst`, or jsonl."""
 SHARDS = 3
 COMPRESSION = 12
 MOST_BYTES = 60_000_000
@@ -58,17 +60,31 @@ class Slice:
     Attributes:
         corpus: recipe of its packed text.
         recipes: that run at the same time.
+        evaluate: what `cocomix evaluate` measures, each with the folder of a run in `WORK`.
+        models: folders of models in `WORK` whose weights are packed, in bf16.
+        folders: other folders in `WORK` that are packed.
     """
 
     corpus: str
     recipes: tuple[str, ...]
+    evaluate: tuple[tuple[str, str], ...] = ()
+    models: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
+STUDENT = "h1/students/add"
 SLICES = {
     "s1": Slice("corpus-4096", ("s1", "s1-untrained")),
-    **{name: Slice("corpus-8192", (name,)) for name in ("g0", "g1", "a1", "a2", "c1", "e1", "e2", "e3", "h1")},
+    "g1": Slice("corpus-8192", ("g1",), models=("g1/teacher",), folders=("g1/sae",)),
     "b1": Slice("corpus-8192", ("b1", "b1-untrained")),
+    "h1": Slice("corpus-8192", ("h1",), (("concepts", STUDENT), ("steering", STUDENT)), models=(STUDENT,)),
+    **{name: Slice("corpus-8192", (name,)) for name in ("g0", "a1", "a2", "c1", "e1", "e2", "e3")},
 }
+GIVEN = {"teacher": "g1-teacher", "sae": "g1-sae"}
+"""Folders that take the place of a recipe's teacher and SAE, by its keys, where they are packed with the inputs."""
+SHARD_SIZE = "14MB"
+TINY = {"concepts": ("--limit", "2"), "steering": ("--concepts", "1", "--prompts", "1", "--new-tokens", "4")}
+"""Options of evaluations in miniature."""
 
 
 def load(name: str, work: Path) -> Content:
@@ -78,22 +94,27 @@ def load(name: str, work: Path) -> Content:
 
 
 def resized(content: Content, max_tokens: int | None, tokens_per_step: int | None) -> Content:
-    """Return a recipe with other training tokens of its students; those with more or fewer keep the difference."""
+    """Return a recipe with other training tokens of its students.
+
+    Those with more tokens than the recipe keep the difference, and those with fewer the share.
+    """
     training = content["training"] = dict(content["training"])
     if tokens_per_step is not None:
         training |= {"tokens_per_step": tokens_per_step, "blocks_per_batch": tokens_per_step // content["block_size"]}
     if max_tokens is not None:
-        difference = max_tokens - training["max_tokens"]
+        before = training["max_tokens"]
         training |= {"max_tokens": max_tokens, "tokens_per_evaluation": max_tokens // EVALUATIONS}
-        for student in content["students"].values():
-            if "max_tokens" in student.get("training", {}):
-                student["training"]["max_tokens"] += difference
+        for own in (student.get("training", {}) for student in content["students"].values()):
+            if "max_tokens" in own:
+                tokens = own["max_tokens"]
+                own["max_tokens"] = max_tokens * tokens // before if tokens < before else max_tokens + tokens - before
     return content
 
 
 def tiny(content: Content) -> Content:
     """Return a recipe with the same stages in sizes that a CPU runs in seconds."""
     step = {"tokens_per_step": 1024, "blocks_per_batch": 1024 // content["block_size"], "precision": "fp32"}
+    step["compile"] = False
     size = {"hidden_size": 16, "num_attention_heads": 2}
     sizes = [content.get("backbone"), content.get("teacher", {}).get("backbone")]
     for backbone in filter(None, [*sizes, *(each.get("backbone") for each in content["students"].values())]):
@@ -102,12 +123,21 @@ def tiny(content: Content) -> Content:
         content["replicates"] = 2
     content["training"] |= {**step, "max_tokens": 10240, "tokens_per_evaluation": 5120}
     for student in content["students"].values():
+        student.get("training", {}).pop("compile", None)
         if "max_tokens" in student.get("training", {}):
             student["training"]["max_tokens"] = 5120 if "branch_from" in student else 12288
     if "training" in content.get("teacher", {}):
         content["teacher"]["training"] |= {**step, "max_tokens": 4096, "tokens_per_evaluation": 4096}
     if "sae" in content:
         content["sae"] |= {"d_sae": 64, "k": 8, "training_tokens": 8192, "tokens_per_step": 512}
+    return content
+
+
+def with_given(content: Content, work: Path) -> Content:
+    """Return a recipe with the teacher and SAE of another slice, where they were unpacked."""
+    for key, name in GIVEN.items():
+        if (work / name).exists() and not content.get("teacher", {}).get("untrained"):
+            content[key]["source"] = str(work / name)
     return content
 
 
@@ -119,12 +149,12 @@ def written(content: Content, work: Path) -> Path:
     return path
 
 
-def pack_inputs(slice_: Slice, text: Path, work: Path, inputs: Path, miniature: bool) -> None:
-    """Pack the text of a slice, and write it to `inputs`."""
+def pack_inputs(slice_: Slice, text: Path, given: Path | None, work: Path, inputs: Path, miniature: bool) -> None:
+    """Write the packed text of a slice to `inputs`, and the teacher and SAE among the results `given`."""
     for side, folder, count in (("train", "train", SHARDS), ("validation", "val", 1)):
         target = work / "text" / side
         target.mkdir(parents=True, exist_ok=True)
-        for shard in sorted((text / folder).glob("*.jsonl.zst"))[:count]:
+        for shard in sorted((text / folder).glob("*.jsonl*"))[:count]:
             if not (target / shard.name).exists():
                 (target / shard.name).symlink_to(shard.resolve())
     content = load(slice_.corpus, work)
@@ -132,11 +162,13 @@ def pack_inputs(slice_: Slice, text: Path, work: Path, inputs: Path, miniature: 
         content["corpus"] = {"source": content["corpus"]["source"], "max_documents": 40, "validation_fraction": 0.1}
         content["tokenizer"]["vocab_size"] = 512
     subprocess.run([sys.executable, "-m", "cocomix", "data", str(written(content, work))], check=True)
-    for stale in (inputs, work / slice_.corpus):
+    for stale in (inputs, work / slice_.corpus, *(work / name for name in GIVEN.values())):
         shutil.rmtree(stale, ignore_errors=True)
     inputs.mkdir()
+    for name in GIVEN.values() if given is not None else ():
+        shutil.copy(given / f"{name}.tar.zst", inputs)
     packed = inputs / f"{slice_.corpus}.tar.zst"
-    pack_folder(Path(content["output"]) / "corpus", f"{slice_.corpus}/corpus", packed)
+    pack_folder(Path(content["output"]) / "corpus", f"{slice_.corpus}/corpus", packed, without=LEFT_AT_HOME)
     size = travelling(inputs)
     print(f"{packed}: {packed.stat().st_size / 1e6:.1f} MB; all that travels: {size / 1e6:.1f} MB")
     if size > MOST_BYTES:
@@ -152,11 +184,11 @@ def travelling(inputs: Path) -> int:
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def pack_folder(folder: Path, name: str, target: Path) -> None:
-    """Write a packed corpus as `name` to a compressed archive, without what no training reads."""
+def pack_folder(folder: Path, name: str, target: Path, without: Sequence[str] = ()) -> None:
+    """Write a folder as `name` to a compressed archive, without some of its parts."""
 
     def kept(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        return None if member.name.removeprefix(f"{name}/") in LEFT_AT_HOME else member
+        return None if member.name.removeprefix(f"{name}/") in without else member
 
     content = BytesIO()
     with tarfile.open(fileobj=content, mode="w") as archive:
@@ -227,6 +259,43 @@ def train(recipes: list[Path], jobs: int, options: list[str], log: Log, limit: f
     return not stopped and not any(process.returncode for process in processes)
 
 
+def evaluate(slice_: Slice, work: Path, miniature: bool, log: Log, limit: float) -> None:
+    """Evaluate the models of a slice, until `limit` seconds after the start."""
+    for what, run in slice_.evaluate:
+        if (work / run).exists() and log.seconds() < limit:
+            command = [
+                sys.executable,
+                "-m",
+                "cocomix",
+                "evaluate",
+                what,
+                str(work / run),
+                *(TINY[what] if miniature else ()),
+            ]
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="backslashreplace"
+            )
+            reader = threading.Thread(target=follow, args=(process, f"evaluate {what}", log), daemon=True)
+            reader.start()
+            wait(process, limit - log.seconds())
+            process.kill()
+
+
+def pack_weights(slice_: Slice, out: Path, work: Path) -> None:
+    """Write the finished models and folders of a slice: an archive each, and large weights in separate files."""
+    for folder in filter(Path.exists, (work / name for name in (*slice_.models, *slice_.folders))):
+        name = "-".join(part for part in folder.relative_to(work).parts if part != "students")
+        if folder.relative_to(work).as_posix() in slice_.models:
+            exported = work / "exported" / name
+            shutil.rmtree(exported, ignore_errors=True)
+            shards = export_model(folder, exported, "bf16", SHARD_SIZE)
+            if len(shards) > 1:
+                for shard in shards:
+                    shutil.move(shard, out / f"{name}-{shard.name}")
+            folder = exported
+        pack_folder(folder, name, out / f"{name}.tar.zst")
+
+
 def wait(process: subprocess.Popen[str], seconds: float) -> None:
     """Wait for the end of a process, at most for some seconds."""
     with suppress(subprocess.TimeoutExpired):
@@ -278,6 +347,7 @@ def main() -> None:
     parser.add_argument("name", choices=SLICES, help="slice")
     parser.add_argument("--pack-inputs", action="store_true", help=f"only write what the slice reads to {INPUTS}")
     parser.add_argument("--text", type=Path, default=TEXT, help="folder with the text to pack")
+    parser.add_argument("--given", type=Path, metavar="RESULTS", help="results of g1, to pack its teacher and SAE")
     parser.add_argument("--out", type=Path, help="folder for the results; by default runs/slices/NAME-results")
     parser.add_argument("--minutes", type=float, default=8.5, help="time limit, after which the rest is stopped")
     parser.add_argument("--jobs", type=int, default=8, help="number of stages at a time, of each recipe")
@@ -290,7 +360,7 @@ def main() -> None:
     inputs = work / "inputs" if arguments.miniature else INPUTS
     slice_ = SLICES[arguments.name]
     if arguments.pack_inputs or (arguments.miniature and not inputs.exists()):
-        pack_inputs(slice_, arguments.text, work, inputs, arguments.miniature)
+        pack_inputs(slice_, arguments.text, arguments.given, work, inputs, arguments.miniature)
     if arguments.pack_inputs:
         return
     out = arguments.out or work / f"{arguments.name}-results"
@@ -302,8 +372,11 @@ def main() -> None:
     if arguments.miniature:
         contents = [tiny(content) for content in contents]
     recipes = [written(content, work) for content in contents]
-    complete = train(recipes, arguments.jobs, options, log, 60 * arguments.minutes - PACKING_SECONDS)
+    limit = 60 * arguments.minutes - PACKING_SECONDS
+    complete = train(recipes, arguments.jobs, options, log, limit)
     log.write("trained" if complete else "stopped, or a stage failed")
+    evaluate(slice_, work, arguments.miniature, log, limit)
+    pack_weights(slice_, out, work)
     command = " ".join(["benchmarks/slice.sh", *sys.argv[1:]])
     record = {"command": command, **environment.describe(), "commit": arguments.commit, "complete": complete}
     rows = pack_results(contents, out, work, log, record)
