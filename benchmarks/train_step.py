@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import measuring
@@ -40,8 +41,8 @@ SELECTIONS = {"online": "attribution", "labels": "attribution", "labels-activati
 METHODS = ("plain", "ntp", "kd", *MIXERS, "labels", "labels-activation")
 """`plain` is Transformers' own model and loss. `cocomix` reads stored labels, `online` computes them in the step, and
 `labels` and `labels-activation` only compute labels."""
-KERNELS = 25
-"""Number of kernels that a profile lists."""
+KERNELS, NAME_LENGTH = 15, 80
+"""Number of kernels that a profile lists, and the length at which it cuts their names."""
 
 
 class Step:
@@ -195,9 +196,10 @@ def profile(step: Step, repeats: int = 3) -> dict[str, float]:
             step()
         measuring.synchronize()
     found = profiler.key_averages()
-    times = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in found}
-    largest = sorted(times, key=lambda name: -times[name])[:KERNELS]
-    return {name: round(times[name] / sum(times.values()), 3) for name in largest}
+    times: Counter[str] = Counter()
+    for event in found:
+        times[event.key[:NAME_LENGTH]] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
+    return {name: round(each / times.total(), 3) for name, each in times.most_common(KERNELS)}
 
 
 def peak_megabytes(arguments: argparse.Namespace, method: str, precision: str) -> float:

@@ -26,8 +26,9 @@ from .losses import IGNORE, Gate, at_least_float32, concept_losses, gate_weights
 
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**30}
 """Bytes of a chunk's logits in float32, by device type: large enough for fast matrix products."""
-CLASS_MULTIPLE = {"cpu": 1, "cuda": 64}
-"""Number of classes that products are padded to a multiple of, by device type: tensor cores need aligned rows."""
+MULTIPLE = {"cpu": 1, "cuda": 64}
+"""Multiple of rows and classes in products, by device type: tensor cores need aligned matrices. Classes are padded to
+it, and chunks end at it."""
 TOP_BLOCK = 64
 """Columns per block in `largest`."""
 DISTILLED_BYTES = 24
@@ -396,7 +397,7 @@ def _shares(labels: Tensor, weights: Tensor | None, dtype: torch.dtype) -> tuple
 
 def _padded(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Append rows of zeros to weight (C, D) and bias up to the device's multiple of classes."""
-    missing = -len(weight) % CLASS_MULTIPLE.get(weight.device.type, 1)
+    missing = -len(weight) % MULTIPLE.get(weight.device.type, 1)
     if missing == 0:
         return weight, bias
     return F.pad(weight, (0, 0, 0, missing)), None if bias is None else F.pad(bias, (0, missing))
@@ -435,7 +436,13 @@ def _first(buffer: Tensor | None, rows: int) -> Tensor | None:
 def _chunk_rows(rows: int, bytes_per_row: int, device: str) -> int:
     """Compute the rows per chunk: as few chunks as `CHUNK_BYTES` allows, of about equal size."""
     chunks = -(-rows * bytes_per_row // CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]))
-    return max(1, -(-rows // max(1, chunks)))
+    return _aligned(-(-rows // max(1, chunks)), device)
+
+
+def _aligned(rows: int, device: str) -> int:
+    """Round up to the device's multiple of rows."""
+    multiple = MULTIPLE.get(device, 1)
+    return multiple * max(1, -(-rows // multiple))
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -454,7 +461,8 @@ def _add_product(total: Tensor | None, grad_z: Tensor, x: Tensor, scale: float) 
     if full == x.dtype:
         return total.addmm_(grad_z.T, x, beta=0 if first else 1, alpha=1 / scale)
     # In parts, because a product as large as the weight would cost more memory traffic than arithmetic.
-    rows = max(1, CHUNK_BYTES.get(x.device.type, CHUNK_BYTES["cuda"]) // (32 * x.shape[-1]))
+    device = x.device.type
+    rows = _aligned(CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (32 * x.shape[-1]), device)
     for part, grad_part in zip(total.split(rows), grad_z.split(rows, dim=1), strict=True):
         product = _product(grad_part.T, x)
         torch.mul(product, 1 / scale, out=part) if first else part.add_(product, alpha=1 / scale)

@@ -21,8 +21,9 @@ from cocomix.models.divergence import (
 )
 from cocomix.models.linear_loss import (
     CHUNK_BYTES,
-    CLASS_MULTIPLE,
+    MULTIPLE,
     TOP_BLOCK,
+    _chunk_rows,
     is_plain,
     largest,
     linear_cross_entropy,
@@ -44,11 +45,11 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, 
     return x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), labels
 
 
-@pytest.fixture(params=[(1, 1), (3, 4), (100, 1)], ids="{0[0]} rows at once, classes padded to {0[1]}".format)
+@pytest.fixture(params=[(1, 1), (4, 4), (100, 1)], ids="{0[0]} rows at once, aligned to {0[1]}".format)
 def rows_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     rows, multiple = request.param
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * (C + -C % multiple) * rows)
-    monkeypatch.setitem(CLASS_MULTIPLE, "cpu", multiple)
+    monkeypatch.setitem(MULTIPLE, "cpu", multiple)
     return rows
 
 
@@ -226,7 +227,7 @@ def test_autocast_rounds_no_more_than_the_plain_form(rows_at_once: int) -> None:
 def test_it_compiles_without_a_break(kind: str | None, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With classes padded, in chunks of three rows, without a teacher and with one."""
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * 12 * 3)
-    monkeypatch.setitem(CLASS_MULTIPLE, "cpu", 4)
+    monkeypatch.setitem(MULTIPLE, "cpu", 4)
     x, weight, bias, labels = inputs(torch.float32)
     teacher = None if kind is None else teacher_of(kind, torch.float32)
     torch._dynamo.reset()
@@ -352,3 +353,9 @@ def test_a_changed_layer_is_called(change: Callable[[nn.Linear], nn.Module]) -> 
     for f, w in zip(found[:3], (concept_loss(z, labels, 1), *z.topk(K)), strict=True):
         torch.testing.assert_close(f, w)
     assert not torch.allclose(found.total, before.total, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 100, 16_368])
+def test_chunks_end_at_aligned_rows_on_a_gpu(rows: int) -> None:
+    found = _chunk_rows(rows, 4 * 50_304, "cuda")
+    assert found % 64 == 0 and 64 <= found <= CHUNK_BYTES["cuda"] // (4 * 50_304) + 64
