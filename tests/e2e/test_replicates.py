@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ def test_each_replicate_has_its_own_teacher_and_all_are_one_comparison(
     results = json.loads(printed.out)
     assert "Replicate 2 of 2: out/replicate-1" in printed.err
     assert results["groups"] == {name: [f"{name}, seed {seed}" for seed in (0, 1)] for name in ("ntp", "cocomix")}
+    packed = runner.folder / "out" / "replicate-1" / "corpus" / "train"
+    assert packed.readlink() == Path("../../replicate-0/corpus/train") and packed.is_dir()
     for kind in ("teacher", "sae", "labels"):
         found = {results["students"][f"cocomix, seed {seed}"]["preparation"][kind]["fingerprint"] for seed in (0, 1)}
         assert len(found) == 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from cocomix.common.errors import InputError
 from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.recipe import Recipe
 from cocomix.pipeline.run import prepared, run_only, wanted_stages
+from cocomix.pipeline.stage import Stage
 
 SECONDS_BETWEEN_BARS = "20"
 """How often a progress bar of a process is shown again."""
@@ -180,9 +181,11 @@ def run_in_jobs(recipe: Recipe, jobs: int, only: str | None = None) -> int:
         raise InputError("--jobs starts processes; start the command without torchrun")
     recipe.require_known_methods()
     processes = Processes(jobs)
-    tasks = []
+    tasks: list[Task] = []
+    first: Pipeline | None = None
     for replicate in recipe.replicated():
-        with prepared(replicate, "students", only) as pipeline:
+        with prepared(replicate, "students", only, first) as pipeline:
+            first = first or pipeline
             prefix = "" if recipe.replicates is None else f"{pipeline.folder.name} "
             tasks += stage_tasks(pipeline, only, prefix)
     if not tasks:
@@ -205,11 +208,19 @@ def run_in_jobs(recipe: Recipe, jobs: int, only: str | None = None) -> int:
 def stage_tasks(pipeline: Pipeline, only: str | None = None, prefix: str = "") -> list[Task]:
     """Return a task for each unfinished stage of a recipe, in order; labels begin with `prefix`."""
     missing = [stage for stage in wanted_stages(pipeline, "students", only) if not stage.is_done()]
+    replicate = pipeline.replicate
+
+    def needs(stage: Stage) -> Iterator[str]:
+        yield from (f"{prefix}{needed.folder.name}" for needed in stage.needs if needed in missing)
+        shared = pipeline.shared(stage)
+        if replicate is not None and shared is not None and not shared.is_done():
+            yield f"{replicate.folder.name} {shared.folder.name}"
+
     return [
         Task(
             f"{prefix}{stage.folder.name}",
-            partial(run_only, pipeline.recipe, stage.name),
-            frozenset(f"{prefix}{needed.folder.name}" for needed in stage.needs if needed in missing),
+            partial(run_only, pipeline.recipe, stage.name, None if replicate is None else replicate.recipe),
+            frozenset(needs(stage)),
         )
         for stage in missing
     ]

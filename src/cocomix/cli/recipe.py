@@ -146,7 +146,9 @@ def _pipelines(stage: str, recipe: Path, overrides: list[str], only: str | None 
     from cocomix.common import distributed
     from cocomix.pipeline.run import run_until
 
-    pipelines = [run_until(replicate, stage, only) for replicate in loaded.replicated()]
+    pipelines: list[Any] = []
+    for replicate in loaded.replicated():
+        pipelines.append(run_until(replicate, stage, only, pipelines[0] if pipelines else None))
     return pipelines if distributed.is_main_process() else []
 
 

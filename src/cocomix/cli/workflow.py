@@ -69,7 +69,8 @@ def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
         for replicate in recipe.replicated():
             if recipe.replicates is not None and distributed.is_main_process():
                 status(f"Replicate {len(pipelines) + 1} of {recipe.replicates}: {replicate.output}")
-            pipelines.append(stack.enter_context(prepared(replicate, "students")))
+            first = pipelines[0] if pipelines else None
+            pipelines.append(stack.enter_context(prepared(replicate, "students", replicate=first)))
             run_missing(pipelines[-1], "students")
         return _reported(recipe, pipelines, report) if distributed.is_main_process() else None
 

@@ -68,7 +68,8 @@ def styled(text: str, *styles: int) -> str:
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Format a Markdown table whose columns line up in a terminal: the first to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    # A rule needs a hyphen in addition to the colon that aligns its column.
+    widths = [max(2, *(len(row[column]) for row in [header, *rows])) for column in range(len(header))]
 
     def line(cells: list[str]) -> str:
         padded = [

@@ -30,10 +30,15 @@ from cocomix.pipeline.students import StudentContext
 
 
 class Pipeline:
-    """The stages of one recipe, and their results."""
+    """The stages of one recipe, and their results.
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    Args:
+        recipe: the recipe.
+        replicate: another replicate of it, whose corpora this one shares, because they do not depend on the seed.
+    """
+
+    def __init__(self, recipe: Recipe, replicate: Pipeline | None = None) -> None:
+        self.recipe, self.replicate = recipe, replicate
         self.folder = files.located(recipe.output)
         self.device = torch.device(distributed.device())
         self._everything = recipe.to_dict()
@@ -78,6 +83,16 @@ class Pipeline:
         for name in sorted(recipe.students, key=lambda name: recipe.students[name].branch_from is not None):
             for seed in recipe.student_seeds():  # branches last, because they continue other students
                 self.student_stages[name, seed] = self._student_stage(name, seed)
+
+    def shared(self, stage: Stage) -> Stage | None:
+        """Return the stage of the other replicate whose result `stage` links; None if it computes its own."""
+        if self.replicate is None:
+            return None
+        pairs = {
+            self.corpus_stage: self.replicate.corpus_stage,
+            self.teacher_corpus_stage: self.replicate.teacher_corpus_stage,
+        }
+        return pairs.get(stage)
 
     def stages(self) -> list[Stage]:
         """Return the stages in order; of teacher, SAE, labels and predictions only those that a student needs."""

@@ -6,6 +6,7 @@ Each function writes into the folder that it is given and returns what the stage
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -40,8 +41,11 @@ from cocomix.data.tokenizer import TokenizerConfig, load_tokenizer, tokenizer_fi
 from cocomix.models.flops import labeling_flops_per_token
 from cocomix.pipeline.costs import sae_training_flops
 from cocomix.pipeline.methods import DistillationConfig
-from cocomix.pipeline.stage import CLAIM_FILE, RECORD_FILE, StageResult
+from cocomix.pipeline.stage import CLAIM_FILE, RECORD_FILE, Stage, StageResult
 from cocomix.training.config import TrainingConfig
+
+STAGE_FILES = (RECORD_FILE, CLAIM_FILE, integrity.SUMS_FILE)
+"""Files of a finished folder that are not links to another's."""
 
 
 def make_corpus(
@@ -121,12 +125,22 @@ def _link_corpus(
     integrity.verify(source, "restore it, or pack the text again")
     _check_corpus_size(trainings, info.train_blocks * info.block_size)
     for path in sorted(source.resolve().iterdir()):
-        if path.name not in (RECORD_FILE, CLAIM_FILE, integrity.SUMS_FILE, STATE_FILE):
+        if path.name not in (*STAGE_FILES, STATE_FILE):
             (folder / path.name).symlink_to(path.resolve())
     record = source / RECORD_FILE
     documents = files.read_json(record)["summary"].get("documents") if record.is_file() else None
     summary = {"source": portable.short(source), "documents": documents, "packed": dataclasses.asdict(info)}
     return StageResult(info.fingerprint, summary)
+
+
+def share_corpus(stage: Stage, folder: Path) -> StageResult:
+    """Fill `folder` with links to the finished corpus of another replicate, relative, so that both can be moved."""
+    stage.verify(f"delete {stage.folder} to compute it again")
+    for path in sorted(stage.folder.iterdir()):
+        if path.name not in STAGE_FILES:
+            (folder / path.name).symlink_to(os.path.relpath(path, folder))
+    record = stage.record()
+    return StageResult(record.fingerprint, record.summary)
 
 
 def _check_corpus_size(trainings: Mapping[str, TrainingConfig], tokens: int) -> None:

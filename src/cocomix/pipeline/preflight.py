@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from cocomix.common.console import status
 from cocomix.common.errors import InputError
 from cocomix.concepts.attribution import check_tap
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.data.corpus import check_corpus, is_packed_folder, is_token_folder
 from cocomix.data.datatrove import check_token_files, is_datatrove_folder
-from cocomix.data.tokenizer import MIN_VOCAB_SIZE, load_tokenizer, same_tokenizer, vocabulary_size
+from cocomix.data.tokenizer import MIN_VOCAB_SIZE, TokenizerConfig, load_tokenizer, same_tokenizer, vocabulary_size
 from cocomix.models.building import BackboneConfig, backbone_config, build_plain
 from cocomix.models.checking import check_backbone
 from cocomix.models.loading import check_vocabulary, load_config
@@ -65,7 +66,7 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
             what = f"corpus.streaming.shuffle_blocks is {streaming.shuffle_blocks}, which"
             attempt(lambda: _check_memory(what, streaming.shuffle_blocks * recipe.block_size))
         if recipe.tokenizer.source is not None:
-            attempt(lambda: _check_tokenizer(recipe.tokenizer.source, recipe.corpus.source))
+            attempt(lambda: _check_tokenizer(recipe))
     if recipe.labels.source is not None and recipe.needs_labels() and not pipeline.labels_stage.is_done():
         attempt(pipeline.labels)
     if recipe.needs_teacher() and not all(stage.is_done() for stage in pipeline.stages()):
@@ -137,12 +138,22 @@ def _raise(problems: list[str]) -> None:
         raise InputError("\n".join(problems))
 
 
-def _check_tokenizer(source: str | None, corpus: str) -> None:
-    """Check that the tokenizer loads, and that it is the one of token files that name theirs."""
+def _check_tokenizer(recipe: Recipe) -> None:
+    """Check that the tokenizer loads, and that it is the one of token files that name theirs.
+
+    Warns if the recipe gives another size than its own, unless a packed corpus decides the tokenizer.
+    """
+    source, stated = recipe.tokenizer.source, recipe.tokenizer.vocab_size
     assert source is not None
     tokenizer = load_tokenizer(source)
-    if is_datatrove_folder(corpus):
-        check_token_files(corpus, tokenizer)
+    if is_datatrove_folder(recipe.corpus.source):
+        check_token_files(recipe.corpus.source, tokenizer)
+    found = vocabulary_size(tokenizer)
+    if stated not in (found, TokenizerConfig().vocab_size) and not is_packed_folder(recipe.corpus.source):
+        status(
+            f"Warning: tokenizer.vocab_size is {stated}, which has no effect, because tokenizer.source {source} has "
+            f"{found} tokens; leave tokenizer.vocab_size out"
+        )
 
 
 def _check_teacher(recipe: Recipe, with_sae: bool) -> None:

@@ -89,6 +89,8 @@ class Maker(NamedTuple):
 
 def _corpus(pipeline: Pipeline, folder: Path) -> StageResult:
     recipe = pipeline.recipe
+    if (shared := pipeline.shared(pipeline.corpus_stage)) is not None:
+        return make_artifacts.share_corpus(shared, folder)
     trainings = recipe.trainings()
     if recipe.trains_teacher():
         trainings["teacher.training"] = recipe.teacher.training
@@ -98,6 +100,8 @@ def _corpus(pipeline: Pipeline, folder: Path) -> StageResult:
 def _teacher_corpus(pipeline: Pipeline, folder: Path) -> StageResult:
     source = pipeline.recipe.teacher.source
     assert source is not None
+    if (shared := pipeline.shared(pipeline.teacher_corpus_stage)) is not None:
+        return make_artifacts.share_corpus(shared, folder)
     documents = pipeline.corpus_stage.folder / "documents"
     return make_artifacts.make_teacher_corpus(source, documents, pipeline.recipe.block_size, folder)
 
@@ -275,38 +279,47 @@ TEACHER_READS = ("sae", "labels", "predictions", "teacher losses", "catalog")
 """Kinds of stages in which the teacher reads text and no student trains."""
 
 
-def run_until(recipe: Recipe, until: str, only: str | None = None) -> Pipeline:
+def run_until(recipe: Recipe, until: str, only: str | None = None, replicate: Pipeline | None = None) -> Pipeline:
     """Check a recipe, then run its stages up to `until`: corpus, teacher, sae, labels, catalog or students.
 
     Args:
         recipe: to run.
         until: the last stage.
         only: train this student only: its name, for all its seeds, or the name of its folder, for one.
+        replicate: another replicate of the recipe, see `Pipeline`.
 
     Raises:
         InputError: a line for each problem; nothing was written.
     """
-    with prepared(recipe, until, only) as pipeline:
+    with prepared(recipe, until, only, replicate) as pipeline:
         run_missing(pipeline, until, only)
     return pipeline
 
 
-def run_only(recipe: Recipe, name: str) -> None:
-    """Run one stage of a recipe that was checked and whose stages before it are finished."""
-    pipeline = Pipeline(recipe)
+def run_only(recipe: Recipe, name: str, replicate: Recipe | None = None) -> None:
+    """Run one stage of a recipe that was checked and whose stages before it are finished.
+
+    Args:
+        recipe: of the stage.
+        name: of the stage.
+        replicate: another replicate of the recipe, see `Pipeline`.
+    """
+    pipeline = Pipeline(recipe, None if replicate is None else Pipeline(replicate))
     stage = next(stage for stage in pipeline.stages() if stage.name == name)
     with locked(stage.folder):
         run_stage(pipeline, stage)
 
 
 @contextmanager
-def prepared(recipe: Recipe, until: str, only: str | None = None) -> Iterator[Pipeline]:
+def prepared(
+    recipe: Recipe, until: str, only: str | None = None, replicate: Pipeline | None = None
+) -> Iterator[Pipeline]:
     """Check a recipe, then yield its pipeline with a lock on each stage that will run or may be repaired.
 
     Other commands may run other stages of the same recipe, such as other students, at the same time.
     """
     recipe.require_known_methods()
-    pipeline = Pipeline(recipe)
+    pipeline = Pipeline(recipe, replicate)
     with ExitStack() as stack:
         if distributed.is_main_process():
             wanted = wanted_stages(pipeline, until, only)

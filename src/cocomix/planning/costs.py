@@ -75,8 +75,8 @@ class StudentPlan:
         tokens: training tokens.
         steps: optimizer steps.
         flops_per_token: FLOPs of a training step, per token.
-        flops: FLOPs of the training, over all seeds.
-        hours: hours of the training, over all seeds.
+        flops: FLOPs of the training, over all seeds and replicates.
+        hours: hours of the training, over all seeds and replicates.
         memory: peak memory per GPU in each phase, by kind of parallelism.
     """
 
@@ -102,11 +102,11 @@ class PreparationPlan:
 
     Attributes:
         name: name of its stage.
-        flops: FLOPs to compute it.
-        hours: hours to compute it.
-        storage: bytes on disk, for artifacts that grow with the corpus; else 0.
+        flops: FLOPs to compute it, in all replicates that lack it.
+        hours: hours to compute it, in these.
+        storage: bytes on disk in these, for artifacts that grow with the corpus; else 0.
         memory: peak bytes per GPU; None if not computed.
-        is_done: whether it exists already, so that no cost remains.
+        is_done: whether every replicate has it already, so that no cost remains.
     """
 
     name: str

@@ -6,7 +6,7 @@ B blocks, T tokens of a block, A labels per token.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -31,10 +31,11 @@ from cocomix.models.flops import forward_flops_per_token, training_flops_per_tok
 from cocomix.objectives import NextToken, Objective
 from cocomix.objectives.base import Batch
 from cocomix.pipeline import preflight
+from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.costs import labeling_flops, sae_training_flops, teacher_flops
 from cocomix.pipeline.methods import DistillationConfig, StudentConfig
 from cocomix.pipeline.recipe import Recipe
-from cocomix.pipeline.stage import Stage
+from cocomix.pipeline.stage import RECORD_FILE, Stage
 from cocomix.pipeline.student_inputs import OnlineTeacher
 from cocomix.pipeline.students import build_student, student_config
 from cocomix.planning.costs import Flops, Machines, Plan, PreparationPlan, StudentPlan
@@ -68,7 +69,8 @@ def plan_recipe(
         raise InputError("\n".join(problems))
     if only is not None:
         recipe.require_student(only)
-    planner = _Planner(recipe, on, corpus_tokens, device)
+    first, *others = recipe.replicated()
+    planner = _Planner(first, on, corpus_tokens, device, [Pipeline(other) for other in others])
     if problems := preflight.model_problems(planner.pipeline, planner.pipeline.vocab_size):
         raise InputError("\n".join(problems))
     if recipe.mixes_hidden_states() or (recipe.needs_labels() and recipe.labels.source is None):
@@ -78,15 +80,25 @@ def plan_recipe(
     learners = [recipe.students[student.name] for student in students]
     preparation = planner.preparation(learners)
     if recipe.replicates is not None:
-        planner.pipeline.remarks.append(f"the plan is of one replicate; the recipe runs {recipe.replicates}")
+        planner.pipeline.remarks.append(f"FLOPs, hours and storage are those of all {recipe.replicates} replicates")
     return Plan(recipe.name, on, planner.corpus_tokens, preparation, students, planner.pipeline.remarks)
 
 
 class _Planner:
-    """Plans the parts of a recipe."""
+    """Plans the parts of a recipe.
 
-    def __init__(self, recipe: Recipe, on: Machines, corpus_tokens: int | None, device: str) -> None:
-        self.recipe, self.on, self.device = recipe, on, device
+    Args:
+        recipe: of one replicate.
+        on: the machines.
+        corpus_tokens: training tokens of a corpus that is not packed yet.
+        device: whose memory is planned.
+        replicates: the other replicates, which cost the same.
+    """
+
+    def __init__(
+        self, recipe: Recipe, on: Machines, corpus_tokens: int | None, device: str, replicates: Sequence[Pipeline] = ()
+    ) -> None:
+        self.recipe, self.on, self.device, self.replicates = recipe, on, device, replicates
         self.pipeline = PlannedPipeline(recipe)
         self.corpus_tokens = self._corpus_tokens(corpus_tokens)
 
@@ -109,7 +121,7 @@ class _Planner:
             device=self.device,
         )
         tokens = training.steps() * training.tokens_per_step
-        flops = per_token.times(tokens * len(recipe.student_seeds()))
+        flops = per_token.times(tokens * len(recipe.student_seeds()) * (1 + len(self.replicates)))
         return StudentPlan(
             name=name,
             method=student.method,
@@ -160,8 +172,7 @@ class _Planner:
         flops = Flops(teacher=per_token * steps * training.tokens_per_step)
         hours = self._hours(Flops(student=flops.teacher), training)
         peak = max(peak.total for peak in memory.peaks(self.recipe.parallel, self.on.count))
-        stage = self.pipeline.teacher_stage
-        return PreparationPlan(stage.name, flops, hours, 0, peak, stage.is_done())
+        return self._prepared(self.pipeline.teacher_stage, flops, hours, 0, peak)
 
     def _labels(self, config: LabelsConfig) -> PreparationPlan:
         sizes = self.recipe.block_size, config.labels_per_token, self._token_type(), self.pipeline.num_concepts
@@ -208,7 +219,14 @@ class _Planner:
         self, stage: Stage, flops: Flops, columns: Features | None = None, memory: int | None = None
     ) -> PreparationPlan:
         storage = 0 if columns is None else _bytes_per_row(columns) * self.corpus_tokens // self.recipe.block_size
-        return PreparationPlan(stage.name, flops, self._hours(flops), storage, memory, stage.is_done())
+        return self._prepared(stage, flops, self._hours(flops), storage, memory)
+
+    def _prepared(self, stage: Stage, flops: Flops, hours: float, storage: int, memory: int | None) -> PreparationPlan:
+        """Return the cost of an artifact in the replicates that lack it; if none does, in all."""
+        folders = [stage.folder, *(each.folder / stage.folder.name for each in self.replicates)]
+        missing = sum(not (folder / RECORD_FILE).is_file() for folder in folders)
+        count = missing or len(folders)
+        return PreparationPlan(stage.name, flops.times(count), hours * count, storage * count, memory, missing == 0)
 
     def _teacher_flops(self, student: StudentConfig) -> Flops:
         """Return the FLOPs of teacher and SAE per token of a student's training."""

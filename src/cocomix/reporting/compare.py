@@ -212,8 +212,8 @@ def training_differences(groups: Sequence[Group]) -> list[str]:
         if len({*values.values()}) > 1
     ]
     return differences + [
-        f"`{group.name}` continues the training of `{parent}`; its tokens, FLOPs and time count from the first token, "
-        "although the part before the branch was computed once for both."
+        f"`{group.name}` continues the training of `{parent}`; its tokens, FLOPs and time count from the first token. "
+        "The part before the branch was computed once for both, and counts once where FLOPs are shared."
         for group in groups
         if (parent := group.runs[0].recipe["students"].get(group.runs[0].name, {}).get("branch_from"))
     ]

@@ -48,6 +48,11 @@ def document(text: str) -> list[Block]:
     ]
 
 
+def test_a_table_of_single_characters_is_a_table() -> None:
+    html = MarkdownIt("commonmark").enable("table").render(to_markdown([Table(["a", "K"], [["b", "1"]])]))
+    assert html.count("<td") == 2
+
+
 class Elements(HTMLParser):
     """Collect the elements of a page with their attributes."""
 

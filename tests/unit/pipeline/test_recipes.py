@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from cocomix.data.corpus import CorpusConfig
+from cocomix.data.tokenizer import TokenizerConfig, train_tokenizer
+from cocomix.pipeline import preflight
 from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.methods import StudentConfig
 from cocomix.pipeline.recipe import Recipe
@@ -126,3 +129,13 @@ def test_a_branch_leaves_the_stable_phase_where_its_decay_begins() -> None:
 def test_branches_that_cannot_be_are_refused(branch: dict[str, Any], message: str) -> None:
     (line,) = branches(**branch).problems()
     assert line.startswith(f"students.short: {message}")
+
+
+@pytest.mark.parametrize(("stated", "is_reported"), [(4096, False), (257, False), (999, True)])
+def test_a_vocabulary_size_that_is_not_the_tokenizers_is_reported(stated, is_reported, tmp_path, capsys):
+    train_tokenizer(["a text"], 257).save_pretrained(str(tmp_path))
+    recipe = Recipe("name", "out", corpus=CorpusConfig("text"), tokenizer=TokenizerConfig(str(tmp_path), stated))
+    preflight._check_tokenizer(recipe)
+    expected = f"Warning: tokenizer.vocab_size is {stated}, which has no effect, because tokenizer.source {tmp_path} "
+    expected += "has 257 tokens; leave tokenizer.vocab_size out\n"
+    assert capsys.readouterr().err == (expected if is_reported else "")

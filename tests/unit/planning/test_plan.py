@@ -28,6 +28,19 @@ def test_a_plan_counts_every_seed(capsys) -> None:
     assert same_tokens == tokens
 
 
+def test_a_plan_counts_every_replicate(capsys) -> None:
+    plans = []
+    for options in ((), ("--replicates", "3")):
+        assert main(["plan", QUICKSTART, "--only", "cocomix", "--gpus", "1", *options, "--json"]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    one, three = plans
+    for kind in ("preparation", "students"):
+        for alone, every in zip(one[kind], three[kind], strict=True):
+            assert {name: 3 * value for name, value in alone["flops"].items()} == every["flops"]
+            assert every["hours"] == pytest.approx(3 * alone["hours"])
+    assert "FLOPs, hours and storage are those of all 3 replicates" in three["remarks"]
+
+
 def test_what_the_teacher_computes_for_an_sae_is_the_teachers(capsys) -> None:
     assert main(["plan", QUICKSTART, "--only", "cocomix", "--gpus", "1", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)

@@ -59,6 +59,30 @@ def test_losses_at_the_cost_of_the_cheapest(axis: str, budget: float, losses: li
     assert found.losses == [loss and pytest.approx(loss) for loss in losses]
 
 
+def branched(name: str, max_tokens: int, parent: str | None, losses: list[float]) -> Run:
+    """A run of steps of 100 tokens, half of which decay."""
+    training = {"schedule": "wsd", "tokens_per_step": 100, "decay_ratio": 0.5, "max_tokens": 400}
+    students = {name: {"branch_from": parent, "training": {"max_tokens": max_tokens}}}
+    curve = [{"tokens": 100 * (number + 1), "loss": loss} for number, loss in enumerate(losses)]
+    return replace(RUN, name=name, curve=curve, tokens=max_tokens, recipe={"training": training, "students": students})
+
+
+def test_steps_before_a_branch_are_paid_once() -> None:
+    trunk = branched("long", 800, None, [5, 4.8, 4.6, 4.4, 4.0, 3.0, 2.5, 2])
+    first, second = branched("first", 200, "long", [5, 4.5]), branched("second", 400, "long", [5, 4.8, 4.2, 3.5])
+    shared, single = AXES["all_flops"], AXES["single_run_flops"]
+    every = [trunk, first, second]
+    assert [list(shared.costs(run, every)[-2:]) for run in every] == [[7000, 8000], [0, 1000], [1000, 2000]]
+    assert list(single.costs(first, every)) == [1000, 2000]
+    assert at_equal_cost(every, shared).budget == 8000  # a decay alone is no training
+    assert at_equal_cost(every, AXES["tokens"]).budget == 200
+    # Without the run that they continue, the branch that leaves it last pays.
+    assert [shared.costs(run, [first, second])[-1] for run in (first, second)] == [1000, 4000]
+    # Another seed, and a run of that name with other losses, are other trainings.
+    others = [replace(trunk, seed=1), branched("long", 800, None, [5.1, 4.8, 4.6, 4.4])]
+    assert [shared.costs(first, [first, other])[-1] for other in others] == [2000, 2000]
+
+
 def test_seeds_of_one_model_are_a_group_and_another_model_is_not() -> None:
     recipe = {"training": {}, "students": {"ntp": {"match": "cocomix"}, "cocomix": {"width": 8}}}
     one = replace(RUN, recipe=recipe)
