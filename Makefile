@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-gpu test-browser test-reliability test-gguf test-versions lint format docs clean
+.PHONY: quickstart test test-slow test-gpu test-browser test-reliability test-gguf test-versions lint format docs lock audit clean
 
 quickstart: .venv/quickstart.installed
 	$(BIN)/cocomix quickstart
@@ -58,24 +58,40 @@ format: .venv/dev.installed
 docs: .venv/docs.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# Known vulnerabilities of the locked packages. Needs pip-audit (pip install pip-audit) and a network.
+audit:
+	pip-audit --disable-pip --require-hashes --requirement locks/core.txt --requirement locks/dev.txt --requirement locks/docs.txt
+	pip-audit --disable-pip --no-deps --requirement constraints.txt
+
 clean:
 	rm -rf .venv runs build
 
-# torch comes first and alone: the constraints name a build that serves without a GPU, see constraints.txt.
-.venv/torch.installed: constraints.txt
+# All packages but torch come with the hashes of locks/; of torch, constraints.txt pins the version, because its build
+# (CPU or CUDA) depends on the machine. It comes second: what it needs is there by then.
+INSTALL := $(BIN)/python -m pip install --quiet
+LOCKED := $(INSTALL) --require-hashes --no-deps --requirement
+
+.venv/quickstart.installed: locks/core.txt constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(INSTALL) --upgrade pip
+	$(LOCKED) locks/core.txt
+	$(INSTALL) --constraint constraints.txt torch
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
-.venv/quickstart.installed: .venv/torch.installed pyproject.toml
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+.venv/dev.installed: .venv/quickstart.installed locks/dev.txt
+	$(LOCKED) locks/dev.txt
 	touch $@
 
-.venv/dev.installed: .venv/quickstart.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+.venv/docs.installed: .venv/quickstart.installed locks/docs.txt
+	$(LOCKED) locks/docs.txt
 	touch $@
 
-.venv/docs.installed: .venv/quickstart.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	touch $@
+# Needs uv (pip install uv). The versions are those of constraints.txt where it names them.
+LOCK := uv pip compile pyproject.toml locks/always.in --excludes locks/exclude.txt --constraint constraints.txt \
+	--universal --python-version 3.11 --generate-hashes --quiet --custom-compile-command 'make lock'
+
+lock:
+	$(LOCK) --output-file locks/core.txt
+	$(LOCK) --extra dev --output-file locks/dev.txt
+	$(LOCK) --extra docs --output-file locks/docs.txt
