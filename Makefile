@@ -60,7 +60,7 @@ docs: .venv/docs.installed
 
 # Known vulnerabilities of the locked packages. Needs pip-audit (pip install pip-audit) and a network.
 audit:
-	pip-audit --disable-pip --require-hashes --requirement locks/core.txt --requirement locks/dev.txt --requirement locks/docs.txt
+	for each in core dev docs; do pip-audit --disable-pip --require-hashes --requirement locks/$$each.txt || exit 1; done
 	pip-audit --disable-pip --no-deps --requirement constraints.txt
 
 clean:

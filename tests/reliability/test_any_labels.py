@@ -94,18 +94,18 @@ def test_damaged_labels(cases: Cases, recorded: str, corpus: Path, labels: Path,
     names = [name for name in names if recorded == "all checksums" or name != integrity.SUMS_FILE]
     json_values = st.none() | st.integers() | st.text(max_size=4) | st.lists(st.integers(), max_size=2)
     other = st.binary(max_size=30) | json_values.map(json.dumps).map(str.encode)
-    folder, expected = tmp_path / "labels", read(labels, corpus)
+    folder, expected = shutil.copytree(labels, tmp_path / "labels"), read(labels, corpus)
     assert expected is not None
+    if recorded != "all checksums":
+        (folder / integrity.SUMS_FILE).unlink()
 
     @cases.settings
     @given(st.sampled_from(names), DAMAGE | other | st.just("") | st.sampled_from(names))
     def check(name: str, how: tuple[int, int] | str | bytes) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(labels, folder)
-        if recorded != "all checksums":
-            (folder / integrity.SUMS_FILE).unlink()
         spoil(folder, name, how)
         assert read(folder, corpus) in (None, expected)
+        for changed in {name, how} & {*names}:
+            shutil.copyfile(labels / changed, folder / changed)
 
     check()
 
@@ -118,16 +118,15 @@ def of_any_numbers(name: str, shape: tuple[int, ...]) -> st.SearchStrategy[np.nd
 @pytest.mark.parametrize("cases", CASES)
 def test_labels_of_another_program(cases: Cases, corpus: Path, labels: Path, tmp_path: Path) -> None:
     """Valid files with any numbers: NaN, infinity, ids of no concept, other tokens, another number of blocks."""
-    folder = tmp_path / "labels"
+    folder = shutil.copytree(labels, tmp_path / "labels")
+    (folder / integrity.SUMS_FILE).unlink()
+    counts = Shard(folder, "validation", 0, 1).written().counts
     own = load_packed(corpus).validation.with_format("numpy")[:]["input_ids"]
     expected = load_labels(labels).validation.with_format("numpy")[:]
 
     @cases.settings
     @given(st.data())
     def check(data: st.DataObject) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(labels, folder)
-        (folder / integrity.SUMS_FILE).unlink()
         rows = data.draw(st.sampled_from([1, 2, 2, 2, 3]))
         shape = (rows, T, data.draw(st.sampled_from([A, A, A, 1])))
         ids = data.draw(of_any_numbers("concept_ids", shape))
@@ -135,8 +134,7 @@ def test_labels_of_another_program(cases: Cases, corpus: Path, labels: Path, tmp
         tokens = np.resize(own, (rows, T)) + data.draw(st.sampled_from([0, 0, 0, 1])).__index__()
         columns = features(T, shape[-1], "uint8", C, has_weights=True)
         content = {"input_ids": tokens, "concept_ids": ids, "concept_weights": weights}
-        shard = Shard(folder, "validation", 0, 1)
-        shard.write(columns, content, shard.written().counts)
+        Shard(folder, "validation", 0, 1).write(columns, content, counts)
         found = read(folder, corpus)
         if found is not None:
             has = ids != -100

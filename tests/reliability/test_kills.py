@@ -1,10 +1,11 @@
-"""SIGKILL at random moments of a recipe, by one and by two processes: it ends as the undisturbed run."""
+"""SIGKILL at random moments, and signals to two processes: the recipe ends as the undisturbed run."""
 
 from __future__ import annotations
 
-import json
+import os
 import random
 import shutil
+import signal
 import time
 from collections import Counter
 from multiprocessing.process import BaseProcess
@@ -15,28 +16,14 @@ import pytest
 import yaml
 
 import forked
-from tiny_run import tiny_recipe, training, write_text
+from every_stage import result, small_recipe
+from tiny_run import write_text
 
 pytestmark = pytest.mark.reliability
 KILLS = 50
 """For each number of processes."""
 SURVIVOR_SECONDS = 60
-MEASURED = ("timing", "second", "environment", "output")
-"""Parts of the names of figures that differ between any two runs."""
-DRAWN = ("state.json", "SHA256SUMS", "curves.png", "report.html", "report.md")
-"""Files with random names of `datasets`, and files whose contents follow from others."""
 STAGES = ("corpus", "teacher", "sae", "labels", "predictions-top-5-temperature-1.0", "catalog", "ntp", "cocomix", "kd")
-
-
-def small_recipe(text: Path, output: Path) -> dict[str, Any]:
-    """Every kind of stage, as short as possible."""
-    recipe = tiny_recipe(text, output)
-    short = {**training(4096), "tokens_per_evaluation": 1024}
-    recipe["teacher"]["training"] = recipe["training"] = short
-    recipe["sae"]["training_tokens"] = 4096
-    recipe["students"]["kd"] = {"method": "kd", "distillation": {"top_k": 5}}
-    recipe["catalog"] = {"contexts": 3}
-    return recipe
 
 
 def start(processes: int, recipe: Path, output: Path) -> list[BaseProcess]:
@@ -48,24 +35,6 @@ def start(processes: int, recipe: Path, output: Path) -> list[BaseProcess]:
     return forked.start_several(processes, forked.commands, each, log=log)
 
 
-def result(output: Path) -> dict[str, Any]:
-    """Everything that must be equal: the bytes of files, and the figures in JSON files."""
-    found: dict[str, Any] = {}
-    for path in sorted(
-        path for path in output.rglob("*") if path.is_file() and path.name not in DRAWN and path.suffix != ".lock"
-    ):
-        name = path.relative_to(output).as_posix()
-        found[name] = figures(json.loads(path.read_text())) if path.suffix == ".json" else path.read_bytes()
-    return found
-
-
-def figures(value: Any) -> Any:
-    """The figures of a record that do not measure time or name the machine."""
-    if isinstance(value, dict):
-        return {key: figures(inner) for key, inner in value.items() if not any(word in key for word in MEASURED)}
-    return [figures(inner) for inner in value] if isinstance(value, list) else value
-
-
 def place(output: Path) -> str:
     """The stage that is being computed."""
     for stage in STAGES:
@@ -75,24 +44,35 @@ def place(output: Path) -> str:
 
 
 def kill(processes: list[BaseProcess], victim: int) -> float:
-    """Kill one process; return the seconds until the others have ended."""
+    """Kill one process; return the seconds until the others have ended.
+
+    One that still waits for the first connection does not notice; a launcher terminates it, as torchrun would.
+    """
     processes[victim].kill()
     start = time.monotonic()
-    for process in processes:
-        process.join(SURVIVOR_SECONDS)
-        assert not process.is_alive(), f"still runs {SURVIVOR_SECONDS} seconds after another was killed"
+    for ended in (lambda each: None, BaseProcess.terminate, BaseProcess.kill):
+        for process in processes:
+            ended(process)
+            process.join(SURVIVOR_SECONDS / 4)
+    assert not any(process.is_alive() for process in processes)
     return time.monotonic() - start
+
+
+def undisturbed(processes: int, folder: Path) -> tuple[Path, dict[str, Any], float]:
+    """Run the recipe to its end; return its file, its result, and the seconds it took. The output is deleted."""
+    output, recipe = folder / "out", folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(small_recipe(write_text(folder / "text", documents=120), output)))
+    began = time.monotonic()
+    assert forked.exit_codes(*start(processes, recipe, output)) == [0] * processes, (folder / "log").read_text()
+    seconds, expected = time.monotonic() - began, result(output)
+    shutil.rmtree(output)
+    return recipe, expected, seconds
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_at_random_moments(processes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output, recipe = tmp_path / "out", tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(small_recipe(write_text(tmp_path / "text", documents=120), output)))
-    began = time.monotonic()
-    assert forked.exit_codes(*start(processes, recipe, output)) == [0] * processes, (tmp_path / "log").read_text()
-    duration, expected = time.monotonic() - began, result(output)
-    shutil.rmtree(output)
-
+    output = tmp_path / "out"
+    recipe, expected, duration = undisturbed(processes, tmp_path)
     choose, killed, runs, longest = random.Random(processes), Counter[str](), 0, 0.0
     began = time.monotonic()
     while killed.total() < KILLS or output.exists():
@@ -111,3 +91,24 @@ def test_killed_at_random_moments(processes: int, tmp_path: Path, capsys: pytest
         shutil.rmtree(output)
         with capsys.disabled():
             print(f"{processes} processes, {runs} runs, {killed.total()} kills: {dict(killed)}; {longest:.1f} s to end")
+
+
+def test_signals_end_two_processes(tmp_path: Path) -> None:
+    """A scheduler sends them to both. One may notice first that the other has ended; both end soon, and resume."""
+    output = tmp_path / "out"
+    recipe, expected, _ = undisturbed(2, tmp_path)
+    for number, stage in ((signal.SIGINT, "teacher"), (signal.SIGTERM, "ntp"), (signal.SIGHUP, "kd")):
+        started = start(2, recipe, output)
+        while not list(output.rglob(f"{stage}.partial/checkpoint-*/complete")):
+            assert all(process.is_alive() for process in started), (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        for process in started:
+            os.kill(process.pid or 0, number)
+        for process in started:
+            process.join(SURVIVOR_SECONDS)
+        codes = [process.exitcode for process in started]
+        assert 128 + number in codes and set(codes) <= {128 + number, 2, 1}, codes
+    told = (tmp_path / "log").read_text()
+    assert "to resume, run: " in told and "Traceback" not in told
+    assert forked.exit_codes(*start(2, recipe, output)) == [0, 0], told
+    assert result(output) == expected

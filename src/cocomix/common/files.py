@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import secrets
 import shutil
 import stat
@@ -125,14 +126,16 @@ def system_failure(error: BaseException | None) -> OSError | None:
     """Return the system error that caused `error`, or None.
 
     Native libraries raise other exceptions: the messages of Rust end with the error number; those of torch lack it, but
-    mean that a file could not be written.
+    mean that a file could not be written: because it exceeds the user's limit if there is one, or the disk is full.
     """
     if error is None or (isinstance(error, OSError) and error.errno is not None):
         return error
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         return OSError(int(found[1]), os.strerror(int(found[1])))
     if any(words in str(error) for words in TORCH_WRITES):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        is_limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+        number = errno.EFBIG if is_limited else errno.ENOSPC
+        return OSError(number, os.strerror(number))
     return system_failure(error.__cause__)
 
 
