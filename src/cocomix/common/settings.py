@@ -184,7 +184,7 @@ def _read_fields(section: Any, value: Any, key: str) -> tuple[dict[str, Any], li
     found: dict[str, Any] = {}
     lines: list[str] = []
     for name, item in value.items():
-        full = f"{key}.{name}" if key else str(name)
+        full = _joined(key, name)
         if name not in _hints(section):
             lines.append(f"unknown key {full}{did_you_mean(str(name), _hints(section))}")
             continue
@@ -197,12 +197,18 @@ def _read_fields(section: Any, value: Any, key: str) -> tuple[dict[str, Any], li
     return found, lines
 
 
+def _joined(key: str, name: Any) -> str:
+    """Return the dotted key of `name` below `key`; control characters in it are escaped."""
+    shown = str(name) if str(name).isprintable() else short_repr(name)
+    return f"{key}.{shown}" if key else shown
+
+
 def _read_collection(kind: Any, value: Any, key: str) -> tuple[Any, list[str]]:
     """Read a list, a dictionary with text keys, or, as Any, any nesting of both with scalars inside."""
     accepted, inside = typing.get_origin(kind), (typing.get_args(kind) or (Any,))
     if isinstance(value, dict) and accepted in (dict, None):
         lines = [f"{key} has the key {short_repr(name)}; expected text" for name in value if not isinstance(name, str)]
-        read_items = {name: read(inside[-1], item, f"{key}.{name}") for name, item in value.items()}
+        read_items = {name: read(inside[-1], item, _joined(key, name)) for name, item in value.items()}
         lines += [line for _, wrong in read_items.values() for line in wrong]
         return {name: item for name, (item, _) in read_items.items()}, lines
     if isinstance(value, (list, tuple)) and accepted in (list, tuple, None):

@@ -141,6 +141,7 @@ def test_whole_numbers_may_be_written_with_an_exponent(content: dict[str, Any]) 
         ("backbone.options", {1: 2}, "backbone.options has the key 1; expected text"),
         ("backbone.options", {"rope_theta": math.inf}, "backbone.options.rope_theta is inf; expected a number"),
         ("students.ntp.training", {"max_token": 1}, "unknown key students.ntp.training.max_token; did you mean"),
+        ("students.ntp.training", {"a\n\x1c": 1}, r"unknown key students.ntp.training.'a\n\x1c'"),
         ("students.ntp.training", 3, "students.ntp.training is 3; expected keys such as max_tokens"),
         ("trainig", {}, "unknown key trainig; did you mean 'training'?"),
     ],
