@@ -180,7 +180,7 @@ class Stage:
             failure = files.system_failure(error)
             if failure is None or failure.errno is None:
                 raise
-            where = failure.filename or str(self.folder)
+            where = failure.filename2 or failure.filename or str(self.folder)
             raise OSError(failure.errno, f"{self.name} cannot be computed: {failure.strerror}", where) from None
         meet()
         if distributed.is_main_process():
