@@ -48,3 +48,13 @@ def test_imports_and_declared_dependencies_agree():
     optional = names([each for extra in extras.keys() - DEVELOPMENT for each in extras[extra]])
     assert distributions(files, functions=True) == (required | optional) - LOADED_BY_TRANSFORMERS
     assert distributions(core, functions=False) <= required
+
+
+def test_every_requirement_is_locked():
+    """`make lock` writes the lock files; torch is left out."""
+    extras = PROJECT["optional-dependencies"]
+    inside = [each for extra in ("sae", "eval", "track", "app", "serve") for each in extras[extra]]
+    wanted = {"core": [], "dev": [*extras["dev"], *inside], "docs": extras["docs"]}
+    for name, more in wanted.items():
+        locked = {line.split("==")[0] for line in (ROOT / "locks" / f"{name}.txt").read_text().splitlines()}
+        assert names([*PROJECT["dependencies"], *more]) - locked <= {"torch", "cocomix"}, f"{name}: run make lock"
