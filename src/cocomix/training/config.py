@@ -194,6 +194,7 @@ def training_arguments(
         fp16=config.precision == "fp16",
         tf32=False,  # float32 stays float32: Transformers enables TF32 for torch.compile, and environments may
         **_memory_and_speed(config),
+        accelerator_config={"non_blocking": True},  # a step does not wait until its batch is on the device
         use_cpu=not torch.cuda.is_available(),  # Transformers refuses bf16 on a CPU unless it is requested explicitly
         eval_strategy="steps",
         eval_steps=every,
