@@ -83,7 +83,7 @@ SLICES = {
 GIVEN = {"teacher": "g1-teacher", "sae": "g1-sae"}
 """Folders that take the place of a recipe's teacher and SAE, by its keys, where they are packed with the inputs."""
 SHARD_SIZE = "14MB"
-TINY = {"concepts": ("--limit", "2"), "steering": ("--concepts", "1", "--prompts", "1", "--new-tokens", "4")}
+TINY = {"concepts": ("--limit", "2"), "steering": ("--concepts", "2", "--prompts", "1", "--new-tokens", "4")}
 """Options of evaluations in miniature."""
 
 
