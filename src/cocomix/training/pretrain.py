@@ -177,7 +177,9 @@ def _checkpoint_to_resume(unfinished: Path) -> Path | None:
     if distributed.is_main_process():
         intact_checkpoint(unfinished)
     distributed.barrier()
-    return last_complete_checkpoint(unfinished)
+    newest = last_complete_checkpoint(unfinished)
+    distributed.barrier()  # every process has looked before one is copied here for a branch
+    return newest
 
 
 def _start_of_branch(branch: Path, unfinished: Path) -> Path:
