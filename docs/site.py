@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import typing
@@ -32,6 +33,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/recipe.md": recipe_page(),
         "reference/command-line.md": command_line_page(),
         "reference/python.md": python_page(),
+        "reference/compatibility.md": compatibility_page(),
     }
     for path in (path for pattern in LINKED for path in sorted(ROOT.glob(pattern))):
         generated[path.relative_to(ROOT).as_posix()] = path.read_text().replace("](docs/", "](")
@@ -109,3 +111,15 @@ def python_page() -> str:
     """Return the public names of the package, from their docstrings."""
     names = sorted(cocomix.__all__, key=str.lower)
     return "\n\n".join(["# Python API", *(f"::: cocomix.{name}" for name in names)]) + "\n"
+
+
+def compatibility_page() -> str:
+    """Return the table of the tools that students were tried in, from the results of `make test-compat`."""
+    introduction = (
+        "Small students, interleaved and with `mixing: add`, in tools of the field. `make test-compat` tries them on a "
+        "CPU and writes this table; `make test-vllm` tries vLLM ([Serving engines](../python.md#serving-engines))."
+    )
+    rows = ["| tool | version | tried | result |", "|---|---|---|---|"]
+    for row in json.loads((ROOT / "docs" / "compatibility.json").read_text()):
+        rows.append(f"| {row['tool']} | {row['version']} | {row['tried']} | {row['result']} |")
+    return "\n\n".join(["# Compatibility", introduction, "\n".join(rows)]) + "\n"

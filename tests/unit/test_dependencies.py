@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DEVELOPMENT = {"dev", "docs"}
+DEVELOPMENT = {"dev", "docs", "compat"}
 INSTALLED = packages_distributions()
 PACKAGES_OF_EXTRAS = {"app", "serving"}
 """Subpackages that are only imported where their extra is installed."""

@@ -152,6 +152,8 @@ class CoCoMixModel(Steerable, StackedModel):
             **inputs.passed_on,
         )  # last_hidden_state (B, T, D)
         mixed = self.mixer(lower.last_hidden_state, concept_ids, steered, concept_weights, defers_loss=defers_loss)
+        if type(mixed) is tuple:  # hooks of other tools return their output without its names
+            mixed = MixerOutput(*mixed) if concept_ids is None else MixedWithLoss(*mixed)
         upper = self.upper(
             inputs_embeds=mixed.hidden_states,
             attention_mask=self._slot_mask(mixed.hidden_states, inputs),

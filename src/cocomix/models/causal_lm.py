@@ -62,6 +62,8 @@ class CoCoMixOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     """Attention weights of each block, over T positions below the mixer and slots·T above, with
     `output_attentions=True`."""
+    last_hidden_state: Tensor | None = None
+    """(B, T, D), after the final norm, with the logits."""
 
 
 class CoCoMixForCausalLM(Retrofit, CoCoMixModel, StackedForCausalLM):
@@ -161,6 +163,7 @@ class CoCoMixForCausalLM(Retrofit, CoCoMixModel, StackedForCausalLM):
             logits=logits,
             concept_logits=predicted if output_concepts else None,
             past_key_values=inputs.cache if inputs.use_cache else None,
+            last_hidden_state=h if head.output_logits else None,
             **read.recorded,
         )
 

@@ -32,7 +32,14 @@ class StackedConfig(PretrainedConfig):
     """
 
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (Transformers' own class attribute)
-    keys_to_ignore_at_inference = ["past_key_values", "token_loss", "kd_loss", "concept_loss", "hidden_loss"]  # noqa: RUF012
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        "past_key_values",
+        "token_loss",
+        "kd_loss",
+        "concept_loss",
+        "hidden_loss",
+        "last_hidden_state",
+    ]
 
     def __init__(self, backbone_config: PretrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
         backbone = {"model_type": "gpt2"} if backbone_config is None else backbone_config
