@@ -317,7 +317,9 @@ def pack_results(contents: list[Content], out: Path, work: Path, log: Log, recor
         folder = Path(content["output"])
         runs = sorted(folder.glob("**/students/*/run.json"), key=lambda path: path.stat().st_mtime)
         if runs:
-            write_bundle(folder, out / f"{content['name']}.tgz")
+            bundle = out / f"{content['name']}.tgz"
+            bundle.unlink(missing_ok=True)  # of an earlier run that was cut off
+            write_bundle(folder, bundle)
         rows += [row(path, work) | {"ended": log.seconds_of(path)} for path in runs]
         for path in folder.glob("**/stage.json"):
             if "students" not in path.parts:
