@@ -107,6 +107,32 @@ def test_the_same_curve_as_one_process(
     assert environment["processes"] == processes
 
 
+@pytest.mark.slow
+def test_schedules_gates_and_branches_by_two(alone: Runner, text: Path, tmp_path: Path, tmp_path_factory: Any) -> None:
+    """By ddp and by fsdp: the branch continues a checkpoint that two processes wrote."""
+
+    def recipe(output: Path) -> dict[str, Any]:
+        content = shared_recipe(text, output)
+        rate = content["training"]["learning_rate"] / 4  # float32 noise of Adam grows with it
+        content["training"] |= {"schedule": "wsd", "decay_ratio": 0.5, "learning_rate": rate}
+        mixer = {"insert_layer": 1, "concept_loss_schedule": {"kind": "linear", "end": 0.5}}
+        kd = {"weight_schedule": {"kind": "cosine", "start": 0.2}, "top_k": 16}
+        content["students"] = {
+            "long": {"method": "ntp"},
+            "short": {"method": "ntp", "branch_from": "long", "training": {"max_tokens": 3072}},
+            "falling": {"method": "cocomix", "mixer": mixer, "distillation": kd},
+            "gated": {"method": "cocomix", "mixer": {"insert_layer": 1}, "gate": {"temperature": 0.5}},
+        }
+        return content
+
+    single = finished_run(tmp_path_factory, "scheduled", recipe, prepared=alone.folder / "out")
+    stages = (*PREPARED, "teacher-losses", "predictions-top-16-temperature-1.0")
+    commands = [command(single, tmp_path / how, "--parallel", how, prepared=stages) for how in ("ddp", "fsdp")]
+    log = run_in_several(2, tmp_path / "commands", commands)
+    assert log.endswith("exit codes [0, 0]"), log
+    assert [assert_as_by_one(tmp_path / how, single) for how in ("ddp", "fsdp")] == [4, 4]
+
+
 def test_weights_of_shares_are_whole_weights(alone: Runner, tmp_path: Path) -> None:
     """Killed while two train by fsdp: one process reads their checkpoint, and goes on with it; so do two with one's."""
     options = ("--only", "cocomix", "--parallel", "fsdp")
