@@ -103,9 +103,11 @@ def test_damaged_labels(cases: Cases, recorded: str, corpus: Path, labels: Path,
     @given(st.sampled_from(names), DAMAGE | other | st.just("") | st.sampled_from(names))
     def check(name: str, how: tuple[int, int] | str | bytes) -> None:
         spoil(folder, name, how)
-        assert read(folder, corpus) in (None, expected)
-        for changed in {name, how} & {*names}:
-            shutil.copyfile(labels / changed, folder / changed)
+        try:
+            assert read(folder, corpus) in (None, expected)
+        finally:
+            for changed in {name, how} & {*names}:
+                shutil.copyfile(labels / changed, folder / changed)
 
     check()
 

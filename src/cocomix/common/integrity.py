@@ -78,7 +78,7 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
     for line in text.splitlines():
         digest, separator, name = line.partition("  ")
         path = PurePosixPath(name)
-        if not separator or len(digest) != 64 or path.is_absolute() or ".." in path.parts:
+        if not separator or len(digest) != 64 or path.is_absolute() or ".." in path.parts or "\0" in name:
             raise ValueError(line)
         yield name, digest
 
