@@ -23,8 +23,8 @@ from .backbones import fuse_activations, packed_texts, padded_positions, take_fl
 from .cache import StackedCache
 from .configuration import StackedConfig
 
-IGNORED_ARGUMENTS = frozenset({"cache_position", "token_type_ids"})
-"""Arguments without effect here, which callers pass to every Hugging Face decoder."""
+IGNORED_ARGUMENTS = frozenset({"cache_position", "token_type_ids", "tokenizer", "assistant_tokenizer"})
+"""Arguments without effect here, which callers pass to every Hugging Face decoder; `generate` passes tokenizers."""
 RECORDED = ("output_hidden_states", "output_attentions")
 """Arguments that ask the stacks to record states."""
 KERNELS_WITHOUT_ARGUMENTS = ("sdpa", "eager", "flex_attention")

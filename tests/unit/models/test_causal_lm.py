@@ -103,6 +103,11 @@ def test_arguments_that_nobody_knows_are_refused(either_model):
         either_model(IDS, concept_id=IDS)
 
 
+def test_generate_takes_the_tokenizer_of_stop_strings(either_model):
+    options = {"attention_mask": torch.ones_like(IDS), "pad_token_id": 0, "max_new_tokens": 2}
+    assert either_model.generate(IDS, tokenizer=object(), **options).shape == (len(IDS), IDS.shape[1] + 2)
+
+
 def test_a_number_of_targets_without_labels_is_refused(either_model):
     with pytest.raises(ValueError, match=r"num_items_in_batch was given without labels.*compute_loss_func"):
         either_model(IDS, num_items_in_batch=4)
