@@ -31,7 +31,7 @@ from gguf import GGUFReader
 from llama_cpp import Llama
 
 path, text = sys.argv[1:]
-model = Llama(path, n_ctx=64, logits_all=True, verbose=False)
+model = Llama(path, n_ctx=64, logits_all=True, verbose=False, type_k=0, type_v=0)  # a float32 cache
 ids = model.tokenize(text.encode(), add_bos=False)
 model.eval(ids)
 architecture = GGUFReader(path).fields["general.architecture"].contents()
@@ -43,7 +43,7 @@ def perplexity(logits: torch.Tensor, ids: torch.Tensor) -> float:
     return F.cross_entropy(logits[:-1], ids[1:]).exp().item()
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("fp32", 2e-4), ("fp16", 2e-2)])
+@pytest.mark.parametrize("dtype, tolerance", [("fp32", 2e-3), ("fp16", 5e-3)])
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
 @torch.no_grad()
 def test_a_gguf_file_predicts_what_the_student_does(
@@ -76,6 +76,6 @@ def test_a_gguf_file_predicts_what_the_student_does(
     wanted = AutoTokenizer.from_pretrained(tmp_path / "student")(TEXT, return_tensors="pt").input_ids
     assert architecture == kind and ids == wanted[0].tolist()
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "student").eval()(wanted).logits[0]
-    assert relative_error(torch.tensor(scores), ours) < tolerance
+    assert relative_error(torch.tensor(scores), ours) < tolerance  # llama.cpp's GELU reads a table in float16
     found, expected = (perplexity(logits, wanted[0]) for logits in (torch.tensor(scores), ours))
     assert found == pytest.approx(expected, rel=tolerance)
