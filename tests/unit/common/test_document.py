@@ -22,6 +22,7 @@ from cocomix.common.document import (
     to_html,
     to_markdown,
 )
+from property_cases import Cases
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -86,6 +87,7 @@ def test_no_text_becomes_markup(text: str) -> None:
     assert not re.search(r"(?<!\\):(?=//)|www\.|(?<!\\)@", to_markdown([literal(text)]))  # GitHub links bare addresses
 
 
+@Cases(100).settings
 @given(st.text(alphabet="a `\\<>&!|*_[]()#\"'$~:/\n", max_size=30))
 def test_no_mixture_of_signs_becomes_markup(text: str) -> None:
     check(text)
