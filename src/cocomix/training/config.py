@@ -176,7 +176,7 @@ def training_arguments(
     begins where it was: nothing of it is skipped.
     """
     distributed.ignore_launcher_settings()
-    every = config.steps_per_evaluation()
+    every, on_gpu = config.steps_per_evaluation(), torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps(),
@@ -194,8 +194,8 @@ def training_arguments(
         fp16=config.precision == "fp16",
         tf32=False,  # float32 stays float32: Transformers enables TF32 for torch.compile, and environments may
         **_memory_and_speed(config),
-        accelerator_config={"non_blocking": True},  # a step does not wait until its batch is on the device
-        use_cpu=not torch.cuda.is_available(),  # Transformers refuses bf16 on a CPU unless it is requested explicitly
+        accelerator_config={"non_blocking": on_gpu},  # a step does not wait until its batch is on the device
+        use_cpu=not on_gpu,  # Transformers refuses bf16 on a CPU unless it is requested explicitly
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
