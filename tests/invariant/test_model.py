@@ -338,7 +338,7 @@ def test_without_a_return_dict_the_same_values_come_as_a_tuple(kind, random_mode
     as_tuple = model(ids, labels=ids, concept_ids=concept_ids, output_concepts=True, return_dict=False)
     assert type(as_tuple) is tuple
     tensors = [value for value in as_tuple if isinstance(value, Tensor)]
-    named = [out.loss, out.logits, out.token_loss, out.concept_loss, out.concept_logits]
+    named = [out.loss, out.logits, out.token_loss, out.concept_loss, out.concept_logits, out.last_hidden_state]
     assert len(tensors) == len(named)
     assert all(torch.equal(found, expected) for found, expected in zip(tensors, named, strict=True))
 

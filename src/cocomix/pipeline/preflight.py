@@ -91,6 +91,8 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
             if source is not None and not _is_trained(pipeline, name):
                 attempt(partial(_check_start, pipeline, name, source))
     _raise(list(dict.fromkeys(problems)))
+    if not pipeline.corpus_stage.is_done():
+        _warn_of_idle_vocab_size(recipe)
 
 
 def model_problems(pipeline: Pipeline, planned_vocab_size: int | None = None) -> list[str]:
@@ -139,17 +141,20 @@ def _raise(problems: list[str]) -> None:
 
 
 def _check_tokenizer(recipe: Recipe) -> None:
-    """Check that the tokenizer loads, and that it is the one of token files that name theirs.
-
-    Warns if the recipe gives another size than its own, unless a packed corpus decides the tokenizer.
-    """
-    source, stated = recipe.tokenizer.source, recipe.tokenizer.vocab_size
-    assert source is not None
-    tokenizer = load_tokenizer(source)
+    """Check that the tokenizer loads, and that it is the one of token files that name theirs."""
+    assert recipe.tokenizer.source is not None
+    tokenizer = load_tokenizer(recipe.tokenizer.source)
     if is_datatrove_folder(recipe.corpus.source):
         check_token_files(recipe.corpus.source, tokenizer)
-    found = vocabulary_size(tokenizer)
-    if stated not in (found, TokenizerConfig().vocab_size) and not is_packed_folder(recipe.corpus.source):
+
+
+def _warn_of_idle_vocab_size(recipe: Recipe) -> None:
+    """Warn if the recipe gives another size than its tokenizer's, unless a packed corpus decides the tokenizer."""
+    source, stated = recipe.tokenizer.source, recipe.tokenizer.vocab_size
+    if source is None or is_packed_folder(recipe.corpus.source):
+        return
+    found = vocabulary_size(load_tokenizer(source))
+    if stated not in (found, TokenizerConfig().vocab_size):
         status(
             f"Warning: tokenizer.vocab_size is {stated}, which has no effect, because tokenizer.source {source} has "
             f"{found} tokens; leave tokenizer.vocab_size out"

@@ -34,10 +34,10 @@ def loss_by_hand(model, ids: Tensor, exchange) -> float:
     c = exchange((mixed + mixer.compress_bias + mixer.pre_bias) * of_h.std + of_h.mean)
     residual = model.config.concept_slot == "residual"
     if model.config.mixing == "add":
-        h = model.upper(inputs_embeds=h + (c - of_h.mean if residual else c)).last_hidden_state
+        h = model.upper(inputs_embeds=h + (c - of_h.mean if residual else c), use_cache=False).last_hidden_state
     else:
         slots = interleave(h, c + h - of_h.mean if residual else c)
-        h = model.upper(inputs_embeds=slots).last_hidden_state[:, 1::2]
+        h = model.upper(inputs_embeds=slots, use_cache=False).last_hidden_state[:, 1::2]
     logits = model.lm_head(h)
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
 
