@@ -10,7 +10,7 @@ from tiny_run import tiny_recipe, training
 
 MEASURED = ("timing", "second", "environment", "output")
 """Parts of the names of figures that differ between any two runs."""
-DRAWN = ("state.json", "SHA256SUMS", "curves.png", "report.html", "report.md")
+DRAWN = ("state.json", "SHA256SUMS", "curves.png", "report.html", "report.md", "README.md")
 """Files with random names of `datasets`, and files whose contents follow from others."""
 
 
