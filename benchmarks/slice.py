@@ -358,14 +358,14 @@ def main() -> None:
     parser.add_argument("--miniature", action="store_true", help="tiny models and little text: all stages on a CPU")
     parser.add_argument("--commit", default=environment.commit(), help="commit, where there is no checkout of git")
     arguments, options = parser.parse_known_args()
-    work = WORK.with_name(f"{WORK.name}-miniature") if arguments.miniature else WORK
+    out = arguments.out or WORK / f"{arguments.name}-{'miniature' if arguments.miniature else 'results'}"
+    work = out.with_name(f"{out.name}-work") if arguments.miniature else WORK
     inputs = work / "inputs" if arguments.miniature else INPUTS
     slice_ = SLICES[arguments.name]
     if arguments.pack_inputs or (arguments.miniature and not inputs.exists()):
         pack_inputs(slice_, arguments.text, arguments.given, work, inputs, arguments.miniature)
     if arguments.pack_inputs:
         return
-    out = arguments.out or work / f"{arguments.name}-results"
     out.mkdir(parents=True, exist_ok=True)
     log = Log(out / "log.txt")
     unpack_inputs(inputs, work)

@@ -29,13 +29,14 @@ def _work(commands: list[list[str]], folder: Path) -> int:
     from torch.distributed.tensor import DTensor
 
     from cocomix.cli.main import main
+    from cocomix.concepts import sae_training
     from cocomix.data.streaming import TextDocuments
     from cocomix.training.trainer import ObjectiveTrainer
 
     sharded: list[bool] = []
     streamed: set[str] = set()
     train, save_checkpoint = ObjectiveTrainer.train, ObjectiveTrainer._save_checkpoint
-    encode = TextDocuments.encode
+    save_sae_checkpoint, encode = sae_training._save_checkpoint, TextDocuments.encode
 
     def watched_train(trainer: ObjectiveTrainer, **arguments: Any) -> None:
         train(trainer, **arguments)
@@ -46,10 +47,16 @@ def _work(commands: list[list[str]], folder: Path) -> int:
         if str(trainer.state.global_step) == os.environ.get("DIE_AT"):
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def watched_sae_checkpoint(trainer: sae_training.SAETrainer, folder: Path) -> None:
+        save_sae_checkpoint(trainer, folder)
+        if str(trainer.step) == os.environ.get("DIE_AT"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def watched_encode(documents: TextDocuments, contents: list[bytes]) -> Any:
         streamed.update(content.decode() for content in contents)
         return encode(documents, contents)
 
+    sae_training._save_checkpoint = watched_sae_checkpoint
     TextDocuments.encode = watched_encode  # type: ignore[method-assign]
     ObjectiveTrainer.train = watched_train  # type: ignore[method-assign]
     ObjectiveTrainer._save_checkpoint = watched_checkpoint  # type: ignore[method-assign]

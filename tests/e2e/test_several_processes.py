@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from cocomix.concepts.sae_loading import SAELENS_WEIGHTS
 from several import run_in_several
 from tiny_run import PREPARED, Runner, finished_run, tiny_recipe, training
 
@@ -156,8 +157,25 @@ def test_weights_of_shares_are_whole_weights(alone: Runner, tmp_path: Path) -> N
     assert_close(curve(tmp_path / "by-three" / "students" / "cocomix"), expected)
 
 
+@pytest.mark.parametrize("architecture", ["topk", pytest.param("jumprelu", marks=pytest.mark.slow)])
+def test_an_sae_by_several(architecture: str, alone: Runner, tmp_path: Path) -> None:
+    """Killed while two train it and resumed by three, it has the weights of one process's."""
+    settings = ["--sae.architecture", architecture, "--sae.k", "32"]
+    by_one, by_several = (
+        ["label", *command(alone, tmp_path / out, *settings, prepared=PREPARED[:2])[1:]] for out in ("one", "several")
+    )
+    assert run_in_several(1, tmp_path / "log", [by_one]).endswith("exit codes [0]")
+    killed = run_in_several(2, tmp_path / "log", [by_several], DIE_AT="4")
+    assert "-9" in killed.splitlines()[-1], killed
+    assert [path.name for path in (tmp_path / "several" / "sae.partial").glob("checkpoint-*")] == ["checkpoint-4"]
+    log = run_in_several(3, tmp_path / "log", [by_several])
+    assert log.endswith("exit codes [0, 0, 0]"), log
+    one, several = (load_file(tmp_path / out / "sae" / SAELENS_WEIGHTS) for out in ("one", "several"))
+    assert all(torch.allclose(several[name], one[name], rtol=1e-5, atol=1e-6) for name in one)
+
+
 def test_a_whole_recipe_by_two(alone: Runner, tmp_path: Path) -> None:
-    """From text to report; the teacher is trained by both too, what only one can make is made by one."""
+    """From text to report; the both train the teacher and the SAE too, and one does what only one can."""
     out = tmp_path / "out"
     run = ["run", str(alone.recipe), "--output", str(out), "--parallel", "fsdp", "--training.max_tokens", "1536"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cocomix"]

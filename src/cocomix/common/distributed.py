@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -67,6 +68,27 @@ def sum_over(values: dict[str, float]) -> dict[str, float]:
         return values
     (summed,) = sum_arrays([np.array(list(values.values()), dtype=np.float64)])
     return dict(zip(values, summed.tolist(), strict=True))
+
+
+def sum_tensors(tensors: Sequence[Tensor]) -> None:
+    """Sum tensors over all ranks, in place."""
+    if world_size() > 1:
+        _state()
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
+
+
+def from_each_rank(mine: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Concatenate the tensors of all ranks along their first dimension, whose length on rank r is `lengths[r]`."""
+    if world_size() == 1:
+        return mine
+    _state()
+    parts = [
+        mine if number == rank() else mine.new_empty(length, *mine.shape[1:]) for number, length in enumerate(lengths)
+    ]
+    for number, part in enumerate(parts):
+        torch.distributed.broadcast(part, number)
+    return torch.cat(parts)
 
 
 def device() -> str:

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cocomix.common import distributed
 from cocomix.concepts.teacher import residual_stream
 
 _BLOCK_ORDER, _BUFFER_ORDER = 0, 1  # the two random orders, each with its own generator
@@ -28,6 +29,9 @@ class ActivationStream(Iterator[Tensor]):
 
     Memory: `buffer_tokens` activations, one teacher batch, and the batch being served. The buffer is shuffled by row
     numbers and refilled in place.
+
+    Several processes share the teacher's work and each yield the same batches as one process. Every rank must ask for
+    each batch.
 
     Args:
         teacher: frozen.
@@ -112,14 +116,20 @@ class ActivationStream(Iterator[Tensor]):
         self._fillings += 1
 
     def _read(self) -> Tensor:
-        """Compute the activations of the next blocks; start the next round if this one is finished."""
+        """Compute the activations of the next batches of blocks, one batch on each rank."""
+        chosen = [self._choose() for _ in range(distributed.world_size())]
+        ids = self.blocks[chosen[distributed.rank()]]["input_ids"].astype(np.int64)
+        found = residual_stream(self.teacher, torch.from_numpy(ids).to(self.teacher.device), self.layer)
+        return distributed.from_each_rank(found.flatten(0, 1).float(), [len(each) * ids.shape[1] for each in chosen])
+
+    def _choose(self) -> np.ndarray:
+        """Return the numbers of the next blocks; start the next round if this one is finished."""
         if self._blocks_read >= len(self.blocks):
             self._round, self._blocks_read = self._round + 1, 0
         order = self._permutation(_BLOCK_ORDER, self._round, len(self.blocks))
         chosen = order[self._blocks_read : self._blocks_read + self.blocks_per_batch]
         self._blocks_read += len(chosen)
-        ids = torch.from_numpy(self.blocks[chosen]["input_ids"].astype(np.int64)).to(self.teacher.device)
-        return residual_stream(self.teacher, ids, self.layer).flatten(0, 1).float()
+        return chosen
 
     def _permutation(self, what: int, number: int, length: int) -> np.ndarray:
         """Return the `number`-th order of `what`, derived from its number so that no generator has to be saved."""

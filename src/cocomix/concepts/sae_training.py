@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from cocomix.common import files, integrity
+from cocomix.common import distributed, files, integrity
 from cocomix.common.errors import InputError, did_you_mean
 from cocomix.common.settings import BlockIndex, Concepts, Count, LearningRate, LossWeight, Range
 from cocomix.concepts.activations import ActivationStream
@@ -128,7 +128,8 @@ def train_sae(teacher: PreTrainedModel, blocks: Dataset, config: SAEConfig, fold
     """Train an SAE and save it to `folder` in SAELens' inference format, in which batchtopk becomes jumprelu.
 
     Checkpoints are kept in `folder`; call again after an interruption to resume from the last one. The encoder's
-    matrix product has the precision of a teacher in bfloat16, everything else is float32.
+    matrix product has the precision of a teacher in bfloat16, everything else is float32. Every rank must call this;
+    the ranks share each step, and any number of them can resume a checkpoint.
 
     Raises:
         InputError: the loss is not finite.
@@ -151,7 +152,9 @@ def train_sae(teacher: PreTrainedModel, blocks: Dataset, config: SAEConfig, fold
         integrity.verify(newest, f"delete {newest} to train the SAE again")
         trainer.load_state_dict(torch.load(newest / STATE_FILE, map_location="cpu", weights_only=True))
     _train(trainer, folder)
-    save_sae(trainer.sae, trainer.scaling, config, folder)
+    if distributed.is_main_process():
+        save_sae(trainer.sae, trainer.scaling, config, folder)
+    distributed.barrier()
 
 
 class SAETrainer:
@@ -188,15 +191,20 @@ class SAETrainer:
         return (self.idle >= self.dead_after).nonzero().squeeze(-1)
 
     def run_step(self) -> StepResult:
-        """Run one optimizer step."""
+        """Run one optimizer step, on this rank's share of the batch.
+
+        The gradients are those of the batch up to rounding. Only batchtopk depends on the number of ranks, because it
+        chooses the strongest activations of each share.
+        """
         steps = self.config.steps()
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate() * _schedule(self.step, steps)
         z, dead = self.scaling(next(self.stream)), self.dead()
         if self.revives and len(dead) and self.step % self.dead_after == 0:
             self.sae.revive(z, dead)
-        found = self.sae(z, dead, self.step / steps)
-        found.loss.backward()
+        mine = z[distributed.rank() :: distributed.world_size()]
+        found = self.sae(mine, dead, self.step / steps)
+        found = self._summed(found, len(mine) / len(z))
         self.sae.constrain_gradient()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -204,6 +212,16 @@ class SAETrainer:
         self.idle = torch.where(found.active > 0, 0, self.idle + 1)
         self.step += 1
         return found
+
+    def _summed(self, found: StepResult, share: float) -> StepResult:
+        """Compute the gradients of the batch, and its result, from those of each rank's `share` of it."""
+        loss = found.loss * share
+        loss.backward()
+        loss, unexplained = loss.detach(), found.unexplained * share
+        gradients = [parameter.grad for parameter in self.sae.parameters() if parameter.grad is not None]
+        means = [buffer.mul_(share) for buffer in self.sae.buffers()]
+        distributed.sum_tensors([*gradients, *means, loss, unexplained, found.active])
+        return StepResult(loss, unexplained, found.active)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that determines the following steps."""
@@ -243,6 +261,7 @@ def _train(trainer: SAETrainer, folder: Path) -> None:
         unit="tok",
         unit_scale=True,
         dynamic_ncols=True,
+        disable=not distributed.is_main_process(),
     )
     with progress:
         while trainer.step < steps:
@@ -256,7 +275,8 @@ def _train(trainer: SAETrainer, folder: Path) -> None:
                     active=f"{found.active.sum().item() / config.tokens_per_step:.1f}",
                     dead=len(trainer.dead()),
                 )
-                _save_checkpoint(trainer, folder)
+                if distributed.is_main_process():
+                    _save_checkpoint(trainer, folder)
 
 
 def _refuse_divergence(loss: float, trainer: SAETrainer) -> None:

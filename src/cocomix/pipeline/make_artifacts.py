@@ -163,7 +163,7 @@ def make_teacher_corpus(teacher_source: str, documents: Path, block_size: int, f
 def make_sae(
     teacher: PreTrainedModel, corpus: PackedCorpus, config: SAEConfig, *, seed: int, blocks_per_batch: int, folder: Path
 ) -> StageResult:
-    """Train the SAE, or load the given one, and measure its quality on the validation blocks.
+    """Train the SAE, or load the given one, and measure its quality on the validation blocks. Every rank calls this.
 
     Args:
         teacher: frozen.
@@ -177,10 +177,11 @@ def make_sae(
         train_sae(teacher, corpus.train, config, folder, seed)
     sae = load_sae(config.source or folder, config.max_active).to(teacher.device)
     measured = sae_quality(teacher, sae, corpus.validation, config.teacher_layer, blocks_per_batch)
-    write_quality(measured, folder)
     quality = dataclasses.asdict(measured.quality)
-    for line in quality_warnings(quality):
-        status(f"Warning: {line}")
+    if distributed.is_main_process():
+        write_quality(measured, folder)
+        for line in quality_warnings(quality):
+            status(f"Warning: {line}")
     flops = None if config.source else sae_training_flops(config, teacher, sae.d_sae, corpus.info.block_size).total
     summary = {
         "source": config.source and portable.short(config.source),

@@ -265,7 +265,7 @@ MAKERS = {
     "teacher": Maker(_teacher, on_all_ranks=True),
     "given teacher": Maker(_given_teacher, on_all_ranks=True),
     "backbone": Maker(_backbone),
-    "sae": Maker(_sae),
+    "sae": Maker(_sae, on_all_ranks=True),
     "labels": Maker(_labels, on_all_ranks=True, is_intact=labels_whole),
     "control labels": Maker(_control_labels, on_all_ranks=True, is_intact=labels_whole),
     "external labels": Maker(_external_labels, on_all_ranks=True),
