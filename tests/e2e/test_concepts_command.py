@@ -34,14 +34,17 @@ def test_it_is_made_once(finished: Runner, catalogued: Path, capsys) -> None:
 
 
 def test_search_and_show(catalogued: Path, capsys) -> None:
-    folder = ("--catalog", str(catalogued / "catalog"))
-    assert main(["concepts", "search", "river", *folder, "--limit", "3", "--json"]) == 0
-    hits = json.loads(capsys.readouterr().out)
-    assert 1 <= len(hits) <= 3
+    catalog = catalogued / "catalog"
+    for run in (catalog, catalogued, catalogued / "students" / "cocomix", catalogued.parent):
+        assert main(["concepts", "search", str(run), "river", "--limit", "3", "--json"]) == 0
+        captured = capsys.readouterr()
+        assert captured.err == f"Catalog: {catalog}\n"
+        hits = json.loads(captured.out)
+        assert 1 <= len(hits) <= 3
     concept = hits[0]["concept_id"]
-    assert main(["concepts", "show", str(concept), *folder]) == 0
+    assert main(["concepts", "show", str(catalogued), str(concept)]) == 0
     assert f"concept {concept}" in capsys.readouterr().out
-    assert main(["concepts", "search", "river", *folder]) == 0
+    assert main(["concepts", "search", "river", "--catalog", str(catalog)]) == 0  # the former spelling
     assert str(concept) in capsys.readouterr().out
 
 
@@ -51,21 +54,21 @@ def test_names_from_a_file(catalogued: Path, tmp_path: Path, capsys) -> None:
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"5": "gardens of stone"}))
     assert main(["concepts", "name", "--names", str(names), "--catalog", str(folder)]) == 0
-    assert "1 concepts are named by names.json" in capsys.readouterr().err
+    assert "1 concept named from names.json; 63 unchanged" in capsys.readouterr().err
     assert main(["concepts", "search", "gardens of stone", "--catalog", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["concept_id"] == 5
     names.write_text(json.dumps({"64": "beyond"}))
     assert main(["concepts", "name", "--names", str(names), "--catalog", str(folder)]) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 2  # the first one names the catalog
 
 
 def test_without_a_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["concepts", "search", "river"]) == 2
-    assert "there is none in runs/; give --catalog FOLDER" in capsys.readouterr().err
+    assert "there is none in runs; give RUN" in capsys.readouterr().err
     assert main(["concepts", "show", "1", "--catalog", "nowhere"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("cocomix: no concept catalog in nowhere")
+    assert line.startswith("cocomix: which concept catalog? there is none in nowhere")
 
 
 def test_the_only_catalogue_is_found(catalogued: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -74,7 +77,7 @@ def test_the_only_catalogue_is_found(catalogued: Path, tmp_path: Path, monkeypat
     assert main(["concepts", "show", "1"]) == 0
     shutil.copytree(catalogued / "catalog", tmp_path / "runs" / "other" / "catalog")
     assert main(["concepts", "show", "1"]) == 2
-    assert "there are 2 in runs/" in capsys.readouterr().err
+    assert "runs has 2 (" in capsys.readouterr().err
 
 
 def test_a_recipe_without_concepts_has_no_catalogue(recipe, capsys) -> None:

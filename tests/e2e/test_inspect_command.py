@@ -23,16 +23,24 @@ def run(catalogued: Path) -> tuple[str, str]:
     return ("--run", str(catalogued / "students" / "cocomix"))
 
 
+def test_an_output_folder_stands_for_its_first_cocomix_student(run, catalogued, capsys):
+    found = output(capsys, "generate", "The river", "--max-new-tokens", "8", *run)
+    for folder in (catalogued, catalogued / "students" / "cocomix"):
+        assert output(capsys, "generate", str(folder), "The river", "--max-new-tokens", "8") == found
+    assert f"{catalogued} is a folder, so it is RUN; give PROMPT too" in refused(capsys, "generate", str(catalogued))
+
+
 def output(capsys, *arguments: str) -> str:
     assert main(list(arguments)) == 0
     return capsys.readouterr().out
 
 
 def refused(capsys, *arguments: str) -> str:
-    """The one line that a mistake gets."""
+    """The one line that a mistake gets, after the model that was chosen."""
     assert main(list(arguments)) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
+    lines = [line for line in capsys.readouterr().err.strip().splitlines() if not line.startswith("Model: ")]
+    assert len(lines) == 1
+    return lines[0]
 
 
 # Inspect
@@ -137,9 +145,12 @@ def test_names_are_looked_up(run, catalogued, tmp_path, capsys):
 
 def test_the_quickstarts_student_is_the_default(catalogued, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert "there is no cocomix student in runs/quickstart; give a folder OUTPUT" in refused(capsys, "inspect", TEXT)
+    assert "no model in runs/quickstart: it has no config.json; give the output" in refused(capsys, "inspect", TEXT)
     shutil.copytree(catalogued / "students", tmp_path / "runs" / "quickstart" / "students")
-    found = json.loads(output(capsys, "inspect", TEXT, "--json"))
+    assert main(["inspect", TEXT, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("Model: runs/quickstart/students/cocomix\n")  # not ntp, which is first
+    found = json.loads(captured.out)
     assert found["run"] == "runs/quickstart/students/cocomix"
     assert found["tokens"][0]["concepts"][0]["name"] is None  # there is no catalogue
     assert "there is none; create it with `cocomix concepts RECIPE`" in refused(
@@ -148,7 +159,7 @@ def test_the_quickstarts_student_is_the_default(catalogued, tmp_path, monkeypatc
 
 
 def test_other_catalogues_and_models_are_refused(run, catalogued, tmp_path, capsys):
-    assert "it has no config.json; give a folder OUTPUT" in refused(capsys, "inspect", TEXT, "--run", str(tmp_path))
+    assert "it has no config.json; give the output folder" in refused(capsys, "inspect", TEXT, "--run", str(tmp_path))
     plain = str(catalogued / "students" / "ntp")
     assert "mixes no concepts in; give a run of method cocomix" in refused(capsys, "inspect", TEXT, "--run", plain)
     student = tmp_path / "damaged"

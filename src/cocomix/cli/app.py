@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-from cocomix.cli.options import argument, option
+from cocomix.cli.options import QUICKSTART, Run, option
 from cocomix.common.console import show, status
 from cocomix.common.errors import InputError
 from cocomix.common.settings import Range, kind_of
@@ -24,9 +24,7 @@ def _seconds() -> Any:
 
 
 def app(
-    run: Annotated[
-        Path | None, argument("RUN", "Folder of the trained model (default: the quickstart's cocomix student).")
-    ] = None,
+    run: Run = QUICKSTART,
     catalog: Annotated[Path | None, option("FOLDER", "Its concept catalog (default: that of its recipe).")] = None,
     host: Annotated[str, option("HOST", "Where to serve.")] = LOCAL[0],
     port: Annotated[int | None, option("PORT", "Default: the first free port from 7860.", Port)] = None,
@@ -47,12 +45,12 @@ def app(
     from cocomix.app.limits import Limits
     from cocomix.app.playground import build_playground
     from cocomix.app.serving import check_address, check_root_path, serve
-    from cocomix.inspection.runs import open_run
+    from cocomix.inspection.runs import model_folder, open_run
 
     limits = Limits(seconds=time_limit)
     check_root_path(root_path)
     check_address(host, port)
-    opened = open_run(run, catalog)
+    opened = open_run(model_folder(run), catalog)
     if opened.catalog is None:
         status("This run has no concept catalog, so concepts have numbers only. Build one: cocomix concepts RECIPE")
     page = build_playground(opened, limits)

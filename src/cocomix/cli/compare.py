@@ -12,7 +12,7 @@ from cocomix.common.console import show
 
 
 def compare(
-    runs: Annotated[list[Path], argument("RUN", "Folder of a trained model, output folder, or bundle.")],
+    runs: Annotated[list[Path], argument("RUN", "A trained model, an output folder (all students), or a bundle.")],
     output: Annotated[Path | None, option("FOLDER", "Write the report there.")] = None,
     as_json: Json = False,
 ) -> None:

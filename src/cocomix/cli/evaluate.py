@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cocomix.cli.options import Json, argument, given, option
+from cocomix.cli.options import Json, Run, given, option
 from cocomix.common.console import show, status
 from cocomix.common.errors import InputError
 from cocomix.common.settings import Batch, Count, Seed, kind_of
@@ -23,12 +23,11 @@ SCALES = (2.0, 4.0, 8.0, 16.0)
 """Default factors of `evaluate steering --operation scale`."""
 TEXT = "Text"
 TASKS = "Tasks (pip install 'cocomix[eval]')"
-RunFolder = Annotated[Path, argument("RUN", "Folder of a trained model.")]
 Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="Precision of matrix products.")]
 
 
 def evaluate(
-    run: RunFolder,
+    run: Run,
     limit: Annotated[int | None, option("N", "Only the first N documents, and items of each task.", Count)] = None,
     precision: Precision = "fp32",
     batch_size: Annotated[int, option("N", "Sequences per batch.", Batch)] = 8,
@@ -60,8 +59,9 @@ def evaluate(
     from cocomix.evaluation.harness import TaskSettings, evaluate_tasks, plan_tasks
     from cocomix.evaluation.record import add_evaluations, check_evaluations
     from cocomix.evaluation.text import TextSettings, evaluate_text
-    from cocomix.inspection.runs import open_model
+    from cocomix.inspection.runs import model_folder, open_model
 
+    run = model_folder(run)
     opened = open_model(run)
     check_evaluations(run)
     common: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "precision": precision}
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def evaluate_concepts(
-    run: RunFolder,
+    run: Run,
     limit: Annotated[int | None, option("N", "Only the first N blocks of validation text.", Count)] = None,
     batch_size: Annotated[int | None, option("N", "Blocks per batch (default: 16).", Batch)] = None,
     precision: Precision = "fp32",
@@ -99,6 +99,7 @@ def evaluate_concepts(
     from cocomix.pipeline.origins import learned_labels
 
     opened = _open(run)
+    run = opened.folder
     labels = learned_labels(opened) if opened.config.content == "concepts" else None
     settings = ConceptSettings(**given(limit=limit, batch_size=batch_size, precision=precision))
     _add_and_show(run, measure(opened, labels, settings), as_json)
@@ -116,13 +117,11 @@ def _score(key: str) -> Any:
 
 
 def evaluate_steering(
-    run: RunFolder,
+    run: Run,
     concepts: Annotated[
         int | None, option("N", "Concepts to steer in each frequency band (default: 32).", _score("concepts"))
     ] = None,
-    prompts: Annotated[
-        int | None, option("N", "Beginnings of validation text to continue (default: 4).", Count)
-    ] = None,
+    prompts: Annotated[int | None, option("N", "Number of validation prompts (default: 4).", Count)] = None,
     strengths: Annotated[
         Sequence[float] | None,
         option(
@@ -149,7 +148,7 @@ def evaluate_steering(
     new_tokens: Annotated[
         int | None, option("N", "Tokens to generate, at most a quarter of the context (default: 32).", Count)
     ] = None,
-    seed: Annotated[int | None, option("N", "Seed of concepts, prompts and texts (default: 0).", Seed)] = None,
+    seed: Annotated[int | None, option("N", "Random seed (default: 0).", Seed)] = None,
     batch_size: Annotated[int | None, option("N", "Texts per batch (default: 64).", Batch)] = None,
     operation: Annotated[Literal["add", "scale"], typer.Option(help="On the concept logit; the paper scales.")] = "add",
     as_json: Json = False,
@@ -177,6 +176,7 @@ def evaluate_steering(
     )
     settings = ScoreSettings(**options)
     opened = _open(run)
+    run = opened.folder
     if not opened.config.mixes_concepts:
         raise InputError(f"the model in {run} mixes no concepts in, so there are none to steer")
     score = score_steering(opened, settings)
@@ -191,10 +191,11 @@ def _open(folder: Path) -> OpenRun:
         InputError: there is no run, or the model mixes nothing.
     """
     from cocomix.evaluation.record import check_evaluations
-    from cocomix.inspection.runs import open_model
+    from cocomix.inspection.runs import model_folder, open_model
     from cocomix.models.configuration import CoCoMixConfig
     from cocomix.training.run import RUN_FILE
 
+    folder = model_folder(folder)
     opened = open_model(folder)
     check_evaluations(folder)
     if opened.record is None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cocomix.cli.options import argument, option
+from cocomix.cli.options import RUN, argument, option
 from cocomix.common import files
 from cocomix.common.console import show
 from cocomix.common.errors import InputError
@@ -23,7 +23,7 @@ OPTIONS: dict[Form, tuple[str, ...]] = {
 
 
 def export(
-    source: Annotated[Path, argument("RUN", "Folder of a trained model; for a bundle, also an output folder.")],
+    source: Annotated[Path, argument("RUN", f"{RUN} A bundle holds all of its students.")],
     target: Annotated[Path | None, argument("TARGET", "What to write (default: named after RUN, here).")] = None,
     to: Annotated[
         Form,
@@ -42,6 +42,10 @@ def export(
     losses per document. `cocomix compare` reads bundles in place of folders, also from several machines.
     """
     _check_options(to, {"--dtype": dtype, "--max-shard-size": max_shard_size, "--converter": converter})
+    if to != "bundle":
+        from cocomix.inspection.runs import model_folder
+
+        source = model_folder(source)
     name = f"{source.resolve().name}{'' if dtype is None else f'-{dtype}'}"
     if to == "bundle":
         from cocomix.reporting.bundles import write_bundle

@@ -1,4 +1,4 @@
-"""`cocomix inspect TEXT` and `cocomix generate PROMPT`: look into a trained model, and steer it."""
+"""`cocomix inspect [RUN] TEXT` and `cocomix generate [RUN] PROMPT`: look into a trained model, and steer it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cocomix.cli.options import Json, argument, given, option, read_number
+from cocomix.cli.options import QUICKSTART, Json, Run, argument, given, option, read_number
 from cocomix.common import files
 from cocomix.common.console import show, status
 from cocomix.common.errors import InputError
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from cocomix.models.steering import Steering
 
 ALL = "all"
-RunFolder = Annotated[Path | None, option("FOLDER", "The trained model (default: the quickstart's cocomix student).")]
+RunOption = Annotated[Path | None, typer.Option("--run", hidden=True, readable=False)]
+"""The former spelling of the argument RUN."""
 CatalogFolder = Annotated[Path | None, option("FOLDER", "Its concept catalog (default: that of its recipe).")]
 Steer = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="WISH",
+        metavar="SPEC",
         help="ID=+4 or ID=-4 adds, ID=x5 scales, ID==4 sets, ID=off suppresses; name:WORDS in place of ID looks it "
         "up; may be repeated.",
     ),
@@ -85,13 +86,15 @@ def _count_or_all(written: Any) -> Any:
 
 
 def inspect(
+    *,
+    run: Run = QUICKSTART,
     text: Annotated[str, argument("TEXT", "What the model reads.")],
     concepts: Annotated[
         int | None,
         typer.Option(metavar="N", parser=_count_or_all, help="Concepts of each token to show and to ablate, or `all`."),
     ] = 4,
     html: Annotated[Path | None, option("FILE", "Write a page.")] = None,
-    run: RunFolder = None,
+    run_option: RunOption = None,
     catalog: CatalogFolder = None,
     steer: Steer = None,
     positions: Positions = ALL,
@@ -103,7 +106,7 @@ def inspect(
     What each concept does to the next token is measured by its gradient and by ablation.
     """
     from cocomix.inspection.page import trace_page
-    from cocomix.inspection.runs import open_run
+    from cocomix.inspection.runs import model_folder, open_run
     from cocomix.inspection.terminal import trace_text
     from cocomix.inspection.tracing import trace
 
@@ -111,7 +114,7 @@ def inspect(
         raise InputError("--positions is generated, but a text that is only read has none; give all, or numbers")
     if html is not None:
         _check_page(html)
-    opened = open_run(run, catalog)
+    opened = open_run(model_folder(run_option or run), catalog)
     mixed = opened.model.config.num_active_concepts
     shown = mixed if concepts is None else min(concepts, mixed)
     options = SteeringOptions(steer or [], positions, after_choice)
@@ -151,6 +154,8 @@ def _generation(key: str) -> Any:
 
 
 def generate(
+    *,
+    run: Run = QUICKSTART,
     prompt: Annotated[str, argument("PROMPT", "What the text begins with.")],
     compare: Annotated[
         bool, typer.Option("--compare", help="Print the text of the plain model next to the steered one.")
@@ -173,16 +178,16 @@ def generate(
     seed: Annotated[int | None, option("S", "Sampling seed (default: 0).", Seed)] = None,
     num_beams: Annotated[int | None, option("N", "Beams of beam search (default: 1).", Batch)] = None,
     num_samples: Annotated[int | None, option("N", "Texts to print (default: 1).", Batch)] = None,
-    run: RunFolder = None,
+    run_option: RunOption = None,
     catalog: CatalogFolder = None,
     steer: Steer = None,
     positions: Positions = ALL,
     after_choice: AfterChoice = False,
     as_json: Json = False,
 ) -> None:
-    """Continue a prompt, with concepts raised or lowered."""
+    """Continue a prompt, with concepts turned up or down."""
     from cocomix.inspection.generation import GenerationSettings, continuations
-    from cocomix.inspection.runs import open_run
+    from cocomix.inspection.runs import model_folder, open_run
     from cocomix.models.steering import Steering
 
     chosen = given(
@@ -196,7 +201,7 @@ def generate(
     settings = GenerationSettings(**chosen)
     if compare and not steer:
         raise InputError("--compare without --steer would print the same text twice; give --steer")
-    opened = open_run(run, catalog)
+    opened = open_run(model_folder(run_option or run), catalog)
     options = SteeringOptions(steer or [], positions, after_choice)
     steering = options.read(opened)
     steered = continuations(opened, prompt, settings, steering)

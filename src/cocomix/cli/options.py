@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -24,6 +25,9 @@ OPTION = re.compile(r"--[^\W\d][^\s=]*(=.*)?", re.DOTALL)
 """An option as opposed to a text, which may begin with a dash too."""
 HELP = ("--help", "-h")
 
+RUN = "A trained model, or the output folder of a recipe, which stands for its first cocomix student."
+Run = Annotated[Path, typer.Argument(metavar="RUN", help=RUN, readable=False)]
+QUICKSTART = Path("runs") / "quickstart"
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 
 
@@ -47,6 +51,7 @@ class Command(TyperCommand):
         expected = [each for each in params if each.param_type_name == "argument"]
         options = {name: each for each in params for name in each.opts if name.startswith("--")}
         own, others, texts = _sort(ctx, args, options)
+        texts = _with_default_run(ctx, expected, texts)
         if missing := [each.metavar for each in expected if each.required][len(texts) :]:
             raise _usage_error(ctx, f"the following arguments are required: {', '.join(missing)}")
         if all(each.nargs == 1 for each in expected):
@@ -89,11 +94,15 @@ class Command(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then the options by their panels."""
         params: list[Any] = self.get_params(ctx)
-        arguments = [("Arguments", (each.metavar, each.help)) for each in params if each.param_type_name == "argument"]
+        arguments = [
+            ("Arguments", (each.metavar, each.help + (f"  [default: {each.default}]" if each.default else "")))
+            for each in params
+            if each.param_type_name == "argument"
+        ]
         options = [
             (each.rich_help_panel or "Options", each.get_help_record(ctx))
             for each in params
-            if each.param_type_name == "option"
+            if each.param_type_name == "option" and not each.hidden
         ]
         _write_panels(formatter, [*arguments, *options])
 
@@ -231,6 +240,20 @@ def _sort(ctx: Any, args: Sequence[str], options: Mapping[str, Any]) -> tuple[li
         if count > 1 and not (name in options and options[name].multiple):
             raise _usage_error(ctx, f"{name} is given {count} times; give it once")
     return known, unknown, texts
+
+
+def _with_default_run(ctx: Any, expected: Sequence[Any], texts: list[str]) -> list[str]:
+    """Complete positional arguments whose first one, RUN, was left out.
+
+    Raises:
+        InputError: only RUN was given.
+    """
+    if not expected or expected[0].required or len(texts) == len(expected):
+        return texts
+    required = [each.metavar for each in expected if each.required]
+    if len(texts) == 1 and required and os.path.isdir(texts[0]):
+        raise _usage_error(ctx, f"{texts[0]} is a folder, so it is RUN; give {required[0]} too")
+    return [str(expected[0].default), *texts] if len(texts) >= len(required) else texts
 
 
 def _usage_error(ctx: Any, message: str) -> InputError:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import argument
+from cocomix.cli.options import Run, argument
 from cocomix.common.console import show
 
 
 def push(
-    run: Annotated[Path, argument("RUN", "Folder of the trained model.")],
+    run: Run,
     repo_id: Annotated[str, argument("REPO_ID", "Repository on the Hub, USER/NAME; it is created if needed.")],
     labels: Annotated[
         bool, typer.Option("--labels", help="Upload the labeled corpus, which holds its text, to REPO_ID-labels.")
@@ -23,7 +22,8 @@ def push(
 
     The token is that of `hf auth login`, or HF_TOKEN.
     """
+    from cocomix.inspection.runs import model_folder
     from cocomix.reporting.publishing import push_run
 
-    for upload in push_run(run, repo_id, labels, private or None):
+    for upload in push_run(model_folder(run), repo_id, labels, private or None):
         show(f"{upload.url}: {upload.files} files")

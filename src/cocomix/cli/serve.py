@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-from cocomix.cli.options import argument, option
+from cocomix.cli.options import Run, option
 from cocomix.common.console import show, status
 from cocomix.common.errors import InputError
 from cocomix.common.settings import Range
@@ -18,7 +18,7 @@ NEEDED = ("starlette", "uvicorn", "jinja2")
 
 
 def serve(
-    run: Annotated[Path, argument("RUN", "Folder of the trained model, of any method.")],
+    run: Run,
     catalog: Annotated[Path | None, option("FOLDER", "Its concept catalog (default: that of its recipe).")] = None,
     host: Annotated[str, option("HOST", "Where to serve.")] = LOCAL[0],
     port: Annotated[int, option("PORT", "Port to listen on.", Port)] = 8000,
@@ -33,12 +33,13 @@ def serve(
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise InputError(f"serving needs {missing[0]}; install it with: pip install 'cocomix[serve]'")
 
+    from cocomix.inspection.runs import model_folder
     from cocomix.serving.server import bind, open_served
     from cocomix.serving.server import serve as serve_run
 
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""):
         raise InputError("--api-key is empty or has characters that no HTTP header can hold; give letters and digits")
-    opened = open_served(run, catalog)
+    opened = open_served(model_folder(run), catalog)
     with bind(host, port) as listening:
         _ = opened.model  # loads before the address is shown
         if host not in LOCAL and api_key is None:

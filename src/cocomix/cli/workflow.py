@@ -18,9 +18,10 @@ from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.recipe import Recipe
 from cocomix.pipeline.run import prepared, run_missing
 from cocomix.pipeline.stage import Stage
-from cocomix.reporting.bundles import opened, run_folders
+from cocomix.reporting.bundles import opened
 from cocomix.reporting.compare import compare_runs
 from cocomix.reporting.report_folder import FORM, check_report_folder, load_results, write_report
+from cocomix.training.run import run_folders
 
 
 def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:

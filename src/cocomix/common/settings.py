@@ -19,6 +19,7 @@ from typing import Annotated, Any, NewType
 
 from yaml.constructor import SafeConstructor
 
+from cocomix.common import strict_yaml
 from cocomix.common.errors import InputError, did_you_mean
 
 BOOLEANS = SafeConstructor.bool_values
@@ -119,7 +120,7 @@ def expected(kind: Any) -> str:
     if _partial(kind) is not None:
         return "some keys with their values"
     if typing.get_origin(kind) in (list, tuple):
-        return f"a list, each {expected(typing.get_args(kind)[0])}"
+        return f"a list such as a,b,c, each {expected(typing.get_args(kind)[0])}"
     if typing.get_origin(kind) is dict:
         return "names with their settings"
     limits = _range(kind)
@@ -206,6 +207,8 @@ def _joined(key: str, name: Any) -> str:
 def _read_collection(kind: Any, value: Any, key: str) -> tuple[Any, list[str]]:
     """Read a list, a dictionary with text keys, or, as Any, any nesting of both with scalars inside."""
     accepted, inside = typing.get_origin(kind), (typing.get_args(kind) or (Any,))
+    if accepted is list and isinstance(value, str) and getattr(inside[0], "__origin__", inside[0]) in _SCALARS:
+        value = [_written(inside[0], item.strip()) for item in value.split(",")]
     if isinstance(value, dict) and accepted in (dict, None):
         lines = [f"{key} has the key {short_repr(name)}; expected text" for name in value if not isinstance(name, str)]
         read_items = {name: read(inside[-1], item, _joined(key, name)) for name, item in value.items()}
@@ -223,6 +226,11 @@ def _read_collection(kind: Any, value: Any, key: str) -> tuple[Any, list[str]]:
         if value is None or isinstance(value, (bool, int))
         else (None, [f"{key} is {short_repr(value)}; expected a number, text, true or false"])
     )
+
+
+def _written(kind: Any, item: str) -> Any:
+    """Return an item of a list that was written as `1,2,3`."""
+    return item if accepts_text(kind) else strict_yaml.parse(item, repr(item))
 
 
 def _range(kind: Any) -> Range | None:

@@ -13,14 +13,15 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from cocomix.catalog.rows import INFO_FILE as CATALOG_FILE
 from cocomix.catalog.search import Catalog, open_catalog
 from cocomix.common import distributed, integrity
+from cocomix.common.console import status
 from cocomix.common.errors import InputError
 from cocomix.data.packing import INFO_FILE as CORPUS_FILE
 from cocomix.data.packing import load_packed
 from cocomix.data.tokenizer import load_tokenizer, vocabulary_size
 from cocomix.models.loading import check_vocabulary, load_causal_lm, load_config
-from cocomix.training.run import RUN_FILE, Run, load_run
+from cocomix.training.run import RUN_FILE, Run, load_run, run_folders
 
-QUICKSTART = Path("runs") / "quickstart"
+METHOD = "cocomix"
 CHANGED = f"restore it, or delete {integrity.SUMS_FILE} if you changed it on purpose"
 
 
@@ -72,6 +73,21 @@ class OpenRun:
         return {} if self.catalog is None else self.catalog.names
 
 
+def model_folder(path: Path) -> Path:
+    """Return the folder of a model: `path` itself, or of an output folder the first student of method `cocomix`.
+
+    An output folder without such a student stands for its first one. The choice is printed.
+    """
+    if (path / "config.json").is_file():
+        return path
+    runs = run_folders(path)
+    if runs == [path]:
+        return path
+    chosen = next((run for run in runs if load_run(run).method == METHOD), runs[0])
+    status(f"Model: {chosen}")
+    return chosen
+
+
 def open_model(folder: Path) -> OpenRun:
     """Open any saved causal language model without loading its weights or looking for a catalog.
 
@@ -80,8 +96,8 @@ def open_model(folder: Path) -> OpenRun:
     """
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"no model in {folder}: it has no config.json; give a folder OUTPUT/students/NAME, or any folder that "
-            "save_pretrained wrote"
+            f"no model in {folder}: it has no config.json; give the output folder of a recipe, one of its "
+            "students (OUTPUT/students/NAME), or any folder that save_pretrained wrote"
         )
     integrity.verify(folder, CHANGED, names={path.name for path in folder.iterdir()})
     record = load_run(folder) if (folder / RUN_FILE).is_file() else None
@@ -90,17 +106,17 @@ def open_model(folder: Path) -> OpenRun:
     return OpenRun(folder, config, tokenizer, record)
 
 
-def open_run(folder: Path | None, catalog: Path | None = None) -> OpenRun:
+def open_run(folder: Path, catalog: Path | None = None) -> OpenRun:
     """Open a model that mixes concepts, with its catalog, without loading its weights.
 
     Args:
-        folder: folder of the model; by default the newest quickstart run of method `cocomix`.
+        folder: folder of the model.
         catalog: folder of its catalog; by default the folder `catalog` of the run's output, if it exists.
 
     Raises:
         InputError: there is no such model, it mixes no concepts, or the catalog describes other concepts.
     """
-    run = open_model(_quickstart_run() if folder is None else folder)
+    run = open_model(folder)
     if not getattr(run.config, "mixes_concepts", False):
         raise InputError(
             f"the model in {run.folder} mixes no concepts in; give a run of method cocomix whose mixing is add or "
@@ -132,14 +148,3 @@ def _check_catalog(catalog: Catalog, run: OpenRun) -> None:
             f"the catalog {catalog.folder} is of another SAE than the one that {run.folder} learned concepts from; "
             "give --catalog FOLDER of the concepts that it was trained with"
         )
-
-
-def _quickstart_run() -> Path:
-    """Return the newest quickstart run of method `cocomix`."""
-    runs = sorted(QUICKSTART.glob(f"students/*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in runs:
-        if load_run(path.parent).method == "cocomix":
-            return path.parent
-    raise InputError(
-        f"no model given, and there is no cocomix student in {QUICKSTART}; give a folder OUTPUT/students/NAME"
-    )

@@ -42,11 +42,18 @@ def run_stages(pipeline: Pipeline, stages: Sequence[Stage]) -> None:
     """Compute what is missing of `stages`, in order. The teacher is in memory only from its first use to its last."""
     for number, stage in enumerate(stages, 1):
         if distributed.is_main_process():
-            status(f"[{number}/{len(stages)}] {stage.name}{': already finished' if stage.is_done() else ''}")
+            status(f"[{number}/{len(stages)}] {stage.name}{_state(stage)}")
         if stage.kind == "student" and not pipeline.recipe.runs_teacher(pipeline.recipe.students[stage.arguments[0]]):
             pipeline.release_teacher()
         run_stage(pipeline, stage)
     pipeline.release_teacher()
+
+
+def _state(stage: Stage) -> str:
+    if not stage.is_done():
+        return ""
+    changes = stage.idle_changes()
+    return ": already finished" + (f" ({'; '.join(changes)})" if changes else "")
 
 
 def run_stage(pipeline: Pipeline, stage: Stage) -> None:

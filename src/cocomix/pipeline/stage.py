@@ -19,6 +19,12 @@ from cocomix.training import older_records
 
 RECORD_FILE = "stage.json"
 CLAIM_FILE = "begun.json"
+IDLE_SETTINGS = ("blocks_per_batch", "gradient_checkpointing", "compile", "keep_checkpoints", "report_to")
+"""Settings that decide how a result is computed, with which memory and speed, but not what it is (up to rounding).
+
+Records hold those that were used. If the recipe now has others, a finished stage stays finished; an unfinished one
+starts again, so that resuming is exact.
+"""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class Stage:
         if not self.is_done():
             return self._unfinished_problems()
         record = self.record()
-        changed = _changes(older_records.complete_settings(record.settings, self.settings), self.settings)
+        changed = _changes(_decisive(self._recorded(record)), _decisive(self.settings))
         if changed:
             return [
                 f"{self.folder} was written by a different recipe: {'; '.join(changed)}; "
@@ -110,6 +116,13 @@ class Stage:
             if needed.name not in record.inputs
             or (needed.is_done() and needed.record().fingerprint != record.inputs[needed.name])
         ]
+
+    def idle_changes(self) -> list[str]:
+        """Return one line for each of the `IDLE_SETTINGS` with which the finished folder was computed differently."""
+        return _changes(self._recorded(self.record()), self.settings)
+
+    def _recorded(self, record: Record) -> dict[str, Any]:
+        return older_records.complete_settings(record.settings, self.settings)
 
     def _unfinished_problems(self) -> list[str]:
         unfinished = files.partial(self.folder)
@@ -209,6 +222,13 @@ class Stage:
                 folder.delete(marker)
         unfinished.mkdir(parents=True, exist_ok=True)
         files.write_json(unfinished / CLAIM_FILE, claim)
+
+
+def _decisive(settings: Any) -> Any:
+    """Return settings without the `IDLE_SETTINGS` on any level."""
+    if not isinstance(settings, dict):
+        return settings
+    return {name: _decisive(value) for name, value in settings.items() if name not in IDLE_SETTINGS}
 
 
 def _changes(recorded: Any, wanted: Any, key: str = "") -> list[str]:

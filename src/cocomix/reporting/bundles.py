@@ -20,28 +20,12 @@ from cocomix.common.errors import InputError
 from cocomix.evaluation.record import EVALUATION_FILE
 from cocomix.reporting.report_folder import RESULTS, load_results
 from cocomix.training.documents import LOSSES_FILE
-from cocomix.training.run import RUN_FILE, load_run
+from cocomix.training.run import RUN_FILE, load_run, run_folders
 
-LAYOUTS = ("students/*", "replicate-*/students/*")
-"""Folders of the runs in an output folder."""
 OF_A_RUN = (RUN_FILE, EVALUATION_FILE, LOSSES_FILE)
 MOST_FILES = 10_000
 MOST_BYTES = 2**27
 """Limits on the contents of a bundle, which may come from anywhere."""
-
-
-def run_folders(folder: Path) -> list[Path]:
-    """Return the folders of the finished runs of an output folder, in the recipe's order, or a run's own folder."""
-    found = [path.parent for layout in LAYOUTS for path in sorted(folder.glob(f"{layout}/{RUN_FILE}"))]
-    if (folder / RUN_FILE).is_file() or not found:
-        return [folder]
-    runs = {path: load_run(path) for path in found}
-
-    def place(path: Path) -> tuple[int, int]:
-        names = [*runs[path].recipe["students"]]
-        return names.index(runs[path].name) if runs[path].name in names else len(names), runs[path].seed
-
-    return sorted(found, key=place)
 
 
 def write_bundle(source: Path, target: Path) -> int:

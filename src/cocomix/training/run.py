@@ -20,6 +20,8 @@ from cocomix.training.pretrain import TrainingResult
 from cocomix.training.validation import bits_per_byte
 
 RUN_FILE = "run.json"
+LAYOUTS = ("students/*", "replicate-*/students/*")
+"""Folders of the runs in an output folder."""
 
 
 @dataclass(frozen=True)
@@ -152,3 +154,17 @@ def load_run(folder: Path) -> Run:
         return replace(run, recipe=older_records.complete_recipe(run.recipe))
     except (TypeError, ValueError) as error:
         raise InputError(f"{folder / RUN_FILE} does not describe a run: {error}") from None
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Return the folders of the finished runs of an output folder, in the recipe's order, or a run's own folder."""
+    found = [path.parent for layout in LAYOUTS for path in sorted(folder.glob(f"{layout}/{RUN_FILE}"))]
+    if (folder / RUN_FILE).is_file() or not found:
+        return [folder]
+    runs = {path: load_run(path) for path in found}
+
+    def place(path: Path) -> tuple[int, int]:
+        names = [*runs[path].recipe["students"]]
+        return names.index(runs[path].name) if runs[path].name in names else len(names), runs[path].seed
+
+    return sorted(found, key=place)

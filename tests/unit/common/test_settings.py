@@ -134,7 +134,7 @@ def test_whole_numbers_may_be_written_with_an_exponent(content: dict[str, Any]) 
         ("output", "", "output is ''; expected text"),
         ("training", None, "training is None; expected keys such as max_tokens"),
         ("training.keep_best", 1, "training.keep_best is 1; expected true or false"),
-        ("training.report_to", "wandb", "training.report_to is 'wandb'; expected a list"),
+        ("training.report_to", 5, "training.report_to is 5; expected a list"),
         ("students", ["ntp"], "students is ['ntp']; expected names with their settings"),
         ("students.ntp", None, "students.ntp is None; expected keys such as method"),
         ("students.new", {}, "students.new.method is missing"),
@@ -228,10 +228,14 @@ def test_a_wrong_option_of_a_recipe_is_refused_in_one_line(
 
 
 def test_options_are_read_by_the_type_of_their_key(tmp_path: Path) -> None:
-    options = ("--name", "1e3", "--training.max_tokens", "1e7", "--seeds=[1, 2]", "--corpus.validation_source", "null")
+    options = ("--name", "1e3", "--training.max_tokens", "1e7", "--seeds=1,2", "--corpus.validation_source", "null")
     recipe = loaded(tmp_path, MINIMAL, *options)
     assert (recipe.name, recipe.training.max_tokens, recipe.seeds) == ("1e3", 10**7, [1, 2])
     assert recipe.corpus.validation_source is None
+    text = MINIMAL + "\nseeds: 1,2\ntraining: {max_tokens: 1_000_000, report_to: 'tensorboard, wandb'}\n"
+    recipe = loaded(tmp_path, text)
+    assert (recipe.seeds, recipe.training.max_tokens) == ([1, 2], 10**6)
+    assert recipe.training.report_to == ["tensorboard", "wandb"]
 
 
 @pytest.mark.parametrize(

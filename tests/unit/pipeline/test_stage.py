@@ -109,6 +109,18 @@ def test_a_folder_made_with_other_settings_is_named_and_kept(stage, run):
     ]
 
 
+def test_settings_of_memory_and_speed_leave_a_finished_folder_finished(stage, run, computed):
+    stage = dataclasses.replace(stage, settings={"training": {"blocks_per_batch": 16, "learning_rate": 0.1}})
+    run(stage)
+    other = dataclasses.replace(stage, settings={"training": {"blocks_per_batch": 4, "learning_rate": 0.1}})
+    assert other.problems() == []
+    assert other.idle_changes() == ["training.blocks_per_batch is 16 there, 4 here"]
+    run(other)
+    assert computed == ["sae"] and other.record().settings == stage.settings
+    (problem,) = dataclasses.replace(other, settings={"training": {"learning_rate": 0.2}}).problems()
+    assert "training.learning_rate is 0.1 there, 0.2 here" in problem and "blocks_per_batch" not in problem
+
+
 def test_what_another_program_left_is_named_and_kept(stage, computed):
     unfinished = files.partial(stage.folder)
     unfinished.mkdir()
