@@ -11,6 +11,7 @@ import typer
 from cocomix.cli.options import Json, RecipeCommand, option
 from cocomix.cli.recipe import RecipeFile
 from cocomix.common.console import show
+from cocomix.common.errors import InputError
 from cocomix.common.settings import Batch, Count, Range
 
 Utilization = Annotated[float, Range(0, 1, open_low=True)]
@@ -25,16 +26,16 @@ class PlanCommand(RecipeCommand):
 def plan(
     ctx: typer.Context,
     recipe: RecipeFile,
-    gpu: Annotated[str, option("NAME", "Kind of GPU.")] = "h100",
-    gpus: Annotated[int, option("N", "Number of GPUs.", Batch)] = 8,
-    utilization: Annotated[float, option("SHARE", "Assumed share of their peak.", Utilization)] = 0.4,
+    gpu: Annotated[str | None, option("NAME", "Plan for this kind of GPU instead of this machine.")] = None,
+    gpus: Annotated[int | None, option("N", "Number of GPUs, of h100 unless --gpu names another.", Batch)] = None,
+    utilization: Annotated[float | None, option("SHARE", "Assumed share of the GPUs' peak, 0.4.", Utilization)] = None,
     corpus_tokens: Annotated[
         int | None, option("N", "Training tokens of a corpus that is not packed yet.", Count)
     ] = None,
     only: Annotated[str | None, option("NAME", "Plan just this student.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compute a recipe's cost: FLOPs, memory, storage, hours.
+    """Compute a recipe's cost on this machine or on GPUs: FLOPs, memory, storage, time.
 
     Nothing is trained or written.
     """
@@ -43,6 +44,14 @@ def plan(
     from cocomix.planning.plan import plan_recipe
     from cocomix.planning.tables import describe
 
-    on = machines(gpu, gpus, utilization)
-    computed = plan_recipe(load_recipe(recipe, ctx.args), on, corpus_tokens, only)
+    loaded = load_recipe(recipe, ctx.args)
+    if gpu is None and gpus is None:
+        if utilization is not None:
+            raise InputError("--utilization is for GPUs; this machine is measured: give --gpu or --gpus too")
+        from cocomix.planning.calibration import this_machine
+
+        on = this_machine()
+    else:
+        on = machines(gpu or "h100", gpus or 1, utilization or 0.4)
+    computed = plan_recipe(loaded, on, corpus_tokens, only)
     show(json.dumps(asdict(computed), indent=2) if as_json else describe(computed))

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from cocomix.common.units import GIB
+
 
 class Gpu(NamedTuple):
     """A GPU model."""
@@ -22,7 +24,6 @@ class Gpu(NamedTuple):
         return self.single if precision == "fp32" else self.half
 
 
-GIB = 2**30
 GPUS = {
     "H200": Gpu(139 * GIB, 989e12, 67e12),
     "H100": Gpu(79 * GIB, 989e12, 67e12),

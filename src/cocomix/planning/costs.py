@@ -6,24 +6,34 @@ from dataclasses import dataclass, field
 
 from cocomix.common.errors import InputError, did_you_mean
 from cocomix.common.gpus import GPUS, Gpu
+from cocomix.common.units import GIB
 from cocomix.planning.memory import Peak
 
 
 @dataclass(frozen=True)
 class Machines:
-    """The GPUs to train on.
+    """The devices to train on.
 
     Attributes:
-        name: name of the GPU.
-        gpu: its memory and peak throughput.
-        count: number of GPUs.
-        utilization: assumed share of the peak throughput that training reaches.
+        name: name of the GPU or CPU.
+        gpu: its memory and throughput.
+        count: number of devices.
+        utilization: assumed share of the throughput that training reaches.
+        device: cuda or cpu.
+        measured: whether the throughput is that of a training on this machine, rather than the vendor's peak.
     """
 
     name: str
     gpu: Gpu
     count: int
     utilization: float
+    device: str = "cuda"
+    measured: bool = False
+
+    @property
+    def reserved(self) -> float:
+        """Assumed memory of CUDA, its libraries, NCCL, and fragmentation; on a CPU, of Python and the libraries."""
+        return 2 * GIB if self.device == "cuda" else GIB / 2
 
     def hours(self, flops: float, precision: str) -> float:
         """Return the hours for a number of FLOPs in a precision."""

@@ -50,9 +50,7 @@ RECOMPUTED = 4 / 3
 """Relative cost of a step with gradient checkpointing: two forward passes and a backward pass that costs two."""
 
 
-def plan_recipe(
-    recipe: Recipe, on: Machines, corpus_tokens: int | None = None, only: str | None = None, device: str = "cuda"
-) -> Plan:
+def plan_recipe(recipe: Recipe, on: Machines, corpus_tokens: int | None = None, only: str | None = None) -> Plan:
     """Compute the cost of a recipe without running it.
 
     Args:
@@ -60,7 +58,6 @@ def plan_recipe(
         on: the machines.
         corpus_tokens: training tokens of a corpus that is not packed yet.
         only: plan only this student; None means all.
-        device: plan the memory of cuda or cpu.
 
     Raises:
         InputError: the recipe cannot work, or sizes are neither known nor stated in it.
@@ -70,7 +67,7 @@ def plan_recipe(
     if only is not None:
         recipe.require_student(only)
     first, *others = recipe.replicated()
-    planner = _Planner(first, on, corpus_tokens, device, [Pipeline(other) for other in others])
+    planner = _Planner(first, on, corpus_tokens, [Pipeline(other) for other in others])
     if problems := preflight.model_problems(planner.pipeline, planner.pipeline.vocab_size):
         raise InputError("\n".join(problems))
     if recipe.mixes_hidden_states() or (recipe.needs_labels() and recipe.labels.source is None):
@@ -91,14 +88,13 @@ class _Planner:
         recipe: of one replicate.
         on: the machines.
         corpus_tokens: training tokens of a corpus that is not packed yet.
-        device: whose memory is planned.
         replicates: the other replicates, which cost the same.
     """
 
     def __init__(
-        self, recipe: Recipe, on: Machines, corpus_tokens: int | None, device: str, replicates: Sequence[Pipeline] = ()
+        self, recipe: Recipe, on: Machines, corpus_tokens: int | None, replicates: Sequence[Pipeline] = ()
     ) -> None:
-        self.recipe, self.on, self.device, self.replicates = recipe, on, device, replicates
+        self.recipe, self.on, self.device, self.replicates = recipe, on, on.device, replicates
         self.pipeline = PlannedPipeline(recipe)
         self.corpus_tokens = self._corpus_tokens(corpus_tokens)
 
@@ -299,9 +295,12 @@ class _Planner:
         gpus, rows = self.on.count, training.blocks_per_batch
         batch = rows * self.recipe.block_size * gpus
         if training.tokens_per_step % batch:
+            per_gpu = rows * self.recipe.block_size
+            fitting = next(count for count in range(gpus, 0, -1) if training.tokens_per_step % (per_gpu * count) == 0)
             raise InputError(
                 f"{section}.tokens_per_step is {training.tokens_per_step}; on {gpus} GPUs it must be a multiple of "
-                f"blocks_per_batch × block_size × GPUs = {rows} × {self.recipe.block_size} × {gpus} = {batch}"
+                f"blocks_per_batch × block_size × GPUs = {rows} × {self.recipe.block_size} × {gpus} = {batch}; give "
+                f"--gpus {fitting} or change {section}.tokens_per_step"
             )
         return training.tokens_per_step > batch
 

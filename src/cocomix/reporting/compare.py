@@ -74,7 +74,8 @@ class Comparison:
         loss_difference: mean final loss of the group minus that of the baseline, nats per token; negative is better.
         loss_over_seeds: the same difference over seed pairs, with an interval; None unless both have the same two or
             more seeds.
-        documents: the same difference over validation documents, with an interval; None if not recorded.
+        documents: the same difference over validation documents, with an interval if there are enough; None if not
+            recorded.
         tokens_to_baseline_loss: training tokens at which the group's mean validation curve first reaches the
             baseline's mean final loss; None if it never does.
         tokens_ratio: those tokens divided by the baseline's.
@@ -144,7 +145,7 @@ def with_verdicts(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
         {
             **asdict(each),
             "verdict_over_seeds": None if each.loss_over_seeds is None else str(seeds),
-            "verdict_over_documents": None if each.documents is None else str(documents),
+            "verdict_over_documents": str(documents) if each.documents and each.documents.test else None,
         }
         for each, seeds, documents in zip(comparisons, over_seeds, over_documents, strict=True)
     ]

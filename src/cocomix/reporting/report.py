@@ -6,6 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from cocomix.common.document import Block, Bullets, Heading, Picture, Table, literal
+from cocomix.common.units import duration
 from cocomix.reporting.concept_report import concept_section
 from cocomix.reporting.concept_tables import SUMMARY_NOTE, concept_summary
 from cocomix.reporting.costs import AXES
@@ -142,15 +143,6 @@ def _tokens_with_teacher(student: dict[str, Any], teacher_tokens: int) -> str:
 
 NONE = "–"
 """Cell for a figure that is unknown or a setting that has no effect."""
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as seconds, minutes or hours."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
 SETTINGS = (

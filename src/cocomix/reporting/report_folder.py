@@ -12,7 +12,7 @@ from cocomix.reporting.envelope import ENVELOPE, envelope_picture, has_envelope
 from cocomix.reporting.report import CURVES, curves_picture, report
 
 RESULTS = "results.json"
-FORM = 3
+FORM = 4
 """Format version of `results.json`. Increase it when the format changes; earlier reports are then rewritten."""
 CLAIM = "begun.json"
 """Marker file that a report folder contains until the report is complete."""

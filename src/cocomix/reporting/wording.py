@@ -121,12 +121,17 @@ def _certainty(results: dict[str, Any], comparison: dict[str, Any]) -> str:
             f"95 % interval {low:+.4f} to {high:+.4f}"
         )
     if documents := comparison["documents"]:
-        low, high = documents["interval"]
-        found.append(
-            f"95 % interval over {documents['documents']:,} validation documents {low:+.4f} to {high:+.4f}, "
-            f"p = {documents['p_value']:.2g}"
-        )
+        found.append(_over_documents(documents))
     return f" ({'; '.join(found)})" if found else ""
+
+
+def _over_documents(documents: dict[str, Any]) -> str:
+    """Describe the interval and the p-value over validation documents."""
+    count = f"{documents['documents']:,} validation document{'s' * (documents['documents'] > 1)}"
+    if documents["interval"] is None:
+        return f"{count} {'are' if documents['documents'] > 1 else 'is'} too few for an interval"
+    low, high = documents["interval"]
+    return f"95 % interval over {count} {low:+.4f} to {high:+.4f}, p = {documents['p_value']:.2g}"
 
 
 def _tokens_over_seeds(comparison: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The paired bootstrap and randomization test over documents."""
+"""The paired randomization test over documents, and its interval."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cocomix.evaluation.statistics import paired_difference
+from cocomix.evaluation.statistics import LEAST_DOCUMENTS, paired_difference
 from cocomix.evaluation.verdicts import Verdict, verdicts
 from cocomix.training.documents import DocumentLosses, load_document_losses, save_document_losses
 
@@ -19,7 +19,7 @@ def losses(draw: np.random.Generator, shift: float, documents: int = 400) -> lis
 
 
 def test_the_interval_is_that_of_a_paired_t_test() -> None:
-    """Documents of equal length: the bootstrap of their mean, and Student's interval for it."""
+    """Documents of equal length: the interval of their mean, and Student's interval for it."""
     draw = np.random.default_rng(1)
     ours, theirs = losses(draw, -0.05), losses(draw, 0.0)
     found = paired_difference(ours, theirs)
@@ -52,15 +52,39 @@ def test_seeds_are_averaged_and_empty_documents_left_out(tmp_path: Path) -> None
     assert found.documents == 2
 
 
-@pytest.mark.parametrize("apart", [[1.0, 2.0, 4.0], [-1.0, -2.0, -4.0], [1.0, 3.0, -2.0], [0.0, 0.0, 0.0]])
+@pytest.mark.parametrize(
+    "apart", [[1.0, 2, 4, 3, 2, 5], [-1.0, -2, -4, -3, -2, -5], [1.0, 3, -2, 2, -1, 1, 2], [0.0] * 6]
+)
 def test_the_p_value_is_the_share_of_signs_that_go_as_far(apart: list[float]) -> None:
-    """Three documents have eight choices of signs, so never a small p, however alike they differ."""
-    tokens = np.full(3, 10)
-    theirs = DocumentLosses(np.full(3, 30.0), tokens)
+    tokens = np.full(len(apart), 10)
+    theirs = DocumentLosses(np.full(len(apart), 30.0), tokens)
     found = paired_difference([DocumentLosses(theirs.nll + apart, tokens)], [theirs])
-    signs = np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1)
+    signs = np.array(np.meshgrid(*[[-1, 1]] * len(apart))).reshape(len(apart), -1)
     exact = (np.abs(np.array(apart) @ signs) >= abs(sum(apart))).mean()
-    assert found.p_value == pytest.approx(exact, abs=0.015)
+    assert found.p_value == pytest.approx(exact, abs=0.02)
+
+
+def test_an_interval_excludes_zero_exactly_where_p_is_below_5_percent() -> None:
+    draw, excluded = np.random.default_rng(4), 0
+    for documents in range(LEAST_DOCUMENTS, 60):
+        tokens = draw.integers(10, 90, documents)
+        theirs = DocumentLosses(np.full(documents, 30.0), tokens)
+        shift = draw.choice([0.0, 0.3])
+        found = paired_difference([DocumentLosses(theirs.nll + draw.normal(shift, 1, documents), tokens)], [theirs])
+        assert found.interval is not None and found.p_value is not None
+        low, high = found.interval
+        assert low <= found.difference <= high
+        assert (found.p_value < 0.05) == (not low <= 0 <= high)
+        excluded += found.p_value < 0.05
+    assert 0 < excluded < 40
+
+
+def test_few_documents_have_neither_interval_nor_p() -> None:
+    tokens = np.full(LEAST_DOCUMENTS - 1, 10)
+    theirs = DocumentLosses(np.full(LEAST_DOCUMENTS - 1, 30.0), tokens)
+    found = paired_difference([DocumentLosses(theirs.nll + 1, tokens)], [theirs])
+    assert found.difference == pytest.approx(0.1)
+    assert found.interval is found.p_value is found.test is None
 
 
 @pytest.mark.parametrize(

@@ -151,9 +151,9 @@ def test_the_command_prints_tables_or_json(capsys) -> None:
     plan_kd = ["plan", str(RECIPES / "gpt2-69m.yaml"), "--only", "gpt2-69m-kd"]
     assert main([*plan_kd, "--gpus", "16", "--training.blocks_per_batch", "8"]) == 0
     text = capsys.readouterr().out
-    for part in ("16 × h100", "gpt2-69m-kd", "69.4M", "ddp: fits", "not reached", "teacher and SAE"):
+    for part in ("16 × h100", "gpt2-69m-kd, fsdp", "69.4M", "yes", "not reached", "teacher, SAE", " min"):
         assert part in text
-    assert main([*plan_kd, "--json"]) == 0
+    assert main([*plan_kd, "--gpus", "8", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     student = plan["students"][0]
     per_token = student["flops_per_token"]
@@ -166,7 +166,8 @@ def test_the_command_prints_tables_or_json(capsys) -> None:
     [
         (["--gpu", "h101"], "--gpu is 'h101'"),
         (["--gpus", "0"], "--gpus is 0"),
-        (["--gpus", "3"], "multiple of blocks_per_batch × block_size × GPUs"),
+        (["--gpus", "3"], "× GPUs = 16 × 1024 × 3 = 49152; give --gpus 2 or change training.tokens_per_step"),
+        (["--utilization", "0.5"], "--utilization is for GPUs"),
         (["--corpus-tokens", "0"], "--corpus-tokens is 0"),
         (["--utilization", "40"], "--utilization is 40"),
         (["--only", "ntp"], "--only is 'ntp'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from cocomix.cli.main import main
 from cocomix.common.gpus import GPUS, peak_flops
 from cocomix.pipeline.recipe_file import load_recipe
+from cocomix.planning import calibration
 
 QUICKSTART = str(Path(__file__).parents[3] / "recipes" / "quickstart.yaml")
 
@@ -111,3 +113,20 @@ def test_a_gpu_is_known_by_the_words_of_its_name(monkeypatch) -> None:
     assert peak("NVIDIA A100-SXM4-80GB") == GPUS["A100"].half
     assert peak("NVIDIA GeForce RTX 4090") == GPUS["RTX 4090"].half
     assert peak("NVIDIA L40") is None
+
+
+def test_a_plan_is_of_this_machine_unless_gpus_are_given(capsys, monkeypatch) -> None:
+    speed = calibration.training_speed("cpu", torch.float32, seconds=0.01)
+    assert speed > 0
+    monkeypatch.setattr(calibration, "training_speed", lambda *_: speed)
+    assert main(["plan", QUICKSTART]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "× " not in lines[0]
+    for name in ("ntp", "cocomix"):
+        costs, memory = (line for line in lines if line.startswith(f"| {name} "))
+        assert re.search(r" (s|min|h|days) \|$", costs) and re.search(r"[\d.]+ MiB .* yes \|$", memory)
+
+
+def test_the_message_about_a_step_names_the_option_to_give(capsys) -> None:
+    assert main(["plan", QUICKSTART, "--gpus", "8"]) == 2
+    assert capsys.readouterr().err.endswith("give --gpus 1 or change training.tokens_per_step\n")

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from cocomix.common.console import table
+from cocomix.common.units import duration, size
 from cocomix.reporting.compare import training_differences
 from cocomix.reporting.costs import cost_to_reach
-from cocomix.reporting.report import duration
 from cocomix.reporting.wording import _seed_caveat, comparison_sentences, repetitions
 from cocomix.training.validation import bits_per_byte, concept_hits
 
@@ -52,6 +52,9 @@ def test_a_difference_is_stated_with_its_intervals() -> None:
     assert "0.1000 nats lower" in lower
     assert "(standard deviation over 3 seeds 0.0200, 95 % interval -0.1500 to -0.0500; 95 % interval over 50" in lower
     assert "50 validation documents -0.1300 to -0.0700, p = 0.0004)" in lower
+    few = {"documents": {"interval": None, "documents": 4, "p_value": None}}
+    (undecided,) = comparison_sentences({**results, "comparisons": [{**comparison, **few}]})
+    assert "4 validation documents are too few for an interval)" in undecided
     alone = {"loss_difference": 0.1, "loss_over_seeds": None, "documents": None, "seeds": (1, 1)}
     (higher,) = comparison_sentences({**results, "comparisons": [{**comparison, **alone}]})
     assert "0.1000 nats higher" in higher
@@ -112,9 +115,19 @@ def test_a_table_lines_up() -> None:
     assert lines[2] == "| ntp     |   4.1 |"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (65, "1 min 5 s"), (3700, "1 h 1 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (0.3, "< 1 s"), (5, "5 s"), (65, "1 min 5 s"), (3700, "1 h 1 min"), (259_200, "3.0 days")],
+)
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(100, "0 KiB"), (2**20, "1 MiB"), (50.3 * 2**20, "50.3 MiB"), (79 * 2**30, "79 GiB")]
+)
+def test_sizes(count: float, text: str) -> None:
+    assert size(count) == text
 
 
 def test_trainings_of_different_lengths_and_steps_are_stated() -> None:
