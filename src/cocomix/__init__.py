@@ -9,11 +9,13 @@ from cocomix.common.version import __version__ as __version__
 starting.exit_quietly_while_loading()
 
 if TYPE_CHECKING:
+    from cocomix.catalog.search import Catalog, open_catalog
     from cocomix.common.errors import InputError
     from cocomix.concepts.attribution import ConceptExtractor, ConceptLabels
     from cocomix.concepts.label_writer import write_labels
     from cocomix.concepts.sae import Latents, SparseAutoencoder
     from cocomix.concepts.sae_loading import load_sae
+    from cocomix.data.packing import PackedCorpus, load_packed
     from cocomix.inspection.trace import Trace
     from cocomix.inspection.tracing import trace
     from cocomix.models.base_model import CoCoMixModel, CoCoMixModelOutput
@@ -26,6 +28,7 @@ elif not starting.is_command():  # a command loads what it needs: `cocomix --hel
     from cocomix.models import registration as registration  # Transformers registers classes, and no names of them
 
 __all__ = [
+    "Catalog",
     "CoCoMixConfig",
     "CoCoMixForCausalLM",
     "CoCoMixModel",
@@ -37,21 +40,26 @@ __all__ = [
     "Latents",
     "MultiTokenConfig",
     "MultiTokenForCausalLM",
+    "PackedCorpus",
     "SparseAutoencoder",
     "Steering",
     "Trace",
+    "load_packed",
     "load_reference_checkpoint",
     "load_sae",
+    "open_catalog",
     "trace",
     "write_labels",
 ]
 
 _MODULES = {
+    "catalog.search": ("Catalog", "open_catalog"),
     "common.errors": ("InputError",),
     "concepts.attribution": ("ConceptExtractor", "ConceptLabels"),
     "concepts.label_writer": ("write_labels",),
     "concepts.sae": ("Latents", "SparseAutoencoder"),
     "concepts.sae_loading": ("load_sae",),
+    "data.packing": ("PackedCorpus", "load_packed"),
     "inspection.trace": ("Trace",),
     "inspection.tracing": ("trace",),
     "models.base_model": ("CoCoMixModel", "CoCoMixModelOutput"),

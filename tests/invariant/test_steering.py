@@ -85,6 +85,12 @@ def test_positions(positions, where):
     assert not found[0, :, 0].any()
 
 
+def test_steering_prints_as_the_expression_that_builds_it():
+    steering = Steering.add({123: -4.5}) + Steering.suppress([9], positions="generated")
+    steering += Steering.set({7: 2}, positions=[3, 5], after_choice=True)
+    assert eval(repr(steering)) == steering
+
+
 def test_positions_are_those_of_the_text_and_not_of_the_batch():
     found = steered_logits(
         torch.zeros(2, 3, 1), Steering.add({0: 1.0}, positions=[1]), torch.tensor([[0, 1, 2], [0, 0, 1]])

@@ -85,6 +85,9 @@ class Catalog:
         self.info = info
         self.table = table
 
+    def __repr__(self) -> str:
+        return f"Catalog({self.info.num_concepts:,} concepts, in {self.folder})"
+
     @cached_property
     def names(self) -> dict[int, str]:
         """The name of each concept, by concept."""
@@ -196,12 +199,13 @@ class Catalog:
 _LETTER = r"[\pL\pM\pN_]"
 
 
-def open_catalog(folder: Path) -> Catalog:
-    """Open the catalog in `folder`.
+def open_catalog(folder: str | Path) -> Catalog:
+    """Open the catalog in `folder`, which is `OUTPUT/catalog` of a recipe.
 
     Raises:
         InputError: the folder holds no catalog, or a damaged one.
     """
+    folder = Path(folder)
     for name in (INFO_FILE, CATALOG_FILE):
         if not (folder / name).is_file():
             raise InputError(f"no concept catalog in {folder}: expected {CATALOG_FILE} and {INFO_FILE}")

@@ -149,6 +149,11 @@ class ConceptExtractor:
         self.labels_per_token = labels_per_token
         self.selection = selection
 
+    def __repr__(self) -> str:
+        teacher = f"{type(self.teacher).__name__}, teacher_layer={self.teacher_layer}"
+        chosen = f"labels_per_token={self.labels_per_token}, selection={self.selection!r}"
+        return f"ConceptExtractor({teacher}, {self.sae}, {chosen})"
+
     def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ConceptLabels:
         """Label input_ids (B, T). Padding, where attention_mask (B, T) is 0, gets no labels."""
         with torch.autocast(input_ids.device.type, enabled=False):  # the same labels inside a training step

@@ -115,6 +115,11 @@ class SparseAutoencoder(nn.Module):
         """Number of latents (concepts)."""
         return self.W_dec.shape[0]
 
+    def extra_repr(self) -> str:
+        """Return sizes and settings, which `print(sae)` shows."""
+        kept = f"k={self.k}" if self.k is not None else f"threshold, max_active={self.max_active}"
+        return f"d_in={self.d_in}, d_sae={self.d_sae}, {kept}, teacher_layer={self.teacher_layer}"
+
     def fingerprint(self) -> str:
         """Return the fingerprint of weights and settings, which together determine the encoding."""
         settings = [self.k, self.max_active, self.normalization, self.subtract_b_dec]

@@ -182,8 +182,9 @@ def _token_documents(
             return
 
 
-def load_packed(folder: Path) -> PackedCorpus:
+def load_packed(folder: str | Path) -> PackedCorpus:
     """Open a packed corpus; raise `InputError` if `folder` does not hold a complete one."""
+    folder = Path(folder)
     try:
         info = PackedInfo(**read_json(folder / INFO_FILE))
         train, validation = (open_dataset(folder / side) for side in ("train", "validation"))

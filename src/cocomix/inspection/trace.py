@@ -152,6 +152,10 @@ class Trace:
     mixture: Mixture = field(repr=False)
     dtype: torch.dtype
 
+    def __repr__(self) -> str:
+        """Return a line for each token: the next token, and the concept with the largest logit."""
+        return "\n".join([f"Trace of {len(self.tokens)} tokens", *map(_line, self.tokens)])
+
     def verify(self) -> float:
         """Return the largest deviation of mean(h) + biases + Σ parts from c, relative to the largest number in c.
 
@@ -201,3 +205,12 @@ class Trace:
             "comparison": None if comparison is None else asdict(comparison),
             "verified": self.verify(),
         }
+
+
+def _line(token: TracedToken) -> str:
+    text = f"{token.position:5}  {token.text!r} → {token.next_text!r}, log p {token.next_logprob:.3f}"
+    if not token.concepts:
+        return text
+    concept = token.concepts[0]
+    name = "" if concept.name is None else f" {concept.name}"
+    return f"{text}; concept {concept.concept_id}{name}, effect {concept.effect:+.3f}"

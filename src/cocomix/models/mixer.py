@@ -192,6 +192,11 @@ class ConceptMixer(Mixer):
             self.compress_weight = nn.Parameter(torch.empty(config.num_concepts, width))
             self.compress_bias = nn.Parameter(torch.zeros(width))
 
+    def extra_repr(self) -> str:
+        """Return the settings, which `print(model)` shows."""
+        where = f"mixing={self.mixing}, concept_slot={self.concept_slot}"
+        return f"num_concepts={self.predict.out_features}, num_active_concepts={self.num_active_concepts}, {where}"
+
     def predict_and_compress(self, h: Tensor, stats: Moments, steered: SteeredBatch | None = None) -> Prediction:
         """Predict z (B, T, C), and compute c from its K largest entries."""
         z = self.predict(self._normalize(h, stats))

@@ -174,6 +174,10 @@ class Steering:
     def _build(cls, kind: str, values: Strengths, positions: Any, after_choice: bool) -> Steering:
         return cls(tuple(Operation(kind, each, value, positions, after_choice) for each, value in values.items()))
 
+    def __repr__(self) -> str:
+        """Return the expression that builds it."""
+        return " + ".join(map(_expression, self.operations)) or "Steering()"
+
     def __add__(self, other: Steering) -> Steering:
         return Steering(self.operations + other.operations)
 
@@ -183,6 +187,14 @@ class Steering:
         return Steering(
             tuple(replace(each, positions=span) if each.positions == GENERATED else each for each in self.operations)
         )
+
+
+def _expression(operation: Operation) -> str:
+    """Return the Python expression that builds the steering of one operation."""
+    concept = operation.concept
+    what = f"[{concept}]" if operation.kind == "suppress" else f"{{{concept}: {operation.value:g}}}"
+    where = "" if operation.positions == ALL else f", positions={operation.positions!r}"
+    return f"Steering.{operation.kind}({what}{where}{', after_choice=True' if operation.after_choice else ''})"
 
 
 def as_steering(given: Any) -> Steering:

@@ -69,6 +69,13 @@ def test_the_parts_sum_to_the_continuous_vector(model):
         torch.testing.assert_close(output[slots - 1 :: slots][at], v + carried)
 
 
+def test_a_trace_prints_the_strongest_concept_of_each_token(model):
+    trace = traced(model, ablate=0)
+    lines = repr(trace).splitlines()
+    assert lines[0] == f"Trace of {len(trace.tokens)} tokens" and len(lines) == 1 + len(trace.tokens)
+    assert f"concept {trace.tokens[2].concepts[0].concept_id}" in lines[3]
+
+
 def test_concepts_are_those_that_the_model_mixes(random_model):
     model = random_model()
     trace = traced(model, names={3: "three"})
