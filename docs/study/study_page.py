@@ -12,6 +12,7 @@ from cocomix.common.console import table
 from cocomix.common.document import Block, Bullets, Picture, to_markdown
 from cocomix.common.errors import InputError
 from cocomix.evaluation.verdicts import LEVEL
+from cocomix.reporting.curves import curves_picture
 from cocomix.reporting.envelope import (
     ENVELOPE,
     ENVELOPE_NOTE,
@@ -20,7 +21,7 @@ from cocomix.reporting.envelope import (
     has_envelope,
     plain_tokens,
 )
-from cocomix.reporting.report import EVALUATION_NOTE, curves_picture, settings_table
+from cocomix.reporting.report import EVALUATION_NOTE, settings_table
 from cocomix.reporting.tables import Evaluations, evaluation_tables
 from cocomix.reporting.wording import baseline_of, caveats, provenance_lines, repetitions
 from study import (
@@ -169,6 +170,8 @@ def _figure(found: Measured, what: str) -> str:
     if found.difference is None:
         return f"reached by {found.reached} of {found.seeds} seeds" if found.reached else "not reached"
     form = "+.4f" if what == LOSS else "+.1%"
+    if found.at_most and found.difference.mean >= 0:
+        return "reached by the first evaluation"
     at_most = "at most " if found.at_most else ""
     interval = found.difference.interval
     around = f" ({interval[0]:{form}} to {interval[1]:{form}})" if interval else ""

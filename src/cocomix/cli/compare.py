@@ -32,8 +32,9 @@ def compare(
 
 
 def show_tables(results: dict[str, Any]) -> None:
-    """Print the tables of a comparison, then what they mean in sentences."""
+    """Print the tables of a comparison, then what they mean in sentences; the answer comes last, above the prompt."""
     from cocomix.common.document import plain_text
+    from cocomix.reporting.answer import answer
     from cocomix.reporting.concept_tables import concept_summary
     from cocomix.reporting.envelope import envelope_table, has_envelope
     from cocomix.reporting.report import equal_cost_table, students_table
@@ -50,5 +51,6 @@ def show_tables(results: dict[str, Any]) -> None:
         *concept_sentences(results["students"]),
         *comparison_sentences(results),
         *([note] if note else []),
+        *answer(results),
     ):
         show("\n" + plain_text(block))

@@ -54,18 +54,34 @@ class Code(NamedTuple):
 Block = str | Heading | Table | Bullets | Picture | Code
 """A part of a document; a string is a paragraph."""
 
+DARK = "(prefers-color-scheme: dark)"
+NARROW = "(max-width: 48rem)"
+Variants = Mapping[str, bytes]
+"""PNG bytes of a picture by the media query of the pages that show it; the last one, "", is for all others."""
+
 _STYLE = """
-  body { font: 16px/1.55 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-  table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto;
-    font-variant-numeric: tabular-nums; }
-  th, td { padding: .35rem .75rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap; }
-  th:first-child, td:first-child { text-align: left; }
-  img { max-width: 100%; background: white; }
+  body { font: 16px/1.55 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
+    overflow-wrap: anywhere; }
+  table { border-collapse: collapse; margin: 1rem 0; max-width: 100%; font-variant-numeric: tabular-nums;
+    font-size: .9rem; }
+  th, td { padding: .35rem .5rem; border-bottom: 1px solid #8886; text-align: right; vertical-align: bottom;
+    overflow-wrap: normal; }
+  th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 6rem; }
+  img { max-width: 100%; }
   code { font-size: .9em; }
+  @media (max-width: 48rem) {
+    table, tbody, tr, td { display: block; }
+    thead { display: none; }
+    tr { padding: .5rem 0; border-bottom: 1px solid #8886; }
+    td, td:first-child { display: flex; justify-content: space-between; gap: 1rem; padding: .1rem 0; border: 0;
+      text-align: right; overflow-wrap: anywhere; }
+    td:first-child { font-weight: 600; }
+    td::before { content: attr(data-label); font-weight: 400; text-align: left; opacity: .75; }
+  }
 """
 _PIECES = re.compile(r"`([^`\\]+)`|\\([`\\])|([^`\\]+|.)")
 # What CommonMark and GitHub read as markup, HTML, mathematics, or an address to link to.
-_MARKUP = re.compile(r"[\\`*\[\]<>&|~$#@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.")
+_MARKUP = re.compile(r"[\\`*\[\]<>&|~$#]|(?<!\w)@|@(?=[\w.-]*\.)|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.")
 
 
 def literal(text: str) -> str:
@@ -109,37 +125,45 @@ def _escaped_markdown(text: str) -> str:
     return _MARKUP.sub(lambda match: f"\\{match[0]}", visible(text))
 
 
-def to_html(blocks: Sequence[Block], title: str, pictures: Mapping[str, bytes]) -> str:
+def to_html(blocks: Sequence[Block], title: str, pictures: Mapping[str, Variants]) -> str:
     """Render a document as one HTML page with its pictures embedded.
 
     Args:
         blocks: the document.
         title: title of the page, as plain text.
-        pictures: PNG bytes by file name.
+        pictures: variants of the pictures by file name.
     """
     return html_page(title, _STYLE, "\n".join(_html(block, pictures) for block in blocks))
 
 
-def _html(block: Block, pictures: Mapping[str, bytes]) -> str:
+def _html(block: Block, pictures: Mapping[str, Variants]) -> str:
     match block:
         case Heading(level, text):
             return f"<h{level}>{_inline_html(text)}</h{level}>"
         case Table():
             header, rows = _cells(block, _escaped_html)
-            body = "\n".join(_row(row, "td") for row in rows)
-            return f"<table>\n<thead>\n{_row(header, 'th')}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+            head = "".join(f"<th>{cell}</th>" for cell in header)
+            body = "\n".join(_row(header, row) for row in rows)
+            return f"<table>\n<thead>\n<tr>{head}</tr>\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
         case Bullets(items):
             return "<ul>\n" + "\n".join(f"<li>{_inline_html(item)}</li>" for item in items) + "\n</ul>"
         case Picture(file, description):
-            data = base64.b64encode(pictures[file]).decode()
-            return f'<p><img src="data:image/png;base64,{data}" alt="{_escaped_html(description)}"></p>'
+            return _picture(pictures[file], description)
         case Code(_, text):
             return f"<pre><code>{html.escape(text)}</code></pre>"
     return f"<p>{_inline_html(block)}</p>"
 
 
-def _row(cells: list[str], tag: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in cells)}</tr>"
+def _row(header: list[str], row: list[str]) -> str:
+    """Render a row; a narrow page shows it as a list, where each cell has the label of its column."""
+    cells = "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in zip(header, row, strict=True))
+    return f"<tr>{cells}</tr>"
+
+
+def _picture(variants: Variants, description: str) -> str:
+    urls = {media: f"data:image/png;base64,{base64.b64encode(png).decode()}" for media, png in variants.items()}
+    sources = "".join(f'<source media="{media}" srcset="{url}">' for media, url in urls.items() if media)
+    return f'<p><picture>{sources}<img src="{urls[""]}" alt="{_escaped_html(description)}"></picture></p>'
 
 
 def _inline_html(text: str) -> str:

@@ -132,16 +132,17 @@ class Line(NamedTuple):
 
 
 def picture(lines: Sequence[Line], title: str) -> bytes:
-    """Plot gain against cost as a PNG: a line per arm with intervals in both directions, and its control dotted."""
+    """Plot gain against cost as a PNG: a panel per arm, with intervals in both directions, and its control dotted."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    for number, line in enumerate(lines):
-        color = f"C{number}"
-        for label, gain, cost, style, alpha in (
-            (line.name, "gain", "cost", "o-", 1.0),
-            (f"{line.name}: control", "control", "control_cost", "x:", 0.5),
+    columns = min(3, len(lines))
+    rows = -(-len(lines) // columns)
+    figure = Figure(figsize=(1 + 3.4 * columns, 0.8 + 3.2 * rows), dpi=120, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for axes, line in zip(panels, lines, strict=False):
+        for label, gain, cost, style in (
+            ("steered", "gain", "cost", "o-"),
+            ("control", "control", "control_cost", "x:"),
         ):
             across, up = ([getattr(each, name) for each in line.points] for name in (cost, gain))
             axes.errorbar(
@@ -150,8 +151,7 @@ def picture(lines: Sequence[Line], title: str) -> bytes:
                 xerr=_bars(across),
                 yerr=_bars(up),
                 fmt=style,
-                color=color,
-                alpha=alpha,
+                color="C0" if label == "steered" else "0.6",
                 markersize=4,
                 elinewidth=0.8,
                 label=label,
@@ -163,16 +163,16 @@ def picture(lines: Sequence[Line], title: str) -> bytes:
                 xytext=(4, 4),
                 textcoords="offset points",
                 fontsize=8,
-                color=color,
             )
-    axes.axhline(0, color="0.6", linewidth=0.8)
-    axes.set(
-        xlabel="fluency cost: log perplexity by the teacher, minus that of unsteered text (nats per token)",
-        ylabel="gain in activation (1: as active everywhere as it\ntypically is where it is active)",
-    )
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+        axes.axhline(0, color="0.6", linewidth=0.8)
+        axes.set_title(line.name, fontsize=9, parse_math=False)
+        axes.grid(alpha=0.3)
+    for unused in list(panels):
+        unused.set_visible(False)
+    figure.axes[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel("fluency cost, nats per token", fontsize=9)
+    figure.supylabel("gain in activation", fontsize=9)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()

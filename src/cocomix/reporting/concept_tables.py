@@ -32,16 +32,16 @@ SHARES = {
 }
 """Column headers by metric of a run; runs of older versions lack some metrics."""
 SUMMARY_NOTE = (
-    "Over validation tokens that have labels. First table: bits per label, the mean cross-entropy of a token's labels "
-    "under the labels' overall frequencies, under their frequencies with the current token, with the previous and the "
-    "current token, and under the student's prediction; floor: under a prediction that knows the labels of each token. "
-    "Explained: the share of what the student learns, H(label) − student, that the frequencies with one or two "
-    "tokens explain. Second table: precision@A is the share of labels among as many predictions per token as it has "
-    "labels, A, which is also the recall@A; recall@K the share of the labels among K predictions; precision@K the "
-    "share of labels among K predictions, which cannot reach 100 % with fewer labels than predictions. The token table "
-    "predicts the most frequent training labels of the current token, the bigram table those of the previous and the "
-    "current token, backing off to the token table; constant: the K most frequent labels overall. Labels computed in "
-    "the training step are not stored; the tables are then counted on the validation labels, which favors them."
+    "How well each student predicts the concept labels of validation tokens. First table: bits per label. H(label): "
+    "from the labels' overall frequencies. Given token: from their frequencies with the current token. Given 2 "
+    "tokens: with the previous and the current token. Floor: a prediction that knows the labels of each token. "
+    "Explained: the share of H(label) − student that one or two tokens explain. Second table: A is the number of "
+    "labels of a token. Precision@A: share of labels among the A most probable concepts. Recall@K: share of the "
+    "labels among the K most probable. Precision@K: share of labels among these K; with fewer than K labels per "
+    "token it cannot exceed the limit in parentheses. Token table and bigram table: the training labels that are "
+    "most frequent with the current token, and with the previous and the current token. Constant: the K most "
+    "frequent labels. Labels that are computed during training are not stored, so the tables then count validation "
+    "labels, which favors them."
 )
 
 
@@ -58,11 +58,20 @@ def concept_summary(students: dict[str, Any]) -> list[Table]:
         ]
         for name, m in measured.items()
     ]
-    shares = [[name, *(_share(m.get(key)) for key in SHARES)] for name, m in measured.items()]
+    shares = [
+        [name, *(_share(m.get(key)) + _limit(m) * (key == "concept_precision") for key in SHARES)]
+        for name, m in measured.items()
+    ]
     return [
         Table(["bits per label", *BITS.values(), *EXPLAINED.values()], bits),
         Table(["student", *SHARES.values()], shares),
     ]
+
+
+def _limit(metrics: dict[str, float]) -> str:
+    """Return the largest possible precision@K in parentheses: labels per token / K, or "" if it is unknown."""
+    precision, recall = metrics.get("concept_precision"), metrics.get("concept_recall")
+    return f" (at most {precision / recall:.1%})" if precision and recall else ""
 
 
 def explained_share(metrics: dict[str, float], table_loss: str) -> float | None:

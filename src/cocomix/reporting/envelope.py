@@ -14,7 +14,7 @@ import numpy as np
 
 from cocomix.common.document import Table
 from cocomix.reporting.costs import AXES, cost_to_reach
-from cocomix.reporting.figures import png
+from cocomix.reporting.figures import png, style
 from cocomix.reporting.seeds import Curve, SeedDifference, over_seeds
 
 ENVELOPE = "envelope.png"
@@ -113,25 +113,34 @@ def _difference(results: dict[str, Any], name: str, axis: str) -> SeedDifference
     return over_seeds(differences)
 
 
-def envelope_picture(results: dict[str, Any]) -> bytes:
-    """Plot the envelope of `ntp` and the mean curve of each group against both kinds of FLOPs; returns a PNG."""
+def envelope_picture(results: dict[str, Any], dark: bool = False, narrow: bool = False) -> bytes:
+    """Plot the envelope of `ntp` and the mean curve of each group against both kinds of FLOPs; returns a PNG.
+
+    Args:
+        results: results of `compare_runs`.
+        dark: for a dark page.
+        narrow: with the panels below each other.
+    """
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    plain = _plain(results)
-    figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
-    for axes, axis in zip(figure.subplots(1, 2, sharey=True), ENVELOPE_AXES, strict=True):
-        curves = {name: _mean(_curves(results, name, axis)) for name in results["groups"]}
-        for name, curve in curves.items():
-            style = {"color": "0.6", "linewidth": 1} if name in plain else {}
-            axes.plot(curve.costs, curve.losses, marker=".", label=name, **style)
-        costs = np.unique(np.concatenate([curves[name].costs for name in plain]))
-        losses = [envelope_loss([curves[name] for name in plain], cost) for cost in costs]
-        axes.plot(costs, losses, color="black", linewidth=2.5, label="envelope of ntp", zorder=3)
-        axes.set(xlabel=AXES[axis].label, xscale="log")
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.axes[0].set(ylabel="validation loss, nats per token")
-    return png(figure)
+    with style(dark):
+        plain = _plain(results)
+        figure = Figure(figsize=(4.6, 8) if narrow else (11, 4.5), dpi=120, layout="constrained")
+        panels = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=True)
+        for axes, axis in zip(panels, ENVELOPE_AXES, strict=True):
+            curves = {name: _mean(_curves(results, name, axis)) for name in results["groups"]}
+            for name, curve in curves.items():
+                faint = {"color": "0.6", "linewidth": 1} if name in plain else {}
+                axes.plot(curve.costs, curve.losses, marker=".", label=name, **faint)
+            costs = np.unique(np.concatenate([curves[name].costs for name in plain]))
+            losses = [envelope_loss([curves[name] for name in plain], cost) for cost in costs]
+            axes.plot(costs, losses, color=rcParams["text.color"], linewidth=2.5, label="envelope of ntp", zorder=3)
+            axes.set(xlabel=AXES[axis].label, xscale="log")
+            axes.grid(alpha=0.3)
+        panels[-1].legend(fontsize="small")
+        figure.supylabel("validation loss, nats per token", fontsize="medium")
+        return png(figure)
 
 
 def _members(results: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -7,17 +7,15 @@ from typing import Any
 
 from cocomix.common.document import Block, Bullets, Heading, Picture, Table, literal
 from cocomix.common.units import duration
+from cocomix.reporting.answer import answer
 from cocomix.reporting.concept_report import concept_section
 from cocomix.reporting.concept_tables import SUMMARY_NOTE, concept_summary
-from cocomix.reporting.costs import AXES
+from cocomix.reporting.curves import CURVES
 from cocomix.reporting.envelope import ENVELOPE, ENVELOPE_NOTE, envelope_table, has_envelope
-from cocomix.reporting.figures import png
 from cocomix.reporting.tables import evaluation_tables
 from cocomix.reporting.wording import caveats, comparison_sentences, concept_sentences, provenance_lines, verdict_note
 from cocomix.training import older_records
 
-CURVES = "curves.png"
-CURVE_AXES = ("tokens", "student_flops", "all_flops")
 EVALUATION_NOTE = (
     "Measured by `cocomix evaluate`. In parentheses: 95 % intervals over documents, that is, the variation to expect "
     "with other text of the same kind. Tasks: lm-evaluation-harness, value ± standard error."
@@ -26,52 +24,31 @@ GATE_NOTE = (
     "Mean gate: the mean, over the tokens of the training, of the weight of what a student learns from its teacher. "
     "The weight is 1/2 where both predict the next token equally well, and falls as the student outgrows its teacher."
 )
+STUDENTS_NOTE = (
+    "Loss: validation loss at the end, nats per token. FLOPs: the student's own training. All for one run: adds the "
+    "teacher's work during training and all of teacher, SAE and labels. Stored: all weights. Activated: the weights "
+    "that one token uses."
+)
+EQUAL_COST_NOTE = (
+    "Each column compares the runs at the budget of the cheapest one; a dash if a run costs more than that by its "
+    "first evaluation. All shared: teacher, SAE and labels are divided among the runs here that learn from them."
+)
 PUBLISHED_SETTINGS = (
     "The published settings are `interleave`, slot `concept`, weight 0.1, K 32, 4 labels by `attribution`."
 )
-
-
-def curves_picture(results: dict[str, Any]) -> bytes:
-    """Plot the mean validation loss of each group against tokens and FLOPs, with a band over seeds; returns a PNG."""
-    from matplotlib import rcParams
-    from matplotlib.figure import Figure
-
-    groups, colors = results["groups"], len(rcParams["axes.prop_cycle"])
-    many = len(groups) > colors
-    figure = Figure(figsize=(14, 7) if many else (13, 4), dpi=120, layout="constrained")
-    panels = dict(zip(CURVE_AXES, figure.subplots(1, len(CURVE_AXES), sharey=True), strict=True))
-    for number, (name, members) in enumerate(groups.items()):
-        style = ("-", "--", ":")[number // colors % 3]  # the colors repeat
-        runs = [results["students"][member] for member in members]
-        losses = [[point["loss"] for point in run["curve"]] for run in runs]
-        low, mean, high = ([f(column) for column in zip(*losses, strict=True)] for f in (min, fmean, max))
-        for axis, axes in panels.items():
-            at = [fmean(column) for column in zip(*(run["costs"][axis] for run in runs), strict=True)]
-            (line,) = axes.plot(at, mean, style, marker=".", label=name if axis == "tokens" else None)
-            if len(runs) > 1:
-                axes.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    for axis, axes in panels.items():
-        axes.set(xlabel=AXES[axis].label)
-        axes.grid(alpha=0.3)
-    panels["tokens"].set(ylabel="validation loss, nats per token")
-    if many:
-        figure.legend(loc="outside lower center", ncols=6)
-    else:
-        panels["tokens"].legend()
-    return png(figure)
 
 
 def equal_cost_table(results: dict[str, Any]) -> Table:
     """Build a table of each group's mean loss at equal cost, with the standard deviation over seeds."""
     equal = results["equal_cost"]
     header = [
-        "loss at equal cost",
+        "student",
         "seeds",
-        f"{equal['tokens']['budget'] / 1e6:,.3g}M tokens",
-        f"{equal['student_flops']['budget']:.2e} FLOPs",
-        f"{equal['all_flops']['budget']:.2e} FLOPs, all shared",
-        f"{equal['single_run_flops']['budget']:.2e} FLOPs, all for one run",
-        duration(equal["seconds"]["budget"]),
+        f"loss at {equal['tokens']['budget'] / 1e6:,.3g}M tokens",
+        f"at {equal['student_flops']['budget']:.2e} FLOPs",
+        f"at {equal['all_flops']['budget']:.2e} FLOPs, all shared",
+        f"at {equal['single_run_flops']['budget']:.2e} FLOPs, all for one run",
+        f"after {duration(equal['seconds']['budget'])}",
     ]
     rows = [
         [name, str(len(members)), *(_mean_and_scatter([equal[axis]["losses"][m] for m in members]) for axis in equal)]
@@ -97,38 +74,38 @@ def _mean_gate(metrics: dict[str, float]) -> str:
 
 
 def students_table(results: dict[str, Any]) -> Table:
-    """Build a table of each student's size, cost and losses; with the teacher's tokens too, where known."""
+    """Build a table of each student's losses, size and cost; with the teacher's tokens too, where known."""
     teacher_tokens = results.get("teacher", {}).get("tokens")
     gated = is_gated(results)
     header = [
         "student",
-        "stored",
-        "activated",
+        "loss",
+        "perplexity",
+        "bits/byte",
         "tokens",
         *(["tokens, with teacher's"] if teacher_tokens else []),
         "FLOPs",
         "FLOPs, all for one run",
         "time",
         "tokens/s",
-        "loss",
-        "perplexity",
-        "bits/byte",
+        "stored",
+        "activated",
         *(["mean gate"] if gated else []),
     ]
     rows = [
         [
             name,
-            f"{student['stored_parameters'] / 1e6:.2f}M",
-            f"{student['activated_parameters'] / 1e6:.2f}M",
+            f"{student['metrics']['loss']:.4f}",
+            f"{student['metrics']['perplexity']:.2f}",
+            f"{student['metrics']['bits_per_byte']:.4f}",
             f"{student['tokens'] / 1e6:.2f}M",
             *([_tokens_with_teacher(student, teacher_tokens)] if teacher_tokens else []),
             f"{student['training_flops']:.2e}",
             f"{student['costs']['single_run_flops'][-1]:.2e}",
             duration(student["timing"]["seconds"]),
             f"{student['timing']['tokens_per_second']:,.0f}",
-            f"{student['metrics']['loss']:.4f}",
-            f"{student['metrics']['perplexity']:.2f}",
-            f"{student['metrics']['bits_per_byte']:.4f}",
+            f"{student['stored_parameters'] / 1e6:.2f}M",
+            f"{student['activated_parameters'] / 1e6:.2f}M",
             *([_mean_gate(student["metrics"])] if gated else []),
         ]
         for name, student in results["students"].items()
@@ -230,21 +207,23 @@ def _learning_rates(recipe: dict[str, Any]) -> list[str]:
     return [NONE if alike or rate is None else f"{rate:g}" for rate in rates]
 
 
+def _answers(results: dict[str, Any]) -> list[Block]:
+    found = answer(results)
+    return [Bullets(found)] if len(found) > 1 else [*found]
+
+
 def report(results: dict[str, Any]) -> list[Block]:
     """Build the report."""
-    parts: list[Block] = [Heading(1, literal(results["name"])), students_table(results), equal_cost_table(results)]
-    parts.append(
-        "FLOPs: the student's own training. All shared: adds the teacher's computation during training and an equal "
-        "share of teacher, SAE and labels, divided among the runs here that learn from them. All for one run: charges "
-        "all of these to this run alone. Loss at equal cost: the loss at the total cost of the cheapest run; a dash if "
-        "a run exceeds this cost by its first evaluation."
-    )
+    parts: list[Block] = [Heading(1, literal(results["name"])), *_answers(results)]
+    parts += [students_table(results), STUDENTS_NOTE]
     if is_gated(results):
         parts.append(GATE_NOTE)
-    parts += comparison_sentences(results)
+    parts.append(Picture(CURVES, "Validation loss by tokens and by FLOPs"))
+    if results["comparisons"]:
+        parts += [Heading(2, "In detail"), *comparison_sentences(results)]
     if note := verdict_note(results):
         parts.append(note)
-    parts.append(Picture(CURVES, "Validation loss by tokens and by FLOPs"))
+    parts += [equal_cost_table(results), EQUAL_COST_NOTE]
     if has_envelope(results):
         envelope = Picture(ENVELOPE, "Validation loss by FLOPs, with the envelope of next-token prediction")
         parts += [envelope_table(results), ENVELOPE_NOTE, envelope]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cocomix.common import files
 from cocomix.common.document import to_html, to_markdown
 from cocomix.common.errors import InputError
+from cocomix.reporting.curves import CURVES, curves_picture
 from cocomix.reporting.envelope import ENVELOPE, envelope_picture, has_envelope
-from cocomix.reporting.report import CURVES, curves_picture, report
+from cocomix.reporting.figures import variants
+from cocomix.reporting.report import report
 
 RESULTS = "results.json"
 FORM = 4
@@ -49,11 +52,11 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     Raises:
         InputError: the folder has other contents and no report.
     """
-    document, pictures = report(results), {CURVES: curves_picture(results)}
+    document, pictures = report(results), {CURVES: variants(partial(curves_picture, results))}
     if has_envelope(results):
-        pictures[ENVELOPE] = envelope_picture(results)
+        pictures[ENVELOPE] = variants(partial(envelope_picture, results))
     contents = {
-        **pictures,
+        **{name: picture[""] for name, picture in pictures.items()},
         "report.md": to_markdown(document).encode(),
         "report.html": to_html(document, results["name"], pictures).encode(),
         RESULTS: files.to_json(results).encode(),

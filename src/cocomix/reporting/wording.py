@@ -42,12 +42,9 @@ def comparison_sentences(results: dict[str, Any]) -> list[str]:
             averaged = " by the mean over seeds" if comparison["seeds"][0] > 1 else ""
             sentence += f"; it does not reach the final loss of `{baseline}`{averaged}{_tokens_over_seeds(comparison)}."
         else:
-            at_most = "at most " if bound else ""
             sentence += (
-                f"; it reaches the final loss of `{baseline}` after {at_most}{tokens:,.0f} tokens "
-                f"({_relative(comparison['tokens_ratio'], bound)} tokens{_tokens_over_seeds(comparison)}) and "
-                f"{at_most}{comparison['flops_to_baseline_loss']:.2e} FLOPs of its own training "
-                f"({_relative(comparison['flops_ratio'], bound)} FLOPs)."
+                f"; it reaches the final loss of `{baseline}` {'at or before' if bound else 'after'} {tokens:,.0f} "
+                f"tokens{_shares(comparison, bound)}."
             )
         sentences.append(sentence + _baseline_to_final_loss(comparison, trained) + _verdicts(results, comparison))
     return sentences
@@ -63,7 +60,7 @@ def _baseline_to_final_loss(comparison: dict[str, Any], trained: int) -> str:
     ratio = trained / found["tokens"]
     return (
         f" `{baseline}` reaches the final loss of `{run}` after {found['tokens']:,.0f} tokens: at this level "
-        f"`{run}` takes {_relative(ratio, at_most=False)} tokens."
+        f"`{run}` takes {_relative(ratio)} tokens."
     )
 
 
@@ -141,17 +138,31 @@ def _tokens_over_seeds(comparison: dict[str, Any]) -> str:
     if (difference := over_seeds["difference"]) is None:
         return f"; reached by {over_seeds['reached']} of {over_seeds['seeds']} seeds"
     if over_seeds["at_most"]:
+        if difference["mean"] >= 0:  # reached by the only evaluation
+            return ""
         return f"; mean over {over_seeds['seeds']} seeds at most {difference['mean']:+.1%}"
     low, high = difference["interval"]
     mean = f"mean over {over_seeds['seeds']} seeds {difference['mean']:+.1%}"
     return f"; {mean}, 95 % interval {low:+.1%} to {high:+.1%}"
 
 
-def _relative(ratio: float, at_most: bool) -> str:
-    """Express a cost relative to the baseline's; `at_most` marks an upper bound."""
-    if ratio <= 1:
-        return f"{'at least ' if at_most else ''}{1 - ratio:.1%} fewer"
-    return f"{'at most ' if at_most else ''}{ratio - 1:.1%} more"
+def _shares(comparison: dict[str, Any], bound: bool) -> str:
+    """Relate tokens and FLOPs to the baseline's. The first evaluation only bounds them, from above."""
+    over_seeds = _tokens_over_seeds(comparison)
+    if bound and comparison["tokens_ratio"] >= 1:
+        return f" (its first evaluation{over_seeds})"
+    first = "its first evaluation: at least " if bound else ""
+    return (
+        f" ({first}{_relative(comparison['tokens_ratio'])} tokens{over_seeds}) and {'at most ' if bound else ''}"
+        f"{comparison['flops_to_baseline_loss']:.2e} FLOPs of its own training "
+        f"({'at most ' if bound and comparison['flops_ratio'] > 1 else 'at least ' if bound else ''}"
+        f"{_relative(comparison['flops_ratio'])} FLOPs)"
+    )
+
+
+def _relative(ratio: float) -> str:
+    """Express a cost relative to the baseline's."""
+    return f"{1 - ratio:.1%} fewer" if ratio <= 1 else f"{ratio - 1:.1%} more"
 
 
 def concept_sentences(students: dict[str, Any]) -> list[str]:
@@ -176,6 +187,10 @@ def concept_sentences(students: dict[str, Any]) -> list[str]:
             sentence += f", the previous and the current token {by_two:.0%}"
         sentences.append(sentence + ".")
     return sentences
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def caveats(results: dict[str, Any]) -> list[str]:
@@ -238,8 +253,8 @@ def _seed_caveat(results: dict[str, Any]) -> str:
         f"One seed ({seeds}) per student" if len(once) == len(results["groups"]) else f"One seed of {', '.join(once)}"
     )
     return (
-        f"{subject}: the variation over seeds was not measured, so a small difference may be chance; the interval over "
-        "validation documents does not include it."
+        f"{subject}: a small difference may be chance, because the interval over validation documents does not include "
+        "seed-to-seed variation, which was not measured."
     )
 
 
@@ -300,7 +315,7 @@ def provenance_lines(results: dict[str, Any]) -> list[str]:
         if documents:
             counted = (
                 f", {documents['train_documents']:,} training and {documents['validation_documents']:,} validation "
-                f"documents, {documents['duplicates_dropped']:,} duplicates dropped"
+                f"documents, {_counted(documents['duplicates_dropped'], 'duplicate')} dropped"
             )
             if documents["unreadable_files"]:
                 counted += f", {documents['unreadable_files']:,} unreadable files or records skipped"
@@ -337,8 +352,13 @@ def provenance_lines(results: dict[str, Any]) -> list[str]:
         lines.append(
             f"Labels by `{labels['selection']}`, {labels['labels_per_token']} per token: "
             f"{labels['labelled_share']:.1%} of the {'validation' if labels['online'] else 'training'} tokens have at "
-            f"least one, {labels['full_share']:.1%} have all; {labels['fewer_positive_share']:.1%} of the labeled "
-            "tokens have fewer than all, or a label whose score is not positive."
+            f"least one, {labels['full_share']:.1%} have all"
+            + (
+                "."
+                if labels["selection"] == "activation"
+                else f"; {labels['fewer_positive_share']:.1%} of the labeled tokens have fewer than all, or a label "
+                "whose score is not positive."
+            )
         )
         if (share := labels.get("differing_share")) is not None:
             lines.append(

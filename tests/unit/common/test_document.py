@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from cocomix.common.document import (
+    DARK,
     Block,
     Bullets,
     Heading,
@@ -24,6 +25,7 @@ from cocomix.common.document import (
 )
 from property_cases import Cases
 
+PICTURES = {"a.png": {DARK: b"2", "": b"1"}}
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -72,8 +74,8 @@ def elements(page: str) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def check(text: str) -> None:
-    page = to_html(document(text), text, {"a.png": b"1"})
-    assert elements(page) == elements(to_html(document("harmless"), "harmless", {"a.png": b"1"}))
+    page = to_html(document(text), text, PICTURES)
+    assert elements(page) == elements(to_html(document("harmless"), "harmless", PICTURES))
     shown = MarkdownIt("commonmark", {"linkify": False}).enable(["table", "strikethrough"])
     markdown = shown.render(to_markdown(document(text)))
     assert elements(markdown) == elements(shown.render(to_markdown(document("harmless"))))
@@ -91,6 +93,17 @@ def test_no_text_becomes_markup(text: str) -> None:
 @given(st.text(alphabet="a `\\<>&!|*_[]()#\"'$~:/\n", max_size=30))
 def test_no_mixture_of_signs_becomes_markup(text: str) -> None:
     check(text)
+
+
+def test_a_page_has_pictures_for_light_and_dark_and_labels_for_narrow_tables() -> None:
+    page = to_html([Table(["student", "loss & more"], [["a", "1"]]), Picture("a.png", "b")], "t", PICTURES)
+    assert f'<source media="{DARK}" srcset="data:image/png;base64,Mg=="><img src="data:image/png;base64,MQ=="' in page
+    assert '<td data-label="student">a</td><td data-label="loss &amp; more">1</td>' in page
+
+
+def test_markdown_escapes_only_what_needs_it() -> None:
+    text = "precision@A of a_b (c) - 95 %: 1.5 + 2 = x; «d» → e."
+    assert to_markdown([text]) == text + "\n"
 
 
 def test_code_and_signs_around_it() -> None:

@@ -125,8 +125,12 @@ SHARE = {"mean": -0.25, "interval": [-0.3, -0.2]}
         ({}, "after 750 tokens (25.0% fewer tokens) and 2.00e+09 FLOPs of its own training (25.0% more FLOPs)."),
         (
             {"tokens_at_most": True},
-            "after at most 750 tokens (at least 25.0% fewer tokens) and at most 2.00e+09 FLOPs of its own training "
-            "(at most 25.0% more FLOPs).",
+            "at or before 750 tokens (its first evaluation: at least 25.0% fewer tokens) and at most 2.00e+09 FLOPs of "
+            "its own training (at most 25.0% more FLOPs).",
+        ),
+        (
+            {"tokens_at_most": True, "tokens_to_baseline_loss": 1000.0, "tokens_ratio": 1.0},
+            "; it reaches the final loss of `b` at or before 1,000 tokens (its first evaluation).",
         ),
         (
             {"tokens_over_seeds": {"difference": SHARE, "at_most": False, "reached": 3, "seeds": 3}},

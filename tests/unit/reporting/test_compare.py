@@ -83,7 +83,7 @@ def test_what_an_interval_is_over(teachers: tuple[str | None, str | None], words
 def test_groups_with_one_seed_are_named() -> None:
     one, two = {"a": ["a"]}, {"b": ["b, seed 0", "b, seed 1"]}
     students = {name: {"seed": int(name[-1] == "1"), "preparation": {}} for name in ("a", "b, seed 0", "b, seed 1")}
-    assert _seed_caveat({"students": students, "groups": one | two}).startswith("One seed of a: the variation")
+    assert _seed_caveat({"students": students, "groups": one | two}).startswith("One seed of a: a small")
     assert _seed_caveat({"students": students, "groups": one}).startswith("One seed (0, 1) per student")
     assert _seed_caveat({"students": students, "groups": two}).startswith("Seeds 0, 1: the deviation")
 

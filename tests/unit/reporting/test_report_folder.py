@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         report_folder, "report", lambda results: [Heading(1, results["name"]), Picture("curves.png", "")]
     )
-    monkeypatch.setattr(report_folder, "curves_picture", lambda _: b"a picture")
+    monkeypatch.setattr(report_folder, "curves_picture", lambda *_, **__: b"a picture")
     return tmp_path / "a" / "b" / "report"
 
 
