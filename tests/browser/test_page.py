@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from cocomix.app.finding import find_concepts, most_used
+from cocomix.app.finding import find_concepts
 from cocomix.app.guard import POLICY
 from cocomix.app.limits import Limits
 from cocomix.app.playground import build_playground
@@ -105,7 +105,7 @@ def test_steering_changes_the_text(visit, keep, opened):
     expect(page.locator("#generate-message")).to_contain_text("No concept is steered")
     search(page, "Steer a concept", "river")
     keep(page, "search")
-    steer(page, most_used(opened.catalog, 1)[0], 20)
+    steer(page, opened.catalog.steerable[0], 20)
     expect(page.locator(".steered:visible")).to_have_count(1)
     again, steered = generate(page)
     assert again == plain

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from cocomix.catalog.rows import Context
-from cocomix.catalog.search import Catalog
 from cocomix.common.errors import InputError
 from cocomix.inspection.runs import OpenRun
 
@@ -44,7 +41,7 @@ def find_concepts(run: OpenRun, query: str, limit: int) -> list[FoundConcept]:
             raise InputError(f"{query!r} is not a number. {NO_CATALOG}")
         return []
     if not query:
-        return [found_concept(run, concept) for concept in most_used(run.catalog, limit)]
+        return [found_concept(run, concept) for concept in run.catalog.steerable[:limit]]
     return [
         FoundConcept(hit.concept_id, hit.name, hit.frequency, hit.context) for hit in run.catalog.search(query, limit)
     ]
@@ -70,8 +67,3 @@ def found_concept(run: OpenRun, concept_id: int) -> FoundConcept:
         return FoundConcept(concept_id, "", None, None)
     concept = run.catalog.concept(concept_id)
     return FoundConcept(concept_id, concept.name, concept.frequency, next(iter(concept.contexts), None))
-
-
-def most_used(catalog: Catalog, limit: int) -> list[int]:
-    """Return the concepts that are labels most often, most frequent first."""
-    return np.argsort(-catalog.table["label_count"].to_numpy(), kind="stable")[:limit].tolist()

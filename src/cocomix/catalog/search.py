@@ -6,6 +6,7 @@ C concepts (SAE latents).
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,7 +60,10 @@ def _match_expression(text: str) -> str:
 
 
 class _Index(NamedTuple):
-    """The full-text index of a catalog, one row per concept, and the contexts behind its rows."""
+    """What a search reads: a full-text index of contexts and given names, and the promoted tokens.
+
+    N forms of promoted tokens: each token without spaces, and without punctuation around its letters.
+    """
 
     rows: sqlite3.Connection
     """Table `concepts`, indexed by `rowid`, the concept."""
@@ -69,6 +73,21 @@ class _Index(NamedTuple):
     """(contexts,) the word around the token at which the concept is active."""
     texts: pa.Array
     """(contexts,) the complete text."""
+    forms: list[str]
+    """N forms in lower case, sorted."""
+    promoting: np.ndarray
+    """(N,) the concept that promotes the token of each form."""
+    strength: np.ndarray
+    """(N,) the token's logit over its rank, from 1, relative to the median of the concepts' largest logits."""
+
+    def promotion(self, word: str) -> np.ndarray:
+        """Return (C,) how strongly each concept promotes a word: in full, or for half as much a longer one."""
+        first, last = (bisect_left(self.forms, bound) for bound in (word, word + "\U0010ffff"))
+        found = slice(first, last)
+        complete = np.array([form == word for form in self.forms[found]], bool)
+        strongest = np.zeros(len(self.starts) - 1)
+        np.maximum.at(strongest, self.promoting[found], self.strength[found] * np.where(complete, 1.0, 0.5))
+        return strongest
 
 
 class Catalog:
@@ -106,14 +125,33 @@ class Catalog:
         (row,) = self.table.slice(concept_id, 1).to_pylist()
         return Concept(**row | {"contexts": [Context(**context) for context in row["contexts"]]})
 
+    @cached_property
+    def steerable(self) -> list[int]:
+        """The concepts that are active and labels, most frequent labels first; a model can learn only these."""
+        labels, frequency = (self.table[column].to_numpy() for column in ("label_count", "frequency"))
+        order = np.argsort(-labels, kind="stable")
+        return order[(labels[order] > 0) & (frequency[order] > 0)].tolist()
+
+    def named(self, name: str) -> list[int]:
+        """Return the concepts with exactly this name, ignoring case: those that are steerable, or else all."""
+        wanted = name.strip().casefold()
+        same = [concept for concept, known in self.names.items() if known.strip().casefold() == wanted]
+        steerable = set(self.steerable)
+        return [concept for concept in same if concept in steerable] or same
+
     def search(self, text: str, limit: int) -> list[Hit]:
         """Find the concepts that fit the words of `text` best.
 
-        Any of the words is enough. Concepts are ranked by BM25 over four fields, weighted: the words at which the
-        concept is active (8 over the number of contexts), the name it was given (4), the tokens it promotes (2), and
-        its contexts (1 over their number). The score is divided by 1 + 10 · frequency, because a concept that is
-        active everywhere has met every word. Concepts that are never a label come last: no model has learned to predict
-        them. Equal scores are ordered by concept.
+        Concepts with exactly this name come first (`named`). The others are steerable, fit any of the words, and are
+        ranked by the sum of
+
+        - BM25 over three fields, weighted: the words at which the concept is active (8 over the number of contexts),
+          the name it was given (4), and its contexts (1 over their number);
+        - for each word, `PROMOTED_WEIGHT` times the strongest token that the concept promotes and that is the word, or
+          for half as much starts with it. The strength is the token's logit over its rank (`_Index.strength`).
+
+        The sum is divided by 1 + 10 · frequency, because a concept that is active everywhere has met every word. Equal
+        scores are ordered by concept.
 
         Raises:
             InputError: `text` has no word, or is not valid Unicode.
@@ -122,13 +160,21 @@ class Catalog:
         expression = _match_expression(text)
         if not expression:
             raise InputError("nothing to search for: give at least one word")
-        share = 1 / self.info.contexts
-        found = self._index.rows.execute(
-            "SELECT rowid, -bm25(concepts, ?, 4.0, 2.0, ?) / (1 + 10 * frequency) AS score FROM concepts "
-            "WHERE concepts MATCH ? ORDER BY labels > 0 DESC, score DESC, rowid LIMIT ?",
-            (8 * share, share, expression, limit),
-        )
-        return [self._hit(concept_id, score, text.lower().split()) for concept_id, score in found.fetchall()]
+        share, index = 1 / self.info.contexts, self._index
+        score = np.zeros(self.info.num_concepts)
+        for concept, found in index.rows.execute(
+            "SELECT rowid, -bm25(concepts, ?, 4.0, ?) FROM concepts WHERE concepts MATCH ?",
+            (8 * share, share, expression),
+        ):
+            score[concept] = found
+        words = text.casefold().split()
+        for word in dict.fromkeys(words):
+            score += PROMOTED_WEIGHT * index.promotion(word)
+        score /= 1 + 10 * self.table["frequency"].to_numpy()
+        best = self.named(text)
+        fitting = sorted(set(self.steerable) & set(score.nonzero()[0].tolist()) - set(best))
+        best += sorted(fitting, key=lambda concept: -score[concept])
+        return [self._hit(concept, float(score[concept]), words) for concept in best[:limit]]
 
     def find(self, name: str) -> int:
         """Return the concept that `name` refers to.
@@ -139,8 +185,7 @@ class Catalog:
         Raises:
             InputError: no concept fits, or several do; the message lists them.
         """
-        wanted = name.strip().casefold()
-        same = [concept for concept, known in self.names.items() if known.strip().casefold() == wanted]
+        same = self.named(name)
         hits = [] if same else self.search(name, limit=5)
         likely = same or [hit.concept_id for hit in hits if hit.score >= hits[0].score / 2]
         if len(likely) == 1:
@@ -164,26 +209,36 @@ class Catalog:
             return pc.binary_join(pa.ListArray.from_arrays(lists.offsets, _separated(values)), " ").to_pylist()
 
         given = pc.not_equal(self.table["name_source"], PROMOTED_TOKENS)  # other names repeat promoted tokens
-        promoted = self.table["promoted"].combine_chunks()
         columns = (
             joined(contexts, words),
             _separated(pc.if_else(given, self.table["name"], "")).to_pylist(),
-            joined(promoted, promoted.values),
             joined(contexts, texts),
-            self.table["frequency"].to_pylist(),
-            self.table["label_count"].to_pylist(),
         )
         rows = sqlite3.connect(":memory:", check_same_thread=False)  # the page searches from several threads
         rows.execute(
-            "CREATE VIRTUAL TABLE concepts USING fts5"
-            f'(words, name, promoted, contexts, frequency UNINDEXED, labels UNINDEXED, tokenize = "{_TOKENIZER}")'
+            f"CREATE VIRTUAL TABLE concepts USING fts5(words, name, contexts, content='', tokenize = \"{_TOKENIZER}\")"
         )
+        rows.execute(f"INSERT INTO concepts (concepts, rank) VALUES ('hashsize', {INDEX_BYTES})")
         rows.executemany(
-            "INSERT INTO concepts (rowid, words, name, promoted, contexts, frequency, labels) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO concepts (rowid, words, name, contexts) VALUES (?, ?, ?, ?)",
             zip(self.table["concept_id"].to_pylist(), *columns, strict=True),
         )
-        return _Index(rows, contexts.offsets.to_numpy(), words, texts)
+        return _Index(rows, contexts.offsets.to_numpy(), words, texts, *self._promotions())
+
+    def _promotions(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Return `forms`, `promoting` and `strength` of the index."""
+        promoted = self.table["promoted"].combine_chunks()
+        logits = self.table["promoted_logits"].combine_chunks().flatten().to_numpy().astype(float)
+        counts = pc.list_value_length(promoted).to_numpy()
+        concept = np.arange(self.info.num_concepts).repeat(counts)
+        rank = np.arange(len(logits)) - promoted.offsets.to_numpy()[:-1].repeat(counts)
+        usual = np.median(logits[rank == 0]) if len(logits) else 1.0
+        strength = np.clip(logits, 0, None) / max(usual, np.finfo(float).tiny) / (rank + 1)
+        plain = [token.strip().casefold() for token in promoted.flatten().to_pylist()]
+        inner = pc.replace_substring_regex(pa.array(plain, pa.string()), f"^[^{_SIGN}]+|[^{_SIGN}]+$", "").to_pylist()
+        both = [(form, at) for at, forms in enumerate(zip(plain, inner, strict=True)) for form in {*forms} if form]
+        forms, at = zip(*sorted(both), strict=True) if both else ((), ())
+        return list(forms), concept[list(at)], strength[list(at)]
 
     def _hit(self, concept_id: int, score: float, words: list[str]) -> Hit:
         concept, index = self.concept(concept_id), self._index
@@ -196,7 +251,12 @@ class Catalog:
         return Hit(concept_id, concept.name, concept.frequency, concept.label_count, score, context)
 
 
-_LETTER = r"[\pL\pM\pN_]"
+_SIGN = r"\pL\pM\pN_"
+_LETTER = f"[{_SIGN}]"
+INDEX_BYTES = 2**28
+"""Size up to which the full-text index is built in one piece; merging pieces takes almost as long as building them."""
+PROMOTED_WEIGHT = 10.0
+"""Weight of a promoted token in a search; a rare word at which a concept is active scores about as much in BM25."""
 
 
 def open_catalog(folder: str | Path) -> Catalog:

@@ -27,7 +27,6 @@ from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import residual_stream
 from cocomix.data.pieces import decode_around
 from cocomix.data.tokenizer import encode_documents, train_tokenizer, vocabulary_size
-from small_catalog import catalog_of
 
 NUM_CONCEPTS, BLOCK, LAYER = 60, 24, 1
 TEXTS = [
@@ -387,22 +386,31 @@ FIRE = place("they lit a", " fire", " by the lake")
 LAKE = place("a fire by the", " lake", " in spring")
 
 
-def test_firing_tokens_weigh_more_than_names_promoted_tokens_and_what_stands_around(made):
+def test_the_own_name_comes_first_then_promoted_tokens_then_what_stands_around(made):
     other = [place("a man by the", " house", " in spring")] * 10
     catalog = made(
         [
             concept(contexts=[LAKE] * 4 + other[4:]),
-            concept(promoted=[" flame", " Fire"], promoted_logits=[1.0, 0.5], contexts=other),
-            concept(contexts=other),
-            concept("fire", name_source="names.json", contexts=other),
             concept(contexts=[FIRE] * 9 + [LAKE]),
             concept("firefly · x · y", promoted=["firefly"], contexts=other),
+            concept("flame · fire", promoted=[" flame", " Fire"], promoted_logits=[1.0, 0.5], contexts=other),
+            concept("fire · flame", promoted=[" fire", " flame"], promoted_logits=[1.0, 0.9], contexts=other),
+            concept("fire", name_source="names.json", contexts=other),
+            concept(contexts=other),
         ]
     )
-    assert [hit.concept_id for hit in catalog.search("FIRE", 10)] == [4, 3, 1, 5, 0]
-    hits = search_catalog(catalog.folder, "fire", 2)
-    assert [hit.concept_id for hit in hits] == [4, 3]
-    assert hits[0].context == FIRE
+    hits = search_catalog(catalog.folder, "FIRE", 10)
+    assert [hit.concept_id for hit in hits] == [5, 4, 2, 3, 1, 0]
+    assert hits[-2].context == FIRE
+    assert [hit.concept_id for hit in catalog.search("Flame · Fire", 2)] == [3, 4]  # a name need not be given
+
+
+def test_promoted_tokens_count_by_rank_and_logit_even_where_every_context_has_the_word(made):
+    everywhere = [place("return ", "None", " if")] * 10
+    promoting = [(["x", " None"], [2.0, 2.0]), (["None"], [0.9]), (["None"], [8.0]), (["x", ".None,"], [2.0, 1.9])]
+    concepts = [concept(promoted=tokens, promoted_logits=logits) for tokens, logits in promoting]
+    catalog = made([dataclasses.replace(each, contexts=everywhere) for each in [concept(), *concepts]])
+    assert [hit.concept_id for hit in catalog.search("None", 5)] == [3, 1, 4, 2, 0]
 
 
 def test_a_planted_word_is_found_first(built, reader):
@@ -522,7 +530,12 @@ def test_hits_line_up():
     assert hits_table([]) == "no concept found"
 
 
-def test_concepts_that_are_never_a_label_are_found_last() -> None:
-    """Although the first one, which has no labels, fits best."""
-    catalog = catalog_of({0: "fire", 5: "fire and water", 6: "water"})
-    assert [hit.concept_id for hit in catalog.search("fire", 8)] == [5, 0]
+def test_concepts_that_no_model_has_learned_are_left_out(made) -> None:
+    """Unless they are asked for by name; a learned concept with the same name takes precedence."""
+    never, dead = concept("fire", label_count=0, contexts=[FIRE]), concept("fire", frequency=0.0)
+    learned = concept("fire and water", promoted=["fire"])
+    catalog = made([never, dead, learned, concept("fire", label_count=1), concept("fire place", label_count=0)])
+    assert [hit.concept_id for hit in catalog.search("fire", 8)] == [3, 2]
+    assert catalog.steerable == [2, 3]
+    assert catalog.find("fire") == 3
+    assert catalog.find("fire place") == 4
