@@ -1,41 +1,42 @@
-"""Amplify and suppress concepts. After `make quickstart`: python examples/steer_text.py [RUN] [PROMPT]"""
+"""Steer the concepts with the largest effect. After `make quickstart`: python examples/steer_text.py [RUN] [PROMPT]
+
+The quickstart's model has 0.8M parameters and illustrates the mechanics only: probabilities move, its texts stay poor.
+"""
 
 import sys
+from pathlib import Path
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cocomix import Steering
+from cocomix.catalog.search import open_catalog
+from cocomix.inspection.effects import candidates, most_probable, next_token_probabilities, rank_effects
 
-run = sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart/students/cocomix"
-prompt = sys.argv[2] if len(sys.argv) > 2 else "def read_file(path):"
+STRENGTH = 12.0  # added to a concept's logit; the largest logits of the quickstart's student are 7 to 9
+
+run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart/students/cocomix")
+prompt = sys.argv[2] if len(sys.argv) > 2 else "if x is"
 model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
-inputs = tokenizer(prompt, return_tensors="pt")
+catalog = open_catalog(run.parents[1] / "catalog")  # written by `cocomix quickstart`, or `cocomix concepts RUN`
+ids = tokenizer(prompt, return_tensors="pt").input_ids[0]
 
 
-def generate(steering=None) -> str:
-    ids = model.generate(**inputs, max_new_tokens=20, do_sample=False, steering=steering)
-    return tokenizer.decode(ids[0])
+def show(title: str, steering: Steering | None) -> None:
+    """Print the five most probable next tokens."""
+    (probabilities,) = next_token_probabilities(model, ids, [steering])
+    tokens = (f"{token!r} {probability:.1%}" for token, probability in most_probable(tokenizer, probabilities))
+    print(f"{title}: {'  '.join(tokens)}")
 
 
-def shift(steering) -> str:
-    """Return the total variation distance between the next-token distributions, from 0 (equal) to 1 (disjoint)."""
-    with torch.no_grad():
-        plain, steered = (model(**inputs, steering=each).logits[0, -1].softmax(-1) for each in (None, steering))
-    return f"{(plain - steered).abs().sum().item() / 2:.3f}"
+print(f"The most probable next tokens after {prompt!r}")
+show("plain", None)
+ranked = rank_effects(model, ids, candidates(catalog, tokenizer), STRENGTH)
+for concept, plain, steered in ranked[:3]:
+    print(f"\nConcept {concept}, {catalog.names[concept]}: its tokens have {plain:.1%}, and steered {steered:.1%}")
+    show(f"+ {STRENGTH:g}", Steering.add({concept: STRENGTH}))
 
-
-# The concepts with the largest and the smallest logit at the end of the prompt.
-logits = model(**inputs, output_concepts=True).concept_logits[0, -1]
-strong, weak = logits.argmax().item(), logits.argmin().item()
-
-print("plain:\n" + generate())
-for name, steering in {
-    f"{strong} × 10, as in the paper": Steering.scale({strong: 10.0}),
-    f"{strong} suppressed": Steering.suppress([strong]),
-    f"{weak} + 30": Steering.add({weak: 30.0}),
-}.items():
-    print(f"\n{name}; the next-token distribution moves by {shift(steering)}:\n{generate(steering)}")
-
-after_the_prompt = Steering.set({weak: 30.0}, positions="generated") + Steering.suppress([strong])
-print(f"\n{weak} set to 30 after the prompt, {strong} suppressed everywhere:\n{generate(after_the_prompt)}")
+strongest = model(ids[None], output_concepts=True).concept_logits[0, -1].argmax().item()
+both = Steering.suppress([strongest]) + Steering.set({ranked[0].concept_id: 15.0})
+print(f"\nConcept {strongest}, {catalog.names[strongest]}, is the strongest at the end of the prompt")
+show("suppressed", Steering.suppress([strongest]))
+show(f"suppressed, and {ranked[0].concept_id} set to 15", both)

@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SAID = {
     "find_concepts": "labels on ",
     "read_concepts": "sum to the continuous vectors",
-    "steer_text": "distribution moves by",
+    "steer_text": "The most probable next tokens after 'river'",
 }
 
 
@@ -29,8 +29,7 @@ def test_an_example_runs(name, catalogued, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert SAID[name] in said
     if name == "steer_text":
-        moved = [float(each) for each in re.findall(r"moves by (\d\.\d+)", said)]
-        assert len(moved) == 3 and max(moved) > 0.001  # it changes what comes next
+        assert len(re.findall(r"its tokens have \d.*, and steered \d.*\n\+ 12: ", said)) == 3
 
 
 def test_a_teacher_and_an_sae_of_your_own(text, tmp_path, monkeypatch):

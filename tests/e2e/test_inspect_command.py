@@ -110,9 +110,15 @@ def test_generate_compares(run, capsys, monkeypatch):
     found = json.loads(output(capsys, *arguments, "--json"))
     assert found["plain"] != found["steered"]
     assert found["steering"] == ["5==500"] and found["max_new_tokens"] == 10
+    plain, steered = (found["next_tokens"][side] for side in ("plain", "steered"))
+    assert plain != steered and len(plain) == len(steered) == 5
+    assert found["plain"][0].startswith(plain[0]["token"].rstrip("\ufffd"))  # greedy decoding
     monkeypatch.setenv("COLUMNS", "100")
     head = output(capsys, *arguments).splitlines()[0]
     assert re.fullmatch(r"plain +│ steered: 5==500", head)
+    assert re.search(
+        r"\nnext token, plain +│ next token, steered: 5==500\n +\d+\.\d% «.*│ +\d", output(capsys, *arguments)
+    )
     monkeypatch.setenv("COLUMNS", "50")
     narrow = output(capsys, *arguments)
     assert narrow.startswith("plain\nThe river") and "\nsteered: 5==500\nThe river" in narrow

@@ -180,19 +180,20 @@ def test_settings_that_do_not_fit(finished: Runner, capsys, options: tuple[str, 
     )
 
 
-def test_the_report_shows_the_best_concepts_a_trace_and_a_text(results: dict[str, Any], finished: Runner) -> None:
+def test_the_report_shows_the_best_concepts_a_trace_and_next_tokens(results: dict[str, Any], finished: Runner) -> None:
     shown = results["showcase"]
     assert shown["student"] == "cocomix" and 1 <= len(shown["best"]) <= 10
     scores = [2 / (1 / each["precision"] + 1 / each["recall"]) for each in shown["best"]]
     assert scores == sorted(scores, reverse=True)
     assert all(each["name"] and each["contexts"] for each in shown["best"])
     assert 6 <= len(shown["trace"]) <= 16 and all(len(step["concepts"]) == 3 for step in shown["trace"])
-    assert shown["sample"]["concept_id"] == shown["best"][0]["concept_id"]
+    rises = [each["steered"] - each["plain"] for each in shown["steered"]["concepts"]]
+    assert rises == sorted(rises, reverse=True) and rises[-1] > 0
     text = (finished.folder / "out" / "report" / "report.md").read_text()
     for expected in (
         "## Concepts of `cocomix`",
         "### One sentence of validation text",
-        "### One text, plain and steered",
+        "### The next token, plain and steered",
     ):
         assert expected in text
 

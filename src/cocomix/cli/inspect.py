@@ -17,6 +17,7 @@ from cocomix.common.errors import InputError
 from cocomix.common.settings import Batch, Concepts, Count, Seed, kind_of
 
 if TYPE_CHECKING:
+    from cocomix.inspection.effects import NextToken
     from cocomix.inspection.runs import OpenRun
     from cocomix.models.steering import Steering
 
@@ -158,7 +159,10 @@ def generate(
     run: Run = QUICKSTART,
     prompt: Annotated[str, argument("PROMPT", "What the text begins with.")],
     compare: Annotated[
-        bool, typer.Option("--compare", help="Print the text of the plain model next to the steered one.")
+        bool,
+        typer.Option(
+            "--compare", help="Print texts and most probable next tokens of the plain model next to the steered ones."
+        ),
     ] = False,
     max_new_tokens: Annotated[
         int | None, option("N", "Maximum number of tokens to generate (default: 40).", Count)
@@ -206,13 +210,41 @@ def generate(
     steering = options.read(opened)
     steered = continuations(opened, prompt, settings, steering)
     plain = continuations(opened, prompt, settings, Steering()) if compare else None
+    following = _next_tokens(opened, prompt, steering) if compare else None
     if as_json:
         texts: dict[str, Any] = {"steered" if steer else "plain": steered}
         texts |= {"plain": plain} if plain is not None else {}
+        if following is not None:
+            texts["next_tokens"] = {name: [each._asdict() for each in side] for name, side in following.items()}
         about = {"run": str(opened.folder), "prompt": prompt, **options.to_json(steering), **asdict(settings)}
         show(json.dumps(about | texts, indent=2))
     else:
         _show_texts(prompt, options.steer, steered, plain)
+    if following is not None and not as_json:
+        _show_next_tokens(following, options.steer)
+
+
+def _next_tokens(opened: OpenRun, prompt: str, steering: Steering) -> dict[str, list[NextToken]]:
+    """Return the most probable tokens after the prompt, plain and steered."""
+    from cocomix.inspection.effects import most_probable, next_token_probabilities
+    from cocomix.inspection.tracing import text_ids
+
+    ids = text_ids(opened.tokenizer, prompt, opened.model.config.max_position_embeddings)
+    both = next_token_probabilities(opened.model, ids, [None, steering.after_prompt(len(ids))])
+    return {name: most_probable(opened.tokenizer, each) for name, each in zip(("plain", "steered"), both, strict=True)}
+
+
+def _show_next_tokens(following: dict[str, list[NextToken]], steer: list[str]) -> None:
+    """Print the most probable tokens after the prompt, plain next to steered."""
+    from cocomix.common.console import visible
+    from cocomix.inspection.terminal import side_by_side
+
+    plain, steered = (
+        "\n".join(f"{each.probability:6.1%} «{visible(each.token)}»" for each in following[name])
+        for name in ("plain", "steered")
+    )
+    titles = ("next token, plain", "next token, steered: " + ", ".join(steer))
+    show("\n" + side_by_side(plain, steered, titles, shutil.get_terminal_size().columns))
 
 
 def _show_texts(prompt: str, steer: list[str], steered: list[str], plain: list[str] | None) -> None:

@@ -1,10 +1,14 @@
-"""Write the report's section on a model's concepts: best predicted concepts, a traced sentence, a steered text."""
+"""Write the report's section on a model's concepts: best predicted concepts, a traced sentence, steered next tokens."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from cocomix.common.console import visible
 from cocomix.common.document import Block, Bullets, Heading, Table, literal
+
+SMALL = 10_000_000
+"""Number of parameters below which a model illustrates the mechanics of steering only."""
 
 
 def concept_section(shown: dict[str, Any]) -> list[Block]:
@@ -34,15 +38,30 @@ def concept_section(shown: dict[str, Any]) -> list[Block]:
         "log-probability of the next token, in nats, measured by leaving the concept out. The last token is followed "
         "by the model's own prediction.",
     ]
-    if sample := shown["sample"]:
-        parts += [
-            Heading(3, "One text, plain and steered"),
-            Bullets([f"{name}: {literal(sample[name])}" for name in ("prompt", "plain", "steered")]),
-            f"Steered: {sample['strength']:g} standard deviations of the concept logits are added to concept "
-            f"{_named(sample)}, the first of the table, at every token. Both texts use the same random numbers. This "
-            "is one example, not selected for its effect; `cocomix evaluate steering` measures the effect on many.",
-        ]
+    if (steered := shown.get("steered")) and steered["concepts"]:
+        parts += [Heading(3, "The next token, plain and steered"), *_steered(steered)]
     return parts
+
+
+def _steered(steered: dict[str, Any]) -> list[Block]:
+    rows = [
+        [_name(each), f"{each['plain']:.1%}", f"{each['steered']:.1%}", _tokens(each["tokens"])]
+        for each in steered["concepts"]
+    ]
+    size = f" A model of {steered['parameters'] / 1e6:.1f}M parameters illustrates the mechanics only."
+    return [
+        f"After the sentence above, the model's most probable next tokens are {literal(_tokens(steered['tokens']))}. "
+        f"Each row adds {steered['strength']:g} to the logit of one concept at every token, and nothing else.",
+        Table(["concept", "its tokens, plain", "its tokens, steered", "most probable next tokens, steered"], rows),
+        f"Its tokens: the first tokens that the concept promotes. These are the concepts with the largest increase of "
+        f"{steered['ranked']:,} that are labels most often. They show that steering acts, not how well it works on "
+        "average; `cocomix evaluate steering` measures that." + (size if steered["parameters"] < SMALL else ""),
+    ]
+
+
+def _tokens(tokens: list[Any]) -> str:
+    """Format next tokens and their probabilities."""
+    return ", ".join(f"«{visible(token)}» {probability:.1%}" for token, probability in tokens)
 
 
 def _best_table(best: list[dict[str, Any]]) -> Table:

@@ -15,7 +15,7 @@ from cocomix.reporting.figures import variants
 from cocomix.reporting.report import report
 
 RESULTS = "results.json"
-FORM = 4
+FORM = 5
 """Format version of `results.json`. Increase it when the format changes; earlier reports are then rewritten."""
 CLAIM = "begun.json"
 """Marker file that a report folder contains until the report is complete."""

@@ -1,4 +1,4 @@
-"""Showcase of a model's concepts for the report: best predicted concepts, a traced sentence, a steered text."""
+"""Showcase of a model's concepts for the report: best predicted concepts, a traced sentence, steered next tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from cocomix.catalog.building import CatalogConfig, find_contexts, promoted_tokens
@@ -15,12 +17,19 @@ from cocomix.catalog.rows import Context
 from cocomix.catalog.search import Catalog
 from cocomix.evaluation.concepts import concept_predictions
 from cocomix.evaluation.prediction import label_tables, training_frequencies
-from cocomix.evaluation.steering_arms import Request, SteeredStudent, Writer
 from cocomix.evaluation.steering_score import logit_deviation
+from cocomix.inspection.effects import (
+    CANDIDATES,
+    NextToken,
+    most_probable,
+    next_token_probabilities,
+    rank_effects,
+    representative_tokens,
+)
 from cocomix.inspection.runs import OpenRun, open_model
 from cocomix.inspection.trace import Trace
-from cocomix.inspection.tracing import trace
-from cocomix.pipeline.origins import concept_source, learned_labels
+from cocomix.inspection.tracing import text_ids, trace
+from cocomix.pipeline.origins import ConceptSource, concept_source, learned_labels
 from cocomix.pipeline.recipe_file import recipe_of_run
 
 BLOCKS = 128
@@ -34,10 +43,10 @@ LEAST_TOKENS, LEAST_WORDS = 6, 4
 TRACED_TOKENS = 16
 """Most tokens of the sentence, and at most half of the context."""
 TRACED_CONCEPTS = 3
-NEW_TOKENS = 32
-"""Tokens generated after the sentence, at most a quarter of the context."""
-STRENGTH = 4.0
-"""Steering strength in standard deviations of the concept logits."""
+STEERED = 5
+"""Number of steered concepts, those with the largest effect."""
+STRENGTH = 3.0
+"""Steering strength in standard deviations of the concept logits, of which a whole number is added."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +76,42 @@ class BestConcept:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A text and its steered counterpart, sampled with the same random numbers.
+class SteeredConcept:
+    """What raising a concept does to the token after the sentence.
 
     Attributes:
-        concept_id: id of the steered concept, the best predicted one.
-        name: its name, or None.
-        strength: strength added to its logit, in standard deviations of the concept logits.
-        prompt: traced sentence.
-        plain, steered: continuations of the prompt.
+        concept_id: concept id.
+        name: name in the catalog, or the tokens that it promotes.
+        plain, steered: the probability of the first tokens that it promotes.
+        tokens: the most probable next tokens, steered.
     """
 
     concept_id: int
-    name: str | None
+    name: str
+    plain: float
+    steered: float
+    tokens: list[NextToken]
+
+
+@dataclass(frozen=True)
+class Steered:
+    """The next token after the traced sentence, plain and with one concept raised.
+
+    Attributes:
+        parameters: number of parameters of the model.
+        strength: what is added to the concept's logit at every token.
+        prompt: the traced sentence.
+        ranked: number of concepts that were tried.
+        tokens: the most probable next tokens without steering.
+        concepts: the concepts with the largest effect, the largest first.
+    """
+
+    parameters: int
     strength: float
     prompt: str
-    plain: str
-    steered: str
+    ranked: int
+    tokens: list[NextToken]
+    concepts: list[SteeredConcept]
 
 
 @dataclass(frozen=True)
@@ -105,14 +133,14 @@ class Showcase:
         blocks: number of validation blocks read.
         best: best predicted concepts, best first.
         trace: traced sentence of validation text.
-        sample: steered text; None if no concept is predicted.
+        steered: next tokens with steering; None if the tokens that concepts promote are unknown.
     """
 
     student: str
     blocks: int
     best: list[BestConcept]
     trace: list[TracedStep]
-    sample: Sample | None
+    steered: Steered | None
 
 
 def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
@@ -143,15 +171,18 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
     if not text:
         return None
     traced = trace(model, tokenizer, text, ablate=TRACED_CONCEPTS)
+    source = None if catalog is not None else concept_source(run)
+    most_used = [concept for concept in np.argsort(-frequencies).tolist() if frequencies[concept]][:CANDIDATES]
     shown = {each.concept_id for token in traced.tokens for each in token.concepts[:TRACED_CONCEPTS]} | {*best}
-    names, contexts = _describe(run, catalog, sorted(shown), best)
-
-    sample = None
-    if best:
-        writer = Writer(model, tokenizer, [text], max(1, min(NEW_TOKENS, context // 4)), run.record.seed)
-        arm = SteeredStudent(writer, [STRENGTH], "add", logit_deviation(model, tokenizer, [text]))
-        plain, steered = (arm.write([Request(0, best[0], strength)])[0] for strength in (0.0, STRENGTH))
-        sample = Sample(best[0], names.get(best[0]), STRENGTH, text, plain, steered)
+    described = _describe(catalog, source, sorted({*shown, *most_used}))
+    names = {concept: each.name for concept, each in described.items()}
+    contexts = _contexts(catalog, source, best)
+    tokens = {
+        concept: representative_tokens(tokenizer, described[concept].promoted)
+        for concept in most_used
+        if concept in described
+    }
+    steered = _steered(run, text, tokens, names) if any(tokens.values()) else None
     return Showcase(
         student=folder.name,
         blocks=len(blocks),
@@ -169,7 +200,7 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
             for number, concept in enumerate(best)
         ],
         trace=_steps(traced, names),
-        sample=sample,
+        steered=steered,
     )
 
 
@@ -194,21 +225,70 @@ def _truncate(tokenizer: PreTrainedTokenizerBase, ids: list[int], tokens: int) -
     return str(tokenizer.decode(ids[:tokens])).strip("\ufffd").strip()
 
 
-def _describe(
-    run: OpenRun, catalog: Catalog | None, shown: Sequence[int], best: Sequence[int]
-) -> tuple[dict[int, str], list[list[Context]]]:
-    """Return the names of all shown concepts, and the contexts of the best."""
+class _Described(NamedTuple):
+    """The name of a concept, and the tokens that it promotes most."""
+
+    name: str
+    promoted: list[str]
+
+
+def _describe(catalog: Catalog | None, source: ConceptSource | None, concepts: list[int]) -> dict[int, _Described]:
+    """Describe concepts by the catalog, or else by their directions; empty without teacher and SAE."""
     if catalog is not None:
-        contexts = [catalog.concept(concept).contexts[: CONTEXTS.contexts] for concept in best]
-        return {concept: catalog.names[concept] for concept in shown}, contexts
-    source = concept_source(run)
+        rows = [catalog.concept(concept) for concept in concepts]
+        return {row.concept_id: _Described(row.name, row.promoted) for row in rows}
     if source is None:
-        return {}, [[] for _ in best]
-    teacher, sae, reader = source.teacher, source.sae, source.validation
-    promoted = promoted_tokens(teacher, sae.W_dec[list(shown)], CatalogConfig.tokens, source.tokenizer)
-    names = {concept: default_name(tokens) for concept, tokens in zip(shown, promoted, strict=True)}
-    blocks = min(BLOCKS, len(reader))
-    return names, find_contexts(teacher, sae, source.layer, reader, best, blocks, source.blocks_per_batch, CONTEXTS)
+        return {}
+    promoted = promoted_tokens(source.teacher, source.sae.W_dec[concepts], CatalogConfig.tokens, source.tokenizer)
+    return {
+        concept: _Described(default_name(tokens), tokens) for concept, tokens in zip(concepts, promoted, strict=True)
+    }
+
+
+def _contexts(catalog: Catalog | None, source: ConceptSource | None, concepts: Sequence[int]) -> list[list[Context]]:
+    """Return where concepts are most active; without catalog, teacher and SAE, nowhere."""
+    if catalog is not None:
+        return [catalog.concept(concept).contexts[: CONTEXTS.contexts] for concept in concepts]
+    if source is None:
+        return [[] for _ in concepts]
+    blocks = min(BLOCKS, len(source.validation))
+    return find_contexts(
+        source.teacher,
+        source.sae,
+        source.layer,
+        source.validation,
+        concepts,
+        blocks,
+        source.blocks_per_batch,
+        CONTEXTS,
+    )
+
+
+def _steered(run: OpenRun, prompt: str, tokens: Mapping[int, Sequence[int]], names: Mapping[int, str]) -> Steered:
+    """Raise each concept by itself, and keep those that make their own `tokens` more probable after the prompt."""
+    model, tokenizer = run.model, run.tokenizer
+    strength = float(round(STRENGTH * logit_deviation(model, tokenizer, [prompt])) or 1)
+    ids = text_ids(tokenizer, prompt, model.config.max_position_embeddings)
+    effects = rank_effects(model, ids, tokens, strength)
+    best = [effect for effect in effects if effect.steered > effect.plain][:STEERED]
+    plain, *steered = next_token_probabilities(model, ids, [None, *({each.concept_id: strength} for each in best)])
+    return Steered(
+        parameters=model.num_parameters(),
+        strength=strength,
+        prompt=prompt,
+        ranked=len(effects),
+        tokens=most_probable(tokenizer, plain),
+        concepts=[
+            SteeredConcept(
+                effect.concept_id,
+                names[effect.concept_id],
+                effect.plain,
+                effect.steered,
+                most_probable(tokenizer, probabilities),
+            )
+            for effect, probabilities in zip(best, steered, strict=True)
+        ],
+    )
 
 
 def _steps(traced: Trace, names: Mapping[int, str]) -> list[TracedStep]:
