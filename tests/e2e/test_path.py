@@ -161,6 +161,24 @@ def test_compare_reads_run_folders(
     assert (tmp_path / "report" / "report.html").is_file()
 
 
+def test_a_report_is_written_again_from_the_finished_students(catalogued: Path, results: dict[str, Any]) -> None:
+    shutil.rmtree(catalogued / "report")
+    assert main(["report", str(catalogued / "students" / "ntp")]) == 0
+    written = json.loads((catalogued / "report" / "results.json").read_text())
+    assert {name: each["metrics"] for name, each in written["students"].items()} == {
+        name: each["metrics"] for name, each in results["students"].items()
+    }
+    assert {*results} - {"environment"} <= {*written} and written["recipe"]["students"] == results["recipe"]["students"]
+    shutil.rmtree(catalogued / "students" / "ntp")
+    assert main(["report", str(catalogued)]) == 0
+    assert [*json.loads((catalogued / "report" / "results.json").read_text())["students"]] == ["cocomix"]
+
+
+def test_only_an_output_folder_has_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no finished run in" in capsys.readouterr().err
+
+
 def test_several_seeds_are_one_group_with_a_deviation(
     finished: Runner, tmp_path: Path, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

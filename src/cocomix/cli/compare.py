@@ -1,4 +1,4 @@
-"""`cocomix compare RUN ...`: compare finished runs."""
+"""`cocomix compare RUN ...` and `cocomix report RUN`: compare finished runs."""
 
 from __future__ import annotations
 
@@ -29,6 +29,24 @@ def compare(
     show_tables(results)
     if output:
         show(f"\nReport: {files.located(output) / 'report.html'}")
+
+
+def report(
+    run: Annotated[Path, argument("RUN", "Output folder, or the folder of one of its trained models.")],
+    as_json: Json = False,
+) -> None:
+    """Write the report of a run again, from its finished students.
+
+    Replaces OUTPUT/report, whose figures `cocomix run` would leave as they are.
+    """
+    from cocomix.cli import workflow
+
+    results, folder = workflow.report_again(run)
+    if as_json:
+        show(json.dumps(results, indent=2))
+        return
+    show_tables(results)
+    show(f"\nReport: {folder / 'report.html'}")
 
 
 def show_tables(results: dict[str, Any]) -> None:

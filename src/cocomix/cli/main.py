@@ -43,6 +43,7 @@ COMMANDS: dict[str, dict[str, tuple[type[Command], Callable[..., None]]]] = {
         "evaluate concepts": (Command, evaluate.evaluate_concepts),
         "evaluate steering": (Command, evaluate.evaluate_steering),
         "compare": (Command, compare.compare),
+        "report": (Command, compare.report),
         "export": (Command, export.export),
         "push": (Command, push.push),
     },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from cocomix.concepts.label_store import load_labels, precision_remark, read_lab
 from cocomix.evaluation.record import load_evaluations
 from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.recipe import Recipe
+from cocomix.pipeline.recipe_file import recipe_of_run
 from cocomix.pipeline.run import prepared, run_missing
 from cocomix.pipeline.stage import Stage
 from cocomix.reporting.bundles import opened
 from cocomix.reporting.compare import compare_runs
 from cocomix.reporting.report_folder import FORM, check_report_folder, load_results, write_report
-from cocomix.training.run import run_folders
+from cocomix.training.run import RUN_FILE, load_run, run_folders
 
 
 def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:
@@ -76,16 +77,50 @@ def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
         return _reported(recipe, pipelines, report) if distributed.is_main_process() else None
 
 
-def _reported(recipe: Recipe, pipelines: list[Pipeline], report: Path) -> dict[str, Any]:
-    """Return the results of the finished students; write the report unless it is up to date.
+def report_again(run: Path) -> tuple[dict[str, Any], Path]:
+    """Write the report of an output folder from its finished students.
+
+    Args:
+        run: the output folder, or the folder of one of its students.
+
+    Returns:
+        The results, and the folder of the report.
+
+    Raises:
+        InputError: there is no finished student, or the folder of the report holds something else.
+    """
+    output = _output_of(files.located(run))
+    check_report_folder(output / "report")
+    pipelines = []
+    for folder in sorted(output.glob("replicate-*")) or [output]:
+        runs = [load_run(each) for each in run_folders(folder)]
+        longest = max(runs, key=lambda each: len(each.recipe["students"]))
+        students = {each.name: each.recipe["students"][each.name] for each in runs}
+        recipe = recipe_of_run({**longest.recipe, "students": {**longest.recipe["students"], **students}}, folder)
+        pipelines.append(Pipeline(replace(recipe, output=str(folder))))
+    several = len(pipelines) if pipelines[0].folder != output else None
+    recipe = replace(pipelines[0].recipe, output=str(output), replicates=several)
+    return _reported(recipe, pipelines, output / "report", again=True), output / "report"
+
+
+def _output_of(run: Path) -> Path:
+    """Return the output folder of a student's folder; other folders are returned as they are."""
+    if not (run / RUN_FILE).is_file() or run.parent.name != "students":
+        return run
+    output = run.parent.parent
+    return output.parent if output.name.startswith("replicate-") else output
+
+
+def _reported(recipe: Recipe, pipelines: list[Pipeline], report: Path, again: bool = False) -> dict[str, Any]:
+    """Return the results of the finished students; write the report unless it is up to date, or `again`.
 
     Corpus, teacher, SAE and labels are described by those of the first replicate.
     """
     pipeline, *others = pipelines
-    folders = [stage.folder for each in pipelines for stage in each.student_stages.values()]
-    inputs: dict[str, Any] = {stage.name: stage.record().fingerprint for stage in pipeline.stages()}
+    folders = [stage.folder for each in pipelines for stage in each.student_stages.values() if stage.is_done()]
+    inputs: dict[str, Any] = _fingerprints(pipeline)
     for other in others:
-        inputs |= {f"{other.folder.name} {stage.name}": stage.record().fingerprint for stage in other.stages()}
+        inputs |= {f"{other.folder.name} {name}": each for name, each in _fingerprints(other).items()}
     evaluations = [asdict(each) for folder in folders for each in load_evaluations(folder)]
     inputs |= {"form": FORM, "evaluations": fingerprint.hash_json(evaluations)}
     catalog = _catalog(pipeline)
@@ -93,7 +128,7 @@ def _reported(recipe: Recipe, pipelines: list[Pipeline], report: Path) -> dict[s
         inputs["catalog"] = fingerprint.hash_json(catalog.names)
     results = load_results(report)
     # The order matters: tables follow it, and the first ntp student is the baseline.
-    if results is not None and list(results.get("inputs", {}).items()) == list(inputs.items()):
+    if not again and results is not None and list(results.get("inputs", {}).items()) == list(inputs.items()):
         return results
     results = {
         "name": recipe.name,
@@ -108,6 +143,11 @@ def _reported(recipe: Recipe, pipelines: list[Pipeline], report: Path) -> dict[s
     return results
 
 
+def _fingerprints(pipeline: Pipeline) -> dict[str, Any]:
+    """Return the fingerprints of the finished stages by name."""
+    return {stage.name: stage.record().fingerprint for stage in pipeline.stages() if stage.is_done()}
+
+
 def _catalog(pipeline: Pipeline) -> Catalog | None:
     """Open the recipe's concept catalog; None if it does not exist or does not match the labels."""
     stage = pipeline.catalog_stage
@@ -120,14 +160,14 @@ def _showcase(pipeline: Pipeline, catalog: Catalog | None) -> dict[str, Any] | N
 
     for (name, _), stage in pipeline.student_stages.items():
         student = pipeline.recipe.students[name]
-        if student.learns_concepts() and (found := showcase(stage.folder, catalog)) is not None:
+        if student.learns_concepts() and stage.is_done() and (found := showcase(stage.folder, catalog)) is not None:
             return asdict(found)
     return None
 
 
 def _preparation(pipeline: Pipeline) -> list[Stage]:
     students = list(pipeline.student_stages.values())
-    return [stage for stage in pipeline.stages() if stage not in students]
+    return [stage for stage in pipeline.stages() if stage not in students and stage.is_done()]
 
 
 def compare(paths: list[Path], output: Path | None) -> dict[str, Any]:

@@ -93,6 +93,8 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
     _raise(list(dict.fromkeys(problems)))
     if not pipeline.corpus_stage.is_done():
         _warn_of_idle_vocab_size(recipe)
+    if any(stage.kind == "student" and not stage.is_done() for stage in wanted):
+        _warn_of_single_evaluations(recipe)
 
 
 def model_problems(pipeline: Pipeline, planned_vocab_size: int | None = None) -> list[str]:
@@ -159,6 +161,16 @@ def _warn_of_idle_vocab_size(recipe: Recipe) -> None:
             f"Warning: tokenizer.vocab_size is {stated}, which has no effect, because tokenizer.source {source} has "
             f"{found} tokens; leave tokenizer.vocab_size out"
         )
+
+
+def _warn_of_single_evaluations(recipe: Recipe) -> None:
+    """Warn if a student is evaluated only at the end, so that its report has no curve."""
+    for key, training in recipe.trainings().items():
+        if training.steps() <= training.steps_per_evaluation():
+            status(
+                f"Warning: {key}.tokens_per_evaluation is {training.tokens_per_evaluation:,} of "
+                f"{training.max_tokens:,} training tokens, so there is one evaluation, at the end; leave it out for ten"
+            )
 
 
 def _check_teacher(recipe: Recipe, with_sae: bool) -> None:

@@ -47,7 +47,8 @@ class TrainingConfig:
         precision: fp32, or autocast to bf16 or (on a GPU) fp16.
         gradient_checkpointing: store only the input of each block for the backward pass and recompute the rest.
         compile: compile the model with torch.compile.
-        tokens_per_evaluation: training tokens between two evaluations, each followed by a checkpoint.
+        tokens_per_evaluation: training tokens between two evaluations, each followed by a checkpoint; by default a
+            tenth of `max_tokens`.
         keep_checkpoints: number of newest checkpoints to keep until training ends.
         keep_best: also save the weights with the lowest validation loss, in `best/`.
         report_to: integrations of Transformers that receive the metrics: trackio, tensorboard, wandb, …
@@ -69,10 +70,14 @@ class TrainingConfig:
     precision: str = "fp32"
     gradient_checkpointing: bool = False
     compile: bool = False
-    tokens_per_evaluation: Count = 200_000
+    tokens_per_evaluation: Count | None = None
     keep_checkpoints: Count = 1
     keep_best: bool = False
     report_to: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_evaluation is None:
+            self.tokens_per_evaluation = default_tokens_per_evaluation(self.max_tokens)
 
     def problems(self, block_size: int) -> list[str]:
         """List what is wrong with these settings for blocks of `block_size` tokens, one line each."""
@@ -150,7 +155,13 @@ class TrainingConfig:
 
     def steps_per_evaluation(self) -> int:
         """Return the number of optimizer steps between two evaluations."""
+        assert self.tokens_per_evaluation is not None  # see __post_init__
         return max(1, round(self.tokens_per_evaluation / self.tokens_per_step))
+
+
+def default_tokens_per_evaluation(max_tokens: int) -> int:
+    """Return a tenth of the training tokens."""
+    return max(1, max_tokens // 10)
 
 
 def _wandb_problems() -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from cocomix.common import portable
 from cocomix.models.building import BackboneConfig, default_options
+from cocomix.training.config import default_tokens_per_evaluation
 
 MIXER = {
     "insert_layer": 3,
@@ -27,6 +28,8 @@ ADDED_TO_DISTILLATION = {"weight_schedule": None}
 ADDED_TO_TRAINING = {"optimizer": "adamw"}
 ADDED_TO_LABELS = {"offset": 0, "window": 0, "control": "none", "targets": "uniform"}
 """Settings that did not exist when older records were written."""
+TOKENS_PER_EVALUATION = 200_000
+"""Before the default was a tenth of the training tokens."""
 LABELS_OF_STUDENTS = ("selection", "labels_per_token", *ADDED_TO_LABELS)
 NUM_FUTURE_TOKENS = 2
 MAX_ACTIVE = 256
@@ -71,6 +74,7 @@ def _complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict
     found = portable.recipe_record(recorded)
     if "teacher" in found:
         found["teacher"] = _teacher(found["teacher"])
+        found["teacher"]["training"] = _evaluated(found["teacher"]["training"], wanted["teacher"]["training"])
     if "labels" in found:
         found["labels"] = {**ADDED_TO_LABELS, **found["labels"]}
     if "sae" in found:
@@ -79,7 +83,7 @@ def _complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict
         backbone = found.pop("backbone", None)
         labels = wanted["student"]["labels"]
         found["student"] = _student(found["student"], backbone, found["training"]["learning_rate"], labels)
-        found["training"] = {**ADDED_TO_TRAINING, **found["training"]}
+        found["training"] = _evaluated({**ADDED_TO_TRAINING, **found["training"]}, wanted["training"])
         if found["match"] is not None:
             found["match"] = _student(found["match"], backbone, None, (wanted["match"] or {}).get("labels"))
     return found
@@ -115,6 +119,14 @@ def _teacher(teacher: dict[str, Any]) -> dict[str, Any]:
     if teacher["source"]:
         return found
     return {**found, "backbone": _backbone(teacher["backbone"]), "precision": teacher["precision"] or "fp32"}
+
+
+def _evaluated(training: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """Complete the record of a training. One that was evaluated by the default of its time fits today's default."""
+    default = default_tokens_per_evaluation(wanted["max_tokens"])
+    if (training["tokens_per_evaluation"], wanted["tokens_per_evaluation"]) == (TOKENS_PER_EVALUATION, default):
+        return {**training, "tokens_per_evaluation": default}
+    return training
 
 
 def _backbone(backbone: dict[str, Any], widened: bool = False) -> dict[str, Any]:

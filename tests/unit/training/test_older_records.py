@@ -122,6 +122,15 @@ def test_a_stage_recognizes_the_same_settings_in_an_older_record(name: str) -> N
     assert complete_settings(older(stage.settings, recipe(), name), stage.settings) == stage.settings
 
 
+@pytest.mark.parametrize(("wanted", "same"), [(500, True), (250, False)], ids=["default", "given"])
+def test_a_training_evaluated_by_the_earlier_default_stays_finished(wanted: int, same: bool) -> None:
+    training = {"max_tokens": 5000, "tokens_per_evaluation": wanted}
+    settings = Pipeline(recipe()).student_stages["ntp", 0].settings
+    settings = {**settings, "training": {**settings["training"], **training}}
+    earlier = {**settings, "training": {**settings["training"], "tokens_per_evaluation": 200_000}}
+    assert (complete_settings(earlier, settings) == settings) == same
+
+
 def test_the_teacher_and_the_sae_of_an_older_record() -> None:
     pipeline = Pipeline(recipe())
     left_out = left_out_settings()
