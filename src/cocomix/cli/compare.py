@@ -35,9 +35,9 @@ def report(
     run: Annotated[Path, argument("RUN", "Output folder, or the folder of one of its trained models.")],
     as_json: Json = False,
 ) -> None:
-    """Write the report of a run again, from its finished students.
+    """Write the report of a run again.
 
-    Replaces OUTPUT/report, whose figures `cocomix run` would leave as they are.
+    Compares the finished students of its output folder and replaces OUTPUT/report.
     """
     from cocomix.cli import workflow
 

@@ -35,9 +35,9 @@ def plan(
     only: Annotated[str | None, option("NAME", "Plan just this student.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compute a recipe's cost on this machine or on GPUs: FLOPs, memory, storage, time.
+    """Compute a recipe's FLOPs, memory, storage and time.
 
-    Nothing is trained or written.
+    Plans for this machine unless GPUs are given. Nothing is trained or written.
     """
     from cocomix.pipeline.recipe_file import load_recipe
     from cocomix.planning.costs import machines

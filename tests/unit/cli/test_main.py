@@ -155,7 +155,7 @@ def test_interruptions_are_exceptions_again_once_a_command_runs(monkeypatch: pyt
 def test_help_fits_on_a_screen_and_lists_the_commands_in_the_order_of_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) < 45 and max(map(len, lines)) <= main.WIDTH
+    assert len(lines) <= 45 and max(map(len, lines)) <= main.WIDTH
     listed = [line.strip() for line in lines[lines.index("Start:") :]]
     names = [name for panel, commands in main.COMMANDS.items() for name in (f"{panel}:", *commands)]
     positions = [next(i for i, line in enumerate(listed) if line.startswith(name)) for name in names]
@@ -166,7 +166,7 @@ def test_every_command_has_a_help_text() -> None:
     texts = main.help_texts()
     assert list(texts) == ["cocomix", *(f"cocomix {name}" for panel in main.COMMANDS.values() for name in panel)]
     for name, text in texts.items():
-        assert text.startswith(f"Usage: {name} ") and len(text.splitlines()) < 45
+        assert text.startswith(f"Usage: {name} ") and len(text.splitlines()) <= 45
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["generate", "--help"], ["compare"]])

@@ -131,6 +131,15 @@ def test_branches_that_cannot_be_are_refused(branch: dict[str, Any], message: st
     assert line.startswith(f"students.short: {message}")
 
 
+@pytest.mark.parametrize(("training", "lines"), [({}, 0), ({"tokens_per_evaluation": 100_000}, 1)])
+def test_a_single_evaluation_is_warned_about(training: dict[str, int], lines: int, capsys) -> None:
+    recipe = Recipe("name", "out", training=TrainingConfig(max_tokens=100_000, **training))
+    recipe.students = {"ntp": StudentConfig("ntp")}
+    preflight._warn_of_single_evaluations(recipe)
+    assert capsys.readouterr().err.count("so there is one evaluation, at the end") == lines
+    assert TrainingConfig(max_tokens=100_000).tokens_per_evaluation == 10_000
+
+
 @pytest.mark.parametrize(("stated", "is_reported"), [(4096, False), (257, False), (999, True)])
 def test_a_vocabulary_size_that_is_not_the_tokenizers_is_reported(stated, is_reported, tmp_path, capsys):
     train_tokenizer(["a text"], 257).save_pretrained(str(tmp_path))
