@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -91,6 +92,11 @@ def visible(text: str) -> str:
     return "".join(
         char if char.isprintable() else _SIGNS.get(char) or char.encode("unicode_escape").decode() for char in text
     )
+
+
+def compact(text: str) -> str:
+    """Return the text on one line, with each run of three or more blanks, tabs or line breaks as ␣×11."""
+    return re.sub(r"([ ␣⏎⇥])\1{2,}", lambda run: f"{run[1].replace(' ', '␣')}×{len(run[0])}", visible(text))
 
 
 def one_line(text: str) -> str:

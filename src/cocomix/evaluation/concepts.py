@@ -79,6 +79,10 @@ class ConceptBand:
     promises: list[Promise]
 
 
+USEFUL_F1 = 0.3
+"""F1 from which a concept's predictions are worth a look."""
+
+
 class TableHits(NamedTuple):
     """Predictions of `LabelTables` that are labels."""
 
@@ -107,11 +111,19 @@ class ConceptPredictions:
     @property
     def f1(self) -> np.ndarray:
         """Harmonic mean (C,) of precision and recall at A; 0 for concepts that are never predicted correctly."""
-        return 2 * self.model.at_a / np.maximum(1, self.labels + self.model.predicted)
+        return self._f1(self.model)
+
+    def _f1(self, hits: LabelHits) -> np.ndarray:
+        return 2 * hits.at_a / np.maximum(1, self.labels + hits.predicted)
 
     def best(self, count: int, least_labels: int) -> list[int]:
-        """Return up to `count` concepts with the largest F1 and at least `least_labels` labels; ties by id."""
-        order = np.argsort(-self.f1, kind="stable")
+        """Return up to `count` concepts with at least `least_labels` labels that show most of what the model knows.
+
+        First those with an F1 of at least `USEFUL_F1`, by how far it exceeds the better table's: these follow from more
+        than the last two tokens. Then the others by F1. Ties by id.
+        """
+        ahead = self.f1 - np.maximum(self._f1(self.tables.token), self._f1(self.tables.bigram))
+        order = np.argsort(-np.where(self.f1 >= USEFUL_F1, 2 + ahead, self.f1), kind="stable")
         return order[(self.labels >= least_labels)[order] & (self.model.at_a > 0)[order]][:count].tolist()
 
 

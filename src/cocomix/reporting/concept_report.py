@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from cocomix.common.console import visible
+from cocomix.common.console import compact, visible
 from cocomix.common.document import Block, Bullets, Heading, Table, literal
 
+NOTABLE = 0.05
+"""Smallest effect on a log-probability that is shown, in nats."""
 SMALL = 10_000_000
 """Number of parameters below which a model illustrates the mechanics of steering only."""
 
@@ -21,23 +23,16 @@ def concept_section(shown: dict[str, Any]) -> list[Block]:
     if best := shown["best"]:
         parts += [
             _best_table(best),
-            f"Concepts with the best F1 on the first {shown['blocks']} blocks of validation text, among those that are "
-            "labels often enough there; the same blocks select and score them. A concept counts as predicted at a "
-            "token with A labels if it is among the A most probable concepts. Precision: share of these predictions "
-            "that are labels. Recall: share of its labels that are predicted. Token table, bigram table: the recall of "
-            "the labels that are most frequent in training with the current token, and with the previous and the "
-            "current token. Names are hints: the tokens whose logits the concept raises most, unless the catalog has "
-            "better names.",
+            "Concepts that the student predicts better than the last two tokens alone do, by the largest margin first "
+            f"(F1 on {shown['blocks']} blocks of validation text, which both select and score them). Precision: of the "
+            "tokens where the concept is among the model's top A (A: the token's number of labels), the share where it "
+            "is a label. Recall: the share of its labels found that way; token table and bigram table: the recall of a "
+            "table of the current token, and of the last two. Names are hints: the tokens that the concept promotes "
+            "most, unless the catalog has better names.",
         ]
     if contexts := [f"{_named(each)}: {_contexts(each['contexts'])}" for each in best if each["contexts"]]:
         parts += ["Where they are most active in the teacher:", Bullets(contexts)]
-    parts += [
-        Heading(3, "One sentence of validation text"),
-        Bullets([_traced(step) for step in shown["trace"]]),
-        "For each token, the three concepts with the largest logits. In parentheses: the concept's effect on the "
-        "log-probability of the next token, in nats, measured by leaving the concept out. The last token is followed "
-        "by the model's own prediction.",
-    ]
+    parts += [Heading(3, "One sentence of validation text"), *_trace(shown["trace"])]
     if (steered := shown.get("steered")) and steered["concepts"]:
         parts += [Heading(3, "The next token, plain and steered"), *_steered(steered)]
     return parts
@@ -56,6 +51,25 @@ def _steered(steered: dict[str, Any]) -> list[Block]:
         f"Its tokens: the first tokens that the concept promotes. These are the concepts with the largest increase of "
         f"{steered['ranked']:,} that are labels most often. They show that steering acts, not how well it works on "
         "average; `cocomix evaluate steering` measures that." + (size if steered["parameters"] < SMALL else ""),
+    ]
+
+
+def _trace(steps: list[dict[str, Any]]) -> list[Block]:
+    """Show the sentence, and where a concept changes what the model expects."""
+    sentence = f"«{literal(''.join(step['text'] for step in steps))}»"
+    notable = [
+        (step, found)
+        for step in steps
+        if (found := [each for each in step["concepts"] if abs(each["effect"]) >= NOTABLE])
+    ]
+    if not notable:
+        return [f"{sentence}: no concept changes the log-probability of a next token by {NOTABLE:g} nats or more."]
+    return [
+        sentence,
+        Bullets([_traced(step, found) for step, found in notable]),
+        f"What concepts change: token, next token, its log-probability, and in parentheses how much of it each of the "
+        f"three strongest concepts adds, in nats, measured by leaving the concept out. Effects below {NOTABLE:g} nats "
+        "are left out. The last token is followed by the model's own prediction.",
     ]
 
 
@@ -84,11 +98,11 @@ def _contexts(contexts: list[dict[str, Any]]) -> str:
     )
 
 
-def _traced(step: dict[str, Any]) -> str:
-    """Format a token of the sentence with its concepts and their effects."""
-    concepts = "; ".join(f"{_named(each)} ({each['effect']:+.2f})" for each in step["concepts"])
+def _traced(step: dict[str, Any], concepts: list[dict[str, Any]]) -> str:
+    """Format a token of the sentence with concepts and their effects."""
+    effects = "; ".join(f"{_named(each)} ({each['effect']:+.2f})" for each in concepts)
     text, following = literal(step["text"]), literal(step["next_text"])
-    return f"«{text}» → «{following}», log p {step['next_logprob']:.2f}: {concepts}"
+    return f"«{text}» → «{following}», log p {step['next_logprob']:.2f}: {effects}"
 
 
 def _named(concept: dict[str, Any]) -> str:
@@ -96,4 +110,4 @@ def _named(concept: dict[str, Any]) -> str:
 
 
 def _name(concept: dict[str, Any]) -> str:
-    return f"{concept['concept_id']} {concept['name'] or ''}".rstrip()
+    return f"{concept['concept_id']} {compact(concept['name'] or '')}".rstrip()

@@ -164,7 +164,7 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
     training = recipe_of_run(run.record.recipe, folder).training
     tables = label_tables(labeled, model)
     predictions = concept_predictions(model, blocks, frequencies, tables, training.blocks_per_batch, training.precision)
-    best = predictions.best(BEST, LEAST_LABELS)
+    best = predictions.best(2 * BEST, LEAST_LABELS)
     tokenizer, context = run.tokenizer, model.config.max_position_embeddings
     texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in blocks["input_ids"])
     text = first_sentence(texts, tokenizer, min(TRACED_TOKENS, context // 2))
@@ -176,7 +176,7 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
     shown = {each.concept_id for token in traced.tokens for each in token.concepts[:TRACED_CONCEPTS]} | {*best}
     described = _describe(catalog, source, sorted({*shown, *most_used}))
     names = {concept: each.name for concept, each in described.items()}
-    contexts = _contexts(catalog, source, best)
+    best, contexts = distinct(best, _contexts(catalog, source, best))
     tokens = {
         concept: representative_tokens(tokenizer, described[concept].promoted)
         for concept in most_used
@@ -262,6 +262,18 @@ def _contexts(catalog: Catalog | None, source: ConceptSource | None, concepts: S
         source.blocks_per_batch,
         CONTEXTS,
     )
+
+
+def distinct(best: Sequence[int], contexts: Sequence[list[Context]]) -> tuple[list[int], list[list[Context]]]:
+    """Return the first `BEST` concepts with their contexts, leaving out those that are most active where another is."""
+    kept: dict[int, list[Context]] = {}
+    seen: set[tuple[int, int]] = set()
+    for concept, found in zip(best, contexts, strict=True):
+        place = {(each.block, each.position) for each in found[:1]}
+        if not place & seen:
+            kept[concept] = found
+            seen |= place
+    return [*kept][:BEST], [*kept.values()][:BEST]
 
 
 def _steered(run: OpenRun, prompt: str, tokens: Mapping[int, Sequence[int]], names: Mapping[int, str]) -> Steered:

@@ -13,8 +13,8 @@ from datasets import Dataset, Features, List, Value
 
 from cocomix.concepts.label_baselines import label_baselines
 from cocomix.concepts.label_statistics import label_frequencies
-from cocomix.concepts.label_tables import LabelTables, TokenTable, label_hits
-from cocomix.evaluation.concepts import concept_predictions
+from cocomix.concepts.label_tables import LabelHits, LabelTables, TokenTable, label_hits
+from cocomix.evaluation.concepts import ConceptPredictions, TableHits, concept_predictions
 from cocomix.reporting.concept_tables import concept_summary, concept_tables, explained_share
 from cocomix.reporting.wording import concept_sentences
 
@@ -131,7 +131,7 @@ def test_runs_of_older_versions_have_no_table() -> None:
     old = {"concept_loss": math.log(4), "concept_precision": 0.1, "concept_recall": 0.9, "constant_recall": 0.5}
     bits, shares = concept_summary({"a": {"metrics": old}, "ntp": {"metrics": {"loss": 1.0}}})
     assert bits.rows[-1] == ["a", "–", "–", "–", "2.000", "–", "–", "–"]
-    assert shares.rows[-1] == ["a", "–", "–", "–", "90.0%", "–", "–", "50.0%", "10.0%"]
+    assert shares.rows[-1] == ["a", "–", "–", "–", "90.0%", "–", "–", "50.0%", "10.0% (at most 11.1%)"]
     assert concept_sentences({"a": {"metrics": old}}) == []
 
 
@@ -246,3 +246,15 @@ def test_evaluations_of_older_versions_have_no_table() -> None:
     at_a, at_k, _ = concept_tables([("a", old)])
     assert at_a.rows[-1] == ["a", "all", "2", "4", "50.0%", "–", "–", "50.0%", "–", "–"]
     assert at_k.rows[-1] == ["a", "all", "2", "4", "50.0%", "–", "–", "50.0%"]
+
+
+def test_the_best_concepts_are_ahead_of_both_tables() -> None:
+    labels, none = np.full(5, 10), np.zeros(5, np.int64)
+
+    def hits(at_a: list[int]) -> LabelHits:
+        return LabelHits(np.full(5, 10), np.array(at_a), none, none)
+
+    tables = TableHits(hits([9, 1, 0, 0, 0]), hits([9, 2, 6, 0, 0]))
+    found = ConceptPredictions([], 100, labels, hits([10, 8, 9, 2, 0]), tables)
+    assert found.best(9, least_labels=10) == [1, 2, 0, 3]  # 0.6, 0.3 and 0.1 ahead; then a weak one, never the last
+    assert found.best(1, least_labels=10) == [1] and found.best(9, least_labels=11) == []

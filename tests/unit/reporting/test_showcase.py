@@ -8,10 +8,11 @@ from html import unescape
 import pytest
 from markdown_it import MarkdownIt
 
+from cocomix.catalog.rows import Context
 from cocomix.common.document import to_html, to_markdown
 from cocomix.data.tokenizer import train_tokenizer
 from cocomix.reporting.concept_report import concept_section
-from cocomix.reporting.showcase import first_sentence
+from cocomix.reporting.showcase import distinct, first_sentence
 
 ALLOWED = {"h2", "h3", "p", "code", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"}
 
@@ -59,4 +60,19 @@ def test_any_text_is_shown_as_it_is(text: str) -> None:
         body = page.partition("<body>")[2] or page
         assert not {*re.findall(r"<(\w+)", body)} - ALLOWED
         assert unescape(body).count(f"7 {text}") == 4
-        assert unescape(body).count(text) == 4 + 3 + 2 + 2
+        assert unescape(body).count(text) == 4 + 3 + 3 + 2
+
+
+def test_concepts_of_the_same_places_are_shown_once() -> None:
+    one, other, same = ([Context("sn", "o", "w", active, "", 4, at)] for active, at in ((2.0, 7), (2.0, 8), (1.0, 7)))
+    assert distinct([5, 3, 8, 9], [one, other, same, []]) == ([5, 3, 9], [one, other, []])
+
+
+def test_only_effects_that_can_be_seen_are_listed() -> None:
+    near = {"concept_id": 1, "name": "⏎" + "␣" * 11, "effect": 0.01}
+    step = {"text": "a", "next_text": "b", "next_logprob": -1.0, "concepts": [near, near | {"effect": -0.4}]}
+    shown = {"student": "s", "blocks": 3, "best": [], "trace": [step, step | {"concepts": [near]}]}
+    page = to_markdown(concept_section(shown))
+    assert page.count("1 ⏎␣×11 (-0.40)") == 1 and "+0.01" not in page and "«aa»" in page
+    shown["trace"] = [step | {"concepts": [near]}]
+    assert "«a»: no concept changes" in to_markdown(concept_section(shown))
