@@ -1,4 +1,4 @@
-"""Search for concepts. After `cocomix concepts RECIPE`: python examples/find_concepts.py [RUN] [WORDS]"""
+"""Search for concepts. After `make quickstart`: python examples/find_concepts.py [RUN] [WORDS]"""
 
 import sys
 from pathlib import Path

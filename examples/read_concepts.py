@@ -11,7 +11,7 @@ from cocomix.catalog.search import open_catalog
 run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart/students/cocomix")
 text = sys.argv[2] if len(sys.argv) > 2 else "def read_file(path):"
 model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
-catalog = run.parents[1] / "catalog"  # written by `cocomix concepts RECIPE`; without it, concepts have no names
+catalog = run.parents[1] / "catalog"  # written by `cocomix concepts RUN`; without it, concepts have no names
 names = open_catalog(catalog).names if catalog.is_dir() else None
 
 trace = cocomix.trace(model, tokenizer, text, names=names)

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_from_disk
 
+from cocomix.cli import recipe as recipe_commands
 from cocomix.cli.main import main
-from tiny_run import Runner
+from tiny_run import Runner, finished_run, tiny_recipe
 
 
 def test_the_catalogue_counts_what_the_labels_say(catalogued: Path) -> None:
@@ -31,6 +32,27 @@ def test_it_is_made_once(finished: Runner, catalogued: Path, capsys) -> None:
     assert "Nothing to do" in capsys.readouterr().err
     assert finished("concepts", "--output", str(catalogued)) == 2
     assert "catalog.contexts is 3 there, 10 here" in capsys.readouterr().err
+
+
+def test_a_run_knows_the_recipe_of_its_catalogue(catalogued: Path, capsys) -> None:
+    run = catalogued / "students" / "cocomix"
+    for each in (run, catalogued):
+        assert main(["concepts", str(each), "--catalog.contexts", "3"]) == 0
+        assert "Nothing to do" in capsys.readouterr().err
+    (catalogued / "labels").rename(catalogued / "elsewhere")
+    assert main(["concepts", str(run)]) == 2
+    assert "which are gone; give its recipe file" in capsys.readouterr().err
+    (catalogued / "elsewhere").rename(catalogued / "labels")
+
+
+def test_the_quickstart_has_a_catalogue(text: Path, tmp_path_factory, monkeypatch, capsys) -> None:
+    runner = finished_run(tmp_path_factory, "finished", lambda output: tiny_recipe(text, output))
+    monkeypatch.setattr(recipe_commands, "quickstart_recipe", lambda: runner.recipe)
+    assert main(["quickstart", "--catalog.max_blocks", "20"]) == 0
+    assert (runner.folder / "out" / "catalog" / "catalog.parquet").is_file()
+    assert "catalog\n" in capsys.readouterr().err
+    assert main(["quickstart"]) == 0  # a catalog with other settings stays
+    assert "Nothing to do" in capsys.readouterr().err
 
 
 def test_search_and_show(catalogued: Path, capsys) -> None:

@@ -159,7 +159,7 @@ def test_the_quickstarts_student_is_the_default(catalogued, tmp_path, monkeypatc
     found = json.loads(captured.out)
     assert found["run"] == "runs/quickstart/students/cocomix"
     assert found["tokens"][0]["concepts"][0]["name"] is None  # there is no catalogue
-    assert "there is none; create it with `cocomix concepts RECIPE`" in refused(
+    assert "there is none; create it with `cocomix concepts runs/quickstart/students/cocomix`" in refused(
         capsys, "generate", TEXT, "--steer", "name:river=+4"
     )
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from cocomix.app import markup
-from cocomix.app.finding import NO_CATALOG, concept_number
+from cocomix.app.finding import concept_number
 from cocomix.app.picking import chosen, html, picker
 from cocomix.app.predictability import Predictability
 from cocomix.common.errors import InputError
@@ -37,7 +37,7 @@ def concept_card(run: OpenRun, concept: int, predictability: Predictability) -> 
     else:
         predictions = escape(predictability.missing or "being counted …")
     if run.catalog is None:
-        return markup.bare_card(concept, predictions, NO_CATALOG)
+        return markup.bare_card(concept, predictions, run.no_catalog)
     return markup.card(run.catalog.concept(concept), predictions)
 
 

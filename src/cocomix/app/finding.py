@@ -8,7 +8,6 @@ from cocomix.catalog.rows import Context
 from cocomix.common.errors import InputError
 from cocomix.inspection.runs import OpenRun
 
-NO_CATALOG = "This run has no concept catalog, so concepts have only numbers; `cocomix concepts RECIPE` builds one."
 LONGEST_QUERY = 200
 """Maximum number of characters."""
 
@@ -38,7 +37,7 @@ def find_concepts(run: OpenRun, query: str, limit: int) -> list[FoundConcept]:
         return [found_concept(run, concept_number(run, query))]
     if run.catalog is None:
         if query:
-            raise InputError(f"{query!r} is not a number. {NO_CATALOG}")
+            raise InputError(f"{query!r} is not a number. {run.no_catalog}")
         return []
     if not query:
         return [found_concept(run, concept) for concept in run.catalog.steerable[:limit]]

@@ -14,7 +14,6 @@ import gradio as gr
 
 from cocomix.app import markup
 from cocomix.app.concepts_view import concepts_view
-from cocomix.app.finding import NO_CATALOG
 from cocomix.app.generate_view import generate_view
 from cocomix.app.limits import Limits
 from cocomix.app.picking import chosen, html
@@ -85,7 +84,7 @@ def build_playground(run: OpenRun, limits: Limits) -> gr.Blocks:
 
 def _header(run: OpenRun, limits: Limits) -> str:
     config = run.model.config
-    named = "" if run.catalog is not None else f'<p class="note">{markup.shown(NO_CATALOG)}</p>'
+    named = "" if run.catalog is not None else f'<p class="note">{markup.shown(run.no_catalog)}</p>'
     return (
         f'<header><h1>CoCoMix <span class="run">{markup.shown(run.folder.name)}</span></h1>'
         f"<p>The model mixes in {config.num_active_concepts} of {config.num_concepts:,} concepts at each token. Limits "

@@ -52,7 +52,7 @@ def app(
     check_address(host, port)
     opened = open_run(model_folder(run), catalog)
     if opened.catalog is None:
-        status("This run has no concept catalog, so concepts have numbers only. Build one: cocomix concepts RECIPE")
+        status(opened.no_catalog)
     page = build_playground(opened, limits)
     if host not in LOCAL:
         status(f"Warning: the page is served on {host} without a password, to everybody who can reach it.")

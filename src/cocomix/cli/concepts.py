@@ -1,4 +1,4 @@
-"""`cocomix concepts search | show | name | export [RUN]`: use the catalog that `cocomix concepts RECIPE` built."""
+"""`cocomix concepts search | show | name | export [RUN]`: use the catalog that `cocomix concepts RUN` built."""
 
 from __future__ import annotations
 
@@ -119,7 +119,8 @@ def catalog_folder(run: Path) -> Path:
     found = [folder for folder in near if (folder / INFO_FILE).is_file()][:1]
     found = found or sorted(path.parent for path in run.glob(f"*/catalog/{INFO_FILE}"))
     if len(found) != 1:
+        build = f"cocomix concepts {run}" if run != RUNS else "cocomix concepts RUN"
         there = f"{run} has {len(found)} ({', '.join(map(str, found))})" if found else f"there is none in {run}"
-        raise InputError(f"which concept catalog? {there}; give RUN, whose catalog `cocomix concepts RECIPE` builds")
+        raise InputError(f"which concept catalog? {there}; give RUN, whose catalog `{build}` builds")
     status(f"Catalog: {found[0]}")
     return found[0]

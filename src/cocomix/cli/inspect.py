@@ -63,7 +63,13 @@ class SteeringOptions:
 
         if not self.steer and (self.positions != ALL or self.after_choice):
             raise InputError("--positions and --after-choice have no effect without --steer; give --steer")
-        steering = parse_steering(self.steer, opened.catalog, self.positions, self.after_choice)
+        steering = parse_steering(
+            self.steer,
+            opened.catalog,
+            self.positions,
+            self.after_choice,
+            catalog_command=opened.catalog_command,
+        )
         try:
             opened.model.check_steering(steering)
         except ValueError as error:
@@ -120,6 +126,8 @@ def inspect(
     shown = mixed if concepts is None else min(concepts, mixed)
     options = SteeringOptions(steer or [], positions, after_choice)
     steering = options.read(opened)
+    if opened.catalog is None:
+        status(opened.no_catalog)
     traced = trace(
         opened.model, opened.tokenizer, text, names=opened.names, steering=steering, ablate=shown, progress=True
     )

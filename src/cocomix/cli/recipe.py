@@ -24,7 +24,7 @@ RecipeFile = Annotated[Path, argument("RECIPE", "Recipe file (YAML).")]
 
 def quickstart(ctx: typer.Context, as_json: Json = False) -> None:
     """Run a small comparison on text that every machine has."""
-    _run(quickstart_recipe(), ctx.args, as_json)
+    _run(quickstart_recipe(), ctx.args, as_json, until="catalog and students")
 
 
 def run(ctx: typer.Context, recipe: RecipeFile, jobs: Jobs = 1, as_json: Json = False) -> None:
@@ -80,8 +80,16 @@ def label(
         _show_labels(pipeline.labels_folder(), as_json)
 
 
-def concepts(ctx: typer.Context, recipe: RecipeFile, as_json: Json = False) -> None:
+def concepts(
+    ctx: typer.Context,
+    recipe: Annotated[
+        Path, argument("RECIPE", "Recipe file (YAML), or a trained model or output folder, whose recipe is recorded.")
+    ],
+    as_json: Json = False,
+) -> None:
     """Run a recipe up to the concept catalog.
+
+    A trained model or output folder stands for the recipe that it recorded.
 
     `concepts search`, `concepts show` and `concepts name` use the catalog.
     """
@@ -114,13 +122,13 @@ def _in_jobs(recipe: Path, overrides: list[str], jobs: int, only: str | None = N
         raise typer.Exit(code)
 
 
-def _run(recipe: Path, overrides: list[str], as_json: bool) -> None:
+def _run(recipe: Path, overrides: list[str], as_json: bool, until: str = "students") -> None:
     """Run a recipe and its report, and show the results."""
     loaded = _load(recipe, overrides)
 
     from cocomix.cli import workflow
 
-    results = workflow.run_recipe(loaded)
+    results = workflow.run_recipe(loaded, until)
     if results is not None:
         _show_results(results, files.located(loaded.output), str(recipe), as_json)
 
@@ -141,7 +149,8 @@ def _run_until(stage: str, recipe: Path, overrides: list[str], as_json: bool, on
 
 def _pipelines(stage: str, recipe: Path, overrides: list[str], only: str | None = None) -> list[Any]:
     """Run a recipe, or each of its replicates, up to a stage; return the pipelines, none in processes but the first."""
-    loaded = _load(recipe, overrides)
+    recorded = stage == "catalog" and recipe.is_dir()
+    loaded = _load_recorded(recipe, overrides) if recorded else _load(recipe, overrides)
 
     from cocomix.common import distributed
     from cocomix.pipeline.run import run_until
@@ -158,6 +167,19 @@ def _load(recipe: Path, overrides: list[str]) -> Any:
 
     distributed.wait_for_main_process()
     return load_recipe(recipe, overrides)
+
+
+def _load_recorded(run: Path, overrides: list[str]) -> Any:
+    """Return the recipe of a run whose labels are still there."""
+    from cocomix.common import distributed
+    from cocomix.pipeline.artifacts import Pipeline
+    from cocomix.pipeline.recipe_file import recorded_recipe
+
+    distributed.wait_for_main_process()
+    loaded = recorded_recipe(run, overrides)
+    if not (stage := Pipeline(loaded).labels_stage).is_done():
+        raise InputError(f"{run} was trained from labels in {stage.folder}, which are gone; give its recipe file")
+    return loaded
 
 
 def _show_labels(folder: Path, as_json: bool) -> None:

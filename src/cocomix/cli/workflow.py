@@ -61,8 +61,13 @@ def labeling_remarks(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
-    """Run a recipe and write its report unless it is up to date. Return the results on rank 0, else None."""
+def run_recipe(recipe: Recipe, until: str = "students") -> dict[str, Any] | None:
+    """Run a recipe and write its report unless it is up to date. Return the results on rank 0, else None.
+
+    Args:
+        recipe: to run.
+        until: `students`, or `catalog and students`.
+    """
     report = files.located(recipe.output) / "report"
     if distributed.is_main_process() and load_results(report) is None:
         check_report_folder(report)
@@ -72,8 +77,8 @@ def run_recipe(recipe: Recipe) -> dict[str, Any] | None:
             if recipe.replicates is not None and distributed.is_main_process():
                 status(f"Replicate {len(pipelines) + 1} of {recipe.replicates}: {replicate.output}")
             first = pipelines[0] if pipelines else None
-            pipelines.append(stack.enter_context(prepared(replicate, "students", replicate=first)))
-            run_missing(pipelines[-1], "students")
+            pipelines.append(stack.enter_context(prepared(replicate, until, replicate=first)))
+            run_missing(pipelines[-1], until)
         return _reported(recipe, pipelines, report) if distributed.is_main_process() else None
 
 

@@ -28,6 +28,7 @@ def parse_steering(
     positions: str = ALL,
     after_choice: bool = False,
     source: str = "--steer",
+    catalog_command: str = "cocomix concepts RUN",
 ) -> Steering:
     """Parse steering.
 
@@ -37,6 +38,7 @@ def parse_steering(
         positions: `all`, `generated`, or numbers and spans such as `0,3,5-9,12-`.
         after_choice: act after the choice, on active concepts only.
         source: where the operations are written, for error messages.
+        catalog_command: the command that builds the catalog, for an error message.
 
     Raises:
         InputError: an operation or position is invalid, or a name matches no concept or several.
@@ -48,7 +50,7 @@ def parse_steering(
     for wish in wishes:
         if (read := _WISH.fullmatch(wish.strip())) is None:
             raise InputError(f"cannot read {source} {wish!r}; expected {FORMS}")
-        concept = _concept(read["concept"].strip(), f"{source} {wish}", catalog)
+        concept = _concept(read["concept"].strip(), f"{source} {wish}", catalog, catalog_command)
         kind = next(kind for kind in ("add", "scale", "set", "suppress") if read[kind])
         value = 0.0 if kind == "suppress" else float(read[kind])
         try:
@@ -58,7 +60,7 @@ def parse_steering(
     return Steering(tuple(operations))
 
 
-def _concept(written: str, where: str, catalog: Catalog | None) -> int:
+def _concept(written: str, where: str, catalog: Catalog | None, catalog_command: str) -> int:
     if written.isdecimal() and written.isascii() and len(written) <= DIGITS:
         return int(written)
     if not written.startswith(NAME):
@@ -66,7 +68,7 @@ def _concept(written: str, where: str, catalog: Catalog | None) -> int:
     if catalog is None:
         raise InputError(
             f"{where}: names need the run's concept catalog, and there is none; create it with "
-            "`cocomix concepts RECIPE`, or give the concept's number"
+            f"`{catalog_command}`, or give the concept's number"
         )
     return catalog.find(written.removeprefix(NAME))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +67,16 @@ class OpenRun:
     def context_length(self) -> int | None:
         """Context length in tokens; None if the configuration does not state it."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def catalog_command(self) -> str:
+        """The command that builds the catalog of the run's concepts."""
+        return f"cocomix concepts {'RECIPE' if self.record is None else shlex.quote(str(self.folder))}"
+
+    @property
+    def no_catalog(self) -> str:
+        """A sentence for a run without a catalog."""
+        return f"This run has no concept catalog, so concepts have only numbers; `{self.catalog_command}` builds one."
 
     @property
     def names(self) -> dict[int, str]:

@@ -112,9 +112,10 @@ class Pipeline:
         return found
 
     def stages_until(self, name: str) -> list[Stage]:
-        """Return the stages up to a goal: corpus, teacher, sae, labels, catalog or students.
+        """Return the stages up to a goal: corpus, teacher, sae, labels, catalog, students, or catalog and students.
 
-        The goal `labels` includes the labels of every student and the teacher's stored predictions and losses.
+        The goal `labels` includes the labels of every student and the teacher's stored predictions and losses. The goal
+        `catalog and students` has the catalog before the students, if it is missing and the recipe has teacher and SAE.
 
         Raises:
             InputError: none of the recipe's students needs the goal.
@@ -122,6 +123,11 @@ class Pipeline:
         everything = self.stages()
         if name == "students":
             return everything
+        if name == "catalog and students":
+            inputs = {self.teacher_stage, self.sae_stage, self.labels_stage}
+            wanted = [self.catalog_stage] if inputs <= {*everything} and not self.catalog_stage.is_done() else []
+            trained = [*self.student_stages.values()]
+            return [*(stage for stage in everything if stage not in trained), *wanted, *trained]
         from_teacher = [*self._labels_stages.values(), *self._predictions_stages.values(), self.losses_stage]
         goals = {
             "corpus": [self.corpus_stage],

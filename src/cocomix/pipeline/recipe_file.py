@@ -11,6 +11,7 @@ from cocomix.common import settings, strict_yaml
 from cocomix.common.errors import CREDENTIALS, InputError
 from cocomix.data.corpus import is_packed_folder
 from cocomix.pipeline.recipe import Recipe
+from cocomix.training.run import load_run, run_folders
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -25,6 +26,22 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     content = strict_yaml.load(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no recipe: expected keys such as name, output, corpus, students")
+    return _completed(content, path, overrides)
+
+
+def recorded_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe that a run, or the first run of an output folder, recorded; its output is where the run is now.
+
+    Raises:
+        InputError: there is no run, this version cannot read its recipe, or an override is invalid.
+    """
+    run = run_folders(folder)[0]
+    output = run.absolute().parent.parent  # of OUTPUT/students/NAME
+    return _completed({**load_run(run).recipe, "output": str(output)}, run, overrides)
+
+
+def _completed(content: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe of what `path` holds, with the overrides."""
     _, problems = settings.read(Recipe, content)
     lines = [f"{path}: {line}" for line in problems]
     given, command_line = _overrides(overrides)

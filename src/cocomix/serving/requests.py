@@ -275,7 +275,7 @@ def _steering(asked: Common, run: OpenRun) -> Steering | None:
             raise InputError("positions and after_choice have no effect without steering; give steering")
         return None
     _require_concepts("steering", run)
-    steering = parse_steering(given, run.catalog, asked.positions, asked.after_choice, source="steering")
+    steering = parse_steering(given, run.catalog, asked.positions, asked.after_choice, "steering", run.catalog_command)
     if len(steering.operations) > MAX_OPERATIONS:
         raise InputError(
             f"steering has {len(steering.operations)} operations, one for each change and span of positions; "
