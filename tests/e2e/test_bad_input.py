@@ -198,6 +198,21 @@ def test_a_binary_corpus(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureF
     made_nothing(recipe(corpus={"source": str(tmp_path / "binary")}), capsys, "binary")
 
 
+def test_all_mistakes_are_reported_at_once(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    cocomix = {"method": "cocomix", "mixer": {"insert_layer": 30}}
+    runner = recipe(
+        corpus={"source": "nowhere"},
+        tokenizer={"source": "missing"},
+        sae={"teacher_layer": 99},
+        training={"tokens_per_step": 1000},
+        students={"cocomix": cocomix},
+    )
+    assert runner("run") == 2
+    lines = capsys.readouterr().err.splitlines()
+    words = ("tokens_per_step is 1000", "'nowhere' does not exist", "missing", "layer", "insert_layer is 30")
+    assert len(lines) == 5 and all(word in line for word, line in zip(words, lines, strict=True)), lines
+
+
 def test_a_missing_text_field(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = "\n".join(json.dumps({"body": f"text {i}", "id": i}) for i in range(20))
     (tmp_path / "a.jsonl").write_text(lines)
@@ -438,7 +453,8 @@ def test_what_is_done_in_one_process_is_told_once(
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
-        assert main([command, str(finished.folder / "out" / "students" / "ntp")]) == 2
+        text = ["text"] if command == "inspect" else []
+        assert main([command, str(finished.folder / "out" / "students" / "ntp"), *text]) == 2
     told = f"cocomix: cocomix {command} runs in one process; start it without torchrun"
     assert capsys.readouterr().err.strip().splitlines() == [told]
 

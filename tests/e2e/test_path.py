@@ -134,6 +134,8 @@ def test_a_second_run_does_nothing_and_says_so(finished: Runner, capsys: pytest.
     assert times() == before
     assert "Nothing to do" in captured.err
     assert "Things to try next" in captured.out
+    assert finished("run", "--quiet", "--json") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_students_in_another_order_are_reported_in_it_and_not_trained_again(

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from cocomix.common.console import progress_bar
 from cocomix.concepts.reading import Passages, TeacherReader
 from cocomix.concepts.sae import Latents, SparseAutoencoder
 from cocomix.concepts.teacher import residual_stream
@@ -130,7 +130,7 @@ def read_activity(
 ) -> ConceptActivity:
     """Run the teacher once over the first `blocks` blocks and count the activations of its SAE."""
     activity = ConceptActivity(sae.d_sae, contexts, teacher.device)
-    with tqdm(desc="catalog", unit="token", unit_scale=True, dynamic_ncols=True) as progress:
+    with progress_bar(desc="catalog", unit="token", unit_scale=True) as progress:
         for start in range(0, blocks, blocks_per_batch):
             stop = min(start + blocks_per_batch, blocks)
             passages = reader(start, stop)

@@ -15,7 +15,6 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.catalog.activity import read_activity
@@ -32,6 +31,7 @@ from cocomix.catalog.rows import (
     write_rows,
 )
 from cocomix.common import files
+from cocomix.common.console import progress_bar
 from cocomix.common.settings import Count, Range, Vocabulary
 from cocomix.concepts.reading import TeacherReader
 from cocomix.concepts.sae import SparseAutoencoder
@@ -147,7 +147,7 @@ def build_catalog(
     )
 
     def rows() -> Iterator[pa.Table]:
-        for start in tqdm(range(0, sae.d_sae, ROWS_PER_GROUP), desc="catalog, texts", unit="group", dynamic_ncols=True):
+        for start in progress_bar(range(0, sae.d_sae, ROWS_PER_GROUP), desc="catalog, texts", unit="group"):
             group = slice(start, start + ROWS_PER_GROUP)
             columns = _token_columns(teacher, sae.W_dec[group], config.tokens, reader.tokenizer)
             places = Windows(windows.ids[group], windows.document[group])

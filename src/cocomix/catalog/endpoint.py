@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import httpx
-from tqdm.auto import tqdm
 
 from cocomix.catalog.rows import Concept
 from cocomix.catalog.search import Catalog
 from cocomix.common import files
-from cocomix.common.console import one_line, visible
+from cocomix.common.console import one_line, progress_bar, visible
 from cocomix.common.errors import InputError
 
 ANSWERS_FILE = "names.jsonl"
@@ -72,7 +71,7 @@ def name_by_endpoint(
     missing = [concept_id for concept_id in concept_ids if concept_id not in known]
     nameless = 0
     with path.open("a", encoding="utf-8") as answers:
-        for concept in map(catalog.concept, tqdm(missing, desc="names", unit="concept", dynamic_ncols=True)):
+        for concept in map(catalog.concept, progress_bar(missing, desc="names", unit="concept")):
             if not concept.contexts:
                 continue
             try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cocomix.cli.options import QUICKSTART, Run, option
-from cocomix.common.console import show, status
+from cocomix.common.console import show, status, warn
 from cocomix.common.errors import InputError
 from cocomix.common.settings import Range, kind_of
 
@@ -55,7 +55,7 @@ def app(
         status(opened.no_catalog)
     page = build_playground(opened, limits)
     if host not in LOCAL:
-        status(f"Warning: the page is served on {host} without a password, to everybody who can reach it.")
+        warn(f"Warning: the page is served on {host} without a password, to everybody who can reach it.")
     show(f"Page: {serve(page, host, port, root_path)}")
     status("Press Ctrl-C to stop.")
     try:

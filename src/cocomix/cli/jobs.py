@@ -32,8 +32,6 @@ from cocomix.pipeline.recipe import Recipe
 from cocomix.pipeline.run import prepared, run_only, wanted_stages
 from cocomix.pipeline.stage import Stage
 
-SECONDS_BETWEEN_BARS = "20"
-"""How often a progress bar of a process is shown again."""
 SKIPPED = -1
 """In place of the exit code of a task that was not started."""
 
@@ -63,7 +61,6 @@ class Processes:
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # checks for a GPU without starting CUDA
-        os.environ.setdefault("TQDM_MININTERVAL", SECONDS_BETWEEN_BARS)
         self._context: ForkServerContext | SpawnContext = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
         ensure_running()  # it loads the libraries meanwhile

@@ -10,6 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from cocomix.cli import app, compare, concepts, doctor, evaluate, export, inspect, plan, push, recipe, serve
+from cocomix.cli.examples import EXAMPLES
 from cocomix.cli.options import HELP, Command, Commands, RecipeCommand
 from cocomix.cli.outcome import exit_code_of
 from cocomix.common.console import prepare_streams, show
@@ -23,6 +24,7 @@ COMMANDS: dict[str, dict[str, tuple[type[Command], Callable[..., None]]]] = {
     "Start": {
         "quickstart": (RecipeCommand, recipe.quickstart),
         "run": (RecipeCommand, recipe.run),
+        "keys": (Command, recipe.keys),
         "plan": (plan.PlanCommand, plan.plan),
         "doctor": (Command, doctor.doctor),
     },
@@ -82,13 +84,10 @@ def command_tree() -> Commands:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": list(HELP), "max_content_width": WIDTH},
     )
-    app.callback(
-        cls=Commands,
-        epilog="COMMAND --help describes a command. Every recipe key is an option: --seed 1.",
-    )(_root)
+    app.callback(cls=Commands)(_root)
     for panel, commands in COMMANDS.items():
         for name, (kind, function) in commands.items():
-            app.command(name, cls=kind, rich_help_panel=panel)(function)
+            app.command(name, cls=kind, rich_help_panel=panel, epilog="\n".join(EXAMPLES.get(name, ())))(function)
     return cast(Commands, typer.main.get_command(app))
 
 

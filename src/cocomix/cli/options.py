@@ -18,12 +18,18 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cocomix.common import interruption, portable, settings, starting, strict_yaml
+from cocomix.common.console import Verbosity, set_verbosity, verbosity
 from cocomix.common.errors import InputError, did_you_mean
 
 USER_ERROR = 2
 OPTION = re.compile(r"--[^\W\d][^\s=]*(=.*)?", re.DOTALL)
 """An option as opposed to a text, which may begin with a dash too."""
 HELP = ("--help", "-h")
+LEVELS = {
+    "--quiet": (Verbosity.QUIET, "Print results, warnings and errors only."),
+    "--verbose": (Verbosity.VERBOSE, "Also print the libraries' messages, and where an error was raised."),
+}
+"""The options of every command that choose how much it prints."""
 
 RUN = "A trained model, or the output folder of a recipe, which stands for its first cocomix student."
 Run = Annotated[Path, typer.Argument(metavar="RUN", help=RUN, readable=False)]
@@ -45,6 +51,7 @@ class Command(TyperCommand):
         Raises:
             InputError: an unknown option, one that is given twice or has no value, too few or too many arguments.
         """
+        args = _with_verbosity(args)
         if ctx.resilient_parsing or set(HELP) & set(args):
             return super().parse_args(ctx, [each for each in args if each in HELP][:1])
         params: list[Any] = self.get_params(ctx)
@@ -91,6 +98,11 @@ class Command(TyperCommand):
             "[OPTIONS]",
         ]
 
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples, a line each."""
+        if self.epilog:
+            formatter.write("\nExamples:\n" + "".join(f"  {line}\n" for line in self.epilog.splitlines()))
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then the options by their panels."""
         params: list[Any] = self.get_params(ctx)
@@ -104,7 +116,8 @@ class Command(TyperCommand):
             for each in params
             if each.param_type_name == "option" and not each.hidden
         ]
-        _write_panels(formatter, [*arguments, *options])
+        levels = [("Options", (name, about)) for name, (_, about) in LEVELS.items()]
+        _write_panels(formatter, [*arguments, *options[:-1], *levels, *options[-1:]])
 
 
 class RecipeCommand(Command):
@@ -114,16 +127,10 @@ class RecipeCommand(Command):
     in_several_processes = True
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the keys of a recipe, except into reference documentation, which has them once."""
+        """Write the examples, then where the keys of a recipe are."""
         super().format_epilog(ctx, formatter)
-        if ctx.resilient_parsing:
-            return
-
-        from cocomix.common.settings_help import describe
-        from cocomix.pipeline.recipe import Recipe
-
-        formatter.write("\nEvery key of the recipe can be overridden by an option:\n\n")
-        formatter.write("\n".join(describe(Recipe)) + "\n")
+        formatter.write("\nEvery key of the recipe is an option too: --training.max_tokens 1e6 --seeds 1,2,3\n")
+        formatter.write("`cocomix keys` lists them.\n")
 
 
 class Commands(TyperGroup):
@@ -191,7 +198,7 @@ def given(**values: Any) -> dict[str, Any]:
 
 
 def load_libraries() -> None:
-    """Import the libraries and the models, without progress bars and notes to developers.
+    """Import the libraries and the models, without progress bars and notes to developers unless the command is verbose.
 
     Warnings, which may concern a figure, are shown.
     """
@@ -200,6 +207,9 @@ def load_libraries() -> None:
 
     from cocomix.models import registration  # noqa: F401
 
+    if verbosity() == Verbosity.VERBOSE:
+        transformers.utils.logging.set_verbosity_info()
+        return
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
@@ -240,6 +250,13 @@ def _sort(ctx: Any, args: Sequence[str], options: Mapping[str, Any]) -> tuple[li
         if count > 1 and not (name in options and options[name].multiple):
             raise _usage_error(ctx, f"{name} is given {count} times; give it once")
     return known, unknown, texts
+
+
+def _with_verbosity(args: Sequence[str]) -> list[str]:
+    """Choose how much this process prints, and return the other arguments."""
+    options = list(args[: args.index("--")] if "--" in args else args)
+    set_verbosity(next((LEVELS[name][0] for name in options if name in LEVELS), Verbosity.NORMAL))
+    return [name for name in options if name not in LEVELS] + list(args[len(options) :])
 
 
 def _with_default_run(ctx: Any, expected: Sequence[Any], texts: list[str]) -> list[str]:

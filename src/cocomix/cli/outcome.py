@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
 from collections.abc import Callable
 
 from cocomix.cli.options import USER_ERROR, command_line
 from cocomix.common import starting
-from cocomix.common.console import end_progress_bars
+from cocomix.common.console import Verbosity, end_progress_bars, verbosity
 from cocomix.common.errors import InputError
 from cocomix.common.interruption import Interrupted
 
@@ -39,6 +40,8 @@ def exit_code_of(action: Callable[[], int | None]) -> int:
         return PIPE_CLOSED
     except (InputError, OSError) as error:
         end_progress_bars()
+        if verbosity() == Verbosity.VERBOSE:
+            traceback.print_exc()
         for line in error_lines(error):
             sys.stderr.write(f"cocomix: {line}\n")
         return USER_ERROR

@@ -13,7 +13,7 @@ from cocomix.cli.compare import show_tables
 from cocomix.cli.options import Json, argument, option, program
 from cocomix.common import files
 from cocomix.common.console import show, status
-from cocomix.common.errors import InputError
+from cocomix.common.errors import InputError, did_you_mean
 from cocomix.common.settings import Batch
 
 Jobs = Annotated[
@@ -23,8 +23,22 @@ RecipeFile = Annotated[Path, argument("RECIPE", "Recipe file (YAML).")]
 
 
 def quickstart(ctx: typer.Context, as_json: Json = False) -> None:
-    """Run a small comparison on text that every machine has."""
+    """Run a small comparison on Python's standard library."""
     _run(quickstart_recipe(), ctx.args, as_json, until="catalog and students")
+
+
+def keys(
+    section: Annotated[str, argument("SECTION", "Only of this section, such as training or corpus.streaming.")] = "",
+) -> None:
+    """List the keys of a recipe, each of which is an option too."""
+    from cocomix.common.settings_help import describe
+    from cocomix.pipeline.recipe import Recipe
+
+    texts = {text.split("\n")[0].strip(" -").partition(":")[0]: text for text in describe(Recipe)}
+    chosen = {key: text for key, text in texts.items() if f"{key}.".startswith(f"{section}." if section else "")}
+    if not chosen:
+        raise InputError(f"a recipe has no section {section!r}{did_you_mean(section, texts)}")
+    show("\n".join(chosen.values()))
 
 
 def run(ctx: typer.Context, recipe: RecipeFile, jobs: Jobs = 1, as_json: Json = False) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cocomix.cli.options import Run, option
-from cocomix.common.console import show, status
+from cocomix.common.console import show, status, warn
 from cocomix.common.errors import InputError
 from cocomix.common.settings import Range
 
@@ -43,7 +43,7 @@ def serve(
     with bind(host, port) as listening:
         _ = opened.model  # loads before the address is shown
         if host not in LOCAL and api_key is None:
-            status(f"Warning: {opened.folder.name} is served on {host} without a key, to everybody who can reach it.")
+            warn(f"Warning: {opened.folder.name} is served on {host} without a key, to everybody who can reach it.")
         show(f"Endpoint: http://{f'[{host}]' if ':' in host else host}:{port}/v1")
         status("Press Ctrl-C to stop.")
         try:

@@ -6,16 +6,81 @@ import io
 import os
 import re
 import sys
+from collections.abc import Iterable
+from enum import IntEnum
 from pathlib import Path
+from typing import Any, TypeAlias
 
+from tqdm import std
 from tqdm.auto import tqdm
 
 from cocomix.common.errors import InputError
 
+SECONDS_BETWEEN_LINES = 30.0
+"""How often progress is printed where stderr is no terminal."""
+
+
+class Verbosity(IntEnum):
+    """How much a command prints to stderr."""
+
+    QUIET = 0
+    NORMAL = 1
+    VERBOSE = 2
+
+
+class _Verbosity:
+    level = Verbosity.NORMAL
+
+
+def set_verbosity(level: Verbosity) -> None:
+    """Choose how much `status` and progress bars print in this process."""
+    _Verbosity.level = level
+
+
+def verbosity() -> Verbosity:
+    """Return how much this process prints."""
+    return _Verbosity.level
+
 
 def status(text: str) -> None:
-    """Print a line of progress to stderr without breaking a progress bar."""
+    """Print a line of progress to stderr without breaking a progress bar, unless the command is quiet."""
+    if verbosity() > Verbosity.QUIET:
+        warn(text)
+
+
+def warn(text: str) -> None:
+    """Print a line to stderr without breaking a progress bar, in quiet commands too."""
     tqdm.write(text, file=sys.stderr)
+
+
+class _ProgressLines(std.tqdm):
+    """A progress bar that prints plain lines, for files."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        self.fp.write(f"{self if msg is None else msg}\n")
+        self.fp.flush()
+
+    def close(self) -> None:
+        if not self.disable:
+            self.disable = True
+            self._decr_instances(self)  # type: ignore[attr-defined]
+
+
+ProgressBar: TypeAlias = "std.tqdm[Any]"
+
+
+def has_terminal() -> bool:
+    """Return whether stderr is a terminal or a notebook, which show progress bars."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, desc: str | None = None, **options: Any) -> ProgressBar:
+    """Return a tqdm bar; where stderr is no terminal, one that prints a plain line every half minute."""
+    options["disable"] = options.get("disable", False) or verbosity() == Verbosity.QUIET
+    if has_terminal():
+        return tqdm(iterable, desc, dynamic_ncols=True, **options)
+    options |= {"delay": SECONDS_BETWEEN_LINES, "mininterval": SECONDS_BETWEEN_LINES, "ncols": 0}
+    return _ProgressLines(iterable, desc, **options)
 
 
 def show(text: str) -> None:

@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
+from cocomix.common.console import progress_bar
 from cocomix.common.errors import InputError
 
 SUMS_FILE = "SHA256SUMS"
@@ -55,7 +54,7 @@ def verify(folder: Path, remedy: str, names: Collection[str] | None = None) -> N
     except (OSError, ValueError):
         raise InputError(f"{folder / SUMS_FILE} is damaged; {remedy}") from None
     wanted = [name for name in sums if names is None or name in names]
-    for name in tqdm(wanted, f"Verifying {folder}", unit=" files", delay=SILENT_SECONDS, leave=False, disable=None):
+    for name in progress_bar(wanted, f"Verifying {folder}", unit=" files", delay=SILENT_SECONDS, leave=False):
         problem = _problem(folder / name, sums[name])
         if problem is not None:
             raise InputError(f"{folder / name} is damaged: {problem}; {remedy}")

@@ -58,6 +58,8 @@ def recipe_record(recipe: dict[str, Any]) -> dict[str, Any]:
     for key, value in recipe.items():
         if isinstance(value, dict):
             found[key] = recipe_record(value)
+        elif isinstance(value, list):
+            found[key] = [recipe_record(each) if isinstance(each, dict) else each for each in value]
         elif isinstance(value, str) and key in SOURCES:
             found[key] = with_tilde(value)
         else:

@@ -120,9 +120,12 @@ def expected(kind: Any) -> str:
     if _partial(kind) is not None:
         return "some keys with their values"
     if typing.get_origin(kind) in (list, tuple):
-        return f"a list such as a,b,c, each {expected(typing.get_args(kind)[0])}"
+        inside = typing.get_args(kind)[0]
+        return f"a list{'' if _is_section(inside) else ' such as a,b,c'}, each {expected(inside)}"
     if typing.get_origin(kind) is dict:
         return "names with their settings"
+    if _is_section(kind):
+        return f"with keys such as {', '.join(list(_hints(kind))[:3])}"
     limits = _range(kind)
     return f"{_SCALARS[getattr(kind, '__origin__', kind)][0]}{'' if limits is None else f' {limits}'}"
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from cocomix.common import files
+from cocomix.common.console import progress_bar
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import freeze, loss_with_residual
 
@@ -112,7 +112,7 @@ def sae_quality(
         "zero_loss": torch.zeros_like,
     }
     sums = dict.fromkeys(replacements, 0.0)
-    for start in tqdm(range(0, wanted, blocks_per_batch), desc="SAE quality", unit="batch", leave=False):
+    for start in progress_bar(range(0, wanted, blocks_per_batch), desc="SAE quality", unit="batch", leave=False):
         ids = torch.from_numpy(rows[start : min(start + blocks_per_batch, wanted)]["input_ids"].astype(np.int64))
         ids = ids.to(teacher.device)
         targets += ids[:, 1:].numel()

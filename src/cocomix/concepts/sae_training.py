@@ -16,10 +16,10 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from cocomix.common import distributed, files, integrity
+from cocomix.common.console import progress_bar
 from cocomix.common.errors import InputError, did_you_mean
 from cocomix.common.settings import BlockIndex, Concepts, Count, LearningRate, LossWeight, Range
 from cocomix.concepts.activations import ActivationStream
@@ -254,13 +254,12 @@ def _train(trainer: SAETrainer, folder: Path) -> None:
     config = trainer.config
     steps = config.steps()
     every = max(1, steps // CHECKPOINTS)
-    progress = tqdm(
+    progress = progress_bar(
         total=steps * config.tokens_per_step,
         initial=trainer.step * config.tokens_per_step,
         desc=f"SAE ({config.architecture})",
         unit="tok",
         unit_scale=True,
-        dynamic_ncols=True,
         disable=not distributed.is_main_process(),
     )
     with progress:

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
-from tqdm import tqdm
 
-from cocomix.common.console import status
+from cocomix.common import portable
+from cocomix.common.console import progress_bar, status
 from cocomix.common.errors import InputError
 from cocomix.common.settings import Count, Range
 from cocomix.data.arrow import dataset_writer
 from cocomix.data.datatrove import is_datatrove_folder
-from cocomix.data.sources import HUB_PREFIX, is_record_file, read_documents, read_file, require_records, source_files
+from cocomix.data.mixture import TextSource, mixed
+from cocomix.data.sources import (
+    HUB_PREFIX,
+    PYTHON_STDLIB,
+    ignored_files,
+    is_record_file,
+    read_documents,
+    read_file,
+    require_records,
+    source_files,
+)
+from cocomix.data.summary import EXAMPLES, CorpusSummary, skipped
 
 # 64-bit offsets, because the texts of one batch can exceed 2 GiB.
 _SCHEMA = pa.schema({"text": pa.large_string(), "source": pa.string()})
 _BATCH_BYTES = 8 << 20  # text held in memory before it is written
-_EXAMPLES = 5  # names of unreadable files to record
 PACKED_FILE = "corpus.json"
 """Description of a packed corpus, in its folder."""
 Megabytes = Annotated[float, Range(0, 10**9, open_low=True)]
@@ -60,45 +71,30 @@ class CorpusConfig:
         validation_source: a second source of the same kinds, all of whose documents form the validation set. By
             default, validation is a share of `source`.
         text_field: the field of a record that holds the text.
+        sources: several sources of text in place of `source`, each with its own `text_field` and `weight`. With
+            weights, the corpus has text (UTF-8 bytes) of each in proportion to its weight, and ends where the first of
+            them ends; without, all text of each, one source after another.
         validation_fraction: share of the documents used for validation, between 0 and 1. Ignored with a
             `validation_source`.
-        max_documents: maximum number of documents of `source`, not counting empty ones and duplicates.
+        max_documents: maximum number of documents of `source` or `sources`, not counting empty ones and duplicates.
         streaming: store only a sample, and train on the documents while they are read. By default, all are stored.
     """
 
     source: str = "python-stdlib"
     validation_source: str | None = None
     text_field: str = "text"
+    sources: list[TextSource] | None = None
     validation_fraction: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.05
     max_documents: Count | None = None
     streaming: StreamingConfig | None = None
 
+    def texts(self) -> list[TextSource]:
+        """Return the sources of text."""
+        return self.sources or [TextSource(self.source, self.text_field)]
 
-@dataclass(frozen=True)
-class CorpusSummary:
-    """Counts of the documents that were read, used, and dropped.
-
-    Attributes:
-        train_documents, validation_documents: number of documents of each split.
-        train_bytes, validation_bytes: size of their text in UTF-8 bytes.
-        duplicates_dropped: documents whose text had occurred before, including those of `source` that are also in
-            `validation_source`.
-        empty_dropped: documents without text: null, empty, or only whitespace.
-        unreadable_files: text files that are not UTF-8 or not regular files, and records whose text is not valid
-            Unicode.
-        unreadable_examples: names of the first few of them.
-        fingerprint: SHA-256 over the digests of all documents of train and validation, in order.
-    """
-
-    train_documents: int
-    validation_documents: int
-    train_bytes: int
-    validation_bytes: int
-    duplicates_dropped: int
-    empty_dropped: int
-    unreadable_files: int
-    unreadable_examples: list[str]
-    fingerprint: str
+    def named(self) -> str:
+        """Return the source or sources for messages and reports."""
+        return ", ".join(portable.short(each.source) for each in self.texts())
 
 
 def is_token_folder(source: str) -> bool:
@@ -153,13 +149,37 @@ def check_corpus(config: CorpusConfig) -> None:
                 "leave validation_source out"
             )
         return
-    check_source(config.source, config.text_field)
-    if config.validation_source is not None:
-        check_source(config.validation_source, config.text_field)
+    if config.sources is not None:
+        _check_sources(config)
+    validation = [] if config.validation_source is None else [TextSource(config.validation_source, config.text_field)]
+    problems = []
+    for each in [*config.texts(), *validation]:
+        try:
+            check_source(each.source, each.text_field)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def _check_sources(config: CorpusConfig) -> None:
+    """Raise `InputError` for settings of several sources that cannot work."""
+    sources = config.texts()
+    if not config.sources:
+        raise InputError("corpus.sources is empty: name at least one, or leave it out for corpus.source")
+    if config.source != PYTHON_STDLIB:
+        raise InputError(f"corpus.source {config.source!r} has no effect with corpus.sources: leave one of them out")
+    if config.streaming is not None:
+        raise InputError("corpus.sources cannot be streamed: give one corpus.source, or leave corpus.streaming out")
+    if len({each.weight is None for each in sources}) > 1:
+        raise InputError("only some of corpus.sources have a weight: give one to each, or to none")
+    for each in sources:
+        if is_token_folder(each.source) or is_packed_folder(each.source):
+            raise InputError(f"corpus.sources names {each.source}, which holds tokens: give text")
 
 
 def check_source(source: str, text_field: str) -> None:
-    """Raise `InputError` for a source of text that does not exist, or whose first record lacks the text field."""
+    """Raise `InputError` for a source of text that does not exist, or files whose first record lacks the text field."""
     if source.startswith(HUB_PREFIX):
         if not source.removeprefix(HUB_PREFIX).partition(":")[0]:
             raise InputError(f"corpus source {source!r} names no dataset: give {HUB_PREFIX}NAME")
@@ -167,9 +187,8 @@ def check_source(source: str, text_field: str) -> None:
     files = source_files(source)
     for file in files:
         require_records(file)
-    record_file = next(filter(is_record_file, files), None)
-    if record_file is not None:
-        next(read_file(record_file, text_field), None)
+    for file in filter(is_record_file, files):
+        next(read_file(file, text_field), None)
 
 
 def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
@@ -197,7 +216,7 @@ def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
             for document in sieve.distinct(config.validation_source, config.text_field):
                 validation.add(document)
             validation.limit = 0  # all of `source` is for training
-        for document in islice(sieve.distinct(config.source, config.text_field), config.max_documents):
+        for document in islice(_documents(config, sieve), config.max_documents):
             held_out = config.validation_source is None and is_held_out(document.digest, config.validation_fraction)
             side = validation if held_out else train
             if not side.is_full():
@@ -207,7 +226,8 @@ def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
         _require_both_sides(config, train.documents, validation.documents)
         train.flush()
         validation.flush()
-    return CorpusSummary(
+    ignored = sum((ignored_files(each.source) for each in config.texts()), Counter[str]())
+    summary = CorpusSummary(
         train_documents=train.documents,
         validation_documents=validation.documents,
         train_bytes=train.bytes,
@@ -217,7 +237,19 @@ def write_documents(config: CorpusConfig, folder: Path) -> CorpusSummary:
         unreadable_files=sieve.unreadable,
         unreadable_examples=sieve.unreadable_examples,
         fingerprint=hashlib.sha256(train.digests.digest() + validation.digests.digest()).hexdigest(),
+        ignored_files=ignored.total(),
+        ignored_endings=[ending for ending, _ in ignored.most_common(EXAMPLES)],
     )
+    if left_out := skipped(asdict(summary)):
+        status(f"Skipped in {config.named()}: {left_out}.")
+    return summary
+
+
+def _documents(config: CorpusConfig, sieve: _Sieve) -> Iterator[_Document]:
+    """Yield the distinct documents of all sources in the order of the corpus."""
+    sources = [sieve.distinct(each.source, each.text_field) for each in config.texts()]
+    weights = [each.weight for each in config.texts() if each.weight is not None]
+    return mixed(sources, weights, lambda document: len(document.text)) if weights else chain.from_iterable(sources)
 
 
 def distinct_texts(source: str, text_field: str) -> Iterator[str]:
@@ -234,12 +266,12 @@ def _require_both_sides(config: CorpusConfig, train: int, validation: int) -> No
         return
     if config.validation_source is not None:
         raise InputError(
-            f"every document of corpus source {config.source!r} is also in validation_source "
+            f"every document of corpus source {config.named()!r} is also in validation_source "
             f"{config.validation_source!r}, so no training data remains: give another validation_source"
         )
     side, change = ("validation", "raise") if train else ("train", "lower")
     raise InputError(
-        f"the {side} split is empty: corpus source {config.source!r} has {train + validation} documents, split with "
+        f"the {side} split is empty: corpus source {config.named()!r} has {train + validation} documents, split with "
         f"validation_fraction {config.validation_fraction}; {change} validation_fraction, raise max_documents if it "
         "is set, or give more documents (a document is never divided)"
     )
@@ -272,16 +304,14 @@ class _Sieve:
     def distinct(self, source: str, text_field: str) -> Iterator[_Document]:
         """Yield the documents of `source` not seen before; raise `InputError` if the source holds no text at all."""
         any_text, last_unreadable = False, None
-        for document in tqdm(
-            read_documents(source, text_field), desc=f"Reading {source}", unit=" documents", disable=None
-        ):
+        for document in progress_bar(read_documents(source, text_field), desc=f"Reading {source}", unit=" documents"):
             text = document.utf8()
             if text is None:
                 if not self.unreadable:
-                    status(f"Skipping {document.source}: not a regular file of UTF-8 text. More are skipped silently.")
+                    status(f"Skipping {document.source}: not a regular file of UTF-8 text. More are counted only.")
                 self.unreadable += 1
                 last_unreadable = document.source
-                if len(self.unreadable_examples) < _EXAMPLES:
+                if len(self.unreadable_examples) < EXAMPLES:
                     self.unreadable_examples.append(document.source)
             elif not text:
                 self.empty += 1

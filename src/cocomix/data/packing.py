@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
-from cocomix.common.console import status
+from cocomix.common.console import progress_bar, status
 from cocomix.common.errors import InputError
 from cocomix.common.files import read_json, write_json
 from cocomix.data.arrow import dataset_writer, open_dataset
@@ -106,7 +105,7 @@ def pack_documents(documents: Path, tokenizer: PreTrainedTokenizerBase, block_si
     if text_changed:
         status(text_changed_note(text_changed, "the validation text"))
     info = _pack(
-        train=_encode(tokenizer, tqdm(train, desc="Packing train", unit=" documents", disable=None), lengths["train"]),
+        train=_encode(tokenizer, progress_bar(train, desc="Packing train", unit=" documents"), lengths["train"]),
         validation=_encode(tokenizer, validation, lengths["validation"]),
         validation_bytes=sum(len(text.encode()) for text in validation),
         text_changed=text_changed,
@@ -128,7 +127,7 @@ def pack_token_files(source: Path, tokenizer: PreTrainedTokenizerBase, block_siz
     vocab_size = vocabulary_size(tokenizer)
     train, validation = (_token_file(source / name, vocab_size) for name in ("train.bin", "val.bin"))
     return _pack(
-        train=tqdm(_chunks(train), desc="Packing train", unit=" chunks", disable=None),
+        train=progress_bar(_chunks(train), desc="Packing train", unit=" chunks"),
         validation=_chunks(validation),
         validation_bytes=_text_bytes(tokenizer, validation),
         tokenizer=tokenizer,
@@ -153,7 +152,7 @@ def pack_token_documents(
     held_out = _token_documents(documents, config.validation_fraction, True, limits.validation_megabytes)
     validation = np.concatenate([np.empty(0, np.uint32), *held_out])
     return _pack(
-        train=tqdm(train, desc="Packing the sample", unit=" batches", disable=None),
+        train=progress_bar(train, desc="Packing the sample", unit=" batches"),
         validation=[validation],
         validation_bytes=_text_bytes(tokenizer, validation),
         tokenizer=tokenizer,

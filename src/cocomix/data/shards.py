@@ -20,10 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List
-from tqdm.auto import tqdm
 
 from cocomix.common import distributed, files
-from cocomix.common.console import status
+from cocomix.common.console import ProgressBar, progress_bar, status
 from cocomix.common.errors import InputError
 from cocomix.data.arrow import open_dataset, quiet
 
@@ -260,19 +259,18 @@ def _range(shard: Shard, blocks: int, blocks_per_shard: int) -> range:
     return range(start, min(start + blocks_per_shard, blocks))
 
 
-def _progress(what: str, tokens: int) -> tqdm:
+def _progress(what: str, tokens: int) -> ProgressBar:
     several = "" if distributed.world_size() == 1 else f", rank 0 of {distributed.world_size()}"
-    return tqdm(
+    return progress_bar(
         total=tokens,
         desc=f"{what}{several}",
         unit=" tokens",
         unit_scale=True,
-        dynamic_ncols=True,
         disable=not distributed.is_main_process(),
     )
 
 
-def _counted(parts: Iterator[Part], progress: tqdm) -> Iterator[Part]:
+def _counted(parts: Iterator[Part], progress: ProgressBar) -> Iterator[Part]:
     for part in parts:
         blocks, tokens = next(iter(part.arrays.values())).shape[:2]
         progress.update(blocks * tokens)

@@ -47,6 +47,8 @@ def changed_sources(config: CorpusConfig, folder: Path) -> str | None:
 
 def _sources(config: CorpusConfig) -> dict[str, str]:
     named = {"source": config.source, "validation_source": config.validation_source}
+    if config.sources is not None:
+        named |= {"source": None, **{f"sources[{i}]": each.source for i, each in enumerate(config.sources)}}
     return {key: source for key, source in named.items() if source is not None and not source.startswith(HUB_PREFIX)}
 
 

@@ -6,7 +6,7 @@ import glob
 import io
 import os
 import sysconfig
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -97,6 +97,15 @@ def source_files(source: str) -> list[SourceFile]:
             f"{', '.join(KNOWN_ENDINGS)} (hidden files are ignored)"
         )
     return files
+
+
+def ignored_files(source: str) -> Counter[str]:
+    """Count the files of other types in a folder by their endings, or names without one, but for hidden files."""
+    path = Path(source)
+    if source == PYTHON_STDLIB or source.startswith(HUB_PREFIX) or not path.is_dir():
+        return Counter()
+    names = [file.path.name for file in walk_files(path, ("",)) if not file.name.lower().endswith(KNOWN_ENDINGS)]
+    return Counter(Path(name).suffix.lower() or name for name in names)
 
 
 def walk_files(root: Path, endings: tuple[str, ...], skipped: Iterable[str] = ()) -> list[SourceFile]:

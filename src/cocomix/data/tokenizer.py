@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from cocomix.common.console import progress_bar
 from cocomix.common.errors import InputError, UnreachableError
 from cocomix.common.settings import Vocabulary
 from cocomix.data.long_texts import PIECE, pieces
@@ -72,7 +72,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = tqdm(texts, desc="Training the tokenizer", unit=" documents", disable=None)
+    texts = progress_bar(texts, desc="Training the tokenizer", unit=" documents")
     bpe.train_from_iterator(chain.from_iterable(map(pieces, texts)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,

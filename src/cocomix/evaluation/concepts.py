@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from cocomix.common.console import progress_bar
 from cocomix.concepts.label_tables import LabelHits, LabelTables, Tokens, label_hits
 from cocomix.data.blocks import Blocks, collate
 from cocomix.models.losses import IGNORE
@@ -155,7 +155,7 @@ def concept_predictions(
     counts = _Counts(torch.from_numpy(band_of(frequencies)).to(model.device), tables)
     rows = Blocks(blocks, ["input_ids", "concept_ids"])
     starts = range(0, len(blocks), batch_size)
-    for start in tqdm(starts, desc="concepts", unit="batch", leave=False, delay=1.0):
+    for start in progress_bar(starts, desc="concepts", unit="batch", leave=False, delay=1.0):
         batch = collate(rows.__getitems__(list(range(start, min(start + batch_size, len(blocks))))))
         tokens = Tokens.from_blocks(batch["input_ids"].numpy())
         counts.add_tables(tokens, batch["concept_ids"].flatten(0, 1).numpy(), k)

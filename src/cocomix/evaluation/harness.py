@@ -89,7 +89,8 @@ def plan_tasks(settings: TaskSettings) -> TaskPlan:
         manager = TaskManager(include_path=definitions)
     for name in settings.names:
         if not manager.match_tasks([name]):
-            raise InputError(f"--tasks names {name!r}, which is not a task" + did_you_mean(name, manager.all_tasks))
+            hint = did_you_mean(name, manager.all_tasks)
+            raise InputError(f"--tasks names {name!r}, an unknown task{hint}; list them with: lm-eval ls tasks")
     names = manager.match_tasks(settings.names)
     return TaskPlan(settings, [task for name in names for task in _load(manager, name)], manager)
 

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.common import fingerprint
+from cocomix.common.console import progress_bar
 from cocomix.common.errors import InputError
 from cocomix.data.packing import batches
 from cocomix.data.tokenizer import changed_characters, encode_documents, vocabulary_size
@@ -137,7 +137,7 @@ def text_losses(
     sizes: list[int] = []
     digest = hashlib.sha256()
     characters = changed = 0
-    with tqdm(desc="Predicting", unit=" tokens", unit_scale=True, leave=False, disable=None) as progress:
+    with progress_bar(desc="Predicting", unit=" tokens", unit_scale=True, leave=False) as progress:
         for batch in batches(texts):
             encoded = encode_documents(tokenizer, batch)
             characters += sum(map(len, batch))

@@ -6,12 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from cocomix.catalog.activity import read_activity
 from cocomix.catalog.building import promoted_tokens
 from cocomix.common import environment, files
+from cocomix.common.console import progress_bar
 from cocomix.common.errors import InputError
 from cocomix.concepts.label_store import labels_fingerprint
 from cocomix.evaluation.prediction import training_frequencies
@@ -88,7 +88,7 @@ def score_steering(run: OpenRun, settings: ScoreSettings) -> Evaluation:
         NamingPrompt(student, settings.named_tokens, dict(zip(named, promoted, strict=True))),
     ]
     judge = Judge(teacher, source.tokenizer, sae, layer, concepts, source.prefix)
-    with tqdm(total=texts_to_write(settings), desc="steering", unit="text", dynamic_ncols=True) as progress:
+    with progress_bar(total=texts_to_write(settings), desc="steering", unit="text") as progress:
         measured = [measure(arm, judge, prompts, pairs, typical, settings.batch_size, progress) for arm in arms]
     lines = [Line(arm.name, found.points) for arm, found in zip(arms, measured, strict=True)]
     _draw(run.folder / PICTURES[settings.operation], lines, settings, run.folder.name)

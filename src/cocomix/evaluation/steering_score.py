@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cocomix.common.console import ProgressBar
 from cocomix.common.errors import InputError
 from cocomix.common.settings import Batch, Count, Range, Seed, require
 from cocomix.concepts.teacher import residual_stream
@@ -188,7 +188,7 @@ def measure(
     pairs: Sequence[Pair],
     typical: np.ndarray,
     batch_size: int,
-    progress: tqdm[Any],
+    progress: ProgressBar,
 ) -> ArmScores:
     """Generate and judge an arm's texts: unsteered ones, and at each strength those of each concept and its control.
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from cocomix.common.console import progress_bar
 from cocomix.common.errors import InputError
 from cocomix.data.pieces import decoded, token_pieces
 from cocomix.data.tokenizer import require_unicode
@@ -74,7 +74,7 @@ def trace(
         effects = _ablation_effects(
             model, ids, read.mixture, min(ablate, read.concept_logits.shape[-1]), targets, steering, places
         )
-        bar = tqdm(effects, total=len(places), desc="trace", unit=" tokens", disable=not progress)
+        bar = progress_bar(effects, total=len(places), desc="trace", unit=" tokens", disable=not progress)
         for at, ablated in zip(places, bar, strict=True):
             (slope,) = torch.autograd.grad(chosen[at], read.concept_logits, retain_graph=True)
             tokens.append(

@@ -207,6 +207,7 @@ def _pretrain(
         settings.training,
         folder,
         description=folder.name,
+        project=settings.recipe["name"],
         seed=settings.seed,
         tokenizer=data.tokenizer,
         parallel=settings.parallel,

@@ -26,8 +26,8 @@ def check_output(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
     folder, read = pipeline.folder.resolve(), _local_sources(pipeline.recipe)
     files.check_creatable(pipeline.folder)
     if pipeline.corpus_stage in missing or pipeline.recipe.corpus.streaming is not None:
-        for name in ("corpus.source", "corpus.validation_source"):
-            if name in read and folder.is_relative_to(read[name]):
+        for name in read:
+            if name.startswith("corpus.") and folder.is_relative_to(read[name]):
                 raise InputError(f"output is {folder}, which lies inside {name} {read[name]}; choose another folder")
     begun = any(stage.is_done() or stage.is_begun() for stage in pipeline.stages())
     if folder in _crowded() and not begun and any(folder.iterdir()):
@@ -42,8 +42,9 @@ def check_output(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
 
 def _local_sources(recipe: Recipe) -> dict[str, Path]:
     """Return the local paths that the recipe reads, by key."""
+    texts = {f"corpus.sources[{number}]": each.source for number, each in enumerate(recipe.corpus.sources or ())}
     given = {
-        "corpus.source": recipe.corpus.source,
+        **(texts or {"corpus.source": recipe.corpus.source}),
         "corpus.validation_source": recipe.corpus.validation_source,
         "tokenizer.source": recipe.tokenizer.source,
         "teacher.source": recipe.teacher.source,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from cocomix.common.console import status
+from cocomix.common import settings
+from cocomix.common.console import warn
 from cocomix.common.errors import InputError
 from cocomix.concepts.attribution import check_tap
 from cocomix.concepts.sae import SparseAutoencoder
@@ -37,14 +39,17 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
     """Raise one InputError with a line for each problem.
 
-    Checks the settings first, then the output folder, then the sources; sizes are tried on models without memory. All
-    of the recipe is checked, although only the stages `wanted` will run.
+    Checks settings and sources; sizes are tried on models without memory, unless a setting is wrong that models depend
+    on. All of the recipe is checked, although only the stages `wanted` will run.
     """
     recipe = pipeline.recipe
-    _raise(recipe.problems() + _launch_problems(pipeline, wanted))
-    _raise([line for stage in dict.fromkeys([*pipeline.stages(), *wanted]) for line in stage.problems()])
+    problems = recipe.problems()
+    models_can_be_tried = not problems or (not settings.problems(recipe) and problems == recipe.training_problems())
+    if models_can_be_tried:
+        problems += _launch_problems(pipeline, wanted)
+    if not problems:
+        _raise([line for stage in dict.fromkeys([*pipeline.stages(), *wanted]) for line in stage.problems()])
     with_catalog = pipeline.catalog_stage in wanted
-    problems: list[str] = []
 
     def attempt(check: Callable[[], object]) -> None:
         try:
@@ -67,6 +72,8 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
             attempt(lambda: _check_memory(what, streaming.shuffle_blocks * recipe.block_size))
         if recipe.tokenizer.source is not None:
             attempt(lambda: _check_tokenizer(recipe))
+    if not models_can_be_tried:
+        _raise(list(dict.fromkeys(problems)))
     if recipe.labels.source is not None and recipe.needs_labels() and not pipeline.labels_stage.is_done():
         attempt(pipeline.labels)
     if recipe.needs_teacher() and not all(stage.is_done() for stage in pipeline.stages()):
@@ -157,7 +164,7 @@ def _warn_of_idle_vocab_size(recipe: Recipe) -> None:
         return
     found = vocabulary_size(load_tokenizer(source))
     if stated not in (found, TokenizerConfig().vocab_size):
-        status(
+        warn(
             f"Warning: tokenizer.vocab_size is {stated}, which has no effect, because tokenizer.source {source} has "
             f"{found} tokens; leave tokenizer.vocab_size out"
         )
@@ -167,7 +174,7 @@ def _warn_of_single_evaluations(recipe: Recipe) -> None:
     """Warn if a student is evaluated only at the end, so that its report has no curve."""
     for key, training in recipe.trainings().items():
         if training.steps() <= training.steps_per_evaluation():
-            status(
+            warn(
                 f"Warning: {key}.tokens_per_evaluation is {training.tokens_per_evaluation:,} of "
                 f"{training.max_tokens:,} training tokens, so there is one evaluation, at the end; leave it out for ten"
             )
@@ -294,7 +301,10 @@ def _context(pipeline: Pipeline, vocab_size: int | None = None) -> StudentContex
     """Return what the students' sizes depend on, before the corpus exists."""
     source = pipeline.recipe.tokenizer.source
     if vocab_size is None:
-        vocab_size = vocabulary_size(load_tokenizer(source)) if source else pipeline.recipe.tokenizer.vocab_size
+        vocab_size = pipeline.recipe.tokenizer.vocab_size
+        if source is not None:
+            with suppress(InputError):  # `_check_tokenizer` reports it
+                vocab_size = vocabulary_size(load_tokenizer(source))
     return pipeline.student_context(vocab_size, eos_token_id=0)
 
 

@@ -185,12 +185,20 @@ class Recipe:
             return out_of_range
         if unknown := self._unknown_methods():  # the other checks need the methods
             return unknown
-        found = self._parallel_problems()
+        return self.training_problems() + self._other_problems()
+
+    def training_problems(self) -> list[str]:
+        """Return a line for each setting of a training that cannot work; the models do not depend on them."""
+        found: list[str] = []
         trainings = self.trainings() | ({"teacher.training": self.teacher.training} if self.trains_teacher() else {})
         for key, training in trainings.items():
             found += [f"{key}.{line}" for line in training.problems(self.block_size)]
             if training.optimizer == "muon" and self.parallel != "ddp":
                 found.append(f"{key}.optimizer is 'muon', which needs complete matrices; set parallel to ddp")
+        return found
+
+    def _other_problems(self) -> list[str]:
+        found = self._parallel_problems()
         if self.teacher.untrained and self.teacher.source is not None:
             found.append(
                 "teacher.untrained has no effect on teacher.source, which has its weights; leave one of them out"

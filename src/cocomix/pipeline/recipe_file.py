@@ -76,6 +76,7 @@ def _complete_sources(recipe: Recipe) -> None:
         recipe.backbone,
         *own,
     ]
+    parts += recipe.corpus.sources or []
     for part, key in [*((part, "source") for part in parts), (recipe.corpus, "validation_source")]:
         if (source := getattr(part, key)) is not None:
             setattr(part, key, os.path.expanduser(source))

@@ -8,6 +8,7 @@ from typing import Any
 
 from cocomix.concepts.sae_quality import quality_warnings
 from cocomix.data.packing import text_changed_note
+from cocomix.data.summary import skipped
 from cocomix.evaluation.verdicts import LEVEL, LOSS_MARGIN, Verdict
 from cocomix.reporting.concept_tables import explained_share
 
@@ -317,8 +318,8 @@ def provenance_lines(results: dict[str, Any]) -> list[str]:
                 f", {documents['train_documents']:,} training and {documents['validation_documents']:,} validation "
                 f"documents, {_counted(documents['duplicates_dropped'], 'duplicate')} dropped"
             )
-            if documents["unreadable_files"]:
-                counted += f", {documents['unreadable_files']:,} unreadable files or records skipped"
+            if left_out := skipped(documents):
+                counted += f", skipped: {left_out}"
         lines.append(
             f"Corpus `{corpus['source']}`{counted}: {packed['train_tokens']:,} training and "
             f"{packed['validation_tokens']:,} validation tokens in blocks of {packed['block_size']}, "

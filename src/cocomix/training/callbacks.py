@@ -1,18 +1,21 @@
-"""Trainer callbacks: the progress bar, and the time of training."""
+"""Trainer callbacks: progress, the log of the run, and the time of training."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from cocomix.common import interruption
+from cocomix.common.console import ProgressBar, has_terminal, progress_bar, status
+from cocomix.common.units import duration
 
 SHOWN = {
     "token_loss": "loss",
@@ -26,25 +29,27 @@ SHOWN = {
 
 
 class TokenProgress(TrainerCallback):
-    """Progress bar that counts tokens and shows the latest losses."""
+    """Progress bar that counts tokens and shows the latest losses; without a terminal, a line for each log."""
 
     def __init__(self, description: str, tokens_per_step: int) -> None:
         self.description = description
         self.tokens_per_step = tokens_per_step
-        self.bar: tqdm | None = None
+        self.bar: ProgressBar | None = None
         self.shown: dict[str, str] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.bar = tqdm(
+        done = state.global_step * self.tokens_per_step
+        if done and state.is_world_process_zero:
+            status(f"{self.description}: resumed at {done:,} tokens")
+        self.bar = progress_bar(
             total=state.max_steps * self.tokens_per_step,
-            initial=state.global_step * self.tokens_per_step,
+            initial=done,
             desc=self.description,
             unit="tok",
             unit_scale=True,
-            dynamic_ncols=True,
-            disable=not state.is_world_process_zero,
+            disable=not (state.is_world_process_zero and has_terminal()),
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -64,12 +69,49 @@ class TokenProgress(TrainerCallback):
                 self.shown[label] = f"{logs[key]:.3f}"
         if self.bar is not None:
             self.bar.set_postfix(self.shown, refresh=False)
+        if logs and state.is_world_process_zero and not has_terminal() and {"loss", "eval_loss"} & logs.keys():
+            status(self._line(state, logs))
+
+    def _line(self, state: TrainerState, logs: dict[str, float]) -> str:
+        """Return a log as a line: tokens, losses, speed and the time left at this speed."""
+        done, total = (steps * self.tokens_per_step for steps in (state.global_step, state.max_steps))
+        shown = [f"{label} {logs[key]:.3f}" for key, label in SHOWN.items() if key in logs]
+        if speed := logs.get("tokens_per_second"):
+            shown += [f"{speed:,.0f} tokens/s", f"{duration((total - done) / speed)} left"]
+        return ", ".join([f"{self.description}: {done:,} of {total:,} tokens", *shown])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         assert self.bar is not None
         self.bar.close()
+
+
+class TrainingLog(TrainerCallback):
+    """Write each log of the training as a line of JSON. A resumed training continues from its checkpoint's logs."""
+
+    def __init__(self, path: Path, tokens_per_step: int) -> None:
+        self.path = path
+        self.tokens_per_step = tokens_per_step
+
+    def write(self, history: Sequence[dict[str, Any]], mode: str = "w") -> None:
+        """Write the entries of a trainer's log history: losses of training steps, and evaluations."""
+        with self.path.open(mode, encoding="utf-8") as file:
+            for entry in history:
+                if "loss" in entry or "eval_loss" in entry:
+                    step = entry["step"]
+                    line = {"step": step, **entry, "tokens": step * self.tokens_per_step}
+                    file.write(json.dumps({key: value for key, value in line.items() if key != "epoch"}) + "\n")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.write(state.log_history)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.write(state.log_history[-1:], "a")
 
 
 class SaveAt(TrainerCallback):

@@ -183,7 +183,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """Build the Trainer's arguments for blocks of `block_size` tokens, with checkpoints in `folder`.
 
-    `parallel` is how the processes share the work, if there are several. A stream of blocks that is gone on with
+    `parallel` is how the processes share the work, if there are several. A stream of blocks that resumes
     begins where it was: nothing of it is skipped.
     """
     distributed.ignore_launcher_settings()

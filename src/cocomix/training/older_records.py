@@ -25,6 +25,7 @@ MIXER = {
 DISTILLATION = {"weight": 0.1, "temperature": 1.0, "top_k": None}
 ADDED_TO_MIXER = {"concept_loss_schedule": None}
 ADDED_TO_DISTILLATION = {"weight_schedule": None}
+ADDED_TO_CORPUS = {"sources": None}
 ADDED_TO_TRAINING = {"optimizer": "adamw"}
 ADDED_TO_LABELS = {"offset": 0, "window": 0, "control": "none", "targets": "uniform"}
 """Settings that did not exist when older records were written."""
@@ -72,6 +73,8 @@ def complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[
 
 def _complete_settings(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
     found = portable.recipe_record(recorded)
+    if "corpus" in found:
+        found["corpus"] = {**ADDED_TO_CORPUS, **found["corpus"]}
     if "teacher" in found:
         found["teacher"] = _teacher(found["teacher"])
         found["teacher"]["training"] = _evaluated(found["teacher"]["training"], wanted["teacher"]["training"])

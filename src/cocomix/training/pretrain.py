@@ -18,7 +18,7 @@ from cocomix.common.errors import InputError
 from cocomix.data.streaming import BlockStream
 from cocomix.models.flops import training_flops_per_token
 from cocomix.objectives import Objective
-from cocomix.training.callbacks import SaveAt, StopWhenInterrupted, TokenProgress, TrainingTime
+from cocomix.training.callbacks import SaveAt, StopWhenInterrupted, TokenProgress, TrainingLog, TrainingTime
 from cocomix.training.checkpoints import (
     copy_checkpoint,
     intact_checkpoint,
@@ -31,6 +31,8 @@ from cocomix.training.config import TrainingConfig, training_arguments
 from cocomix.training.trainer import ObjectiveTrainer
 from cocomix.training.validation import evaluate_model
 
+LOG_FILE = "log.jsonl"
+"""Losses, learning rate, gradient norm and speed at each log, and the evaluations, a line of JSON each."""
 MEANINGLESS_LOSS = 100.0
 """Loss in nats per token above which training has diverged."""
 
@@ -65,6 +67,7 @@ def pretrain(
     folder: Path,
     *,
     description: str,
+    project: str,
     seed: int,
     tokenizer: PreTrainedTokenizerBase | None = None,
     parallel: str = "ddp",
@@ -85,7 +88,8 @@ def pretrain(
         validation: blocks for every evaluation.
         config: training settings.
         folder: final folder of the run.
-        description: name of the training in the progress bar and in messages.
+        description: name of the training in progress, messages and trackers.
+        project: name of the project in trackers.
         seed: seed of the order of the blocks and of dropout.
         tokenizer: tokenizer to save with the model.
         parallel: how several processes share the work, see `training.config.PARALLEL`.
@@ -101,10 +105,14 @@ def pretrain(
     if not isinstance(train, BlockStream):
         per_step = config.tokens_per_step // block_size
         train = train.select(range(len(train) - len(train) % per_step))  # full steps only, in every epoch
-    timer = TrainingTime()
+    timer, log = TrainingTime(), TrainingLog(unfinished / LOG_FILE, config.tokens_per_step)
+    arguments = training_arguments(
+        config, unfinished, block_size, seed, parallel, streamed=isinstance(train, BlockStream)
+    )
+    arguments.run_name, arguments.project = description, project
     trainer = ObjectiveTrainer(
         model,
-        training_arguments(config, unfinished, block_size, seed, parallel, streamed=isinstance(train, BlockStream)),
+        arguments,
         objective=objective,
         train_dataset=train,
         eval_dataset=validation,
@@ -120,6 +128,7 @@ def pretrain(
         callbacks=[
             TokenProgress(description, config.tokens_per_step),
             timer,
+            log,
             SaveAt(branch_steps),
             StopWhenInterrupted(),
         ],
@@ -133,10 +142,12 @@ def pretrain(
         model.to(distributed.device()).load_state_dict(load_weights(checkpoint, model))
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         timer.restore(trainer.state)
+        if distributed.is_main_process():
+            log.write(trainer.state.log_history)
     else:
         if checkpoint is not None and isinstance(train, BlockStream):
             _require_same_stream(checkpoint, train, description)
-        with _wandb_run(config, unfinished, description), _checkpoint_when_interrupted():
+        with _wandb_run(config, unfinished, project, description), _checkpoint_when_interrupted():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     curve = _curve(trainer.state.log_history, config.tokens_per_step)
@@ -163,13 +174,13 @@ def _checkpoint_when_interrupted() -> AbstractContextManager[None]:
     return interruption.deferred() if distributed.world_size() == 1 else nullcontext()
 
 
-def _wandb_run(config: TrainingConfig, folder: Path, name: str) -> AbstractContextManager[Any]:
+def _wandb_run(config: TrainingConfig, folder: Path, project: str, name: str) -> AbstractContextManager[Any]:
     """Open a separate wandb run for this training, with its files in `folder`, if metrics go to wandb."""
     if "wandb" not in config.report_to or not distributed.is_main_process():
         return nullcontext()
     import wandb
 
-    return wandb.init(project=os.environ.get("WANDB_PROJECT", "huggingface"), name=name, dir=folder)
+    return wandb.init(project=os.environ.get("WANDB_PROJECT", project), name=name, dir=folder)
 
 
 def _checkpoint_to_resume(unfinished: Path) -> Path | None:

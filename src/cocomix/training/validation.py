@@ -11,10 +11,10 @@ import math
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from cocomix.common import distributed
+from cocomix.common.console import progress_bar
 from cocomix.data.blocks import Blocks, collate
 from cocomix.models.configuration import CoCoMixConfig
 from cocomix.models.losses import IGNORE, concept_loss, token_loss
@@ -98,7 +98,7 @@ def evaluate_model(
     sums: dict[str, float] = dict.fromkeys(
         ("nll", "tokens", "concept_nll", "labeled", "hits", "hits_at_a", "labels"), 0.0
     )
-    for start, counts in tqdm(
+    for start, counts in progress_bar(
         batches_of_rank(range(0, len(blocks), batch_size)),
         desc="validation",
         unit="batch",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,9 +16,12 @@ from pathlib import Path
 import pytest
 
 from cocomix.cli import doctor, main, options
+from cocomix.cli.examples import EXAMPLES
 from cocomix.common import starting
 from cocomix.common.console import show
 from cocomix.common.errors import InputError
+from cocomix.common.settings import kind_of
+from cocomix.pipeline.recipe import Recipe
 
 INTERRUPTED_AT_AN_IMPORT = """
 import os, signal, sys
@@ -169,7 +173,22 @@ def test_every_command_has_a_help_text() -> None:
         assert text.startswith(f"Usage: {name} ") and len(text.splitlines()) <= 45
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["generate", "--help"], ["compare"]])
+def test_every_example_in_the_help_can_be_read() -> None:
+    tree = main.command_tree()
+    assert EXAMPLES.keys() <= tree.commands.keys()
+    for command, examples in EXAMPLES.items():
+        for example in examples:
+            words = shlex.split(example)
+            with tree.make_context("cocomix", ["x"], resilient_parsing=True) as root:
+                name, found, arguments = tree.resolve_command(root, words[words.index("cocomix") + 1 :])
+            assert name == command
+            keys = found.make_context(name, arguments).args
+            assert all(kind_of(Recipe, key.removeprefix("--")) for key in keys if key.startswith("--")), example
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], ["run", "--help"], ["generate", "--help"], ["compare"]]
+)
 def test_what_needs_no_libraries_loads_none(arguments: list[str]) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "cocomix", *arguments]
     loaded = {

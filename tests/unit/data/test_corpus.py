@@ -5,7 +5,9 @@ import gzip
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,16 +18,20 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Value, load_from_disk
 
+from cocomix.common import settings
 from cocomix.common.errors import InputError
 from cocomix.data.corpus import (
     CorpusConfig,
     CorpusSummary,
+    StreamingConfig,
     check_corpus,
     distinct_texts,
     is_token_folder,
     write_documents,
 )
+from cocomix.data.mixture import TextSource
 from cocomix.data.sources import read_documents, source_files
+from cocomix.data.summary import skipped
 
 FORMATS = ["", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"]
 Write = Callable[..., str]
@@ -264,6 +270,54 @@ def test_unreadable_files_are_skipped_counted_and_named(texts: list[str], write:
     assert summary.unreadable_files == 9
     assert summary.unreadable_examples == ["half.jsonl", *(f"latin{number}.txt" for number in range(4))]
     assert summary.fingerprint == clean.fingerprint
+
+
+def test_files_of_other_types_are_counted_and_all_that_is_left_out_is_shown(
+    texts: list[str], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Path(write(texts, ending=""))
+    for name in ("a.rst", "b.rst", "c.html", "LICENSE", ".hidden"):
+        (source / name).write_text("text")
+    (source / "latin1.txt").write_bytes("caf\xe9".encode("latin-1"))
+    summary = write_documents(CorpusConfig(str(source)), tmp_path / "out")
+    assert (summary.ignored_files, summary.ignored_endings[0]) == (4, ".rst")
+    told = "1 not UTF-8 text (latin1.txt), 4 files of other types (.rst, "
+    assert told in capsys.readouterr().err
+    assert skipped(asdict(summary)).startswith(told)
+    assert skipped({"duplicates_dropped": 3, "empty_dropped": 1, "unreadable_files": 0}) == "1 empty document"
+
+
+def test_several_sources_have_their_own_fields_and_weights(tmp_path: Path) -> None:
+    (tmp_path / "articles.jsonl").write_text("".join(json.dumps({"body": f"a{i:09}"}) + "\n" for i in range(60)))
+    pq.write_table(pa.table({"text": [f"s{i:09}" for i in range(50)]}), tmp_path / "stories.parquet")
+    articles = TextSource(str(tmp_path / "articles.jsonl"), "body")
+    stories = TextSource(str(tmp_path / "stories.parquet"))
+    everything = CorpusConfig(sources=[articles, stories], validation_fraction=0.1)
+    summary = write_documents(everything, tmp_path / "all")
+    assert summary.train_documents + summary.validation_documents == 110
+    weighted = [replace(articles, weight=3), replace(stories, weight=1)]
+    write_documents(replace(everything, sources=weighted), tmp_path / "some")
+    found = [*read(tmp_path / "some", "train"), *read(tmp_path / "some", "validation")]
+    count = Counter(text[0] for text in found)  # documents of the same size
+    assert count["a"] == 60 and abs(count["s"] - 20) <= 1
+    (problem,) = settings.read(CorpusConfig, {"sources": [{"source": "a", "weight": 0}]})[1]
+    assert problem == "sources[0].weight is 0; expected a number above 0 to 1,000,000"
+    for changes, words in (
+        ({"source": str(tmp_path)}, ["has no effect with corpus.sources"]),
+        ({"streaming": StreamingConfig()}, ["cannot be streamed"]),
+        ({"sources": [articles, weighted[1]]}, ["only some of corpus.sources have a weight"]),
+        ({"sources": []}, ["corpus.sources is empty"]),
+    ):
+        assert_input_error(partial(check_corpus, replace(everything, **changes)), *words)
+
+
+def test_every_file_that_lacks_the_text_field_is_found_before_the_corpus_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    pq.write_table(pa.table({"content": ["b"]}), tmp_path / "b.parquet")
+    assert_input_error(lambda: check_corpus(CorpusConfig(str(tmp_path))), "b.parquet", "'content'", "text_field")
+    sources = [TextSource("nowhere"), TextSource(str(tmp_path), "content")]
+    with pytest.raises(InputError, match=r"(?s)'nowhere' does not exist.*\n.*a.jsonl, line 1 has no field 'content'"):
+        check_corpus(CorpusConfig(sources=sources))
 
 
 def test_a_corpus_without_text_is_refused(tmp_path: Path) -> None:

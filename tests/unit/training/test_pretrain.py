@@ -70,6 +70,7 @@ def train(
         settings,
         folder,
         description="student ntp",
+        project="tests",
         seed=3,
         branch_steps=branch_steps,
         branch=branch,
@@ -78,6 +79,15 @@ def train(
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(str(files.partial(folder) / "model.safetensors"))
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the log of a training, without its times."""
+    lines = (files.partial(folder) / "log.jsonl").read_text().splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in ("seconds", "tokens_per_second")}
+        for line in lines
+    ]
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -148,6 +158,9 @@ def test_interrupted_it_ends_with_the_same_weights(settings, tmp_path, monkeypat
     train(tmp_path / "undisturbed", "cocomix", **settings)
     found, expected = weights(tmp_path / "killed"), weights(tmp_path / "undisturbed")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+    killed, undisturbed = (lines_of(tmp_path / name) for name in ("killed", "undisturbed"))
+    assert killed == undisturbed
+    assert [line["step"] for line in killed if "loss" in line] == list(range(1, STEPS + 1))
 
 
 @pytest.fixture
@@ -289,13 +302,19 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path, monk
 # What is logged
 
 
-def test_every_part_of_the_loss_is_logged_with_the_speed(tmp_path):
+def test_every_part_of_the_loss_is_logged_with_the_speed(tmp_path, capsys):
     train(tmp_path / "run", "cocomix")
     logs = [entry for entry in log_of(tmp_path / "run") if "loss" in entry]
     assert [entry["tokens"] for entry in logs] == [(i + 1) * TOKENS_PER_STEP for i in range(STEPS)]
     for entry in logs:
         assert entry["loss"] == pytest.approx(entry["token_loss"] + 0.1 * entry["concept_loss"], rel=1e-3)
         assert entry["tokens_per_second"] > 0 and entry["grad_norm"] > 0 and "learning_rate" in entry
+    lines = lines_of(tmp_path / "run")
+    assert [line["tokens"] for line in lines if "grad_norm" in line] == [entry["tokens"] for entry in logs]
+    assert {"concept_loss", "learning_rate", "tokens"} < lines[0].keys() and "eval_loss" in lines[-1]
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("student ntp: ")]
+    assert len(printed) == len(lines) and "\r" not in "".join(printed)
+    assert re.match(r"student ntp: 64 of 768 tokens, loss .*, concepts .* tokens/s, .* s left", printed[0])
     evaluations = [entry for entry in log_of(tmp_path / "run") if "eval_loss" in entry]
     assert all("eval_concept_precision" in entry and "eval_concept_recall" in entry for entry in evaluations)
 
