@@ -1,31 +1,25 @@
-"""Store the teacher's next-token loss at every training token, computed once for all students.
+"""Store the teacher's next-token loss at every training token.
 
     losses.json            how they were computed (`LossesInfo`)
-    train/                 shards (`data.shards`); columns `input_ids` (T,) and `teacher_losses` (T,), float16, in nats
+    train/                 `teacher_losses` (T,), float16, in nats (`concepts.teacher_outputs`)
 
 T tokens per block. The last token of a block has no next token, and the loss 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
 
-import numpy as np
-import torch
-from datasets import Dataset, Features, List, Value
-from transformers import PreTrainedModel
+from datasets import Features, List, Value
+from torch import Tensor
 
-from cocomix.common import distributed, files
-from cocomix.common.errors import InputError
-from cocomix.data.shards import REPAIR, Part, all_whole, describe, open_shards, write_shards
+from cocomix.concepts.teacher_outputs import TeacherOutputs
+from cocomix.data.shards import Part
 from cocomix.models.linear_loss import token_losses
 from cocomix.objectives.distillation import predictor
 from cocomix.objectives.gate import COLUMN
-
-LOSSES_FILE = "losses.json"
-SIDE = "train"
 
 
 @dataclass(frozen=True)
@@ -45,80 +39,26 @@ class LossesInfo:
     shards: int = 0
 
 
-def losses_of_corpus(
-    teacher: PreTrainedModel,
-    blocks: Dataset,
-    folder: Path,
-    plan: LossesInfo,
-    *,
-    vocab_size: int,
-    blocks_per_batch: int,
-    blocks_per_shard: int,
-) -> LossesInfo:
-    """Store the teacher's losses on `blocks` in `folder`. Every rank must call this; the ranks share the work.
+class TeacherLosses(TeacherOutputs[LossesInfo]):
+    """The teacher's next-token losses."""
 
-    Args:
-        teacher: frozen.
-        blocks: training blocks.
-        folder: destination; complete shards that it already holds are kept.
-        plan: settings; `mean_loss` and `shards` are filled in.
-        vocab_size: V; logits from this id on belong to no token and are ignored.
-        blocks_per_batch: blocks that the teacher reads at once.
-        blocks_per_shard: blocks per shard.
+    INFO_FILE, INFO, WHAT = "losses.json", LossesInfo, "losses"
+    REMEDY = "free some, or leave out the students' gate"
 
-    Raises:
-        InputError: the disk has too little space.
-    """
-    ids = blocks.select_columns("input_ids").with_format("numpy")
-    columns = loss_columns(blocks.features["input_ids"])
-    predict = predictor(teacher, vocab_size)
+    def columns(self, ids: List) -> Features:
+        """Return the column of the losses."""
+        return loss_columns(ids)
 
-    def compute(_: str, start: int, stop: int) -> Iterator[Part]:
-        for first in range(start, stop, blocks_per_batch):
-            batch = ids[first : min(first + blocks_per_batch, stop)]["input_ids"].astype(np.int64)
-            tokens = torch.from_numpy(batch).to(teacher.device)
-            losses = token_losses(predict(tokens), tokens).half().cpu()
-            # Counts are integers, whose sum does not depend on the order.
-            counts = {"tokens": batch[:, 1:].size, "nats_in_millionths": int(losses.double().sum() * 1e6)}
-            yield Part({COLUMN: losses.numpy()}, counts)
+    def compute(self, tokens: Tensor) -> Part:
+        """Return the loss of the token after each of `tokens`."""
+        losses = token_losses(predictor(self.teacher, self.vocab_size)(tokens), tokens).half().cpu()
+        counts = {"tokens": tokens[:, 1:].numel(), "nats_in_millionths": int(losses.double().sum() * 1e6)}
+        return Part({COLUMN: losses.numpy()}, counts)
 
-    shards = write_shards(
-        folder,
-        {SIDE: blocks},
-        {SIDE: columns},
-        compute,
-        blocks_per_shard=blocks_per_shard,
-        what="losses",
-        remedy="free some, or leave out the students' gate",
-    )[SIDE]
-    counts = [shard.written().counts for shard in shards]
-    mean = sum(c["nats_in_millionths"] for c in counts) / sum(c["tokens"] for c in counts) / 1e6
-    info = LossesInfo(plan.corpus, plan.teacher, mean, len(shards))
-    if distributed.is_main_process():
-        describe(folder, {SIDE: shards}, columns)
-        files.write_json(folder / LOSSES_FILE, asdict(info))
-    return info
-
-
-def load_losses(folder: Path) -> Dataset:
-    """Open the training blocks with the teacher's losses; raise InputError if they are damaged."""
-    return open_shards(folder, {SIDE: _info(folder).shards}, "teacher's losses")[SIDE]
-
-
-def losses_whole(folder: Path) -> bool:
-    """Check that every shard has its recorded checksum and that their description exists."""
-    try:
-        load_losses(folder)
-    except InputError:
-        return False
-    return all_whole(folder, {SIDE: _info(folder).shards})
-
-
-def _info(folder: Path) -> LossesInfo:
-    try:
-        return LossesInfo(**files.read_json(folder / LOSSES_FILE))
-    except (FileNotFoundError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / LOSSES_FILE} does not describe losses ({error}); {REPAIR}") from None
+    def described(self, counts: Counter[str], shards: int) -> LossesInfo:
+        """Return the plan with `mean_loss` and `shards`."""
+        mean_loss = counts["nats_in_millionths"] / counts["tokens"] / 1e6
+        return dataclasses.replace(self.plan, mean_loss=mean_loss, shards=shards)
 
 
 def loss_columns(ids: List) -> Features:

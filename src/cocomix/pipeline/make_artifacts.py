@@ -9,6 +9,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from datasets import load_from_disk
 from transformers import PreTrainedModel
@@ -21,12 +22,13 @@ from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.label_statistics import label_statistics
 from cocomix.concepts.label_store import LabeledCorpus, LabelsInfo, labels_fingerprint, precision_remark
 from cocomix.concepts.labeling import LabelsConfig, Side, differing_share, label_corpus
-from cocomix.concepts.predictions import PredictionsInfo, predict_corpus
+from cocomix.concepts.predictions import Predictions, PredictionsInfo
 from cocomix.concepts.reading import TeacherReader
 from cocomix.concepts.sae_loading import load_sae
 from cocomix.concepts.sae_quality import quality_warnings, sae_quality, write_quality
 from cocomix.concepts.sae_training import SAEConfig, train_sae
-from cocomix.concepts.teacher_losses import LossesInfo, losses_of_corpus
+from cocomix.concepts.teacher_losses import LossesInfo, TeacherLosses
+from cocomix.concepts.teacher_outputs import TeacherOutputs
 from cocomix.data.corpus import CorpusConfig, is_packed_folder, is_token_folder, write_documents
 from cocomix.data.packing import (
     PackedCorpus,
@@ -267,32 +269,24 @@ def make_predictions(
         folder: where to write; complete shards in it are kept.
     """
     assert config.top_k is not None
-    info = predict_corpus(
-        teacher,
-        corpus.train,
-        folder,
-        PredictionsInfo(corpus.info.fingerprint, inputs["teacher"], config.top_k, config.temperature),
-        vocab_size=corpus.info.vocab_size,
-        blocks_per_batch=batching.batch(),
-        blocks_per_shard=batching.blocks_per_shard,
-    )
-    return StageResult(fingerprint.hash_json(dataclasses.asdict(info)), dataclasses.asdict(info))
+    plan = PredictionsInfo(corpus.info.fingerprint, inputs["teacher"], config.top_k, config.temperature)
+    return _stored(Predictions(teacher, plan, corpus.info.vocab_size), corpus, batching, folder)
 
 
 def make_losses(
     teacher: PreTrainedModel, corpus: PackedCorpus, batching: LabelsConfig, inputs: Mapping[str, str], folder: Path
 ) -> StageResult:
     """Store the teacher's losses, with the arguments of `make_predictions`. Every rank calls this."""
-    info = losses_of_corpus(
-        teacher,
-        corpus.train,
-        folder,
-        LossesInfo(corpus.info.fingerprint, inputs["teacher"]),
-        vocab_size=corpus.info.vocab_size,
-        blocks_per_batch=batching.batch(),
-        blocks_per_shard=batching.blocks_per_shard,
+    plan = LossesInfo(corpus.info.fingerprint, inputs["teacher"])
+    return _stored(TeacherLosses(teacher, plan, corpus.info.vocab_size), corpus, batching, folder)
+
+
+def _stored(outputs: TeacherOutputs[Any], corpus: PackedCorpus, batching: LabelsConfig, folder: Path) -> StageResult:
+    found = outputs.write(
+        corpus.train, folder, blocks_per_batch=batching.batch(), blocks_per_shard=batching.blocks_per_shard
     )
-    return StageResult(fingerprint.hash_json(dataclasses.asdict(info)), dataclasses.asdict(info))
+    info = dataclasses.asdict(found)
+    return StageResult(fingerprint.hash_json(info), info)
 
 
 def make_catalog(

@@ -21,9 +21,9 @@ from cocomix.concepts.label_checks import check_contents, verify_labels
 from cocomix.concepts.label_controls import control_labels
 from cocomix.concepts.label_store import labels_fingerprint, labels_whole
 from cocomix.concepts.labeling import LabelsConfig
-from cocomix.concepts.predictions import predictions_whole
+from cocomix.concepts.predictions import Predictions
 from cocomix.concepts.reading import SameTokens, TeacherReader
-from cocomix.concepts.teacher_losses import losses_whole
+from cocomix.concepts.teacher_losses import TeacherLosses
 from cocomix.concepts.window import WindowExtractor, inverse_frequencies
 from cocomix.data.documents import load_documents
 from cocomix.data.source_state import changed_sources
@@ -276,8 +276,8 @@ MAKERS = {
     "labels": Maker(_labels, on_all_ranks=True, is_intact=labels_whole),
     "control labels": Maker(_control_labels, on_all_ranks=True, is_intact=labels_whole),
     "external labels": Maker(_external_labels, on_all_ranks=True),
-    "predictions": Maker(_predictions, on_all_ranks=True, is_intact=predictions_whole),
-    "teacher losses": Maker(_losses, on_all_ranks=True, is_intact=losses_whole),
+    "predictions": Maker(_predictions, on_all_ranks=True, is_intact=Predictions.is_whole),
+    "teacher losses": Maker(_losses, on_all_ranks=True, is_intact=TeacherLosses.is_whole),
     "catalog": Maker(_catalog),
     "student": Maker(_student, on_all_ranks=True),
 }

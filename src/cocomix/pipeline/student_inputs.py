@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.labeling import LabelsConfig, label_in_equal_batches
-from cocomix.concepts.predictions import load_predictions
+from cocomix.concepts.predictions import Predictions
 from cocomix.concepts.teacher import residual_stream
-from cocomix.concepts.teacher_losses import load_losses
+from cocomix.concepts.teacher_losses import TeacherLosses
 from cocomix.data.documents import load_documents
 from cocomix.data.packing import PackedCorpus
 from cocomix.data.streaming import BlockStream, open_stream
@@ -59,9 +59,9 @@ def student_blocks(pipeline: Pipeline, student: StudentConfig, corpus: PackedCor
         train, validation = train if labeled.train is None else labeled.train, labeled.validation
     distillation = student.distillation_config()
     if distillation is not None and distillation.top_k is not None:
-        train = _with_columns(train, load_predictions(pipeline.predictions_stage_of(distillation).folder))
+        train = _with_columns(train, Predictions.load(pipeline.predictions_stage_of(distillation).folder))
     if pipeline.recipe.reads_losses(student):
-        train = _with_columns(train, load_losses(pipeline.losses_stage.folder))
+        train = _with_columns(train, TeacherLosses.load(pipeline.losses_stage.folder))
     return PackedCorpus(train, validation, corpus.info)
 
 
