@@ -118,7 +118,7 @@ def flattened(settings: dict[str, object], prefix: str = "") -> Iterator[tuple[s
 
 def environment(folder: Path) -> dict[str, str]:
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "HOME": str(folder), "PATH": binaries, "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "HOME": str(folder), "PATH": binaries, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 
 def shell(folder: Path, command: str) -> str:
