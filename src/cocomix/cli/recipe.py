@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from cocomix.cli.compare import show_tables
-from cocomix.cli.options import Json, argument, option, program
+from cocomix.cli.next_steps import next_steps
+from cocomix.cli.options import Json, argument, option
 from cocomix.common import files
 from cocomix.common.console import show, status
 from cocomix.common.errors import InputError, did_you_mean
@@ -24,7 +25,7 @@ RecipeFile = Annotated[Path, argument("RECIPE", "Recipe file (YAML).")]
 
 def quickstart(ctx: typer.Context, as_json: Json = False) -> None:
     """Run a small comparison on Python's standard library."""
-    _run(quickstart_recipe(), ctx.args, as_json, until="catalog and students")
+    _run(["quickstart"], quickstart_recipe(), ctx.args, as_json, until="catalog and students")
 
 
 def keys(
@@ -44,7 +45,7 @@ def keys(
 def run(ctx: typer.Context, recipe: RecipeFile, jobs: Jobs = 1, as_json: Json = False) -> None:
     """Run a recipe: from text to compared models."""
     _in_jobs(recipe, ctx.args, jobs)
-    _run(recipe, ctx.args, as_json)
+    _run(["run", str(recipe)], recipe, ctx.args, as_json)
 
 
 def data(ctx: typer.Context, recipe: RecipeFile, as_json: Json = False) -> None:
@@ -136,7 +137,7 @@ def _in_jobs(recipe: Path, overrides: list[str], jobs: int, only: str | None = N
         raise typer.Exit(code)
 
 
-def _run(recipe: Path, overrides: list[str], as_json: bool, until: str = "students") -> None:
+def _run(command: list[str], recipe: Path, overrides: list[str], as_json: bool, until: str = "students") -> None:
     """Run a recipe and its report, and show the results."""
     loaded = _load(recipe, overrides)
 
@@ -144,7 +145,7 @@ def _run(recipe: Path, overrides: list[str], as_json: bool, until: str = "studen
 
     results = workflow.run_recipe(loaded, until)
     if results is not None:
-        _show_results(results, files.located(loaded.output), str(recipe), as_json)
+        _show_results(results, loaded, [*command, *overrides], as_json)
 
 
 def _run_until(stage: str, recipe: Path, overrides: list[str], as_json: bool, only: str | None = None) -> None:
@@ -217,7 +218,8 @@ def quickstart_recipe() -> Path:
     return recipe.relative_to(Path.cwd()) if recipe.is_relative_to(Path.cwd()) else recipe
 
 
-def _show_results(results: dict[str, Any], folder: Path, recipe: str, as_json: bool) -> None:
+def _show_results(results: dict[str, Any], recipe: Any, command: list[str], as_json: bool) -> None:
+    """Print results as JSON, or as tables with what to try after `command`."""
     if as_json:
         show(json.dumps(results, indent=2))
         return
@@ -225,27 +227,9 @@ def _show_results(results: dict[str, Any], folder: Path, recipe: str, as_json: b
     from cocomix.common.document import plain_text
     from cocomix.reporting.wording import caveats
 
+    folder = files.located(recipe.output)
     show_tables(results)
     show("\n" + plain_text(caveats(results)[0]))
     show(f"\nReport:  {folder / 'report' / 'report.html'}\nFigures: {folder / 'report' / 'results.json'}")
     show(f"Models:  {folder / ('replicate-*/students' if results['recipe']['replicates'] else 'students')}")
-    if steps := next_steps(results, folder, recipe):
-        show(steps)
-
-
-def next_steps(results: dict[str, Any], folder: Path, recipe: str) -> str:
-    """Return commands to try after `recipe`: inspect its first cocomix student, mix the other way, use other text."""
-    mixed = next((name for name, run in results["students"].items() if run["method"] == "cocomix"), None)
-    if mixed is None or mixed not in results["groups"]:
-        return ""
-
-    call, model = program(), folder / "students" / mixed
-    mixer = results["recipe"]["students"][mixed]["mixer"] or {}
-    other = "interleave" if mixer.get("mixing") == "add" else "add"
-    return (
-        "\nThings to try next:\n"
-        f"  {call} inspect 'import os' --run {model}\n"
-        f"  {call} run {recipe} --students.{mixed}.mixer.mixing {other} --output {folder}-{other}\n"
-        f"  {call} compare {model} {folder}-{other}/students/{mixed} --output {folder}-mixings\n"
-        f"  {call} run {recipe} --corpus.source PATH/TO/YOUR/TEXT --output {folder}-mine"
-    )
+    show(next_steps(results, recipe, command))

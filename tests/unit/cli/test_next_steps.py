@@ -1,31 +1,39 @@
-"""What `cocomix run` proposes at its end."""
+"""What `cocomix run` proposes at its end for runs without concepts and for the text of the quickstart."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
+import yaml
 
-from cocomix.cli.recipe import next_steps
+from cocomix.cli.next_steps import _other_mixing, next_steps
+from cocomix.pipeline.methods import MixerConfig, StudentConfig
+from cocomix.pipeline.recipe import Recipe
+
+PLAIN = {"showcase": None}
 
 
-def results(method: str, mixer: dict[str, Any] | None) -> dict[str, Any]:
-    return {
-        "students": {"one": {"method": method}},
-        "groups": {"one": ["one"]},
-        "recipe": {"students": {"one": {"mixer": mixer}}},
-    }
+def test_a_run_without_concepts_is_evaluated() -> None:
+    recipe = Recipe("mine", "out", students={"ntp": StudentConfig("ntp")})
+    recipe.corpus.source = "texts"
+    steps = next_steps(PLAIN, recipe, ["run", "mine.yaml"])
+    assert steps == "\nThings to try next:\n  Evaluate its first student:\n    cocomix evaluate out"
+
+
+def test_options_are_repeated_for_text_of_ones_own() -> None:
+    recipe = Recipe("mine", "out", students={"ntp": StudentConfig("ntp")})
+    recipe.corpus.source = "python-stdlib"
+    command = ["run", "my recipe.yaml", "--seed=1", "--output", "out", "--corpus.source=python-stdlib", "--name", "a b"]
+    last = next_steps(PLAIN, recipe, command).splitlines()[-1].strip()
+    expected = "--seed=1 --name 'a b' --corpus.source PATH/TO/YOUR/TEXT --output out-mine"
+    assert last == f"cocomix run 'my recipe.yaml' {expected}"
 
 
 @pytest.mark.parametrize(
-    ("mixer", "other"), [(None, "add"), ({"mixing": "interleave"}, "add"), ({"mixing": "add"}, "interleave")]
+    ("mixer", "other"),
+    [(None, "add"), (MixerConfig(mixing="interleave"), "add"), (MixerConfig(mixing="add"), "interleave")],
 )
-def test_the_other_way_to_mix_is_proposed(mixer: dict[str, Any] | None, other: str) -> None:
-    steps = next_steps(results("cocomix", mixer), Path("out"), "recipe.yaml")
-    assert f"--students.one.mixer.mixing {other} --output out-{other}" in steps
-    assert f"out-{other}/students/one --output out-mixings" in steps
-
-
-def test_without_concepts_nothing_is_proposed() -> None:
-    assert next_steps(results("ntp", None), Path("out"), "recipe.yaml") == ""
+def test_the_other_way_to_mix_is_proposed(mixer: MixerConfig | None, other: str) -> None:
+    mixing, settings = _other_mixing(StudentConfig("cocomix", mixer=mixer, learning_rate=0.01)) or ("", "")
+    assert mixing == other
+    assert yaml.safe_load(settings)["mixer"].get("mixing", "interleave") == other
+    assert yaml.safe_load(settings)["learning_rate"] == 0.01
