@@ -171,6 +171,7 @@ def test_a_report_is_written_again_from_the_finished_students(catalogued: Path, 
         name: each["metrics"] for name, each in results["students"].items()
     }
     assert {*results} - {"environment"} <= {*written} and written["recipe"]["students"] == results["recipe"]["students"]
+    assert written["environment"]["date"] == results["environment"]["date"]  # when it was measured
     shutil.rmtree(catalogued / "students" / "ntp")
     assert main(["report", str(catalogued)]) == 0
     assert [*json.loads((catalogued / "report" / "results.json").read_text())["students"]] == ["cocomix"]

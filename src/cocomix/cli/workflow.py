@@ -142,10 +142,20 @@ def _reported(recipe: Recipe, pipelines: list[Pipeline], report: Path, again: bo
         "showcase": _showcase(pipeline, catalog),
         "recipe": recipe.to_dict(),
         "inputs": inputs,
-        "environment": {"command": recorded_command_line(), **environment.describe()},
+        "environment": _measured_in(folders[0], results) if again else _environment(),
     }
     write_report(results, report)
     return results
+
+
+def _environment() -> dict[str, Any]:
+    return {"command": recorded_command_line(), **environment.describe()}
+
+
+def _measured_in(run: Path, earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """Return where a finished run was measured, with the command of the earlier report if there is one."""
+    command = ((earlier or {}).get("environment") or {}).get("command") or recorded_command_line()
+    return {"command": command, **load_run(run).environment}
 
 
 def _fingerprints(pipeline: Pipeline) -> dict[str, Any]:
@@ -189,7 +199,7 @@ def compare(paths: list[Path], output: Path | None) -> dict[str, Any]:
     results = {
         "name": " and ".join(path.name for path in paths),
         **compared,
-        "environment": {"command": recorded_command_line(), **environment.describe()},
+        "environment": _environment(),
     }
     if output is not None:
         write_report(results, output)

@@ -139,7 +139,7 @@ def picture(lines: Sequence[Line], title: str) -> bytes:
     rows = -(-len(lines) // columns)
     figure = Figure(figsize=(1 + 3.4 * columns, 0.8 + 3.2 * rows), dpi=120, layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-    for axes, line in zip(panels, lines, strict=False):
+    for line, axes in zip(lines, panels, strict=False):
         for label, gain, cost, style in (
             ("steered", "gain", "cost", "o-"),
             ("control", "control", "control_cost", "x:"),
@@ -165,6 +165,7 @@ def picture(lines: Sequence[Line], title: str) -> bytes:
                 fontsize=8,
             )
         axes.axhline(0, color="0.6", linewidth=0.8)
+        axes.tick_params(labelbottom=True, labelleft=True)
         axes.set_title(line.name, fontsize=9, parse_math=False)
         axes.grid(alpha=0.3)
     for unused in list(panels):

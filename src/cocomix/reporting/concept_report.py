@@ -23,12 +23,13 @@ def concept_section(shown: dict[str, Any]) -> list[Block]:
     if best := shown["best"]:
         parts += [
             _best_table(best),
-            "Concepts that the student predicts better than the last two tokens alone do, by the largest margin first "
-            f"(F1 on {shown['blocks']} blocks of validation text, which both select and score them). Precision: of the "
-            "tokens where the concept is among the model's top A (A: the token's number of labels), the share where it "
-            "is a label. Recall: the share of its labels found that way; token table and bigram table: the recall of a "
-            "table of the current token, and of the last two. Names are hints: the tokens that the concept promotes "
-            "most, unless the catalog has better names.",
+            "Concepts where the student is furthest ahead of tables that read only one or two tokens, by F1 on "
+            f"{shown['blocks']} blocks of validation text, which both select and score them. A small model may be "
+            "ahead nowhere; the table then begins with the concepts where it is closest. Precision: of the tokens "
+            "where the concept is among the model's top A (A: the token's number of labels), the share where it is a "
+            "label. Recall: the share of its labels found that way; token table and bigram table: the recall of a "
+            "table of the current token, and of the last two. Names are hints: the tokens that the concept "
+            "promotes most, unless the catalog has better names.",
         ]
     if contexts := [f"{_named(each)}: {_contexts(each['contexts'])}" for each in best if each["contexts"]]:
         parts += ["Where they are most active in the teacher:", Bullets(contexts)]

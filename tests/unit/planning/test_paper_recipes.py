@@ -166,7 +166,7 @@ def test_the_command_prints_tables_or_json(capsys) -> None:
     [
         (["--gpu", "h101"], "--gpu is 'h101'"),
         (["--gpus", "0"], "--gpus is 0"),
-        (["--gpus", "3"], "× GPUs = 16 × 1024 × 3 = 49152; give --gpus 2 or change training.tokens_per_step"),
+        (["--gpus", "3"], "× GPUs = 32 × 1024 × 3 = 98304; give --gpus 2 or change training.tokens_per_step"),
         (["--utilization", "0.5"], "--utilization is for GPUs"),
         (["--corpus-tokens", "0"], "--corpus-tokens is 0"),
         (["--utilization", "40"], "--utilization is 40"),
