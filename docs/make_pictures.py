@@ -15,16 +15,9 @@ from cocomix.app.serving import serve
 from cocomix.inspection.runs import open_run
 
 FOLDER = Path(__file__).parent
-PROMPT = 'def read_file(path):\n    """Open the file'
 TEXT = 'def read_file(path):\n    with open(path, encoding="utf-8") as f:\n        return f.read()\n'
-STEERED, SHOWN = "class", "import"
-"""Words; the first concept that is found for each is taken."""
-
-
-def choose(page: Page, box: str, words: str) -> None:
-    page.get_by_label(box, exact=True).fill(words)
-    expect(page.locator(".hits .where:visible").first).to_contain_text(words)
-    page.locator(".hits button:visible").first.click()
+SHOWN = "import"
+"""A word; the first concept that is found for it is taken."""
 
 
 def picture(page: Page, name: str) -> None:
@@ -42,11 +35,8 @@ def main(run: Path) -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 640}, color_scheme="light")
         page.goto(address)
         page.wait_for_timeout(2000)
-        page.get_by_label("Prompt").fill(PROMPT)
-        choose(page, "Steer a concept", STEERED)
-        expect(page.locator(".steered:visible")).to_be_visible()
         page.get_by_role("button", name="Generate").click()
-        expect(page.locator("#generate-message")).to_contain_text("Ended")
+        expect(page.locator("#generate-message")).to_contain_text("Done", timeout=60_000)
         picture(page, "generate")
         page.get_by_role("tab", name="Read").click()
         page.get_by_label("Text", exact=True).fill(TEXT)
@@ -55,8 +45,10 @@ def main(run: Path) -> None:
         expect(page.locator("#bars h3")).to_be_visible()
         picture(page, "read")
         page.get_by_role("tab", name="Concepts").click()
-        choose(page, "Search", SHOWN)
-        expect(page.locator("#card dl")).to_contain_text("validation tokens", timeout=120_000)
+        page.get_by_label("Search", exact=True).fill(SHOWN)
+        expect(page.locator(".hits .name:visible").first).to_contain_text(SHOWN)
+        page.locator(".hits button:visible").first.click()
+        expect(page.locator(".histogram")).to_be_visible(timeout=120_000)
         picture(page, "concepts")
         browser.close()
     served.close(verbose=False)

@@ -61,13 +61,23 @@ def generate(page: Page, prompt: str = PROMPT) -> tuple[str, str]:
 
 
 def finished(page: Page) -> tuple[str, str]:
-    expect(page.locator("#generate-message")).to_contain_text("Ended: ")
+    expect(page.locator("#generate-message")).to_contain_text("Done: ")
     plain, steered = (page.locator(f"#{name} .text").inner_text() for name in ("plain", "steered"))
     return plain, steered
 
 
 def few_tokens(page: Page, tokens: int = 30) -> None:
+    if not page.get_by_label("New tokens").is_visible():
+        page.get_by_text("Length, temperature and seed").click()
+        page.wait_for_timeout(500)  # while Gradio creates the fields, it puts them back to what they began with
     page.get_by_label("New tokens").fill(str(tokens))
+
+
+def start_over(page: Page) -> None:
+    """Remove the example with which the page opens."""
+    page.get_by_role("button", name="Remove").click()
+    expect(page.locator(".steered:visible")).to_have_count(0)
+    page.get_by_label("Prompt").fill("")
 
 
 def read(page: Page, text: str = TEXT) -> Locator:
@@ -97,7 +107,15 @@ def slowly(run: OpenRun, seconds: float) -> Iterator[list[None]]:
 
 def test_steering_changes_the_text(visit, keep, opened):
     page = visit()
-    keep(page, "empty")
+    expect(page).to_have_title("out / cocomix · CoCoMix")
+    expect(page.locator("header")).to_contain_text("million parameters · validation loss")
+    expect(page.locator(".steered:visible")).to_contain_text("typical logits here")
+    keep(page, "start")
+    page.get_by_role("button", name="Generate").click()
+    finished(page)
+    first = [page.locator(f"#{name} .chips .figure").all_inner_texts() for name in ("plain", "steered")]
+    assert first[0] != first[1], "the example changes no probability"
+    start_over(page)
     few_tokens(page)
     plain, same = generate(page)
     assert plain == same
@@ -120,6 +138,7 @@ def test_steering_changes_the_text(visit, keep, opened):
 
 def test_sliders_keep_their_values_when_one_is_removed(visit):
     page = visit()
+    start_over(page)
     for concept, strength in ((3, 5), (7, -8), (11, 2.5)):
         steer(page, concept, strength)
     page.get_by_role("button", name="Remove").nth(0).click()
@@ -149,6 +168,7 @@ def test_stop(visit, opened):
 def test_two_visitors_do_not_mix(visit, opened):
     first, second = visit(), visit()
     for page in (first, second):
+        start_over(page)
         few_tokens(page)
     steer(first, 3, 20)
     steer(second, 40, 20)
@@ -186,10 +206,10 @@ def test_a_token_shows_its_concepts(visit, keep):
 
 def test_a_concept_has_a_card(visit, keep, opened):
     page = visit()
+    start_over(page)
     page.get_by_role("tab", name="Concepts").click()
     expect(page.locator(".hits button:visible")).to_have_count(8)
-    expect(page.get_by_text("Concepts that are labels most often:")).to_be_visible()
-    expect(page.locator(".hits .figure:visible").first).to_contain_text("active at")
+    expect(page.locator(".hits .figure:visible").first).to_contain_text(re.compile(r"active on [\d.]+% of tokens"))
     keep(page, "start")
     hits = search(page, "Search", "river")
     at = next(at for at, hit in enumerate(hits.all()) if hit.locator("mark").count())  # it was active somewhere
@@ -200,8 +220,9 @@ def test_a_concept_has_a_card(visit, keep, opened):
     expect(card.locator("h3 .id")).to_have_text(number)
     expect(card).to_contain_text("Promoted tokens")
     expect(card.locator(".contexts mark").first).to_be_visible()
-    predicted = re.compile(r"of [\d,]+ validation tokens \(a table of .*: [\d.]+ %\); mixed in at")
+    predicted = re.compile(r"of [\d,]+ validation tokens \(a table of .*: [\d.]+%\)")
     expect(card.locator("dl")).to_contain_text(predicted)
+    expect(card.locator("dl")).to_contain_text(re.compile(r"with a median logit of|at none of"))
     keep(page, "card")
     page.get_by_role("button", name="Steer with it").click()
     expect(page.locator(".steered:visible")).to_contain_text(f"{number} ·")
@@ -214,14 +235,16 @@ def test_a_concept_has_a_card(visit, keep, opened):
 
 def test_mistakes_are_said_in_the_page(visit, keep):
     page = visit()
+    start_over(page)
     message = page.locator("#generate-message [role=alert]")
     page.get_by_role("button", name="Generate").click()
-    expect(message).to_contain_text("there is no text; write one")
+    expect(message).to_have_text("Enter a text first.")
     page.get_by_label("Prompt").fill("river " * 200)
     page.get_by_role("button", name="Generate").click()
     expect(message).to_contain_text("this model reads 1 to 64")
     keep(page, "long")
     page.get_by_label("Prompt").fill(PROMPT)
+    few_tokens(page)
     for name, wrong, said in (
         ("New tokens", "1.5", "is 1.5; expected a whole number"),
         ("New tokens", "0", "is 0; expected a whole number from 1"),
@@ -236,14 +259,15 @@ def test_mistakes_are_said_in_the_page(visit, keep):
         expect(message).to_contain_text(f"{name} {said}")
         field.fill(right)
     page.get_by_label("Steer a concept").fill("64")
-    expect(page.get_by_text("there is no concept 64; this model has 0 to 63")).to_be_visible()
+    expect(page.get_by_text("There is no concept 64; this model has 0 to 63.")).to_be_visible()
     page.get_by_label("Steer a concept").fill("")
     steer(page, 3, 5)
     search(page, "Steer a concept", "3").first.click()
-    expect(message).to_contain_text("concept 3 is already steered")
+    expect(message).to_contain_text("Concept 3 is already steered")
     page.get_by_role("tab", name="Read").click()
+    page.get_by_label("Text", exact=True).fill("")
     page.get_by_role("button", name="Read", exact=True).click()
-    expect(page.locator("#read-message [role=alert]")).to_contain_text("there is no text; write one")
+    expect(page.locator("#read-message [role=alert]")).to_have_text("Enter a text first.")
 
 
 EVIL = "<img src=x onerror=alert(1)></button><script>alert(2)</script>{{3}}${alert(4)}`"
@@ -277,8 +301,7 @@ def test_names_do_not_become_markup(visit, opened):
     catalog = Catalog(opened.catalog.folder, opened.catalog.info, evil)
     served = build_playground(with_catalog(opened, catalog), Limits())
     page = visit(at=serve(served, "127.0.0.1", None))
-    search(page, "Steer a concept", "river").first.click()
-    expect(page.locator(".steered:visible")).to_contain_text("<img src=x")
+    expect(page.locator(".steered:visible")).to_contain_text("<img src=x")  # the example
     page.get_by_role("tab", name="Concepts").click()
     page.locator(".hits button:visible").first.click()
     expect(page.locator("#card h3")).to_contain_text("<img src=x")
@@ -288,6 +311,7 @@ def test_names_do_not_become_markup(visit, opened):
 
 def test_by_keyboard(visit, keep):
     page = visit()
+    start_over(page)
     page.get_by_label("Steer a concept").focus()
     page.keyboard.type("river")
     hits = page.locator(".hits button:visible")
@@ -314,6 +338,13 @@ def test_by_keyboard(visit, keep):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_looks(visit, keep, width, scheme):
     page = visit({"width": width, "height": 900}, scheme)
+    top = page.locator("#plain").bounding_box()["y"]
+    search(page, "Steer a concept", "river")
+    assert page.locator("#plain").bounding_box()["y"] == top, "results move the texts"
+    keep(page, "search")
+    page.get_by_label("Steer a concept").fill("")
+    expect(page.locator(".hits:visible")).to_have_count(0)
+    start_over(page)
     few_tokens(page)
     steer(page, 3, 12)
     steer(page, 40, -6)
@@ -328,6 +359,11 @@ def test_looks(visit, keep, width, scheme):
     page.locator("#bars li button").first.click()
     expect(page.locator("#card dl")).to_contain_text("validation tokens")
     keep(page, "concepts")
+    widths = set()
+    for tab in ("Generate", "Read", "Concepts"):
+        page.get_by_role("tab", name=tab).click()
+        widths.add(page.locator("header").bounding_box()["width"])
+    assert len(widths) == 1, "the width depends on the tab"
     check_contrast(page, ".hits .name", ".hits .figure", ".hits .where", ".hits mark")
     check_contrast(page, "#card h3", "#card .note", "#card dt", "#card dd", "#card .figure", "#card code", "#card mark")
     dark = page.evaluate("document.body.classList.contains('dark')")
@@ -378,6 +414,7 @@ def test_without_a_catalogue(visit, opened, keep):
     served = build_playground(with_catalog(opened, None), Limits())
     page = visit(at=serve(served, "127.0.0.1", None))
     expect(page.locator("header")).to_contain_text("` builds one")
+    expect(page.locator(".steered:visible")).to_have_count(0)
     few_tokens(page)
     search(page, "Steer a concept", "3").first.click()
     set_strength(page.locator(".steered:visible"), 20)
@@ -390,6 +427,87 @@ def test_without_a_catalogue(visit, opened, keep):
     expect(page.locator("#card h3")).to_contain_text("concept 3")
     keep(page, "card")
     served.close(verbose=False)
+
+
+def test_links_keep_the_state(visit, opened):
+    page = visit()
+    start_over(page)
+    few_tokens(page, 12)
+    steer(page, 3, 7.5)
+    row = page.locator(".steered:visible")
+    row.get_by_label("Operation").click()
+    page.get_by_role("option", name="Set").click()
+    expect(row).to_contain_text("the concept's new logit")
+    texts = generate(page)
+    page.get_by_text("Copy as a link").click()
+    copies = {name: page.locator(f"#{name} textarea") for name in ("link", "command", "python")}
+    expect(copies["link"]).to_have_value(re.compile("#tab=generate.*steer=3%3D%3D7.5"))
+    link = copies["link"].input_value()
+    assert page.url == link
+    expect(copies["command"]).to_have_value(re.compile("^cocomix generate .* --steer 3==7.5 --compare"))
+    expect(copies["python"]).to_have_value(re.compile(r"Steering.set\({3: 7.5}\)"))
+    other = visit(at=link)
+    assert finished(other) == texts
+    expect(other.locator(".steered:visible").get_by_role("spinbutton")).to_have_value("7.5")
+    page.reload()
+    assert finished(page) == texts
+    read(page)
+    expect(page).to_have_url(re.compile("#tab=read"))
+    page.go_back()
+    assert finished(page) == texts
+
+
+def test_positions_limit_the_steering(visit, opened):
+    page = visit()
+    start_over(page)
+    few_tokens(page, 12)
+    steer(page, 3, 20)
+    positions = page.get_by_label("Steer at")
+    positions.fill("60-")
+    positions.press("Enter")
+    plain, steered = generate(page)
+    assert plain == steered
+    positions.fill("x")
+    positions.press("Enter")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#generate-message [role=alert]")).to_contain_text("Cannot read positions 'x'")
+
+
+def test_concepts_in_order_and_in_pages(visit, opened):
+    page = visit()
+    page.get_by_role("tab", name="Concepts").click()
+    ids = page.locator(".hits:visible .id")
+    expect(page.locator(".pages")).to_contain_text("1–8 of")
+    first = ids.all_inner_texts()
+    page.get_by_role("button", name="Next").click()
+    expect(page.locator(".pages")).to_contain_text("9–16 of")
+    assert not set(first) & set(ids.all_inner_texts())
+    page.get_by_label("Sort all concepts by").click()
+    page.get_by_role("option", name="frequency in the teacher").click()
+    expect(page.locator(".pages")).to_contain_text("1–8 of")
+    frequencies = opened.catalog.table["frequency"].to_pylist()
+    assert int(ids.first.inner_text()) == frequencies.index(max(frequencies))
+    page.get_by_label("Sort all concepts by").click()
+    page.get_by_role("option", name="predictability").click()
+    page.wait_for_timeout(3000)
+    expect(page.locator(".hits button:visible")).to_have_count(8)
+
+
+def test_a_context_is_read(visit):
+    page = visit()
+    page.get_by_role("tab", name="Concepts").click()
+    page.locator(".hits button:visible").first.click()
+    context = page.locator("#card .contexts button").first
+    token = context.locator("mark").inner_text()
+    context.click()
+    expect(page.get_by_role("tab", name="Read")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#tokens .token.mixed").first).to_be_visible()
+    assert token.strip("␣⏎ ") in page.get_by_label("Text", exact=True).input_value()
+
+
+def test_long_text_is_read(visit):
+    tokens = read(visit(), TEXT * 12)
+    assert tokens.count() > 64
 
 
 def test_the_browser_may_load_nothing_from_elsewhere(visit, address):

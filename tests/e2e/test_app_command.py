@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 import socket
 import sys
@@ -10,10 +12,15 @@ import urllib.request
 
 import pytest
 
+from cocomix.app.generating import generate_both
 from cocomix.app.predictability import Predictability
+from cocomix.app.snippets import as_command, as_python
+from cocomix.app.steering_controls import steering_of
 from cocomix.cli import app
 from cocomix.cli.main import main
+from cocomix.inspection.generation import GenerationSettings
 from cocomix.inspection.runs import open_run
+from cocomix.models.steering import Operation
 
 
 def error(capsys) -> str:
@@ -62,6 +69,19 @@ def test_another_host_is_warned_of(finished, monkeypatch, capsys):
     assert "This run has no concept catalog, so concepts have numbers only" in said
 
 
+def test_copied_command_and_python_give_the_text_of_the_page(finished, capsys):
+    folder = finished.folder / "out" / "students" / "cocomix"
+    run, prompt, settings = open_run(folder), "- the river 'crosses'\n", GenerationSettings(max_new_tokens=6)
+    operations = [Operation("set", 3, 30.0), Operation("scale", 7, 0.5), Operation("suppress", 9)]
+    *_, texts = generate_both(run, prompt, settings, steering_of(operations, "1-3,5-"), 60)
+    how = (folder, prompt, settings, operations, "1-3,5-")
+    assert main(["generate", "--json", *shlex.split(as_command(*how))[2:]]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["plain"], said["steered"]) == ([texts.plain], [texts.steered])
+    exec(as_python(*how), {})
+    assert capsys.readouterr().out == prompt + texts.steered + "\n"
+
+
 def test_a_port_that_is_taken(finished, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -92,7 +112,7 @@ def test_a_model_without_concepts(finished, capsys):
 
 def test_no_such_run(tmp_path, capsys):
     assert main(["app", str(tmp_path / "nowhere")]) == 2
-    assert "it has no config.json; give a folder OUTPUT/students/NAME" in error(capsys)
+    assert "it has no config.json; give the output folder of a recipe" in error(capsys)
 
 
 def test_a_time_limit_that_cannot_be(tmp_path, capsys):

@@ -60,6 +60,20 @@ HEADERS = st.fixed_dictionaries(
         "x-forwarded-for": st.sampled_from(["1.2.3.4", "x", ""]),
     },
 )
+TEXTS = [
+    "w1 w2 w3 w4",
+    "5",
+    "name 5",
+    "\ud800",
+    "x " * 3000,
+    "tab=generate&prompt=w1&steer=5%3D%2B4&steer=7%3Doff&positions=2-&seed=x&top_p=nan&temperature=1e400",
+    "tab=generate&steer=5%3D%2B4&steer=5%3Dx2&steer=name%3Aa%3D%2B1",
+    "tab=read&text=%ff&concept=99",
+    "tab=concepts&concept=5",
+    "tab=concepts",
+    "tab=x&" + "a=1&" * 70,
+]
+DROPPED = ["all", "generated", "0,3,5-9,12-", "9-3", "x", ""]
 NUMBERS = st.none() | st.integers() | st.floats() | st.integers(1, 8) | st.floats(0, 2)
 
 
@@ -80,11 +94,13 @@ def address(page: gr.Blocks) -> Iterator[str]:
 
 def value_of(component: gr.components.Component) -> st.SearchStrategy[Any]:
     """Values that a component can have."""
+    choices = [choice for _, choice in getattr(component, "choices", [])] or [None]
     return {
         "slider": st.floats(-20, 20),
         "number": NUMBERS,
-        "radio": st.sampled_from([choice for _, choice in getattr(component, "choices", [])] or [None]),
-        "textbox": st.text(max_size=60) | st.sampled_from(["w1 w2 w3 w4", "5", "name 5", "\ud800", "x " * 3000]),
+        "radio": st.sampled_from(choices),
+        "dropdown": st.sampled_from(DROPPED if getattr(component, "allow_custom_value", False) else choices),
+        "textbox": st.text(max_size=60) | st.sampled_from(TEXTS),
         "state": st.none(),
     }[component.get_block_name()]
 
@@ -94,7 +110,9 @@ def events(draw: st.DrawFn, page: gr.Blocks) -> dict[str, Any]:
     """A request to run a function, with values of which most fit."""
     number = draw(st.sampled_from([number for number, function in page.fns.items() if function.queue]))
     numbers = st.integers(-1, CONCEPTS).map(str)
-    clicked = st.none() | st.dictionaries(st.sampled_from(["concept", "position"]), numbers | st.text(max_size=5))
+    clicked = st.none() | st.dictionaries(
+        st.sampled_from(["concept", "position", "context"]), numbers | st.text(max_size=5)
+    )
     event: dict[str, Any] = {
         "fn_index": number,
         "trigger_id": page.fns[number].targets[0][0],

@@ -25,7 +25,7 @@ class FoundConcept(NamedTuple):
 
 
 def find_concepts(run: OpenRun, query: str, limit: int) -> list[FoundConcept]:
-    """Find the concept with this number, or those that fit the words best; for an empty query, the most used labels.
+    """Find the concept with this number, or those that fit the words best; none for an empty query.
 
     Raises:
         InputError: no concept has this number, the query is too long, or it has words and there is no catalog.
@@ -35,12 +35,10 @@ def find_concepts(run: OpenRun, query: str, limit: int) -> list[FoundConcept]:
         raise InputError(f"the search has {len(query)} characters; the limit is {LONGEST_QUERY}")
     if query.isdecimal() and query.isascii():
         return [found_concept(run, concept_number(run, query))]
-    if run.catalog is None:
-        if query:
-            raise InputError(f"{query!r} is not a number. {run.no_catalog}")
-        return []
     if not query:
-        return [found_concept(run, concept) for concept in run.catalog.steerable[:limit]]
+        return []
+    if run.catalog is None:
+        raise InputError(f"{query!r} is not a number. {run.no_catalog}")
     return [
         FoundConcept(hit.concept_id, hit.name, hit.frequency, hit.context) for hit in run.catalog.search(query, limit)
     ]
@@ -66,3 +64,13 @@ def found_concept(run: OpenRun, concept_id: int) -> FoundConcept:
         return FoundConcept(concept_id, "", None, None)
     concept = run.catalog.concept(concept_id)
     return FoundConcept(concept_id, concept.name, concept.frequency, next(iter(concept.contexts), None))
+
+
+def context_text(run: OpenRun, concept_id: int | None, written: object) -> str | None:
+    """Return the complete text of a context of a concept by its number; None if there is none."""
+    if run.catalog is None or concept_id is None:
+        return None
+    contexts = run.catalog.concept(concept_id).contexts
+    known = dict(zip(map(str, range(len(contexts))), contexts, strict=True))
+    context = known.get(str(written))
+    return None if context is None else context.before + context.token + context.after

@@ -8,91 +8,49 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from cocomix.app import markup
-from cocomix.app.finding import concept_number
+from cocomix.app import links, markup, snippets
 from cocomix.app.generating import Continuations, generate_both
-from cocomix.app.limits import STEERED_CONCEPTS, Limits
+from cocomix.app.limits import Limits
+from cocomix.app.opening import Opening
 from cocomix.app.picking import chosen, html, picker
+from cocomix.app.steering_controls import SteeringControls, steered_concepts, steering_of
 from cocomix.common.errors import InputError
-from cocomix.inspection.generation import GenerationSettings
+from cocomix.inspection.effects import most_probable, next_token_probabilities
+from cocomix.inspection.generation import GenerationSettings, prompt_ids
+from cocomix.inspection.notation import write_operation
 from cocomix.inspection.runs import OpenRun
-from cocomix.models.steering import Steering
+from cocomix.models.steering import ALL, Operation
 
-STRONGEST = 20.0
-"""Range of a slider in either direction; logits are of the order of 10."""
-FIRST_STRENGTH = 6.0
-NOTHING_STEERED = '<p class="empty">No concept is steered yet. Search for one and choose it.</p>'
 NO_TEXT = '<p class="empty">Press Generate.</p>'
 FIELDS = {"max_new_tokens": "New tokens", "temperature": "Temperature", "top_p": "Top p", "seed": "Seed"}
 """Labels of the settings."""
 
 
-class SteeredConcepts:
-    """The steered concepts of a session: their numbers in a state, and a slider for each.
-
-    All sliders are created once and shown as needed. Their values are sent with each request.
-    """
-
-    def __init__(self, run: OpenRun) -> None:
-        self.run = run
-        self.concepts = gr.State([])
-        self.empty = html(NOTHING_STEERED)
-        self.rows, self.sliders, self.removers = [], [], []
-        for number in range(STEERED_CONCEPTS):
-            with gr.Row(visible=False, elem_classes="steered") as row:
-                slider = gr.Slider(
-                    -STRONGEST, STRONGEST, value=0.0, step=0.5, label=f"concept {number}", scale=5, min_width=200
-                )
-                remover = gr.Button("Remove", size="sm", scale=1, min_width=80)
-            self.rows.append(row)
-            self.sliders.append(slider)
-            self.removers.append(remover)
-        for number, remover in enumerate(self.removers):
-            remover.click(
-                lambda concepts, *strengths, number=number: self._without(concepts, strengths, number),
-                [self.concepts, *self.sliders],
-                self.outputs,
-                show_progress="hidden",
-            )
-
-    @property
-    def outputs(self) -> list[Any]:
-        """The components that `_updates` updates."""
-        return [self.concepts, self.empty, *self.rows, *self.sliders]
-
-    def add(self, written: object, concepts: list[int], strengths: tuple[float, ...]) -> list[Any]:
-        """Return the updates that add a concept.
-
-        Raises:
-            InputError: there is no such concept, it is already steered, or there are too many.
-        """
-        concept = concept_number(self.run, written)
-        if concept in concepts:
-            raise InputError(f"concept {concept} is already steered; move its slider")
-        if len(concepts) == STEERED_CONCEPTS:
-            raise InputError(f"{STEERED_CONCEPTS} concepts are already steered; remove one first")
-        return self._updates([*concepts, concept], [*strengths[: len(concepts)], FIRST_STRENGTH])
-
-    def _without(self, concepts: list[int], strengths: tuple[float, ...], number: int) -> list[Any]:
-        kept = [at for at in range(len(concepts)) if at != number]
-        return self._updates([concepts[at] for at in kept], [strengths[at] for at in kept])
-
-    def _updates(self, concepts: list[int], strengths: list[float]) -> list[Any]:
-        unused = STEERED_CONCEPTS - len(concepts)
-        rows = [gr.update(visible=number < len(concepts)) for number in range(STEERED_CONCEPTS)]
-        sliders = [
-            gr.update(value=strength, label=markup.title_of(concept, self.run.names.get(concept, "")))
-            for concept, strength in zip(concepts, strengths, strict=True)
-        ]
-        empty = gr.update(value="" if concepts else NOTHING_STEERED, visible=not concepts)
-        return [concepts, empty, *rows, *sliders, *[gr.update(value=0.0)] * unused]
-
-
 class GenerateView(NamedTuple):
     """The parts of this tab that other tabs use."""
 
-    steered: SteeredConcepts
+    steered: SteeringControls
     message: gr.HTML
+    restored: Any
+    """Function (link) whose result updates `outputs`."""
+    outputs: list[Any]
+
+
+class Request(NamedTuple):
+    """A request for two texts."""
+
+    prompt: str
+    settings: GenerationSettings
+    operations: list[Operation]
+    positions: str
+    """As in `parse_positions`."""
+
+    @property
+    def link(self) -> str:
+        """Fragment of the address that repeats this request."""
+        values = {"prompt": self.prompt, **vars(self.settings)} | {"positions": self.positions}
+        values = {name: value for name, value in values.items() if name not in ("num_beams", "num_samples")}
+        return links.write_link("generate", **values, steer=[write_operation(each) for each in self.operations])
 
 
 def sampling_settings(
@@ -118,50 +76,66 @@ def sampling_settings(
     return settings
 
 
-def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
+def generate_view(run: OpenRun, limits: Limits, opening: Opening) -> GenerateView:
     """Lay out the tab and connect its components."""
+    link = gr.Textbox(visible=False)
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
             prompt = gr.Textbox(
+                opening.prompt,
                 label="Prompt",
-                lines=4,
+                lines=3,
                 max_lines=12,
                 max_length=limits.characters,
-                placeholder="The beginning of the text",
+                placeholder="The beginning of a text",
             )
-            fields = [prompt, *_sampling(limits)]
-            with gr.Row():
-                start = gr.Button("Generate", variant="primary", min_width=120)
-                stop = gr.Button("Stop", min_width=80)
+            with gr.Accordion("Length, temperature and seed", open=False):
+                sampling = _sampling(limits)
         with gr.Column(scale=6, min_width=320):
-            concepts = picker(run, "Steer a concept", "steer", start=False)
-            steered = SteeredConcepts(run)
+            concepts = picker(run, "Steer a concept", "steer")
+            steered = SteeringControls(run, opening)
+    with gr.Row():
+        start = gr.Button("Generate", variant="primary", min_width=120, elem_id="generate-start")
+        stop = gr.Button("Stop", min_width=80)
     message = html(elem_id="generate-message")
     panels = []
     with gr.Row():
         for name, empty in zip(("plain", "steered"), _panels(NO_TEXT, NO_TEXT), strict=True):
             with gr.Column(min_width=320):
                 panels.append(html(empty, elem_id=name, elem_classes="panel"))
+    copies = _copies()
 
-    def add(event: gr.EventData, concepts: list[int], *strengths: float) -> list[Any]:
+    def add(event: gr.EventData, *given: Any) -> list[Any]:
         try:
-            return ["", "", "", *steered.add(chosen(event, "concept"), concepts, strengths)]
+            return [*concepts.cleared, "", *steered.add(chosen(event, "concept"), steered.operations(*given))]
         except InputError as problem:
-            return [gr.skip(), gr.skip(), markup.error(problem), *[gr.skip()] * len(steered.outputs)]
+            return [*concepts.cleared, markup.error(problem), *[gr.skip()] * len(steered.outputs)]
 
     concepts.found.choose(
-        add,
-        [steered.concepts, *steered.sliders],
-        [concepts.query, concepts.found, message, *steered.outputs],
-        show_progress="hidden",
+        add, steered.inputs, [concepts.query, concepts.found, message, *steered.outputs], show_progress="hidden"
     )
 
-    def generate(prompt: str, *given: Any) -> Iterator[tuple[Any, Any, Any]]:
+    def generate(
+        prompt: str,
+        new_tokens: float | None,
+        temperature: float | None,
+        top_p: float | None,
+        seed: float | None,
+        positions: str,
+        *controls: Any,
+    ) -> Iterator[list[Any]]:
         try:
-            for state, texts in _generated(run, limits, prompt, *given):
-                yield markup.note(state), *_panels(*markup.both(prompt, texts))
+            limits.check_characters(prompt)
+            settings = sampling_settings(new_tokens, temperature, top_p, seed, limits)
+            request = Request(prompt, settings, steered.operations(*controls), positions)
+            first = _next_tokens(run, request)
+            for state, texts in _generated(run, limits, request):
+                bodies = (text + tokens for text, tokens in zip(markup.both(prompt, texts), first, strict=True))
+                yield [markup.note(state), *_panels(*bodies), *[gr.skip()] * 3]
+            how = (run.folder, *request)
+            yield [*[gr.skip()] * 3, request.link, snippets.as_command(*how), snippets.as_python(*how)]
         except ValueError as problem:  # InputError is one
-            yield markup.error(problem), gr.skip(), gr.skip()
+            yield [markup.error(problem), *[gr.skip()] * 5]
 
     triggers = [start.click, prompt.submit]
     # Runs in the browser immediately, so that the message of an earlier request disappears.
@@ -169,34 +143,41 @@ def generate_view(run: OpenRun, limits: Limits) -> GenerateView:
     running = gr.on(
         triggers,
         generate,
-        [*fields, steered.concepts, *steered.sliders],
-        [message, *panels],
+        [prompt, *sampling, steered.positions, *steered.inputs],
+        [message, *panels, link, *copies[1:]],
         show_progress="hidden",
         concurrency_id="generate",
     )
+    running.then(None, link, copies[0], js=links.WRITE, show_progress="hidden")
     stop.click(lambda: markup.note("Stopped."), None, message, cancels=[running], show_progress="hidden")
-    return GenerateView(steered, message)
+
+    def restored(link: links.Link) -> list[Any]:
+        try:
+            operations = steered_concepts(run, link.values.get("steer", []))
+            problem = ""
+        except InputError as error:
+            operations, problem = [], markup.error(error)
+        numbers = [gr.skip() if (number := link.number(name)) is None else number for name in FIELDS]
+        return [link.text("prompt"), *numbers, link.text("positions", ALL), problem, *steered.updates(operations)]
+
+    return GenerateView(steered, message, restored, [prompt, *sampling, steered.positions, message, *steered.outputs])
 
 
-def _generated(
-    run: OpenRun,
-    limits: Limits,
-    prompt: str,
-    new_tokens: float | None,
-    temperature: float | None,
-    top_p: float | None,
-    seed: float | None,
-    concepts: list[int],
-    *strengths: float,
-) -> Iterator[tuple[str, Continuations]]:
+def _generated(run: OpenRun, limits: Limits, request: Request) -> Iterator[tuple[str, Continuations]]:
     """Generate the texts of a request, with a line on the progress."""
-    limits.check_characters(prompt)
-    settings = sampling_settings(new_tokens, temperature, top_p, seed, limits)
-    steering = Steering.add(dict(zip(concepts, strengths, strict=False)))
-    why_same = "The steering changes no token here" if concepts else "No concept is steered"
-    for texts in generate_both(run, prompt, settings, steering, limits.seconds):
+    steering = steering_of(request.operations, request.positions)
+    why_same = "The steering changes no token here" if request.operations else "No concept is steered"
+    for texts in generate_both(run, request.prompt, request.settings, steering, limits.seconds):
         same = f" {why_same}, so both texts are the same." if texts.plain == texts.steered else ""
-        yield f"Ended: {texts.end}.{same}" if texts.end else f"{texts.tokens} tokens …", texts
+        yield f"Done: {texts.end}.{same}" if texts.end else f"{texts.tokens} tokens …", texts
+
+
+def _next_tokens(run: OpenRun, request: Request) -> list[str]:
+    """Render the most probable tokens after the prompt, without and with steering."""
+    ids = prompt_ids(run, request.prompt, request.settings.max_new_tokens)[0]
+    steering = steering_of(request.operations, request.positions).after_prompt(len(ids))
+    probabilities = next_token_probabilities(run.model, ids, [None, steering])
+    return [markup.next_tokens(most_probable(run.tokenizer, each)) for each in probabilities]
 
 
 def _sampling(limits: Limits) -> list[Any]:
@@ -207,6 +188,16 @@ def _sampling(limits: Limits) -> list[Any]:
             for label, value, step in zip(
                 FIELDS.values(), (min(40, limits.new_tokens), 0.7, 1.0, 0), (1, 0.1, 0.05, 1), strict=True
             )
+        ]
+
+
+def _copies() -> list[Any]:
+    """Create the fields from which the last request is copied: a link, a command, and Python."""
+    with gr.Accordion("Copy as a link, a command, or Python", open=False, elem_classes="copies"):
+        html('<p class="note">With a temperature above 0, the command and Python draw other random numbers.</p>')
+        return [
+            gr.Textbox(label=label, buttons=["copy"], interactive=False, lines=1, max_lines=14, elem_id=label.lower())
+            for label in ("Link", "Command", "Python")
         ]
 
 

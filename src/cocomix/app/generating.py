@@ -126,7 +126,7 @@ def generate_both(
 
 def _end(run: OpenRun, rows: tuple[list[int], ...], settings: GenerationSettings, seconds: float) -> str:
     if len(rows[0]) == settings.max_new_tokens:
-        return f"{settings.max_new_tokens} tokens"
+        return f"{settings.max_new_tokens} new tokens"
     if all(run.tokenizer.eos_token_id in row for row in rows):
         return "both texts ended"
-    return f"the time limit of {seconds:g} seconds"
+    return f"stopped at the time limit of {seconds:g} seconds"

@@ -1,31 +1,45 @@
-"""Render the contents of the page as HTML. All text from models, catalogs, and users is escaped here."""
+"""Render the contents of the page as HTML. All text from models, catalogs, and users is escaped here and in `card`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from html import escape
 
 from cocomix.app.finding import FoundConcept
 from cocomix.app.generating import Continuations
 from cocomix.app.reading import BARS, Reading
-from cocomix.catalog.rows import PROMOTED_TOKENS, Concept, Context
+from cocomix.catalog.rows import Context
 from cocomix.common.console import visible
-from cocomix.evaluation.concepts import ConceptPredictions
+from cocomix.inspection.effects import NextToken
 from cocomix.inspection.trace import TracedConcept, TracedToken
 
 WEIGHT = "--weight: {:.3f}"
 """Intensity of a color, 0 to 1; the style sheet turns it into a background."""
 
 
+_RUN = re.compile(r"([ ␣⏎⇥])\1{2,}")
+
+
+def short(text: str) -> str:
+    """Return a text on one line, with each run of three or more blanks, tabs, or line breaks as ␣×11."""
+    return _RUN.sub(lambda run: f"{run[1].replace(' ', '␣')}×{len(run[0])}", visible(text))
+
+
 def shown(text: str) -> str:
-    """Return a text on one line, escaped, with line breaks and invisible characters shown as symbols."""
-    return escape(visible(text))
+    """Return a text on one line, shortened and escaped, with line breaks and invisible characters as symbols."""
+    return escape(short(text))
+
+
+def shown_token(token: str) -> str:
+    """Return a token like `shown`; the blanks of one that has nothing else become visible."""
+    return shown(token if token.strip() else visible(token).replace(" ", "␣"))
 
 
 def title_of(concept_id: int, name: str) -> str:
     """Return a concept's number and name."""
-    return f"{concept_id} · {visible(name)}" if name else f"concept {concept_id}"
+    return f"{concept_id} · {short(name)}" if name else f"concept {concept_id}"
 
 
 def note(text: str, kind: str = "note") -> str:
@@ -36,8 +50,9 @@ def note(text: str, kind: str = "note") -> str:
 
 
 def error(text: object) -> str:
-    """Render an error message."""
-    return note(str(text), "error")
+    """Render an error message as a sentence."""
+    message = str(text)
+    return note(message[:1].upper() + message[1:] + ("" if message.endswith(".") else "."), "error")
 
 
 # Lists of concepts
@@ -63,18 +78,32 @@ def brief_hits(found: Sequence[FoundConcept], action: str) -> str:
 
 def _hit(found: FoundConcept, action: str) -> str:
     name = shown(found.name) or f"concept {found.concept_id}"
-    active = "" if found.frequency is None else f'<span class="figure">active at {percent(found.frequency)}</span>'
-    where = "" if found.context is None else f'<span class="where">{_context_text(found.context)}</span>'
+    figure = "" if found.frequency is None else f'<span class="figure">{active(found.frequency)}</span>'
+    where = "" if found.context is None else f'<span class="where">{excerpt(found.context)}</span>'
     label = f"{action} concept {title_of(found.concept_id, found.name)}"
     return (
         f'<li><button type="button" data-concept="{found.concept_id}" aria-label="{escape(label)}">'
-        f'<span class="id">{found.concept_id}</span><span class="name">{name}</span>{active}{where}</button></li>'
+        f'<span class="id">{found.concept_id}</span><span class="name">{name}</span>{figure}{where}</button></li>'
     )
 
 
 def percent(share: float) -> str:
     """Format a share as a percentage with three significant digits."""
-    return f"{100 * share:.3g} %"
+    return f"{100 * share:.3g}%"
+
+
+def active(frequency: float) -> str:
+    """Describe how often a concept is active in the text that the catalog was built from."""
+    return f"active on {percent(frequency)} of tokens" if frequency else "never active"
+
+
+def excerpt(context: Context) -> str:
+    """Render a context on one line; the style sheet centers the token and cuts the text at both ends."""
+    before, after = visible(context.before), visible(context.after)
+    return (
+        f'<span class="before">{shown(before)}</span><mark>{shown_token(context.token)}</mark>'
+        f'<span class="after">{shown(after)}</span>'
+    )
 
 
 # Generated texts
@@ -90,6 +119,15 @@ def both(prompt: str, texts: Continuations) -> tuple[str, str]:
 def _continuation(prompt: str, text: str, differs: str) -> str:
     mark = f"<mark>{escape(differs)}</mark>" if differs else ""
     return f'<p class="text"><span class="prompt">{escape(prompt)}</span>{escape(text)}{mark}</p>'
+
+
+def next_tokens(tokens: Sequence[NextToken]) -> str:
+    """Render the most probable tokens after a prompt."""
+    chips = "".join(
+        f'<li><code>{shown_token(each.token)}</code> <span class="figure">{each.probability:.1%}</span></li>'
+        for each in tokens
+    )
+    return f'<p class="note">Most probable next tokens:</p><ul class="chips">{chips}</ul>'
 
 
 def panel(title: str, about: str, body: str) -> str:
@@ -146,7 +184,7 @@ def bars(token: TracedToken, loss: float) -> str:
     concepts = token.concepts[:BARS]
     strongest = max((abs(each.logit) for each in concepts), default=1.0) or 1.0
     effects = max((abs(each.effect) for each in concepts), default=1.0) or 1.0
-    follows = "the next token" if token.next_in_text else "the model’s choice for the next token"
+    follows = "the next token" if token.next_in_text else "the model's choice for the next token"
     rest = len(token.concepts) - len(concepts)
     more = f" {rest} weaker concepts are mixed in too." if rest else ""
     surprise = "" if math.isnan(loss) else f"<small>loss {loss:.2f} nats</small>"
@@ -172,95 +210,13 @@ def _bar(concept: TracedConcept, strongest: float, effects: float) -> str:
     return (
         f'<li><button type="button" data-concept="{concept.concept_id}" aria-label="{escape(label)}">'
         f'<span class="name"><span class="id">{concept.concept_id}</span> {shown(concept.name or "")}</span>'
-        f'<span class="strength">{_track(strength)}<span class="figure">{concept.logit:.2f}</span></span>'
-        f'<span class="effect {side}">{_track(abs(concept.effect) / effects)}'
+        f'<span class="strength">{track(strength)}<span class="figure">{concept.logit:.2f}</span></span>'
+        f'<span class="effect {side}">{track(abs(concept.effect) / effects)}'
         f'<span class="figure">{concept.effect:+.3f}</span></span>'
         "</button></li>"
     )
 
 
-def _track(share: float, kind: str = "track") -> str:
+def track(share: float, kind: str = "track") -> str:
+    """Render a bar that is filled to this share."""
     return f'<span class="{kind}" aria-hidden="true"><span class="fill" style="{WEIGHT.format(share)}"></span></span>'
-
-
-# A concept's card
-
-
-def card(concept: Concept, predictions: str) -> str:
-    """Render the card of a concept.
-
-    Args:
-        concept: its row of the catalog.
-        predictions: how well the model predicts it, as HTML (`predicted`).
-    """
-    strongest = max((each.activation for each in concept.contexts), default=0.0) or 1.0
-    contexts = "".join(_context(each, each.activation / strongest) for each in concept.contexts)
-    source = "the tokens it promotes" if concept.name_source == PROMOTED_TOKENS else visible(concept.name_source)
-    activity = (
-        f"{percent(concept.frequency)} of tokens, with {concept.mean_activation:.3g} on average and at most "
-        f"{concept.max_activation:.3g}"
-        if concept.max_activation
-        else "never on the text that was read"
-    )
-    facts = [
-        ("active", activity),
-        ("label", f"{concept.label_count:,} times, at {percent(concept.label_share)} of tokens"),
-        ("predicted", predictions),
-    ]
-    return (
-        f'<article class="card"><h3><span class="id">{concept.concept_id}</span> {shown(concept.name)}</h3>'
-        f'<p class="note">Named by {escape(source)}: a hint, not a definition.</p>'
-        f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in facts)}</dl>"
-        f"{_effects('Promoted tokens', concept.promoted, concept.promoted_logits, 'up')}"
-        f"{_effects('Suppressed tokens', concept.suppressed, concept.suppressed_logits, 'down')}"
-        "<h4>Where it is most active</h4>"
-        + (
-            f'<ol class="contexts">{contexts}</ol>'
-            if contexts
-            else '<p class="empty">Never active on the text that was read.</p>'
-        )
-        + "</article>"
-    )
-
-
-def bare_card(concept_id: int, predictions: str, about: str) -> str:
-    """Render the card of a concept without a catalog."""
-    return (
-        f'<article class="card"><h3>concept <span class="id">{concept_id}</span></h3>'
-        f'<p class="note">{escape(about)}</p><dl><div><dt>predicted</dt><dd>{predictions}</dd></div></dl></article>'
-    )
-
-
-def predicted(concept_id: int, counts: ConceptPredictions) -> str:
-    """Render how well the model and a table of each token's labels predict a concept, and how often it is mixed in."""
-    labels, found = int(counts.labels[concept_id]), int(counts.model.at_k[concept_id])
-    everywhere = f"mixed in at {percent(counts.model.mixed[concept_id] / max(1, counts.tokens))} of tokens"
-    if not labels:
-        return f"not a label of any of {counts.tokens:,} validation tokens; {everywhere}"
-    recall = found / labels
-    return (
-        f"{_track(recall, 'meter')}{percent(recall)} of the {labels:,} places where it is a label, of "
-        f"{counts.tokens:,} validation tokens (a table of the current token's most frequent labels: "
-        f"{percent(counts.tables.token.at_k[concept_id] / labels)}, of the last two tokens: "
-        f"{percent(counts.tables.bigram.at_k[concept_id] / labels)}); {everywhere}"
-    )
-
-
-def _effects(title: str, tokens: Iterable[str], logits: Iterable[float], side: str) -> str:
-    chips = "".join(
-        f'<li><code>{shown(token)}</code> <span class="figure">{logit:+.1f}</span></li>'
-        for token, logit in zip(tokens, logits, strict=True)
-    )
-    return f'<h4>{title}</h4><ul class="chips {side}">{chips}</ul>'
-
-
-def _context(context: Context, weight: float) -> str:
-    source = f'<span class="source">{shown(context.source)}</span>' if context.source else ""
-    return (
-        f'<li><span class="figure">{context.activation:.3g}</span>'
-        f'<span class="where" style="{WEIGHT.format(weight)}">{_context_text(context)}</span>{source}</li>'
-    )
-
-
-def _context_text(context: Context) -> str:
-    return f"{shown(context.before)}<mark>{shown(context.token)}</mark>{shown(context.after)}"

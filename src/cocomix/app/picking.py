@@ -13,16 +13,15 @@ from cocomix.inspection.runs import OpenRun
 
 HITS = 8
 """Maximum number of concepts in a list."""
-MOST_USED = '<p class="note">Concepts that are labels most often:</p>'
 
-# A click on a button selects its concept or token. The tokens of a text form a single tab stop: the arrow keys move
-# between them, and the chosen one stays marked.
+# A click on a button selects its concept, token, or context. The tokens of a text form a single tab stop: the arrow
+# keys move between them, and the chosen one stays marked.
 CHOOSE = """
 const enter = (button) => {
   for (const other of element.querySelectorAll('.token')) other.tabIndex = other === button ? 0 : -1;
 };
 element.addEventListener('click', (event) => {
-  const button = event.target.closest('button[data-concept], button[data-position]');
+  const button = event.target.closest('button[data-concept], button[data-position], button[data-context]');
   if (!button) return;
   if (button.matches('.token')) {
     element.querySelectorAll('.token[aria-pressed]').forEach((other) => other.removeAttribute('aria-pressed'));
@@ -64,34 +63,36 @@ class Picker(NamedTuple):
     query: gr.Textbox
     found: gr.HTML
 
+    @property
+    def cleared(self) -> list[str]:
+        """Values of both that close the list."""
+        return ["", ""]
 
-def picker(run: OpenRun, label: str, action: str, start: bool) -> Picker:
-    """Create a search box that searches while the user types.
+
+def search_box(run: OpenRun, label: str) -> gr.Textbox:
+    """Create a box for words or the number of a concept."""
+    placeholder = "words, or a number" if run.catalog is not None else "a number"
+    return gr.Textbox(label=label, placeholder=placeholder, lines=1, max_lines=1)
+
+
+def picker(run: OpenRun, label: str, action: str) -> Picker:
+    """Create a search box that searches while the user types, and lists the results over what is below it.
 
     Args:
         run: run with the concepts.
         label: label of the box.
         action: what a click on a concept does, for screen readers.
-        start: list the concepts that are labels most often while the box is empty.
     """
-    named = run.catalog is not None
 
     def search(query: str) -> str:
-        if not (query.strip() or start):
-            return ""
         try:
-            found = markup.hits(find_concepts(run, query, HITS), action) if named or query.strip() else ""
-            return found if query.strip() or not found else MOST_USED + found
+            return markup.hits(find_concepts(run, query, HITS), action) if query.strip() else ""
         except InputError as problem:
             return markup.error(problem)
 
-    box = gr.Textbox(
-        label=label,
-        placeholder="words, or a number" if named else "a number",
-        lines=1,
-        max_lines=1,
-    )
-    found = chooser(search(""))
+    with gr.Column(elem_classes="picker", min_width=200):
+        box = search_box(run, label)
+        found = chooser(elem_classes="results")
     # Each change starts a search; of changes during a search, only the last does. (The event `input` misses pastes.)
     box.change(search, box, found, trigger_mode="always_last", show_progress="hidden")
     return Picker(box, found)

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from cocomix.app import markup
+from cocomix.app import links, markup
 from cocomix.app.finding import concept_number, found_concept
 from cocomix.app.limits import Limits
+from cocomix.app.opening import Opening
 from cocomix.app.picking import HITS, chooser, chosen, html, picker
 from cocomix.app.reading import Reading, read_text, token_concepts
 from cocomix.common.errors import InputError
@@ -16,8 +17,8 @@ from cocomix.inspection.runs import OpenRun
 
 LOSS, CONCEPT = "loss", "a concept"
 COLOR = "color the tokens by"
-NO_TEXT = '<p class="empty">Write or paste a text above, and press Read.</p>'
-NO_TOKEN = '<p class="empty">Choose a token to see which concepts the model mixes in there.</p>'
+NO_TEXT = '<p class="empty">Enter or paste a text above, and press Read.</p>'
+NO_TOKEN = '<p class="empty">Select a token to see which concepts the model mixes in there.</p>'
 
 
 class ReadView(NamedTuple):
@@ -25,10 +26,19 @@ class ReadView(NamedTuple):
 
     bars: gr.HTML
     """Its event `choose` carries a concept."""
+    read: Any
+    """Function (text, color, concept) whose result updates `outputs`."""
     color_by: Any
-    """Function (concept, reading) whose result updates `outputs`."""
+    """Function (concept, reading) whose result updates `colored`."""
+    fields: list[Any]
+    """Text, color and concept, in this order."""
     reading: gr.State
     outputs: list[Any]
+    colored: list[Any]
+    link: gr.Textbox
+    """Fragment of the last reading."""
+    restored: Any
+    """Function (link) whose result updates `fields`."""
 
 
 def colored(run: OpenRun, reading: Reading | None, color: str, concept: int | None) -> tuple[str, str]:
@@ -48,32 +58,47 @@ def colored(run: OpenRun, reading: Reading | None, color: str, concept: int | No
 
 
 def _read(run: OpenRun, limits: Limits, text: str, color: str, concept: int | None) -> list[Any]:
-    """Return message, reading, tokens, legend, bars, and the strongest concepts of the text."""
+    """Return message, reading, tokens, legend, bars, the strongest concepts of the text, and the link."""
     try:
         found = read_text(run, text, limits)
     except InputError as problem:
-        return [markup.error(problem), *[gr.skip()] * 5]
+        return [markup.error(problem), *[gr.skip()] * 6]
     strongest = [found_concept(run, each) for each in found.strongest(HITS)]
     listed = '<p class="note">The strongest in this text:</p>' + markup.brief_hits(strongest, COLOR)
-    return ["", found, *colored(run, found, color, concept), NO_TOKEN, listed]
+    left_out = f"The text has {found.total:,} tokens; these are the first {len(found.ids):,}."
+    message = markup.note(left_out) if found.total > len(found.ids) else ""
+    shown = {"concept": concept} if color == CONCEPT and concept is not None else {}
+    link = links.write_link("read", text=text, **shown)
+    return [message, found, *colored(run, found, color, concept), NO_TOKEN, listed, link]
 
 
-def read_view(run: OpenRun, limits: Limits) -> ReadView:
+def restored(run: OpenRun, link: links.Link) -> list[Any]:
+    """Return the updates of the fields (`ReadView.fields`) by a link."""
+    try:
+        concept = concept_number(run, link.text("concept"))
+    except InputError:
+        return [link.text("text"), LOSS, None]
+    return [link.text("text"), CONCEPT, concept]
+
+
+def read_view(run: OpenRun, limits: Limits, opening: Opening) -> ReadView:
     """Lay out the tab and connect its components."""
-    reading, concept = gr.State(None), gr.State(None)
+    reading, concept, link = gr.State(None), gr.State(None), gr.Textbox(visible=False)
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
             text = gr.Textbox(
+                opening.prompt,
                 label="Text",
                 lines=5,
                 max_lines=12,
                 max_length=limits.characters,
-                placeholder=f"Any text of up to {limits.read_tokens:,} tokens",
+                placeholder="Any text",
             )
-            start = gr.Button("Read", variant="primary")
+            start = gr.Button("Read", variant="primary", elem_id="read-start")
         with gr.Column(scale=6, min_width=320):
             color = gr.Radio([LOSS, CONCEPT], value=LOSS, label="Color the tokens by")
-            concepts = picker(run, "Concept to color by", COLOR, start=False)
+            concepts = picker(run, "Concept to color by", COLOR)
+            strongest = chooser()
     message = html(elem_id="read-message")
     with gr.Row():
         with gr.Column(scale=6, min_width=320):
@@ -82,13 +107,12 @@ def read_view(run: OpenRun, limits: Limits) -> ReadView:
         with gr.Column(scale=5, min_width=320):
             bars = chooser(NO_TOKEN, elem_id="bars", elem_classes="panel")
 
-    gr.on(
-        [start.click, text.submit],
-        lambda *given: _read(run, limits, *given),
-        [text, color, concept],
-        [message, reading, tokens, legend, bars, concepts.found],
-        show_progress="minimal",
-        show_progress_on=tokens,
+    def read(text: str, color: str, concept: int | None) -> list[Any]:
+        return _read(run, limits, text, color, concept)
+
+    fields, outputs = [text, color, concept], [message, reading, tokens, legend, bars, strongest, link]
+    gr.on([start.click, text.submit], read, fields, outputs, show_progress="minimal", show_progress_on=tokens).then(
+        None, link, None, js=links.WRITE, show_progress="hidden"
     )
     color.input(
         lambda reading, color, concept: colored(run, reading, color, concept),
@@ -105,10 +129,11 @@ def read_view(run: OpenRun, limits: Limits) -> ReadView:
         return ["", concept, CONCEPT, *colored(run, reading, CONCEPT, concept)]
 
     def choose_concept(event: gr.EventData, reading: Reading | None) -> list[Any]:
-        return color_by(chosen(event, "concept"), reading)
+        return [*concepts.cleared, *color_by(chosen(event, "concept"), reading)]
 
-    outputs = [message, concept, color, tokens, legend]
-    concepts.found.choose(choose_concept, reading, outputs, show_progress="hidden")
+    painted = [message, concept, color, tokens, legend]
+    for listed in (concepts.found, strongest):
+        listed.choose(choose_concept, reading, [concepts.query, concepts.found, *painted], show_progress="hidden")
 
     def explain(event: gr.EventData, reading: Reading | None) -> tuple[Any, Any]:
         if reading is None:
@@ -120,4 +145,4 @@ def read_view(run: OpenRun, limits: Limits) -> ReadView:
             return markup.error(problem), gr.skip()
 
     tokens.choose(explain, reading, [message, bars], show_progress="minimal", show_progress_on=bars)
-    return ReadView(bars, color_by, reading, outputs)
+    return ReadView(bars, read, color_by, fields, reading, outputs, painted, link, lambda link: restored(run, link))

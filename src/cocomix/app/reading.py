@@ -1,10 +1,14 @@
 """Run a model on a text, for the loss and the mixed-in concepts at each token.
 
+A text that is longer than the model's context is read in windows that overlap by half: each token behind the first
+window is read with at least half a context before it.
+
 T tokens, C concepts, K concepts mixed in per token.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,14 +30,16 @@ class Reading:
     """The result of reading a text.
 
     Attributes:
-        text: the text.
+        ids: (T,) the tokens that were read.
+        total: number of tokens of the text, of which the first T were read.
         tokens: text of each token (`token_pieces`).
         losses: (T,) −log p of each token given those before it, in nats; NaN for the first.
         indices: (T, K) the concepts that are mixed in, strongest first.
         logits: (T, K) logits of these concepts.
     """
 
-    text: str
+    ids: list[int]
+    total: int
     tokens: list[str]
     losses: np.ndarray
     indices: np.ndarray
@@ -52,25 +58,41 @@ class Reading:
         return concepts[np.sort(first)[:limit]].tolist()
 
 
+def window_start(position: int, context: int) -> int:
+    """Return where the window begins in which the token at this position is read."""
+    step = max(1, context // 2)
+    return 0 if position < context else ((position - context) // step + 1) * step
+
+
 def read_text(run: OpenRun, text: str, limits: Limits) -> Reading:
-    """Read a text in one forward pass.
+    """Read a text, with one forward pass per window.
 
     Raises:
-        InputError: the text is empty or too long.
+        InputError: the text is empty or has too many characters.
     """
     limits.check_characters(text)
-    ids = text_ids(run.tokenizer, text, limits.read_tokens)
-    with torch.no_grad():
-        output = run.model(ids[None].to(run.model.device), output_concepts=True, use_cache=False)
-    logprobs = output.logits[0, :-1].float().log_softmax(-1).cpu()  # (T − 1, V)
-    losses = -logprobs.gather(-1, ids[1:, None])[:, 0]
-    kept = output.concept_logits[0].float().topk(run.model.config.num_active_concepts)
+    ids = text_ids(run.tokenizer, text, limits.characters)
+    total, ids = len(ids), ids[: limits.read_tokens]
+    context, k = run.model.config.max_position_embeddings, run.model.config.num_active_concepts
+    losses, indices, logits = [], [], []
+    for start in sorted({window_start(position, context) for position in range(len(ids))}):
+        window = ids[start : start + context]
+        with torch.no_grad():
+            output = run.model(window[None].to(run.model.device), output_concepts=True, use_cache=False)
+        new = 0 if start == 0 else context - max(1, context // 2)  # tokens that the window before has read too
+        logprobs = output.logits[0, :-1].float().log_softmax(-1).cpu()  # (window − 1, V)
+        lost = -logprobs.gather(-1, window[1:, None])[:, 0]
+        losses.append(lost[max(0, new - 1) :])
+        kept = output.concept_logits[0].float().topk(k)
+        indices.append(kept.indices[new:].cpu().numpy())
+        logits.append(kept.values[new:].cpu().numpy())
     return Reading(
-        text=text,
+        ids=ids.tolist(),
+        total=total,
         tokens=token_pieces(run.tokenizer, ids.tolist()),
-        losses=np.concatenate(([np.nan], losses.numpy())),
-        indices=kept.indices.cpu().numpy(),
-        logits=kept.values.cpu().numpy(),
+        losses=np.concatenate(([np.nan], torch.cat(losses).numpy())),
+        indices=np.concatenate(indices),
+        logits=np.concatenate(logits),
     )
 
 
@@ -83,5 +105,8 @@ def token_concepts(run: OpenRun, reading: Reading, written: object) -> TracedTok
     text = str(written)
     if not (text.isdecimal() and text.isascii() and len(text) < 12 and int(text) < len(reading.tokens)):
         raise InputError(f"there is no token {text[:40]}; the text has 0 to {len(reading.tokens) - 1}")
-    found = trace(run.model, run.tokenizer, reading.text, names=run.names, ablate=BARS, positions=[int(text)])
-    return found.tokens[0]
+    position, context = int(text), run.model.config.max_position_embeddings
+    start = window_start(min(position + 1, len(reading.ids) - 1), context)  # its effects are on the next token
+    window = reading.ids[start : start + context]
+    found = trace(run.model, run.tokenizer, window, names=run.names, ablate=BARS, positions=[position - start])
+    return dataclasses.replace(found.tokens[0], position=position)

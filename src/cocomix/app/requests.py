@@ -85,9 +85,9 @@ def _fits(component: gr.components.Component, value: object) -> bool:
         return _is_number(value) and component.minimum <= value <= component.maximum
     if isinstance(component, gr.Number):
         return value is None or _is_number(value)
-    if isinstance(component, gr.Radio):
+    if isinstance(component, gr.Radio | gr.Dropdown) and not getattr(component, "allow_custom_value", False):
         return _is_text(value) and value in [choice for _, choice in component.choices]
-    assert isinstance(component, gr.Textbox), "each kind of component is checked here"
+    assert isinstance(component, gr.Textbox | gr.Dropdown), "each kind of component is checked here"
     return _is_text(value)
 
 

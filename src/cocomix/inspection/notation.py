@@ -60,6 +60,13 @@ def parse_steering(
     return Steering(tuple(operations))
 
 
+def write_operation(operation: Operation) -> str:
+    """Write an operation in the notation that `parse_steering` reads, without its positions."""
+    value = f"{operation.value:.12g}"
+    forms = {"add": f"{operation.value:+.12g}", "scale": f"x{value}", "set": f"={value}", "suppress": "off"}
+    return f"{operation.concept}={forms[operation.kind]}"
+
+
 def _concept(written: str, where: str, catalog: Catalog | None, catalog_command: str) -> int:
     if written.isdecimal() and written.isascii() and len(written) <= DIGITS:
         return int(written)

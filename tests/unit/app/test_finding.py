@@ -15,7 +15,7 @@ def test_words_numbers_and_neither(opened):
     run = opened(catalog_of(NAMES))
     assert {found.concept_id for found in find_concepts(run, "file", 8)} == {4, 9}
     assert [found.name for found in find_concepts(run, " 12 ", 8)] == ["rivers"]
-    assert [found.concept_id for found in find_concepts(run, "", 3)] == [39, 38, 37]  # most often labels
+    assert find_concepts(run, "", 3) == []
     assert find_concepts(run, "nowhere", 8) == []
 
 
@@ -24,7 +24,7 @@ def test_without_a_catalogue(opened):
     (found,) = find_concepts(run, "12", 8)
     assert (found.concept_id, found.name, found.frequency, found.context) == (12, "", None, None)
     assert find_concepts(run, "", 8) == []
-    with pytest.raises(InputError, match="`cocomix concepts RECIPE` builds one"):
+    with pytest.raises(InputError, match="builds one"):
         find_concepts(run, "rivers", 8)
 
 

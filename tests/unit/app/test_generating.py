@@ -36,7 +36,7 @@ def test_greedy_texts_are_those_of_the_command_line(opened):
     assert [found.steered] == continuations(run, PROMPT, GREEDY, STEERING)
     assert found.plain != found.steered
     assert found.tokens == 12
-    assert found.end == "12 tokens"
+    assert found.end == "12 new tokens"
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_the_time_limit_ends_it(opened):
     run.model.mixer.register_forward_hook(lambda *_: time.sleep(0.05))
     found = last(run, GenerationSettings(max_new_tokens=50), STEERING, seconds=0.2)
     assert 1 <= found.tokens < 20
-    assert found.end == "the time limit of 0.2 seconds"
+    assert found.end == "stopped at the time limit of 0.2 seconds"
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_a_mistake_in_the_worker_is_raised(opened):
 
 def test_limits(opened):
     limits = Limits().for_run(opened())
-    assert (limits.read_tokens, limits.new_tokens) == (64, 63)
+    assert limits.new_tokens == 63
     with pytest.raises(InputError, match="the limit is 20,000"):
         limits.check_characters("a" * 20_001)
-    with pytest.raises(InputError, match="there is no text"):
+    with pytest.raises(InputError, match="enter a text first"):
         limits.check_characters("")
 
 

@@ -21,13 +21,14 @@ from cocomix.app.requests import MAX_BYTES
 HOST = "127.0.0.1:7860"
 TYPE = {"content-type": "application/json"}
 JOIN = "/gradio_api/queue/join"
-VALUES = ["text", 0.5, 1, None, "red"]
+VALUES = ["text", 0.5, 1, None, "red", "add", "3-5"]
 
 
 @pytest.fixture(scope="module")
 def page() -> gr.Blocks:
     with gr.Blocks() as page:
         inputs = [gr.Textbox(), gr.Slider(-2, 2), gr.Number(), gr.State(), gr.Radio(["red", "blue"])]
+        inputs += [gr.Dropdown(["add", "set"]), gr.Dropdown(["all"], allow_custom_value=True)]
         gr.Button().click(lambda *values: None, inputs, None)
         gr.Button().click(None, None, None, js="() => 1")
     return page
@@ -88,10 +89,12 @@ def test_nothing_else_is_served(page, method, path):
         ({"data": ["text", None, *VALUES[2:]]}, "value 1"),
         ({"data": ["text", 0, float("nan"), *VALUES[3:]]}, "value 2"),
         ({"data": ["text", 0, 10**400, *VALUES[3:]]}, "value 2"),
-        ({"data": ["text", 0, 1, [1], "red"]}, "value 3"),
-        ({"data": ["text", 0, 1, None, "green"]}, "value 4"),
-        ({"data": VALUES[1:]}, "list of the 5 values"),
-        ({"data": "text"}, "list of the 5 values"),
+        ({"data": ["text", 0, 1, [1], *VALUES[4:]]}, "value 3"),
+        ({"data": ["text", 0, 1, None, "green", *VALUES[5:]]}, "value 4"),
+        ({"data": [*VALUES[:5], "x", "all"]}, "value 5"),
+        ({"data": [*VALUES[:6], ["all"]]}, "value 6"),
+        ({"data": VALUES[1:]}, "list of the 7 values"),
+        ({"data": "text"}, "list of the 7 values"),
         ({"fn_index": 1}, "not a function of this page"),  # runs in the browser
         ({"fn_index": 2}, "not a function of this page"),
         ({"fn_index": [0]}, "not a function of this page"),

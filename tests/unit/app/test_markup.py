@@ -9,12 +9,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from cocomix.app import markup
+from cocomix.app import card, markup
 from cocomix.app.finding import FoundConcept, find_concepts
 from cocomix.app.generating import Continuations
 from cocomix.app.reading import Reading
+from cocomix.catalog.rows import Context
 from cocomix.concepts.label_tables import LabelHits
 from cocomix.evaluation.concepts import ConceptPredictions, TableHits
+from cocomix.inspection.effects import NextToken
 from cocomix.inspection.trace import TracedConcept, TracedToken
 from small_catalog import catalog_of
 
@@ -54,21 +56,24 @@ def token(concepts: list[TracedConcept]) -> TracedToken:
 def evil_card() -> str:
     catalog = catalog_of({3: EVIL}, {3: (EVIL, EVIL, EVIL)})
     row = catalog.concept(3)
-    return markup.card(row, "not known")
+    return card.card(row, card.pending("not known"))
 
 
-READING = Reading(EVIL, [EVIL, "b\n", "c"], np.array([np.nan, 2.0, 4.0]), np.zeros((3, 1), int), np.ones((3, 1)))
+READING = Reading(
+    [1, 2, 3], 3, [EVIL, "b\n", "c"], np.array([np.nan, 2.0, 4.0]), np.zeros((3, 1), int), np.ones((3, 1))
+)
 MADE = {
     "hits": lambda: markup.hits(
         [FoundConcept(3, EVIL, 0.5, catalog_of({}, {3: (EVIL,) * 3}).concept(3).contexts[0])], "x"
     ),
     "brief hits": lambda: markup.brief_hits([FoundConcept(3, EVIL, None, None)], EVIL),
     "card": evil_card,
-    "bare card": lambda: markup.bare_card(3, "not known", EVIL),
+    "bare card": lambda: card.bare_card(3, card.pending(EVIL), EVIL),
     "bars": lambda: markup.bars(token([concept(1, 0.5), concept(2, -0.25, ablated=False)]), 3.0),
     "tokens": lambda: markup.read_tokens(READING, READING.losses.tolist(), "loss"),
     "legend": lambda: markup.legend([1.0, 3.0], EVIL, EVIL),
     "texts": lambda: "".join(markup.both(EVIL, Continuations(EVIL, EVIL + EVIL, 3, ""))),
+    "next tokens": lambda: markup.next_tokens([NextToken(EVIL, 0.5)]),
     "note": lambda: markup.note(EVIL),
     "error": lambda: markup.error(EVIL),
 }
@@ -113,15 +118,39 @@ def test_how_well_a_concept_is_predicted():
     labels, mixed, found = np.array([8, 0]), np.array([20, 3]), np.array([6, 0])
     model, token, bigram = (LabelHits(none, none, mixed, at_k) for at_k in (found, np.array([4, 0]), np.array([2, 0])))
     counts = ConceptPredictions([], 200, labels, model, TableHits(token, bigram))
-    assert "75 % of the 8 places" in markup.predicted(0, counts)
-    assert "(a table of the current token's most frequent labels: 50 %, of the last two tokens: 25 %)" in (
-        markup.predicted(0, counts)
+    assert "75% of the 8 places" in card.predicted(0, counts)
+    assert "(a table of the current token's most frequent labels: 50%, of the last two tokens: 25%)" in (
+        card.predicted(0, counts)
     )
-    assert "mixed in at 10 % of tokens" in markup.predicted(0, counts)
-    assert "not a label of any of 200 validation tokens" in markup.predicted(1, counts)
+    assert "not a label of any of 200 validation tokens" in card.predicted(1, counts)
+
+
+def test_histogram_has_a_bar_for_each_range_of_logits():
+    html = card.histogram(np.array([1.0, 1.1, 1.2, 5.0]), 40)
+    weights = re.findall(r"--weight: ([\d.]+)", html)
+    assert (len(weights), weights[0], weights[-1]) == (card.BINS, "1.000", "0.500")
+    assert "at 10% of 40 validation tokens, with a median logit of 1.15" in html
+    assert "at none of 40 validation tokens" in card.histogram(np.array([]), 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("\n" + " " * 11, "⏎␣×11"), ("⏎␣␣␣␣ · ⏎", "⏎␣×4 · ⏎"), ("a  b", "a  b"), ("    x", "␣×4x")],
+)
+def test_long_runs_of_blanks_are_shortened(name, shown):
+    assert markup.short(name) == shown
+
+
+def test_the_token_of_an_excerpt_is_marked_between_what_is_cut():
+    context = Context("the long text before ", " ", "after", 1.0, "", 0, 0)
+    assert re.sub("<[^>]+>", "|", markup.excerpt(context)) == "|the long text before ||␣||after|"
+
+
+def test_error_is_a_sentence():
+    assert ">Enter a text first.<" in markup.error("enter a text first")
 
 
 def test_a_concept_that_was_never_active_has_no_contexts(opened):
     run = opened(catalog_of({}))
-    assert "Never active on the text that was read" in markup.card(run.catalog.concept(5), "")
+    assert "Never active in the text that the catalog was built from" in card.card(run.catalog.concept(5), "")
     assert "No concept fits" in markup.hits(find_concepts(run, "nowhere", 3), "show")

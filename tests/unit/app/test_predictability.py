@@ -44,6 +44,10 @@ def test_it_is_counted_once_and_over_some_blocks(opened, labels, monkeypatch):
     done = len(passes)
     assert counted.count() is counts
     assert len(passes) == done > 0
+    assert counted.tokens == 5 * 16
+    mixed = [len(counted.logits(concept)) for concept in range(CONCEPTS)]
+    assert mixed == counts.model.mixed.tolist()
+    assert sum(mixed) == 5 * 16 * run.model.config.num_active_concepts
 
 
 def test_why_there_is_nothing_to_count(opened, monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ import torch
 import cocomix
 from cocomix import InputError
 from cocomix.app.limits import Limits
-from cocomix.app.reading import BARS, read_text, token_concepts
+from cocomix.app.reading import BARS, read_text, token_concepts, window_start
 
 TEXT = "w5 w17 w3 w42 w8 w29"
 IDS = torch.tensor([[5, 17, 3, 42, 8, 29]])
@@ -75,8 +75,29 @@ def test_positions_of_a_trace(opened):
         cocomix.trace(run.model, run.tokenizer, TEXT, positions=[6])
 
 
-def test_too_long_a_text(opened):
+def test_long_text_is_read_in_windows(opened):
     run = opened()
-    limits = dataclasses.replace(Limits(), read_tokens=5)
-    with pytest.raises(InputError, match="the text has 6 tokens; this model reads 1 to 5"):
-        read_text(run, TEXT, limits)
+    context = run.model.config.max_position_embeddings
+    ids = [5 + 7 * at % 40 for at in range(2 * context + 9)]
+    reading = read_text(run, " ".join(f"w{each}" for each in ids), Limits())
+    assert reading.ids == ids
+    assert len(reading.losses) == len(reading.indices) == len(reading.logits) == len(ids)
+    for at in (1, context - 1, context, context + 1, len(ids) - 1):
+        start = window_start(at, context)
+        assert start == 0 or context // 2 <= at - start < context
+        window = torch.tensor([ids[start : start + context]])
+        with torch.no_grad():
+            output = run.model(window, output_concepts=True)
+        place = at - start
+        lost = -output.logits[0, place - 1].log_softmax(-1)[ids[at]]
+        assert reading.losses[at] == pytest.approx(lost.item(), rel=1e-5)
+        assert reading.logits[at, 0] == pytest.approx(output.concept_logits[0, place].max().item(), rel=1e-5)
+    for at in (0, context - 1, context, len(ids) - 2):
+        token = token_concepts(run, reading, at)
+        assert (token.position, token.next_id) == (at, ids[at + 1])
+        assert token.next_logprob == pytest.approx(-reading.losses[at + 1], rel=1e-5)
+
+
+def test_the_rest_of_a_very_long_text_is_left_out(opened):
+    reading = read_text(opened(), TEXT, dataclasses.replace(Limits(), read_tokens=5))
+    assert (len(reading.tokens), reading.total) == (5, 6)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from cocomix import InputError, Steering
-from cocomix.inspection.notation import parse_positions, parse_steering
+from cocomix.inspection.notation import parse_positions, parse_steering, write_operation
 from cocomix.models.steering import FOREVER
 
 CATALOG = SimpleNamespace(find={"website address": 12, "a = b": 13}.__getitem__)
@@ -31,6 +31,7 @@ CATALOG = SimpleNamespace(find={"website address": 12, "a = b": 13}.__getitem__)
 )
 def test_wishes(wish, steering):
     assert parse_steering([wish], CATALOG) == steering
+    assert parse_steering([write_operation(each) for each in steering.operations], None) == steering
 
 
 def test_several_wishes_somewhere_after_the_choice():
