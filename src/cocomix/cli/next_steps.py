@@ -12,7 +12,6 @@ import yaml
 
 from cocomix.cli.options import program
 from cocomix.common import files
-from cocomix.data.sources import PYTHON_STDLIB
 
 if TYPE_CHECKING:
     from cocomix.catalog.search import Catalog
@@ -31,6 +30,8 @@ def next_steps(results: dict[str, Any], recipe: Recipe, command: Sequence[str]) 
         recipe: its recipe.
         command: its command line, without the name of the program: a command, its arguments, and options of the recipe.
     """
+    from cocomix.data.sources import PYTHON_STDLIB
+
     folder = files.located(recipe.replicated()[0].output)
     steps = [*_about_concepts(results["showcase"], recipe, folder, command)] if results.get("showcase") else []
     steps = steps or [("Evaluate its first student", ["evaluate", str(folder)])]
