@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from cocomix.catalog.building import CatalogConfig, build_catalog
 from cocomix.common import distributed, files, fingerprint, integrity, portable
-from cocomix.common.console import status
+from cocomix.common.console import status, warn
 from cocomix.common.errors import InputError
 from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.concepts.label_statistics import label_statistics
@@ -92,7 +92,7 @@ def make_corpus(
         _check_corpus_size(trainings, info.train_blocks * info.block_size)
     streamed = "" if corpus.streaming is None else ", streamed; of it a sample"
     summary = {
-        "source": portable.short(corpus.source) + streamed,
+        "source": corpus.named() + streamed,
         "documents": documents and dataclasses.asdict(documents),
         "packed": dataclasses.asdict(info),
     }
@@ -183,7 +183,7 @@ def make_sae(
     if distributed.is_main_process():
         write_quality(measured, folder)
         for line in quality_warnings(quality):
-            status(f"Warning: {line}")
+            warn(f"Warning: {line}")
     flops = None if config.source else sae_training_flops(config, teacher, sae.d_sae, corpus.info.block_size).total
     summary = {
         "source": config.source and portable.short(config.source),

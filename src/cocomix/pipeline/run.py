@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
 from datasets import Dataset
 
 from cocomix.common import distributed, fingerprint
-from cocomix.common.console import status
+from cocomix.common.console import status, warn
 from cocomix.common.errors import InputError
 from cocomix.common.locking import locked
+from cocomix.common.units import duration
 from cocomix.concepts.alignment import OtherTokens
 from cocomix.concepts.label_checks import check_contents, verify_labels
 from cocomix.concepts.label_controls import control_labels
@@ -40,13 +43,19 @@ from cocomix.training.checkpoints import branch_point
 
 def run_stages(pipeline: Pipeline, stages: Sequence[Stage]) -> None:
     """Compute what is missing of `stages`, in order. The teacher is in memory only from its first use to its last."""
+    times: dict[str, list[float]] = {}
     for number, stage in enumerate(stages, 1):
+        is_done, started = stage.is_done(), time.monotonic()
         if distributed.is_main_process():
-            status(f"[{number}/{len(stages)}] {stage.name}{_state(stage)}")
+            status(f"[{number}/{len(stages)}] {stage.name}{_state(stage)}{_time_left(stages[number - 1 :], times)}")
         if stage.kind == "student" and not pipeline.recipe.runs_teacher(pipeline.recipe.students[stage.arguments[0]]):
             pipeline.release_teacher()
         run_stage(pipeline, stage)
+        if not is_done:
+            times.setdefault(stage.kind, []).append(time.monotonic() - started)
     pipeline.release_teacher()
+    if distributed.is_main_process():
+        status(f"Finished in {duration(sum(map(sum, times.values())))}.")
 
 
 def _state(stage: Stage) -> str:
@@ -54,6 +63,14 @@ def _state(stage: Stage) -> str:
         return ""
     changes = stage.idle_changes()
     return ": already finished" + (f" ({'; '.join(changes)})" if changes else "")
+
+
+def _time_left(stages: Sequence[Stage], times: Mapping[str, Sequence[float]]) -> str:
+    """Return how long `stages` take if each takes the mean time of its kind; nothing while one's is unknown."""
+    left = [stage.kind for stage in stages if not stage.is_done()]
+    if not left or any(kind not in times for kind in left) or stages[0].kind != left[0]:
+        return ""
+    return f" (about {duration(sum(fmean(times[kind]) for kind in left))} left)"
 
 
 def run_stage(pipeline: Pipeline, stage: Stage) -> None:
@@ -363,7 +380,7 @@ def _notice_changed_text(pipeline: Pipeline, missing: list[Stage]) -> None:
     changed = f"the text of corpus.source {corpus.source!r} has changed since {folder} was written: {changes}"
     if corpus.streaming is not None and missing:
         raise InputError(f"{changed}; restore it, or choose another output folder")
-    status(f"Warning: {changed}. The stored corpus is used. To use the new text, choose another output folder.")
+    warn(f"Warning: {changed}. The stored corpus is used. To use the new text, choose another output folder.")
 
 
 def run_missing(pipeline: Pipeline, until: str, only: str | None = None) -> None:
