@@ -31,6 +31,11 @@ def test_each_replicate_has_its_own_teacher_and_all_are_one_comparison(
     assert len({each["validation"] for each in results["students"].values()}) == 1
     report = (runner.folder / "out" / "report" / "report.md").read_text()
     assert "over 2 replicates" in report and "Over replicates: " in report
+    before = json.loads((runner.folder / "out" / "report" / "results.json").read_text())
+    assert main(["report", str(runner.folder / "out" / "replicate-1" / "students" / "ntp")]) == 0
+    again = json.loads((runner.folder / "out" / "report" / "results.json").read_text())
+    for key in ("groups", "comparisons", "inputs", "recipe"):
+        assert again[key] == before[key]
     assert "Each seed is a replicate with its own teacher, SAE and labels" in report
 
     assert runner("run", "--output", "out") == 0

@@ -33,7 +33,8 @@ def this_machine() -> Machines:
         name, device = torch.cuda.get_device_name(), "cuda"
         memory = float(torch.cuda.get_device_properties(0).total_memory)
     else:
-        name, device = f"this CPU ({torch.get_num_threads()} threads)", "cpu"
+        threads = torch.get_num_threads()
+        name, device = f"this CPU ({threads} thread{'s' if threads > 1 else ''})", "cpu"
         memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     speed = Gpu(memory, training_speed(device, torch.bfloat16), training_speed(device, torch.float32))
     return Machines(name, speed, 1, 1.0, device, measured=True)
