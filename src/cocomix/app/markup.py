@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from html import escape
 
@@ -11,7 +10,7 @@ from cocomix.app.finding import FoundConcept
 from cocomix.app.generating import Continuations
 from cocomix.app.reading import BARS, Reading
 from cocomix.catalog.rows import Context
-from cocomix.common.console import visible
+from cocomix.common.console import compact, visible
 from cocomix.inspection.effects import NextToken
 from cocomix.inspection.trace import TracedConcept, TracedToken
 
@@ -19,17 +18,9 @@ WEIGHT = "--weight: {:.3f}"
 """Intensity of a color, 0 to 1; the style sheet turns it into a background."""
 
 
-_RUN = re.compile(r"([ ␣⏎⇥])\1{2,}")
-
-
-def short(text: str) -> str:
-    """Return a text on one line, with each run of three or more blanks, tabs, or line breaks as ␣×11."""
-    return _RUN.sub(lambda run: f"{run[1].replace(' ', '␣')}×{len(run[0])}", visible(text))
-
-
 def shown(text: str) -> str:
     """Return a text on one line, shortened and escaped, with line breaks and invisible characters as symbols."""
-    return escape(short(text))
+    return escape(compact(text))
 
 
 def shown_token(token: str) -> str:
@@ -39,7 +30,7 @@ def shown_token(token: str) -> str:
 
 def title_of(concept_id: int, name: str) -> str:
     """Return a concept's number and name."""
-    return f"{concept_id} · {short(name)}" if name else f"concept {concept_id}"
+    return f"{concept_id} · {compact(name)}" if name else f"concept {concept_id}"
 
 
 def note(text: str, kind: str = "note") -> str:

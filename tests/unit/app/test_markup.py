@@ -14,6 +14,7 @@ from cocomix.app.finding import FoundConcept, find_concepts
 from cocomix.app.generating import Continuations
 from cocomix.app.reading import Reading
 from cocomix.catalog.rows import Context
+from cocomix.common.console import compact
 from cocomix.concepts.label_tables import LabelHits
 from cocomix.evaluation.concepts import ConceptPredictions, TableHits
 from cocomix.inspection.effects import NextToken
@@ -138,7 +139,7 @@ def test_histogram_has_a_bar_for_each_range_of_logits():
     [("\n" + " " * 11, "⏎␣×11"), ("⏎␣␣␣␣ · ⏎", "⏎␣×4 · ⏎"), ("a  b", "a  b"), ("    x", "␣×4x")],
 )
 def test_long_runs_of_blanks_are_shortened(name, shown):
-    assert markup.short(name) == shown
+    assert compact(name) == shown
 
 
 def test_the_token_of_an_excerpt_is_marked_between_what_is_cut():
