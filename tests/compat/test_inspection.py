@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from datasets import Dataset
+
+import cocomix
 
 MIXINGS = pytest.mark.parametrize("mixing", ["add", "interleave"])
 
@@ -62,17 +67,44 @@ def test_nnsight(mixing, student, ids, tokenizer) -> None:
     assert slots * 10 in found["upper"].shape
 
 
-@pytest.mark.compat("sae-lens", "activations of the residual stream through hooks, for training an SAE")
+@pytest.mark.compat("sae-lens", "its trainer on a student's residual stream; the SAE labels text")
 @MIXINGS
-@torch.no_grad()
-def test_sae_lens(mixing, student, ids, tokenizer) -> None:
+def test_sae_lens(mixing, student, ids, tokenizer, tmp_path: Path) -> None:
+    from sae_lens import (
+        LanguageModelSAERunnerConfig,
+        LanguageModelSAETrainingRunner,
+        LoggingConfig,
+        TopKTrainingSAEConfig,
+    )
     from sae_lens.load_model import HookedProxyLM
 
     model = student(mixing=mixing)
-    expected = model(ids)
     proxy = HookedProxyLM(model, tokenizer)
-    logits, cache = proxy.run_with_cache(ids, names_filter=["lower.layers.0", "mixer", "upper.layers.1"])
-    assert torch.equal(logits, expected.logits)
+    with torch.no_grad():
+        logits, cache = proxy.run_with_cache(ids, names_filter=["lower.layers.0", "mixer", "upper.layers.1"])
+        assert torch.equal(logits, model(ids).logits)
     slots = 2 if mixing == "interleave" else 1
-    assert cache["lower.layers.0"].shape == (1, 10, 32)
     assert cache["mixer"].shape == cache["upper.layers.1"].shape == (1, slots * 10, 32)
+    config = LanguageModelSAERunnerConfig(
+        sae=TopKTrainingSAEConfig(d_in=32, d_sae=64, k=4),
+        model_name="student",
+        hook_name="lower.layers.0",
+        dataset_path="given",
+        is_dataset_tokenized=True,
+        streaming=False,
+        context_size=16,
+        training_tokens=1024,
+        train_batch_size_tokens=128,
+        store_batch_size_prompts=4,
+        n_batches_in_buffer=16,
+        device="cpu",
+        n_checkpoints=0,
+        checkpoint_path=str(tmp_path / "checkpoints"),
+        output_path=str(tmp_path / "sae"),
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    text = Dataset.from_dict({"input_ids": torch.randint(1, 53, (128, 16)).tolist()})
+    LanguageModelSAETrainingRunner(config, override_dataset=text, override_model=proxy).run()
+    sae = cocomix.load_sae(tmp_path / "sae")
+    latents = sae.encode(cache["lower.layers.0"].flatten(0, 1))
+    assert sae.d_sae == 64 and latents.indices.shape == (10, 4)

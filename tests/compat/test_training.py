@@ -91,8 +91,16 @@ def test_peft(mixing, student, labeled, ids, tmp_path: Path) -> None:
     torch.testing.assert_close(again(ids).logits, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.compat("accelerate", "accelerate launch, one process")
-def test_accelerate_launch(folder, tmp_path: Path) -> None:
+@pytest.mark.compat("accelerate", "accelerate launch, one process; torchrun with Accelerator, two")
+@pytest.mark.parametrize(
+    ("launcher", "processes"),
+    [
+        (["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"], 1),
+        (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], 2),
+    ],
+    ids=["accelerate", "torchrun"],
+)
+def test_accelerate_launch(launcher, processes, folder, tmp_path: Path) -> None:
     path = folder(mixing="add")
     script = tmp_path / "train.py"
     script.write_text(
@@ -107,21 +115,12 @@ def test_accelerate_launch(folder, tmp_path: Path) -> None:
         "loss = model(ids, labels=ids, concept_ids=torch.randint(40, (2, 6, 2))).loss\n"
         "accelerator.backward(loss)\n"
         "optimizer.step()\n"
-        "accelerator.print('loss', loss.item())\n"
+        "sums = accelerator.gather(sum(p.double().sum() for p in model.parameters()).reshape(1))\n"
+        "print('weights equal' if (sums == sums[0]).all() else sums)\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "1",
-        "--num_machines",
-        "1",
-    ]
-    more = ["--mixed_precision", "no", "--dynamo_backend", "no", str(script), str(path)]
-    done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)
-    assert "loss" in done.stdout, done.stderr[-2000:]
+    command = [sys.executable, "-m", *launcher, str(script), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout.count("weights equal") == processes, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
