@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shlex
@@ -118,7 +119,14 @@ def flattened(settings: dict[str, object], prefix: str = "") -> Iterator[tuple[s
 
 def environment(folder: Path) -> dict[str, str]:
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "HOME": str(folder), "PATH": binaries, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    return {
+        **os.environ,
+        "HOME": str(folder),
+        "PATH": binaries,
+        "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+        "MPLBACKEND": "agg",
+    }
 
 
 def shell(folder: Path, command: str) -> str:
@@ -181,6 +189,14 @@ def test_a_tutorial_runs_as_printed(name: str, checkout: Path) -> None:
     assert {"sh", "python"} <= {block.language for block in blocks}
     for block in blocks:
         run_block(block, checkout)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(checkout: Path) -> None:
+    cells = json.loads((ROOT / "examples" / "first_steps.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) > 3
+    run_block(Block("python", "\n".join(code), ""), checkout)
 
 
 @pytest.mark.slow
