@@ -48,7 +48,7 @@ def main(run: Path) -> None:
         page.get_by_label("Search", exact=True).fill(SHOWN)
         expect(page.locator(".hits .name:visible").first).to_contain_text(SHOWN)
         page.locator(".hits button:visible").first.click()
-        expect(page.locator(".histogram")).to_be_visible(timeout=120_000)
+        expect(page.locator("#card dl")).to_contain_text("validation tokens", timeout=120_000)
         picture(page, "concepts")
         browser.close()
     served.close(verbose=False)

@@ -149,7 +149,8 @@ def generate_view(run: OpenRun, limits: Limits, opening: Opening) -> GenerateVie
         concurrency_id="generate",
     )
     running.then(None, link, copies[0], js=links.WRITE, show_progress="hidden")
-    stop.click(lambda: markup.note("Stopped."), None, message, cancels=[running], show_progress="hidden")
+    stopped = f"() => {json.dumps(markup.note('Stopped.'))}"
+    stop.click(None, None, message, js=stopped, cancels=[running], show_progress="hidden")
 
     def restored(link: links.Link) -> list[Any]:
         try:
