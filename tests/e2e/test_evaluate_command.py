@@ -73,7 +73,7 @@ def test_evaluations_are_merged_into_comparison_and_report(
     text = str(prose / "val")
     for name in ("ntp", "cocomix"):
         for _ in range(2):  # again: in place of the first
-            evaluate(output / "students" / name, capsys, "--text", text, "--limit", "2")
+            evaluate(output / "students" / name, capsys, "--text", text, "--limit", "6")
     runs = [str(output / "students" / name) for name in ("ntp", "cocomix")]
     assert [len(kept(Path(run))) for run in runs] == [1, 1]
     assert main(["compare", *runs, "--output", str(tmp_path / "report")]) == 0
