@@ -56,9 +56,17 @@ def warn(text: str) -> None:
 class _ProgressLines(std.tqdm):
     """A progress bar that prints plain lines, for files."""
 
+    printed = 0.0
+
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        self.fp.write(f"{self if msg is None else msg}\n")
-        self.fp.flush()
+        now = self._time()  # type: ignore[attr-defined]
+        if now - max(self.printed, self.start_t) >= SECONDS_BETWEEN_LINES:
+            self.fp.write(f"{self}\n")
+            self.fp.flush()
+            self.printed = now
+
+    def clear(self, nolock: bool = False) -> None:
+        """Leave the lines that were printed."""
 
     def close(self) -> None:
         if not self.disable:
