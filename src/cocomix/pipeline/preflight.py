@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -30,6 +31,7 @@ from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.students import StudentContext, build_student, start_from, student_config
 from cocomix.training.config import TrainingConfig
 
+Loaded = TypeVar("Loaded")
 BYTES_PER_NUMBER = 4
 MAX_PLANNED_TRIAL = 2**26
 """Weights of two blocks that a plan tries out; more take longer than a plan may."""
@@ -42,6 +44,7 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
     Checks settings and sources; sizes are tried on models without memory, unless a setting is wrong that models depend
     on. All of the recipe is checked, although only the stages `wanted` will run.
     """
+    _outcome.cache_clear()
     recipe = pipeline.recipe
     problems = recipe.problems()
     models_can_be_tried = not problems or (not settings.problems(recipe) and problems == recipe.training_problems())
@@ -104,6 +107,25 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
         _warn_of_single_evaluations(recipe)
 
 
+def _loaded(load: Callable[[str], Loaded], source: str) -> Loaded:
+    """Return what `load` returns for `source`, or raise its InputError; it is called once in a check.
+
+    Without a network, each call would wait for the Hub again.
+    """
+    found = _outcome(load, source)
+    if isinstance(found, InputError):
+        raise found
+    return cast(Loaded, found)
+
+
+@cache
+def _outcome(load: Callable[[str], object], source: str) -> object:
+    try:
+        return load(source)
+    except InputError as error:
+        return error
+
+
 def model_problems(pipeline: Pipeline, planned_vocab_size: int | None = None) -> list[str]:
     """Return a line for each model of the recipe that cannot be built; unless in a plan, only for untrained ones.
 
@@ -152,7 +174,7 @@ def _raise(problems: list[str]) -> None:
 def _check_tokenizer(recipe: Recipe) -> None:
     """Check that the tokenizer loads, and that it is the one of token files that name theirs."""
     assert recipe.tokenizer.source is not None
-    tokenizer = load_tokenizer(recipe.tokenizer.source)
+    tokenizer = _loaded(load_tokenizer, recipe.tokenizer.source)
     if is_datatrove_folder(recipe.corpus.source):
         check_token_files(recipe.corpus.source, tokenizer)
 
@@ -162,7 +184,7 @@ def _warn_of_idle_vocab_size(recipe: Recipe) -> None:
     source, stated = recipe.tokenizer.source, recipe.tokenizer.vocab_size
     if source is None or is_packed_folder(recipe.corpus.source):
         return
-    found = vocabulary_size(load_tokenizer(source))
+    found = vocabulary_size(_loaded(load_tokenizer, source))
     if stated not in (found, TokenizerConfig().vocab_size):
         warn(
             f"Warning: tokenizer.vocab_size is {stated}, which has no effect, because tokenizer.source {source} has "
@@ -191,7 +213,7 @@ def _check_teacher(recipe: Recipe, with_sae: bool) -> None:
             eos_token_id=0,
         )
     else:
-        config = load_config(teacher.source).get_text_config()
+        config = _loaded(load_config, teacher.source).get_text_config()
         if recipe.labels.alignment == "tokens":
             _check_same_tokenizer(recipe, "teacher", teacher.source, config, ", or labels.alignment to characters")
         context = getattr(config, "max_position_embeddings", recipe.block_size)
@@ -236,14 +258,14 @@ def _check_alignment(recipe: Recipe) -> None:
         )
     sources = {"tokenizer.source": recipe.tokenizer.source, "teacher.source": recipe.teacher.source}
     for name, source in sources.items():
-        if source is not None and not load_tokenizer(source).is_fast:
+        if source is not None and not _loaded(load_tokenizer, source).is_fast:
             raise InputError(
                 f"{name} {source} has a tokenizer written in Python, which does not report the character offsets of "
                 "its tokens; labels.alignment characters needs a fast tokenizer (tokenizer.json)"
             )
     teacher = recipe.teacher.source
     if teacher is not None:
-        check_vocabulary(load_config(teacher), vocabulary_size(load_tokenizer(teacher)), teacher)
+        check_vocabulary(_loaded(load_config, teacher), vocabulary_size(_loaded(load_tokenizer, teacher)), teacher)
 
 
 def _check_same_tokenizer(recipe: Recipe, role: str, source: str, config: PretrainedConfig, instead: str = "") -> None:
@@ -251,11 +273,11 @@ def _check_same_tokenizer(recipe: Recipe, role: str, source: str, config: Pretra
     remedy = f"set tokenizer.source to the {role}'s, e.g. {source}{instead}"
     if recipe.tokenizer.source is None:
         raise InputError(f"the {role} {source} has its own tokenizer, but the recipe trains another one; {remedy}")
-    ours = load_tokenizer(recipe.tokenizer.source)
+    ours = _loaded(load_tokenizer, recipe.tokenizer.source)
     check_vocabulary(config, vocabulary_size(ours), source, recipe.tokenizer.source)
     if Path(source).is_dir() and not any((Path(source) / name).exists() for name in TOKENIZER_FILES):
         return  # saved without a tokenizer: only its size can be compared
-    if not same_tokenizer(ours, load_tokenizer(source)):
+    if not same_tokenizer(ours, _loaded(load_tokenizer, source)):
         raise InputError(f"the tokenizer {recipe.tokenizer.source} is not that of the {role} {source}; {remedy}")
 
 
@@ -304,7 +326,7 @@ def _context(pipeline: Pipeline, vocab_size: int | None = None) -> StudentContex
         vocab_size = pipeline.recipe.tokenizer.vocab_size
         if source is not None:
             with suppress(InputError):  # `_check_tokenizer` reports it
-                vocab_size = vocabulary_size(load_tokenizer(source))
+                vocab_size = vocabulary_size(_loaded(load_tokenizer, source))
     return pipeline.student_context(vocab_size, eos_token_id=0)
 
 
