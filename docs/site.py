@@ -22,7 +22,15 @@ from cocomix.common import settings
 from cocomix.pipeline.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-LINKED = ("recipes/**/*.yaml", "examples/*", "CONTRIBUTING.md", "CHANGELOG.md", "constraints.txt", "Dockerfile")
+LINKED = (
+    "recipes/**/*.yaml",
+    "examples/*",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "constraints.txt",
+    "Dockerfile",
+)
 """Files outside `docs/` that the site holds a copy of."""
 
 

@@ -107,6 +107,15 @@ def test_operations_after_the_choice_change_kept_values_alone():
     assert steer_active(values, indices, batch).tolist() == [[[3.0, 2.0]], [[3.0, 0.0]]]
 
 
+def test_adding_everywhere_is_adding_to_the_bias_of_the_prediction(random_model):
+    model = random_model()
+    ids = torch.arange(6)[None]
+    steered = model(ids, steering={3: 2.5}).logits
+    with torch.no_grad():
+        model.mixer.predict.bias[3] += 2.5
+    torch.testing.assert_close(model(ids).logits, steered)
+
+
 @torch.no_grad()
 def test_a_raised_concept_enters_in_the_place_of_the_weakest(random_model):
     model = random_model()
