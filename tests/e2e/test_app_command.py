@@ -66,7 +66,7 @@ def test_another_host_is_warned_of(finished, monkeypatch, capsys):
     assert main(["app", str(run), "--host", "0.0.0.0", "--port", str(free_port())]) == 0
     said = capsys.readouterr().err
     assert "Warning: the page is served on 0.0.0.0 without a password, to everybody who can reach it" in said
-    assert "This run has no concept catalog, so concepts have numbers only" in said
+    assert "This run has no concept catalog, so concepts have only numbers" in said
 
 
 def test_copied_command_and_python_give_the_text_of_the_page(finished, capsys):

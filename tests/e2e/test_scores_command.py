@@ -113,7 +113,7 @@ def test_scaling_is_another_measurement_and_both_are_in_the_report(output: Path,
     evaluate(capsys, "concepts", run)
     assert finished("run", "--output", str(output)) == 0
     report = (output / "report" / "report.md").read_text()
-    assert "concept logit, scale (4 concepts × 2 prompts)" in report and r"precision\@A" in report
+    assert "concept logit, scale (4 concepts × 2 prompts)" in report and "precision@A" in report
 
 
 def test_a_teacher_with_another_tokenizer_reads_the_text(finished: Runner, recipe, capsys) -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,11 +25,8 @@ from cocomix.common import distributed, files
 from cocomix.common.errors import InputError
 from cocomix.data.shards import REPAIR, Part, all_whole, describe, open_shards, total_counts, write_shards
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 SIDE = "train"
-Info = TypeVar("Info", bound="DataclassInstance")
+Info = TypeVar("Info")
 
 
 class TeacherOutputs(ABC, Generic[Info]):
@@ -98,7 +95,7 @@ class TeacherOutputs(ABC, Generic[Info]):
         info = self.described(total_counts(shards), len(shards))
         if distributed.is_main_process():
             describe(folder, {SIDE: shards}, columns)
-            files.write_json(folder / self.INFO_FILE, asdict(info))
+            files.write_json(folder / self.INFO_FILE, asdict(cast(Any, info)))
         return info
 
     @classmethod
