@@ -30,9 +30,10 @@ def test_a_plan_counts_every_seed(capsys) -> None:
     assert same_tokens == tokens
 
 
-def test_a_plan_counts_every_replicate(capsys) -> None:
+def test_a_plan_counts_every_replicate(capsys, tmp_path) -> None:
     plans = []
     for options in ((), ("--replicates", "3")):
+        options += ("--output", str(tmp_path))  # not that of a finished run, whose corpus has its own size
         assert main(["plan", QUICKSTART, "--only", "cocomix", "--gpus", "1", *options, "--json"]) == 0
         plans.append(json.loads(capsys.readouterr().out))
     one, three = plans
