@@ -73,7 +73,7 @@ def sum_over(values: dict[str, float]) -> dict[str, float]:
 def sum_tensors(tensors: Sequence[Tensor]) -> None:
     """Sum tensors over all ranks, in place."""
     if world_size() > 1:
-        _state()
+        _connect()
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)
 
@@ -82,7 +82,7 @@ def from_each_rank(mine: Tensor, lengths: Sequence[int]) -> Tensor:
     """Concatenate the tensors of all ranks along their first dimension, whose length on rank r is `lengths[r]`."""
     if world_size() == 1:
         return mine
-    _state()
+    _connect()
     parts = [
         mine if number == rank() else mine.new_empty(length, *mine.shape[1:]) for number, length in enumerate(lengths)
     ]
@@ -121,6 +121,12 @@ def release_others() -> None:
     """Release the ranks that wait in `wait_for_main_process`; rank 0 calls this once it has checked the input."""
     if is_main_process():
         barrier()
+
+
+def _connect() -> None:
+    """Connect to the other ranks unless that is done; cheap enough for every training step."""
+    if not torch.distributed.is_initialized():
+        _state()
 
 
 def _state() -> PartialState:
