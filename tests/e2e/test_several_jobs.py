@@ -14,7 +14,7 @@ def test_students_that_train_at_the_same_time(recipe: Any, capsys: pytest.Captur
     runner = recipe(students=students, seeds=[0, 1], training=short)
     assert runner("train", "--only", "ntp-seed-1") == 0
     alone = json.loads((runner.folder / "out" / "students" / "ntp-seed-1" / "run.json").read_text())
-    assert runner("train", "--only", "none", "--jobs", "2") == 2
+    assert runner("train", "--only", "ntp-seed-0,none", "--jobs", "2") == 2
     assert "--only is 'none'" in capsys.readouterr().err
     (runner.folder / "out" / "students" / "ntp-seed-1").rename(runner.folder / "alone")
 

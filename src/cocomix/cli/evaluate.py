@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cocomix.cli.options import Json, Run, given, option
+from cocomix.cli.options import Json, Run, given, option, separated
 from cocomix.common.console import show, status
 from cocomix.common.errors import InputError
 from cocomix.common.settings import Batch, Count, Seed, kind_of
@@ -67,7 +67,7 @@ def evaluate(
     common: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "precision": precision}
     plan = None
     if tasks is not None:
-        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        names = separated(tasks)
         if not names:
             raise InputError(f"--tasks names no task: {tasks!r}; give some, as in --tasks piqa,arc_easy")
         plan = plan_tasks(TaskSettings(names, tasks_path, **common))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -160,13 +160,13 @@ def _line_writer(descriptor: int) -> TextIO:
     return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-def run_in_jobs(recipe: Recipe, jobs: int, only: str | None = None) -> int:
+def run_in_jobs(recipe: Recipe, jobs: int, only: Collection[str] = ()) -> int:
     """Run the stages of a recipe up to its students, `jobs` at a time.
 
     Args:
         recipe: to run; each of its replicates.
         jobs: number of stages at a time.
-        only: train this student only; see `Pipeline.students`.
+        only: train these students only; see `Pipeline.students`.
 
     Returns:
         0, or 1 if a stage failed by a fault of the program; those that do not need it are finished.
@@ -202,7 +202,7 @@ def run_in_jobs(recipe: Recipe, jobs: int, only: str | None = None) -> int:
     return 1 if failed else 0
 
 
-def stage_tasks(pipeline: Pipeline, only: str | None = None, prefix: str = "") -> list[Task]:
+def stage_tasks(pipeline: Pipeline, only: Collection[str] = (), prefix: str = "") -> list[Task]:
     """Return a task for each unfinished stage of a recipe, in order; labels begin with `prefix`."""
     missing = [stage for stage in wanted_stages(pipeline, "students", only) if not stage.is_done()]
     replicate = pipeline.replicate

@@ -188,6 +188,11 @@ def read_number(kind: Any, written: Any) -> Any:
     return value
 
 
+def separated(written: str) -> list[str]:
+    """Return the names of a list that is separated by commas."""
+    return [name for part in written.split(",") if (name := part.strip())]
+
+
 def _parser(kind: Any) -> Callable[[Any], Any] | None:
     return None if kind is None else partial(read_number, kind)
 

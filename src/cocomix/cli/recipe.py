@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import typer
 
 from cocomix.cli.compare import show_tables
 from cocomix.cli.next_steps import next_steps
-from cocomix.cli.options import Json, argument, option
+from cocomix.cli.options import Json, argument, option, separated
 from cocomix.common import files
 from cocomix.common.console import show, status
 from cocomix.common.errors import InputError, did_you_mean
@@ -115,17 +116,17 @@ def train(
     ctx: typer.Context,
     recipe: RecipeFile,
     only: Annotated[
-        str | None, option("NAME", "Train just this student: its name, or NAME-seed-N for one of its seeds.")
-    ] = None,
+        str, option("NAMES", "Train just these students, separated by commas; NAME-seed-N is one of a student's seeds.")
+    ] = "",
     jobs: Jobs = 1,
     as_json: Json = False,
 ) -> None:
     """Run a recipe up to the students, without the report."""
-    _in_jobs(recipe, ctx.args, jobs, only)
-    _run_until("students", recipe, ctx.args, as_json, only)
+    _in_jobs(recipe, ctx.args, jobs, separated(only))
+    _run_until("students", recipe, ctx.args, as_json, separated(only))
 
 
-def _in_jobs(recipe: Path, overrides: list[str], jobs: int, only: str | None = None) -> None:
+def _in_jobs(recipe: Path, overrides: list[str], jobs: int, only: Collection[str] = ()) -> None:
     """Run a recipe up to its students, several stages at a time, unless `jobs` is 1; exit if a stage fails."""
     if jobs == 1:
         return
@@ -148,7 +149,7 @@ def _run(command: list[str], recipe: Path, overrides: list[str], as_json: bool, 
         _show_results(results, loaded, [*command, *overrides], as_json)
 
 
-def _run_until(stage: str, recipe: Path, overrides: list[str], as_json: bool, only: str | None = None) -> None:
+def _run_until(stage: str, recipe: Path, overrides: list[str], as_json: bool, only: Collection[str] = ()) -> None:
     """Run a recipe up to a stage, and show where its output is, or what each finished stage recorded."""
     pipelines = _pipelines(stage, recipe, overrides, only)
     if as_json and pipelines:
@@ -162,7 +163,7 @@ def _run_until(stage: str, recipe: Path, overrides: list[str], as_json: bool, on
         status(f"Done: {pipeline.folder}")
 
 
-def _pipelines(stage: str, recipe: Path, overrides: list[str], only: str | None = None) -> list[Any]:
+def _pipelines(stage: str, recipe: Path, overrides: list[str], only: Collection[str] = ()) -> list[Any]:
     """Run a recipe, or each of its replicates, up to a stage; return the pipelines, none in processes but the first."""
     recorded = stage == "catalog" and recipe.is_dir()
     loaded = _load_recorded(recipe, overrides) if recorded else _load(recipe, overrides)

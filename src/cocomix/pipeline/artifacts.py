@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -100,16 +100,16 @@ class Pipeline:
         preparation = [before for student in students for needed in student.needs for before in needed.with_needs()]
         return list(dict.fromkeys([self.corpus_stage, *preparation, *students]))
 
-    def students(self, only: str | None = None) -> list[Stage]:
-        """Return the stages of all students; or of one by its name, or of one of its seeds by the folder's name.
+    def students(self, only: Collection[str] = ()) -> list[Stage]:
+        """Return the stages of all students; or of some by name, or of one of their seeds by the folder's name.
 
         Raises:
             InputError: there is no such student.
         """
-        found = [stage for (name, _), stage in self.student_stages.items() if only in (None, name, stage.folder.name)]
-        if only is not None and not found:
-            self.recipe.require_student(only)
-        return found
+        names = {stage: {name, stage.folder.name} for (name, _), stage in self.student_stages.items()}
+        for unknown in set(only).difference(*names.values()):
+            self.recipe.require_student(unknown)
+        return [stage for stage in names if not only or not names[stage].isdisjoint(only)]
 
     def stages_until(self, name: str) -> list[Stage]:
         """Return the stages up to a goal: corpus, teacher, sae, labels, catalog, students, or catalog and students.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -303,13 +303,13 @@ TEACHER_READS = ("sae", "labels", "predictions", "teacher losses", "catalog")
 """Kinds of stages in which the teacher reads text and no student trains."""
 
 
-def run_until(recipe: Recipe, until: str, only: str | None = None, replicate: Pipeline | None = None) -> Pipeline:
+def run_until(recipe: Recipe, until: str, only: Collection[str] = (), replicate: Pipeline | None = None) -> Pipeline:
     """Check a recipe, then run its stages up to `until`: corpus, teacher, sae, labels, catalog or students.
 
     Args:
         recipe: to run.
         until: the last stage.
-        only: train this student only: its name, for all its seeds, or the name of its folder, for one.
+        only: train these students only: a name, for all seeds, or the name of a folder, for one.
         replicate: another replicate of the recipe, see `Pipeline`.
 
     Raises:
@@ -336,7 +336,7 @@ def run_only(recipe: Recipe, name: str, replicate: Recipe | None = None) -> None
 
 @contextmanager
 def prepared(
-    recipe: Recipe, until: str, only: str | None = None, replicate: Pipeline | None = None
+    recipe: Recipe, until: str, only: Collection[str] = (), replicate: Pipeline | None = None
 ) -> Iterator[Pipeline]:
     """Check a recipe, then yield its pipeline with a lock on each stage that will run or may be repaired.
 
@@ -383,7 +383,7 @@ def _notice_changed_text(pipeline: Pipeline, missing: list[Stage]) -> None:
     warn(f"Warning: {changed}. The stored corpus is used. To use the new text, choose another output folder.")
 
 
-def run_missing(pipeline: Pipeline, until: str, only: str | None = None) -> None:
+def run_missing(pipeline: Pipeline, until: str, only: Collection[str] = ()) -> None:
     """Run the unfinished stages of a `prepared` pipeline, and repair damaged shards if `until` is labels."""
     stages = wanted_stages(pipeline, until, only)
     finished = [stage for stage in stages if stage.is_done()]
@@ -396,8 +396,8 @@ def run_missing(pipeline: Pipeline, until: str, only: str | None = None) -> None
         status(f"Nothing to do: everything is in {pipeline.folder} already.")
 
 
-def wanted_stages(pipeline: Pipeline, until: str, only: str | None) -> list[Stage]:
+def wanted_stages(pipeline: Pipeline, until: str, only: Collection[str]) -> list[Stage]:
     """Return the stages to run; InputError if the recipe lacks one."""
-    if only is None:
+    if not only:
         return pipeline.stages_until(until)
     return list(dict.fromkeys(needed for stage in pipeline.students(only) for needed in stage.with_needs()))

@@ -6,7 +6,7 @@ B blocks, T tokens of a block, A labels per token.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -50,22 +50,22 @@ RECOMPUTED = 4 / 3
 """Relative cost of a step with gradient checkpointing: two forward passes and a backward pass that costs two."""
 
 
-def plan_recipe(recipe: Recipe, on: Machines, corpus_tokens: int | None = None, only: str | None = None) -> Plan:
+def plan_recipe(recipe: Recipe, on: Machines, corpus_tokens: int | None = None, only: Collection[str] = ()) -> Plan:
     """Compute the cost of a recipe without running it.
 
     Args:
         recipe: the recipe.
         on: the machines.
         corpus_tokens: training tokens of a corpus that is not packed yet.
-        only: plan only this student; None means all.
+        only: plan only these students; by default all.
 
     Raises:
         InputError: the recipe cannot work, or sizes are neither known nor stated in it.
     """
     if problems := recipe.problems():
         raise InputError("\n".join(problems))
-    if only is not None:
-        recipe.require_student(only)
+    for name in only:
+        recipe.require_student(name)
     first, *others = recipe.replicated()
     planner = _Planner(first, on, corpus_tokens, [Pipeline(other) for other in others])
     if problems := preflight.model_problems(planner.pipeline, planner.pipeline.vocab_size):
@@ -73,7 +73,7 @@ def plan_recipe(recipe: Recipe, on: Machines, corpus_tokens: int | None = None, 
     if recipe.mixes_hidden_states() or (recipe.needs_labels() and recipe.labels.source is None):
         with torch.device("meta"):
             preflight.check_reading(recipe, planner.pipeline.teacher())
-    students = [planner.student(name) for name in recipe.students if only in (None, name)]
+    students = [planner.student(name) for name in recipe.students if not only or name in only]
     learners = [recipe.students[student.name] for student in students]
     preparation = planner.preparation(learners)
     if recipe.replicates is not None:
