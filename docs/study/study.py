@@ -46,6 +46,7 @@ class Claim:
         below: the claim is that the difference is below this bound. At 0, the study's margin applies; any other bound
             is tested without a margin.
         confounded: why these figures cannot decide the claim, whatever they are.
+        paper: what the paper says of it, in a few words; empty if it does not.
     """
 
     text: Prose
@@ -54,6 +55,7 @@ class Claim:
     measure: str = LOSS
     below: float = 0.0
     confounded: str = ""
+    paper: str = ""
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Part:
         claims: claims to test against the results.
         conclusion: what follows, in words; figures in it are not checked.
         teacher_tokens: training tokens of a teacher that was trained elsewhere, if known.
+        minor: whether the section is on the page of details.
     """
 
     title: str
@@ -75,6 +78,7 @@ class Part:
     claims: list[Claim] | None = None
     conclusion: Prose | None = None
     teacher_tokens: Count | None = None
+    minor: bool = False
 
 
 @dataclass

@@ -44,6 +44,11 @@ VERDICTS = (
     "reason. A claim with its own bound is tested against that bound. In parentheses: 95 % intervals of each "
     "difference by itself."
 )
+CLAIM_HEADER = ["claim", "paper", "measured here", "over", "verdict"]
+DETAILS_INTRODUCTION = (
+    "Evaluations, settings and provenance of each part of [the results](results.md), and the parts that are too short "
+    "to decide anything. The columns are explained there."
+)
 OWN_LOSS = "at its own loss"
 WITH_TEACHER = "tokens, with teacher's"
 COLUMNS = {
@@ -53,23 +58,26 @@ COLUMNS = {
     "single_run_flops": "FLOPs, all for one run",
 }
 PAGE = "results.md"
+DETAILS = "results-details.md"
 MARKER = "<!-- Written by `docs/study/write_results.py`; change results/study.yaml instead. -->"
+POINTS = 6
+"""Largest number of evaluations that the table of losses by tokens lists."""
 READING = (
-    "Loss: validation, nats per token, mean ± standard deviation over seeds. Tokens and FLOPs: the cost of reaching "
-    "the final loss of `{baseline}`, relative to the cost of `{baseline}`; *at most* if the first evaluation already "
-    "reaches it. *With teacher's* adds all tokens that the teacher was trained on, as if for one run alone. *FLOPs* "
-    "count the student's own training; *all shared* adds the teacher's computation during training and an equal share "
-    "of teacher, SAE, labels and stored predictions, divided among the runs of this table that learn from them; *all "
-    "for one run* charges all of these to one run (a dash if they come from elsewhere). *At its own loss*: the tokens "
-    "of the student relative to those at which `{baseline}`, or a longer `ntp` of its size, reaches the student's "
-    "final loss, on mean curves. In parentheses: 95 % intervals (Student's t) of differences paired by seed. "
+    "*Loss*: validation, nats per token, mean ± standard deviation over seeds or replicates. *Tokens* and *FLOPs*: the "
+    "cost of reaching the final loss of the baseline, relative to the baseline's cost; *at most* if the first "
+    "evaluation already reaches it. *With teacher's* adds all tokens that the teacher was trained on, as if for one "
+    "run alone. *FLOPs* count the student's own training; *all shared* adds the teacher's computation during training "
+    "and an equal share of teacher, SAE, labels and stored predictions, divided among the runs of the table that learn "
+    "from them; *all for one run* charges all of these to one run (a dash if they come from elsewhere). *At its own "
+    "loss*: the tokens of the student relative to those at which the baseline, or a longer `ntp` of its size, reaches "
+    "the student's final loss, on mean curves. In parentheses: 95 % intervals (Student's t) of paired differences. "
     "*Break-even*: the number of such runs that must share teacher, SAE and labels before the total takes fewer FLOPs "
-    "than `{baseline}` alone; *if stored*: with the teacher's predictions computed once for the corpus and shared too."
+    "than the baseline alone; *if stored*: with the teacher's predictions computed once for the corpus and shared too."
 )
 
 
 def write_page(study: Study, folder: Path) -> Path:
-    """Write the page into `folder` and a plot of each part's curves into `folder/results`.
+    """Write the page and its details into `folder`, and a plot of each part's curves into `folder/results`.
 
     Returns:
         Path of the page.
@@ -79,47 +87,89 @@ def write_page(study: Study, folder: Path) -> Path:
     """
     check_page(folder)
     found = [load_results(folder, part) for part in study.parts]
-    lines = [
-        f"# {study.title}",
-        MARKER,
-        study.introduction.strip(),
-    ]
-    lines += _claims(study, found)
+    claims = _claims(study, found)
+    page = [f"# {study.title}", MARKER, study.introduction.strip()]
+    if rows := [row for part in study.parts if not part.minor for row in claims[part.title]]:
+        note = VERDICTS.format(loss=study.loss_margin, cost=study.cost_margin, sure=1 - LEVEL)
+        page += ["## Claims", table(CLAIM_HEADER, rows), note]
+    page += ["## How to read the tables", READING]
+    details = [f"# {study.title}: details", MARKER, DETAILS_INTRODUCTION]
     for part, results in zip(study.parts, found, strict=True):
-        lines += [f"## {part.title}", part.question.strip()]
+        section = _section(part, results)
+        if part.minor:
+            details += section
+            if rows := claims[part.title]:
+                details.append(table(CLAIM_HEADER, rows))
+        else:
+            page += section
+            details.append(section[0])
         if results is None:
-            lines.append(f"Not measured yet: `results/{part.results}.json` does not exist.")
             continue
-        lines += _part(part, results)
+        details.append(_details(results))
         files.write_bytes(folder / "results" / f"{part.results}.png", curves_picture(results))
         if has_envelope(results):
             files.write_bytes(folder / "results" / f"{part.results}-{ENVELOPE}", envelope_picture(results))
-    files.write_output(folder / PAGE, "\n\n".join(lines) + "\n")
+    files.write_output(folder / DETAILS, "\n\n".join(details) + "\n")
+    files.write_output(folder / PAGE, "\n\n".join(page) + "\n")
     return folder / PAGE
 
 
 def check_page(folder: Path) -> None:
     """Raise InputError if the folder of a study has a page that was not written by `write_page`."""
-    page = folder / PAGE
-    if page.exists() and MARKER not in page.read_text(encoding="utf-8", errors="replace"):
-        raise InputError(f"{page} was not written by docs/study/write_results.py; move it away and repeat the command")
+    for page in (folder / PAGE, folder / DETAILS):
+        if page.exists() and MARKER not in page.read_text(encoding="utf-8", errors="replace"):
+            raise InputError(
+                f"{page} was not written by docs/study/write_results.py; move it away and repeat the command"
+            )
 
 
-def _part(part: Part, results: dict[str, Any]) -> list[str]:
-    baseline = baseline_of(results)
-    lines = [_table(part, results, baseline), READING.format(baseline=baseline)]
+def _section(part: Part, results: dict[str, Any] | None) -> list[str]:
+    """Return the question of a part, its tables, its conclusion and its pictures."""
+    lines = [f"## {part.title}", part.question.strip()]
+    if results is None:
+        return [*lines, f"Not measured yet: `results/{part.results}.json` does not exist."]
+    lines.append(_table(part, results, baseline_of(results)))
     if part.conclusion:
         lines.append(part.conclusion.strip())
     lines.append(f"![Validation loss by tokens and by FLOPs](results/{part.results}.png)")
-    blocks: list[Block] = []
+    if by_tokens := _losses_by_tokens(results):
+        lines.append(by_tokens)
     if has_envelope(results):
-        blocks += [envelope_table(results), ENVELOPE_NOTE, Picture(f"results/{part.results}-{ENVELOPE}", "Envelope")]
+        picture = Picture(f"results/{part.results}-{ENVELOPE}", "Envelope")
+        lines.append(to_markdown([envelope_table(results), ENVELOPE_NOTE, picture]).rstrip("\n"))
+    return lines
+
+
+def _details(results: dict[str, Any]) -> str:
+    """Return what was evaluated, the settings and where the figures come from, as Markdown."""
+    blocks: list[Block] = []
     if measured := evaluation_tables(_in_short(results["evaluations"])):
         blocks += [*measured, EVALUATION_NOTE]
     if settings := settings_table(results["recipe"]):
         blocks.append(settings)
     blocks.append(Bullets([*caveats(results), *provenance_lines(results), _provenance(results)]))
-    return [*lines, to_markdown(blocks).rstrip("\n")]
+    return to_markdown(blocks).rstrip("\n")
+
+
+def _losses_by_tokens(results: dict[str, Any]) -> str:
+    """Return a table of mean validation losses by tokens, and by tokens per activated parameter of the baseline.
+
+    It has the evaluations that all students share, at most `POINTS` of them.
+    """
+    runs = {name: [results["students"][each] for each in members] for name, members in results["groups"].items()}
+    curves = {
+        name: [{point["tokens"]: point["loss"] for point in run["curve"]} for run in members]
+        for name, members in runs.items()
+    }
+    shared = sorted(set.intersection(*(set(curve) for each in curves.values() for curve in each)))
+    if len(shared) < 2:
+        return ""
+    places = sorted({round(place * (len(shared) - 1) / (POINTS - 1)) for place in range(POINTS)})
+    chosen = [shared[place] for place in places]
+    size = runs[baseline_of(results)][0]["activated_parameters"]
+    header = ["loss after", *(f"{at / 1e6:.2f}M ({at / size:.1f} per parameter)" for at in chosen)]
+    rows = [[name, *(f"{fmean(curve[at] for curve in each):.4f}" for at in chosen)] for name, each in curves.items()]
+    return table(header, rows)
 
 
 def _in_short(evaluations: Evaluations) -> Evaluations:
@@ -230,29 +280,22 @@ def _runs_to_share(preparation: float, saved: float) -> str:
     return f"{runs:,} runs" if runs > 1 else "1 run"
 
 
-def _claims(study: Study, results: Sequence[dict[str, Any] | None]) -> list[str]:
-    """Return the table of claims and an explanation of the verdicts; empty without claims."""
-    claims = [
-        (
-            claim,
-            None if found is None else measure(found, claim.run, claim.baseline, claim.measure),
-            "" if found is None else _repetitions(found, claim),
-        )
+def _claims(study: Study, results: Sequence[dict[str, Any] | None]) -> dict[str, list[list[str]]]:
+    """Return the rows of the table of claims, by the title of their part."""
+    measured = [
+        (part, claim, found, None if found is None else measure(found, claim.run, claim.baseline, claim.measure))
         for part, found in zip(study.parts, results, strict=True)
         for claim in part.claims or []
     ]
-    if not claims:
-        return []
-    decided = iter(claim_verdicts(study, [(claim, found) for claim, found, _ in claims if found is not None]))
-    rows = [
-        [
-            " ".join(claim.text.split()).replace("|", "\\|"),
-            *(["–", "–", "not measured"] if found is None else [_measured(claim, found), over, next(decided)]),
-        ]
-        for claim, found, over in claims
-    ]
-    note = VERDICTS.format(loss=study.loss_margin, cost=study.cost_margin, sure=1 - LEVEL)
-    return ["## Claims", table(["claim", "measured", "over", "verdict"], rows), note]
+    decided = iter(claim_verdicts(study, [(claim, figure) for _, claim, _, figure in measured if figure is not None]))
+    rows: dict[str, list[list[str]]] = {part.title: [] for part in study.parts}
+    for part, claim, found, figure in measured:
+        texts = [" ".join(text.split()).replace("|", "\\|") for text in (claim.text, claim.paper or "–")]
+        if found is None or figure is None:
+            rows[part.title].append([*texts, "–", "–", "not measured"])
+        else:
+            rows[part.title].append([*texts, _measured(claim, figure), _repetitions(found, claim), next(decided)])
+    return rows
 
 
 def _repetitions(results: dict[str, Any], claim: Claim) -> str:

@@ -184,19 +184,23 @@ def test_what_was_made_elsewhere_has_no_cost_to_compare(folder: Path, results: d
     write_study(folder, parts=[{"title": "t", "results": "small", "question": "?", "claims": [claim]}])
     (folder / "results" / "small.json").write_text(json.dumps(results))
     page = write_page(load_study(folder), folder).read_text()
-    assert r"| Cheap \| in all. | cost of teacher unknown | 3 seeds (same teacher) | not decided |" in page
-    rows = {cells[0]: cells[1:] for cells in map(cells_of, page.splitlines()) if len(cells) > 1}
+    assert r"| Cheap \| in all. | – | cost of teacher unknown | 3 seeds (same teacher) | not decided |" in re.sub(
+        " +", " ", page
+    )
+    rows = rows_of(page)
     assert rows["good"][7:] == ["–", "–", "–"]
-    assert "Not counted, because the cost is unknown: teacher from elsewhere." in page
+    details = (folder / "results-details.md").read_text()
+    assert "Not counted, because the cost is unknown: teacher from elsewhere." in details
 
 
 def test_a_page_has_the_figures_and_says_what_was_not_measured(folder: Path) -> None:
     add_results(load_study(folder), folder, [folder / "runs" / "small"])
     page = write_page(load_study(folder), folder).read_text()
-    rows = {cells[0]: cells[1:] for cells in map(cells_of, page.splitlines()) if len(cells) > 1}
-    assert rows["Good reaches ntp's loss with fewer tokens."][1:] == ["3 seeds (same teacher)", "holds"]
-    assert rows["Bad is better."][1:] == ["3 seeds", "does not hold"]
-    assert rows["Nobody knows."] == ["–", "–", "not measured"]
+    details = (folder / "results-details.md").read_text()
+    rows = rows_of(page)
+    assert rows["Good reaches ntp's loss with fewer tokens."][2:] == ["3 seeds (same teacher)", "holds"]
+    assert rows["Bad is better."][2:] == ["3 seeds", "does not hold"]
+    assert rows["Nobody knows."] == ["–", "–", "–", "not measured"]
     assert rows["ntp"][1] == "2.8100 ± 0.0100"
     good = rows["good"]
     assert good[1] == "2.5100 ± 0.0100"
@@ -211,13 +215,17 @@ def test_a_page_has_the_figures_and_says_what_was_not_measured(folder: Path) -> 
     assert rows["bad"][3] == "not reached" and rows["bad"][9] == "–"
     assert rows["bad"][4] == "+50.8%"  # ntp reaches 3.01 after 199 tokens
     assert "0.01 nats per token, 5% of a cost" in page and "for all measured claims together" in page
-    assert "All seeds share the same teacher, so the effect" in page
-    assert "`ntp`, on 300 tokens with 3.00e+04 FLOPs, reaches 2.0000. The teacher is the better model" in page
+    assert ["good", "3.2000", "2.6000", "2.5100"] in list(map(cells_of, page.splitlines()))  # the loss by tokens
+    assert "All seeds share the same teacher, so the effect" in details
+    assert "`ntp`, on 300 tokens with 3.00e+04 FLOPs, reaches 2.0000. The teacher is the better model" in details
     assert "Not measured yet: `results/other.json` does not exist" in page
-    assert (
-        "Seeds 0, 1, 2" in page and "an abacus" in page and "commit abc" in page and "`cocomix run some.yaml`" in page
-    )
+    assert "Seeds 0, 1, 2" in details and "an abacus" in details and "commit abc" in details
     assert (folder / "results" / "small.png").stat().st_size > 1000
+
+
+def rows_of(page: str) -> dict[str, list[str]]:
+    """Return the cells of each table row by its first cell; the first row of that name counts."""
+    return {cells[0]: cells[1:] for cells in map(cells_of, reversed(page.splitlines())) if len(cells) > 1}
 
 
 def cells_of(line: str) -> list[str]:
@@ -266,6 +274,7 @@ def test_the_projects_own_page_is_what_its_results_say(tmp_path: Path) -> None:
     shutil.copytree(docs / "results", tmp_path / "results")
     page = write_page(load_study(tmp_path), tmp_path).read_text()
     assert page == (docs / "results.md").read_text()
+    assert (tmp_path / "results-details.md").read_text() == (docs / "results-details.md").read_text()
     assert {path.name for path in (tmp_path / "results").iterdir()} == {p.name for p in (docs / "results").iterdir()}
 
 
