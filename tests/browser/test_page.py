@@ -115,6 +115,7 @@ def test_steering_changes_the_text(visit, keep, opened):
     page = visit()
     expect(page).to_have_title("out / cocomix · CoCoMix")
     expect(page.locator("header")).to_contain_text("million parameters · validation loss")
+    expect(page.locator("header")).to_contain_text("a model of this size illustrates the mechanics only")
     expect(page.locator(".steered:visible")).to_contain_text("typical logits here")
     keep(page, "start")
     page.get_by_role("button", name="Generate").click()

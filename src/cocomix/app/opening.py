@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cocomix.app.limits import STRONGEST
-from cocomix.inspection.effects import CANDIDATES, ROWS, candidates, rank_effects
+from cocomix.inspection.effects import CANDIDATES, ROWS, SMALL, candidates, rank_effects
 from cocomix.inspection.runs import OpenRun
 from cocomix.inspection.tracing import text_ids
 
@@ -74,12 +74,13 @@ def title(run: OpenRun) -> str:
 
 
 def facts(run: OpenRun) -> list[str]:
-    """Describe the model: folder, size, loss, and context."""
-    millions = run.model.num_parameters() / 1e6
+    """Describe the model: folder, size and what it can show, loss, and context."""
+    size = run.model.num_parameters()
     loss = None if run.record is None else run.record.metrics.get("loss")
     return [
         str(run.folder),
-        f"{millions:,.2f} million parameters",
+        f"{size / 1e6:,.2f} million parameters",
         *([] if loss is None else [f"validation loss {loss:.2f} nats per token"]),
         f"context of {run.model.config.max_position_embeddings:,} tokens",
+        *(["a model of this size illustrates the mechanics only"] if size < SMALL else []),
     ]

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cocomix.catalog.search import Catalog
 from cocomix.data.pieces import decoded
 
+SMALL = 10_000_000
+"""Number of parameters below which a model illustrates the mechanics of steering only."""
 CANDIDATES = 512
 """Number of concepts to rank, those that are labels most often."""
 TOKENS = 3

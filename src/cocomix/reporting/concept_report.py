@@ -6,11 +6,10 @@ from typing import Any
 
 from cocomix.common.console import compact, visible
 from cocomix.common.document import Block, Bullets, Heading, Table, literal
+from cocomix.inspection.effects import SMALL
 
 NOTABLE = 0.05
 """Smallest effect on a log-probability that is shown, in nats."""
-SMALL = 10_000_000
-"""Number of parameters below which a model illustrates the mechanics of steering only."""
 
 
 def concept_section(shown: dict[str, Any]) -> list[Block]:
