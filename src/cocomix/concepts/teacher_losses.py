@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cocomix.concepts.teacher_outputs import TeacherOutputs
 from cocomix.data.shards import Part
-from cocomix.models.linear_loss import token_losses
+from cocomix.models.next_token_loss import token_losses
 from cocomix.objectives.distillation import predictor
 from cocomix.objectives.gate import COLUMN
 

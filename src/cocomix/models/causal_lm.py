@@ -23,9 +23,9 @@ from .base_model import CoCoMixModel
 from .configuration import CoCoMixConfig
 from .divergence import TeacherTokens
 from .experts import idle_weights
-from .linear_loss import distilled_token_loss
 from .losses import IGNORE, Gate, concept_loss, hidden_state_loss, mean_loss
 from .mixer import MixedWithLoss
+from .next_token_loss import distilled_token_loss
 from .retrofit import Retrofit
 from .stacked import adds_to_signature
 from .token_head import StackedForCausalLM

@@ -22,8 +22,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .backbones import final_norm_name, split_decoder
 from .cache import StackedCache
 from .configuration import StackedConfig
-from .linear_loss import linear_token_loss
 from .losses import IGNORE, mean_loss
+from .next_token_loss import linear_token_loss
 from .stacked import adds_to_signature, recorded
 from .token_head import StackedForCausalLM
 

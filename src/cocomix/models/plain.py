@@ -15,8 +15,9 @@ from transformers.utils import ModelOutput
 
 from .backbones import scaling_setting
 from .divergence import TeacherTokens
-from .linear_loss import distilled_token_loss, is_plain, linear_token_loss
+from .linear_loss import is_plain
 from .losses import Gate
+from .next_token_loss import distilled_token_loss, linear_token_loss
 
 
 @dataclass
@@ -61,7 +62,7 @@ def with_token_loss(model: PreTrainedModel) -> PreTrainedModel:
     """Let a model's forward pass take `output_logits=False`, as CoCoMix models do; changes the model in place.
 
     With `output_logits=False`, `labels` and optionally `num_items_in_batch`, `teacher_tokens` and a `gate` of these, it
-    returns the losses only: fused with a plain head (`linear_loss.py`), or computed from the logits with any other.
+    returns the losses only: fused with a plain head (`next_token_loss.py`), or computed from the logits with any other.
     """
     if "output_logits" in inspect.signature(model.forward).parameters:
         return model

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import Cache, GenerationMixin
 
 from .cache import StackedCache
-from .linear_loss import linear_token_loss
 from .losses import token_loss
+from .next_token_loss import linear_token_loss
 from .stacked import StackedModel, StackInputs, adds_to_signature, fill_mask
 
 

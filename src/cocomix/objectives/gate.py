@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cocomix.models.divergence import Distribution, TopTokens
-from cocomix.models.linear_loss import token_losses
 from cocomix.models.losses import Gate
+from cocomix.models.next_token_loss import token_losses
 from cocomix.objectives.base import Batch, PredictTokens
 
 COLUMN = "teacher_losses"
