@@ -155,7 +155,7 @@ def test_weights_saved_in_bfloat16_are_read_in_the_same_precision(
         (["--limit", "0"], ["--limit is 0", "a whole number from 1"]),
         (["--batch-size", "-1"], ["--batch-size is -1"]),
         (["--tasks-path", "."], ["--tasks-path has no effect without --tasks"]),
-        (["--tasks", ","], ["--tasks names no task"]),
+        (["--tasks", ","], ["--tasks is ',', an empty list"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )

@@ -16,6 +16,8 @@ def test_students_that_train_at_the_same_time(recipe: Any, capsys: pytest.Captur
     alone = json.loads((runner.folder / "out" / "students" / "ntp-seed-1" / "run.json").read_text())
     assert runner("train", "--only", "ntp-seed-0,none", "--jobs", "2") == 2
     assert "--only is 'none'" in capsys.readouterr().err
+    assert runner("train", "--only", ",") == 2
+    assert "--only is ',', an empty list" in capsys.readouterr().err
     (runner.folder / "out" / "students" / "ntp-seed-1").rename(runner.folder / "alone")
 
     assert runner("run", "--jobs", "2") == 2

@@ -67,10 +67,7 @@ def evaluate(
     common: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "precision": precision}
     plan = None
     if tasks is not None:
-        names = separated(tasks)
-        if not names:
-            raise InputError(f"--tasks names no task: {tasks!r}; give some, as in --tasks piqa,arc_easy")
-        plan = plan_tasks(TaskSettings(names, tasks_path, **common))
+        plan = plan_tasks(TaskSettings(separated("--tasks", tasks, "piqa,arc_easy"), tasks_path, **common))
     evaluations = []
     if text is not None or plan is None:
         evaluations.append(evaluate_text(opened, TextSettings(text, text_field, window, stride, **common)))

@@ -188,9 +188,20 @@ def read_number(kind: Any, written: Any) -> Any:
     return value
 
 
-def separated(written: str) -> list[str]:
-    """Return the names of a list that is separated by commas."""
-    return [name for part in written.split(",") if (name := part.strip())]
+def separated(name: str, written: str, example: str) -> list[str]:
+    """Return the names in the value of an option, a list separated by commas.
+
+    Raises:
+        InputError: there is none.
+    """
+    if names := [each for part in written.split(",") if (each := part.strip())]:
+        return names
+    raise InputError(f"{name} is {written!r}, an empty list; give names separated by commas, as in {name} {example}")
+
+
+def students_only(written: str | None) -> list[str]:
+    """Return the students that `--only` names; empty without it, for all of them."""
+    return [] if written is None else separated("--only", written, "ntp,cocomix")
 
 
 def _parser(kind: Any) -> Callable[[Any], Any] | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import Json, RecipeCommand, option, separated
+from cocomix.cli.options import Json, RecipeCommand, option, students_only
 from cocomix.cli.recipe import RecipeFile
 from cocomix.common.console import show
 from cocomix.common.errors import InputError
@@ -32,7 +32,7 @@ def plan(
     corpus_tokens: Annotated[
         int | None, option("N", "Training tokens of a corpus that is not packed yet.", Count)
     ] = None,
-    only: Annotated[str, option("NAMES", "Plan just these students, separated by commas.")] = "",
+    only: Annotated[str | None, option("NAMES", "Plan just these students, separated by commas.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compute a recipe's FLOPs, memory, storage and time.
@@ -44,6 +44,7 @@ def plan(
     from cocomix.planning.plan import plan_recipe
     from cocomix.planning.tables import describe
 
+    names = students_only(only)
     loaded = load_recipe(recipe, ctx.args)
     if gpu is None and gpus is None:
         if utilization is not None:
@@ -53,5 +54,5 @@ def plan(
         on = this_machine()
     else:
         on = machines(gpu or "h100", gpus or 1, utilization or 0.4)
-    computed = plan_recipe(loaded, on, corpus_tokens, separated(only))
+    computed = plan_recipe(loaded, on, corpus_tokens, names)
     show(json.dumps(asdict(computed), indent=2) if as_json else describe(computed))

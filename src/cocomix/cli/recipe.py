@@ -12,7 +12,7 @@ import typer
 
 from cocomix.cli.compare import show_tables
 from cocomix.cli.next_steps import next_steps
-from cocomix.cli.options import Json, argument, option, separated
+from cocomix.cli.options import Json, argument, option, students_only
 from cocomix.common import files
 from cocomix.common.console import show, status
 from cocomix.common.errors import InputError, did_you_mean
@@ -116,14 +116,16 @@ def train(
     ctx: typer.Context,
     recipe: RecipeFile,
     only: Annotated[
-        str, option("NAMES", "Train just these students, separated by commas; NAME-seed-N is one of a student's seeds.")
-    ] = "",
+        str | None,
+        option("NAMES", "Train just these students, separated by commas; NAME-seed-N is one of a student's seeds."),
+    ] = None,
     jobs: Jobs = 1,
     as_json: Json = False,
 ) -> None:
     """Run a recipe up to the students, without the report."""
-    _in_jobs(recipe, ctx.args, jobs, separated(only))
-    _run_until("students", recipe, ctx.args, as_json, separated(only))
+    names = students_only(only)
+    _in_jobs(recipe, ctx.args, jobs, names)
+    _run_until("students", recipe, ctx.args, as_json, names)
 
 
 def _in_jobs(recipe: Path, overrides: list[str], jobs: int, only: Collection[str] = ()) -> None:
