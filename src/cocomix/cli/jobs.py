@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -160,7 +160,7 @@ def _line_writer(descriptor: int) -> TextIO:
     return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-def run_in_jobs(recipe: Recipe, jobs: int, only: Collection[str] = ()) -> int:
+def run_in_jobs(recipe: Recipe, jobs: int, only: tuple[str, ...] = ()) -> int:
     """Run the stages of a recipe up to its students, `jobs` at a time.
 
     Args:
@@ -202,7 +202,7 @@ def run_in_jobs(recipe: Recipe, jobs: int, only: Collection[str] = ()) -> int:
     return 1 if failed else 0
 
 
-def stage_tasks(pipeline: Pipeline, only: Collection[str] = (), prefix: str = "") -> list[Task]:
+def stage_tasks(pipeline: Pipeline, only: tuple[str, ...] = (), prefix: str = "") -> list[Task]:
     """Return a task for each unfinished stage of a recipe, in order; labels begin with `prefix`."""
     missing = [stage for stage in wanted_stages(pipeline, "students", only) if not stage.is_done()]
     replicate = pipeline.replicate

@@ -199,9 +199,9 @@ def separated(name: str, written: str, example: str) -> list[str]:
     raise InputError(f"{name} is {written!r}, an empty list; give names separated by commas, as in {name} {example}")
 
 
-def students_only(written: str | None) -> list[str]:
+def students_only(written: str | None) -> tuple[str, ...]:
     """Return the students that `--only` names; empty without it, for all of them."""
-    return [] if written is None else separated("--only", written, "ntp,cocomix")
+    return () if written is None else tuple(separated("--only", written, "ntp,cocomix"))
 
 
 def _parser(kind: Any) -> Callable[[Any], Any] | None:

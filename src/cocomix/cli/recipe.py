@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -128,7 +127,7 @@ def train(
     _run_until("students", recipe, ctx.args, as_json, names)
 
 
-def _in_jobs(recipe: Path, overrides: list[str], jobs: int, only: Collection[str] = ()) -> None:
+def _in_jobs(recipe: Path, overrides: list[str], jobs: int, only: tuple[str, ...] = ()) -> None:
     """Run a recipe up to its students, several stages at a time, unless `jobs` is 1; exit if a stage fails."""
     if jobs == 1:
         return
@@ -151,7 +150,7 @@ def _run(command: list[str], recipe: Path, overrides: list[str], as_json: bool, 
         _show_results(results, loaded, [*command, *overrides], as_json)
 
 
-def _run_until(stage: str, recipe: Path, overrides: list[str], as_json: bool, only: Collection[str] = ()) -> None:
+def _run_until(stage: str, recipe: Path, overrides: list[str], as_json: bool, only: tuple[str, ...] = ()) -> None:
     """Run a recipe up to a stage, and show where its output is, or what each finished stage recorded."""
     pipelines = _pipelines(stage, recipe, overrides, only)
     if as_json and pipelines:
@@ -165,7 +164,7 @@ def _run_until(stage: str, recipe: Path, overrides: list[str], as_json: bool, on
         status(f"Done: {pipeline.folder}")
 
 
-def _pipelines(stage: str, recipe: Path, overrides: list[str], only: Collection[str] = ()) -> list[Any]:
+def _pipelines(stage: str, recipe: Path, overrides: list[str], only: tuple[str, ...] = ()) -> list[Any]:
     """Run a recipe, or each of its replicates, up to a stage; return the pipelines, none in processes but the first."""
     recorded = stage == "catalog" and recipe.is_dir()
     loaded = _load_recorded(recipe, overrides) if recorded else _load(recipe, overrides)

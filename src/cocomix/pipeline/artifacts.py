@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -100,7 +100,7 @@ class Pipeline:
         preparation = [before for student in students for needed in student.needs for before in needed.with_needs()]
         return list(dict.fromkeys([self.corpus_stage, *preparation, *students]))
 
-    def students(self, only: Collection[str] = ()) -> list[Stage]:
+    def students(self, only: tuple[str, ...] = ()) -> list[Stage]:
         """Return the stages of all students; or of some by name, or of one of their seeds by the folder's name.
 
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -303,7 +303,7 @@ TEACHER_READS = ("sae", "labels", "predictions", "teacher losses", "catalog")
 """Kinds of stages in which the teacher reads text and no student trains."""
 
 
-def run_until(recipe: Recipe, until: str, only: Collection[str] = (), replicate: Pipeline | None = None) -> Pipeline:
+def run_until(recipe: Recipe, until: str, only: tuple[str, ...] = (), replicate: Pipeline | None = None) -> Pipeline:
     """Check a recipe, then run its stages up to `until`: corpus, teacher, sae, labels, catalog or students.
 
     Args:
@@ -336,7 +336,7 @@ def run_only(recipe: Recipe, name: str, replicate: Recipe | None = None) -> None
 
 @contextmanager
 def prepared(
-    recipe: Recipe, until: str, only: Collection[str] = (), replicate: Pipeline | None = None
+    recipe: Recipe, until: str, only: tuple[str, ...] = (), replicate: Pipeline | None = None
 ) -> Iterator[Pipeline]:
     """Check a recipe, then yield its pipeline with a lock on each stage that will run or may be repaired.
 
@@ -383,7 +383,7 @@ def _notice_changed_text(pipeline: Pipeline, missing: list[Stage]) -> None:
     warn(f"Warning: {changed}. The stored corpus is used. To use the new text, choose another output folder.")
 
 
-def run_missing(pipeline: Pipeline, until: str, only: Collection[str] = ()) -> None:
+def run_missing(pipeline: Pipeline, until: str, only: tuple[str, ...] = ()) -> None:
     """Run the unfinished stages of a `prepared` pipeline, and repair damaged shards if `until` is labels."""
     stages = wanted_stages(pipeline, until, only)
     finished = [stage for stage in stages if stage.is_done()]
@@ -396,7 +396,7 @@ def run_missing(pipeline: Pipeline, until: str, only: Collection[str] = ()) -> N
         status(f"Nothing to do: everything is in {pipeline.folder} already.")
 
 
-def wanted_stages(pipeline: Pipeline, until: str, only: Collection[str]) -> list[Stage]:
+def wanted_stages(pipeline: Pipeline, until: str, only: tuple[str, ...]) -> list[Stage]:
     """Return the stages to run; InputError if the recipe lacks one."""
     if not only:
         return pipeline.stages_until(until)

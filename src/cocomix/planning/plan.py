@@ -6,7 +6,7 @@ B blocks, T tokens of a block, A labels per token.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -50,7 +50,7 @@ RECOMPUTED = 4 / 3
 """Relative cost of a step with gradient checkpointing: two forward passes and a backward pass that costs two."""
 
 
-def plan_recipe(recipe: Recipe, on: Machines, corpus_tokens: int | None = None, only: Collection[str] = ()) -> Plan:
+def plan_recipe(recipe: Recipe, on: Machines, corpus_tokens: int | None = None, only: tuple[str, ...] = ()) -> Plan:
     """Compute the cost of a recipe without running it.
 
     Args:

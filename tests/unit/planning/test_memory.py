@@ -83,7 +83,7 @@ def recipes(tmp_path_factory) -> dict[str, Path]:
 
 
 def planned(recipe: Path, student: str, gpus: int = 1) -> dict[str, list[Peak]]:
-    plan = plan_recipe(load_recipe(recipe), replace(machines("h100", gpus, 0.4), device="cpu"), only=student)
+    plan = plan_recipe(load_recipe(recipe), replace(machines("h100", gpus, 0.4), device="cpu"), only=(student,))
     return plan.students[0].memory
 
 

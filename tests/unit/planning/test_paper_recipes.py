@@ -137,7 +137,7 @@ STUDENTS = [
 def test_it_plans_and_fits(stem: str, name: str) -> None:
     """On eight H100, as it stands."""
     recipe = recipe_of(stem)
-    plan = plan_recipe(recipe, H100, only=name)
+    plan = plan_recipe(recipe, H100, only=(name,))
     (student,) = plan.students
     assert student.peak(recipe.parallel).total < 77 * 2**30
     assert student.hours > 0
@@ -184,7 +184,7 @@ def test_mistakes_are_told_in_a_line(options, said, capsys) -> None:
 def test_a_size_that_is_neither_known_nor_stated_is_asked_for() -> None:
     recipe = load_recipe(RECIPES / "gpt2-69m.yaml", ["--tokenizer.vocab_size", "4096"])
     with pytest.raises(InputError, match=r"set tokenizer\.vocab_size as well"):
-        plan_recipe(recipe, H100, only="gpt2-69m-ntp")
+        plan_recipe(recipe, H100, only=("gpt2-69m-ntp",))
 
 
 def test_a_stated_size_that_its_source_has_not_is_told(tmp_path) -> None:
@@ -192,6 +192,6 @@ def test_a_stated_size_that_its_source_has_not_is_told(tmp_path) -> None:
 
     train_tokenizer(["some words"], 260).save_pretrained(str(tmp_path))
     recipe = load_recipe(RECIPES / "gpt2-69m.yaml", ["--tokenizer.source", str(tmp_path)])
-    plan = plan_recipe(recipe, H100, only="gpt2-69m-ntp")
+    plan = plan_recipe(recipe, H100, only=("gpt2-69m-ntp",))
     assert any("tokenizer.vocab_size in the recipe differs from" in remark for remark in plan.remarks)
     assert plan.students[0].stored_parameters < 40e6
