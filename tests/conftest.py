@@ -96,8 +96,7 @@ def random_model(backbone_config, redraw) -> Callable[..., cocomix.CoCoMixForCau
     """random_model("gpt2", mixing="add"): a student of three blocks in float64 with weights far from zero."""
 
     def make(kind: str = "gpt2", backbone: dict | None = None, **settings: object) -> cocomix.CoCoMixForCausalLM:
-        published = {"concept_slot": "concept", "concept_loss_weight": 0.1}
-        settings = {"insert_layer": 1, "num_concepts": 40, "num_active_concepts": 5, **published, **settings}
+        settings = {"insert_layer": 1, "num_concepts": 40, "num_active_concepts": 5, **settings}
         config = cocomix.CoCoMixConfig(backbone_config=backbone_config(kind, **(backbone or {})), **settings)
         model = cocomix.CoCoMixForCausalLM(config).double().eval()
         redraw(model)

@@ -68,9 +68,8 @@ def model_of(method: str) -> PreTrainedModel:
     torch.manual_seed(0)
     if method == "ntp":
         return GPT2LMHeadModel(BACKBONE)
-    published = {"concept_slot": "concept", "concept_loss_weight": 0.1}
     backbone = EXPERTS if method == "experts" else BACKBONE
-    config = cocomix.CoCoMixConfig(backbone, insert_layer=1, num_concepts=24, num_active_concepts=4, **published)
+    config = cocomix.CoCoMixConfig(backbone, insert_layer=1, num_concepts=24, num_active_concepts=4)
     return cocomix.CoCoMixForCausalLM(config)
 
 

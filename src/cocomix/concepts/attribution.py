@@ -131,7 +131,7 @@ class ConceptExtractor:
         sae: SparseAutoencoder,
         teacher_layer: int,
         labels_per_token: int = 4,
-        selection: str = "activation",
+        selection: str = "attribution",
         compiled: bool = False,
     ) -> None:
         check_tap(teacher, teacher_layer, sae)

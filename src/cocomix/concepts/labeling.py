@@ -46,19 +46,17 @@ SAMPLE_BLOCKS = 16
 class LabelsConfig:
     """The `labels` section of a recipe.
 
-    The paper selects concepts by attribution. The default, activation, learned faster in docs/results.md.
-
     Args:
         source: an existing labeled corpus to use instead of labeling; it must match the recipe's corpus.
         online: label the training blocks inside each training step instead of storing their labels. Every run then
             pays for the teacher, but no disk space is needed.
         labels_per_token: A, the number of concepts per token.
-        selection: activation, attribution, attribution_abs or attribution_negative; or token, the labels_per_token
-            labels by activation that are most frequent for the current token: a baseline without context; or external,
-            for a source that `cocomix.write_labels` wrote.
+        selection: attribution (published), attribution_abs, attribution_negative or activation; or token, the
+            labels_per_token labels by activation that are most frequent for the current token: a baseline without
+            context; or external, for a source that `cocomix.write_labels` wrote.
         offset: label token t with the concepts of token t + offset; none where that is in another document or block.
         window: label token t with the concepts that stand out over the next `window` tokens instead of its own: those
-            with the largest mean activation times log inverse frequency.
+            with the largest mean activation times log inverse frequency. Needs selection activation.
         control: permuted: exchange the labels at random among the tokens with the same id, by the recipe's seed, so
             that they depend on the token but not on its context; or none.
         targets: uniform: the labels of a token count equally in the concept loss; activation: in proportion to their
@@ -73,7 +71,7 @@ class LabelsConfig:
     source: str | None = None
     online: bool = False
     labels_per_token: LabelsPerToken = 4
-    selection: str = "activation"
+    selection: str = "attribution"
     offset: Annotated[int, Range(0, 2**20)] = 0
     window: Annotated[int, Range(0, 2**20)] = 0
     control: str = "none"
@@ -127,7 +125,8 @@ class LabelsConfig:
             )
         if self.window and self.selection not in ("activation", TOKEN):
             found.append(
-                f"labels.window is by activation, but labels.selection is {self.selection!r}; leave one of them out"
+                f"labels.window selects by activation, but labels.selection is {self.selection!r}; "
+                "set labels.selection to activation, or leave labels.window out"
             )
         if self.window and self.alignment == "characters":
             found.append("labels.window needs a teacher that reads the students' tokens; leave labels.alignment out")

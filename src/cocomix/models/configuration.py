@@ -80,8 +80,7 @@ class StackedConfig(PretrainedConfig):
 class CoCoMixConfig(StackedConfig):
     """Configuration of `CoCoMixForCausalLM`.
 
-    The defaults are the published settings except for `concept_slot` (published: `concept`) and `concept_loss_weight`
-    (published: 0.1).
+    The defaults are the published settings (arXiv 2502.08524).
 
     Args:
         backbone_config: configuration of the decoder that is split around the mixer.
@@ -116,10 +115,10 @@ class CoCoMixConfig(StackedConfig):
         num_concepts: int = 32768,
         num_active_concepts: int = 32,
         mixing: str = "interleave",
-        concept_slot: str = "residual",
+        concept_slot: str = "concept",
         slot_positions: str = "interleaved",
         slot_attention: str = "causal",
-        concept_loss_weight: float = 1.0,
+        concept_loss_weight: float = 0.1,
         teacher_hidden_size: int | None = None,
         regression_loss: str = "l2",
         **kwargs: Any,

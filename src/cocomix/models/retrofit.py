@@ -40,7 +40,7 @@ class Retrofit:
         num_concepts: int = 32768,
         num_active_concepts: int = 32,
         mixing: str = "interleave",
-        concept_loss_weight: float = 1.0,
+        concept_loss_weight: float = 0.1,
     ) -> Any:
         """Build a CoCoMix model with the weights and the initial predictions of a pretrained causal language model.
 
@@ -52,7 +52,7 @@ class Retrofit:
             num_concepts: C.
             num_active_concepts: K.
             mixing: interleave, add or none.
-            concept_loss_weight: λ (published: 0.1).
+            concept_loss_weight: λ.
 
         Raises:
             ValueError: the decoder cannot be split, or its predictions would change.

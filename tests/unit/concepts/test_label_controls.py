@@ -25,7 +25,7 @@ from cocomix.concepts.window import WindowExtractor, inverse_frequencies
 
 BLOCKS, T, A, C, V, EOS = 12, 9, 2, 20, 7, 0
 INFO = LabelsInfo("corpus", "teacher", "sae", 1, C, A, "activation", "tokens", shards={"train": 1, "validation": 1})
-CONFIG = LabelsConfig(labels_per_token=A, blocks_per_batch=2, blocks_per_shard=5)
+CONFIG = LabelsConfig(labels_per_token=A, selection="activation", blocks_per_batch=2, blocks_per_shard=5)
 
 
 def base(weighted: bool = False) -> LabeledCorpus:
@@ -149,7 +149,7 @@ def draw_sae() -> SparseAutoencoder:
 def test_window_labels_stand_out_over_the_next_tokens_of_the_document(random_teacher, window: int) -> None:
     teacher, sae = random_teacher(), draw_sae()
     blocks = Dataset.from_dict({"input_ids": np.random.default_rng(0).integers(0, V, (6, T)).tolist()})
-    plain, reader = ConceptExtractor(teacher, sae, 1, A), SameTokens(blocks, tokenizer=None)
+    plain, reader = ConceptExtractor(teacher, sae, 1, A, "activation"), SameTokens(blocks, tokenizer=None)
     frequency = inverse_frequencies(plain, reader, 4)
     extractor = WindowExtractor(
         teacher, sae, 1, A, window=window, inverse_frequency=frequency.double(), eos_token_id=EOS
@@ -202,8 +202,14 @@ def test_weights_of_labels_are_shares_of_activation_and_stored(random_teacher, t
         ({"offset": 1, "online": True}, "labels.offset needs stored labels; leave labels.online out"),
         ({"targets": "activation", "online": True}, "labels.targets activation needs stored labels"),
         ({"selection": "token", "targets": "activation"}, "labels.targets has no effect on labels.selection token"),
-        ({"window": 4, "selection": "attribution"}, "labels.window is by activation, but labels.selection is"),
-        ({"window": 4, "alignment": "characters"}, "labels.window needs a teacher that reads the students' tokens"),
+        (
+            {"window": 4},
+            "labels.window selects by activation, but labels.selection is 'attribution'; set labels.selection",
+        ),
+        (
+            {"window": 4, "selection": "activation", "alignment": "characters"},
+            "labels.window needs a teacher that reads the students' tokens",
+        ),
         ({"control": "permutd"}, "labels.control is 'permutd'; expected one of none, permuted"),
     ],
     ids=str,

@@ -13,11 +13,11 @@ from cocomix.concepts.labeling import LabelsConfig
 from cocomix.pipeline.methods import MixerConfig
 
 
-def test_the_defaults_are_the_published_settings_but_for_slot_and_weight():
+def test_the_defaults_are_the_published_settings():
     config = CoCoMixConfig()
     assert config.backbone_config.model_type == "gpt2"
     assert (config.insert_layer, config.num_concepts, config.num_active_concepts) == (3, 32768, 32)
-    assert (config.mixing, config.concept_slot, config.concept_loss_weight) == ("interleave", "residual", 1.0)
+    assert (config.mixing, config.concept_slot, config.concept_loss_weight) == ("interleave", "concept", 0.1)
     assert config.slot_positions == "interleaved"
 
 
@@ -37,8 +37,8 @@ def test_a_recipe_has_the_same_defaults_as_the_classes() -> None:
     parameters = inspect.signature(ConceptExtractor).parameters
     for name in ("labels_per_token", "selection"):
         assert getattr(LabelsConfig(), name) == parameters[name].default
-    assert LabelsConfig().selection == "activation"
-    assert inspect.signature(CoCoMixForCausalLM.from_backbone).parameters["concept_loss_weight"].default == 1.0
+    assert LabelsConfig().selection == "attribution"
+    assert inspect.signature(CoCoMixForCausalLM.from_backbone).parameters["concept_loss_weight"].default == 0.1
 
 
 @pytest.mark.parametrize(
