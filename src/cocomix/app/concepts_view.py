@@ -15,8 +15,11 @@ from cocomix.app.predictability import Predictability
 from cocomix.app.sorting import LABELS, ORDERS, Sorting
 from cocomix.common.errors import InputError
 from cocomix.inspection.runs import OpenRun
+from cocomix.inspection.similar import similar_concepts
 
 NO_CONCEPT = '<p class="empty">Select a concept to see what activates it, and how well the model predicts it.</p>'
+SIMILAR = 6
+"""Number of similar concepts next to a card."""
 
 
 class ConceptsView(NamedTuple):
@@ -89,6 +92,7 @@ def concepts_view(run: OpenRun, opening: Opening) -> ConceptsView:
                 steer = gr.Button("Steer with it", size="md", min_width=120)
                 color = gr.Button("Color a text by it", size="md", min_width=120)
             shown_card = chooser(NO_CONCEPT, elem_id="card", elem_classes="panel")
+            alike = chooser(elem_id="alike")
 
     for trigger, step in ((query.change, None), (order.input, None), (back.click, -1), (forth.click, 1)):
         trigger(
@@ -106,9 +110,10 @@ def concepts_view(run: OpenRun, opening: Opening) -> ConceptsView:
         try:
             concept = concept_number(run, written)
         except InputError as problem:
-            yield [markup.error(problem), *[gr.skip()] * 4]
+            yield [markup.error(problem), *[gr.skip()] * 5]
             return
-        rest = [gr.update(visible=True), links.write_link("concepts", concept=concept)]
+        similar = markup.similar(similar_concepts(run.model, concept, SIMILAR), run.names)
+        rest = [similar, gr.update(visible=True), links.write_link("concepts", concept=concept)]
         if not predictability.known:
             yield ["", concept, concept_card(run, concept, predictability), *rest]
             predictability.count()
@@ -117,8 +122,9 @@ def concepts_view(run: OpenRun, opening: Opening) -> ConceptsView:
     def choose(event: gr.EventData) -> Iterator[list[Any]]:
         yield from show(chosen(event, "concept"))
 
-    outputs = [message, shown, shown_card, actions, link]
-    found.choose(choose, None, outputs, show_progress="hidden").then(
-        None, link, None, js=links.WRITE, show_progress="hidden"
-    )
+    outputs = [message, shown, shown_card, alike, actions, link]
+    for concepts in (found, alike):
+        concepts.choose(choose, None, outputs, show_progress="hidden").then(
+            None, link, None, js=links.WRITE, show_progress="hidden"
+        )
     return ConceptsView(shown, show, outputs, steer, color, shown_card, link)

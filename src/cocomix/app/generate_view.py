@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -22,6 +23,17 @@ from cocomix.inspection.runs import OpenRun
 from cocomix.models.steering import ALL, Operation
 
 NO_TEXT = '<p class="empty">Press Generate.</p>'
+# On a narrow screen the texts are below the fold; the padding leaves room to scroll before they have grown.
+STARTED = """() => {
+  const below = document.getElementById('plain').getBoundingClientRect().top > innerHeight / 2;
+  if (below && innerWidth <= 640) {
+    document.body.style.paddingBottom = '60vh';
+    document.getElementById('generate-start').scrollIntoView();
+  }
+  return %s;
+}"""
+FACTORS = {1.0: "", 0.5: ", if half as much is added", 2.0: ", if twice as much is added"}
+"""Factors of what the steering adds for which the next tokens are shown, in words."""
 FIELDS = {"max_new_tokens": "New tokens", "temperature": "Temperature", "top_p": "Top p", "seed": "Seed"}
 """Labels of the settings."""
 
@@ -139,7 +151,7 @@ def generate_view(run: OpenRun, limits: Limits, opening: Opening) -> GenerateVie
 
     triggers = [start.click, prompt.submit]
     # Runs in the browser immediately, so that the message of an earlier request disappears.
-    gr.on(triggers, None, None, message, js=f"() => {json.dumps(markup.note('Generating …'))}", show_progress="hidden")
+    gr.on(triggers, None, None, message, js=STARTED % json.dumps(markup.note("Generating …")), show_progress="hidden")
     running = gr.on(
         triggers,
         generate,
@@ -174,11 +186,28 @@ def _generated(run: OpenRun, limits: Limits, request: Request) -> Iterator[tuple
 
 
 def _next_tokens(run: OpenRun, request: Request) -> list[str]:
-    """Render the most probable tokens after the prompt, without and with steering."""
+    """Render the most probable tokens after the prompt, without and with steering.
+
+    If the steering adds to logits, the tokens with half and with twice of what it adds follow.
+    """
     ids = prompt_ids(run, request.prompt, request.settings.max_new_tokens)[0]
-    steering = steering_of(request.operations, request.positions).after_prompt(len(ids))
-    probabilities = next_token_probabilities(run.model, ids, [None, steering])
-    return [markup.next_tokens(most_probable(run.tokenizer, each)) for each in probabilities]
+    adds = any(operation.kind == "add" for operation in request.operations)
+    factors = list(FACTORS) if adds else [1.0]
+    steerings = [
+        steering_of([_scaled(each, factor) for each in request.operations], request.positions).after_prompt(len(ids))
+        for factor in factors
+    ]
+    plain, *steered = next_token_probabilities(run.model, ids, [None, *steerings])
+    rendered = [
+        markup.next_tokens(most_probable(run.tokenizer, each), FACTORS[factor])
+        for each, factor in zip(steered, factors, strict=True)
+    ]
+    return [markup.next_tokens(most_probable(run.tokenizer, plain)), "".join(rendered)]
+
+
+def _scaled(operation: Operation, factor: float) -> Operation:
+    """Multiply what an operation adds; others stay as they are."""
+    return replace(operation, value=factor * operation.value) if operation.kind == "add" else operation
 
 
 def _sampling(limits: Limits) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from cocomix.app.finding import FoundConcept
@@ -12,6 +12,7 @@ from cocomix.app.reading import BARS, Reading
 from cocomix.catalog.rows import Context
 from cocomix.common.console import compact, visible
 from cocomix.inspection.effects import NextToken
+from cocomix.inspection.similar import SimilarConcept
 from cocomix.inspection.trace import TracedConcept, TracedToken
 
 WEIGHT = "--weight: {:.3f}"
@@ -67,6 +68,21 @@ def brief_hits(found: Sequence[FoundConcept], action: str) -> str:
     return f'<ul class="hits brief" aria-label="concepts">{"".join(buttons)}</ul>'
 
 
+def similar(concepts: Sequence[SimilarConcept], names: Mapping[int, str]) -> str:
+    """Render the concepts that are similar to the one of a card as a row of buttons."""
+    buttons = (
+        f'<li><button type="button" data-concept="{each.concept_id}" '
+        f'aria-label="{escape(f"show concept {title_of(each.concept_id, name)}, cosine {each.cosine:.2f}")}">'
+        f'<span class="id">{each.concept_id}</span> {shown(name)} <span class="figure">{each.cosine:.2f}</span>'
+        "</button></li>"
+        for each, name in ((each, names.get(each.concept_id, "")) for each in concepts)
+    )
+    return (
+        "<h4>Similar concepts <small>(cosine of what the model mixes in)</small></h4>"
+        f'<ul class="hits brief">{"".join(buttons)}</ul>'
+    )
+
+
 def _hit(found: FoundConcept, action: str) -> str:
     name = shown(found.name) or f"concept {found.concept_id}"
     figure = "" if found.frequency is None else f'<span class="figure">{active(found.frequency)}</span>'
@@ -112,13 +128,13 @@ def _continuation(prompt: str, text: str, differs: str) -> str:
     return f'<p class="text"><span class="prompt">{escape(prompt)}</span>{escape(text)}{mark}</p>'
 
 
-def next_tokens(tokens: Sequence[NextToken]) -> str:
-    """Render the most probable tokens after a prompt."""
+def next_tokens(tokens: Sequence[NextToken], when: str = "") -> str:
+    """Render the most probable tokens after a prompt; `when` describes the steering."""
     chips = "".join(
         f'<li><code>{shown_token(each.token)}</code> <span class="figure">{each.probability:.1%}</span></li>'
         for each in tokens
     )
-    return f'<p class="note">Most probable next tokens:</p><ul class="chips">{chips}</ul>'
+    return f'<p class="note">Most probable next tokens{escape(when)}:</p><ul class="chips">{chips}</ul>'
 
 
 def panel(title: str, about: str, body: str) -> str:
