@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from cocomix.common import settings
+from cocomix.common import distributed, settings
 from cocomix.common.console import warn
 from cocomix.common.errors import InputError
 from cocomix.concepts.attribution import check_tap
@@ -105,6 +105,7 @@ def check(pipeline: Pipeline, wanted: Sequence[Stage]) -> None:
         _warn_of_idle_vocab_size(recipe)
     if any(stage.kind == "student" and not stage.is_done() for stage in wanted):
         _warn_of_single_evaluations(recipe)
+        _warn_of_single_process(recipe)
 
 
 def _loaded(load: Callable[[str], Loaded], source: str) -> Loaded:
@@ -200,6 +201,15 @@ def _warn_of_single_evaluations(recipe: Recipe) -> None:
                 f"Warning: {key}.tokens_per_evaluation is {training.tokens_per_evaluation:,} of "
                 f"{training.max_tokens:,} training tokens, so there is one evaluation, at the end; leave it out for ten"
             )
+
+
+def _warn_of_single_process(recipe: Recipe) -> None:
+    """Warn if the recipe shares a model among processes and there is only one."""
+    if recipe.parallel != "ddp" and distributed.world_size() == 1:
+        warn(
+            f"Warning: parallel is {recipe.parallel!r}, which has no effect on a single process; start one per GPU: "
+            "torchrun --nproc_per_node GPUS -m cocomix …"
+        )
 
 
 def _check_teacher(recipe: Recipe, with_sae: bool) -> None:

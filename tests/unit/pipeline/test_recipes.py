@@ -140,6 +140,12 @@ def test_a_single_evaluation_is_warned_about(training: dict[str, int], lines: in
     assert TrainingConfig(max_tokens=100_000).tokens_per_evaluation == 10_000
 
 
+@pytest.mark.parametrize(("parallel", "lines"), [("ddp", 0), ("fsdp+cpu-offload", 1)])
+def test_sharing_a_model_with_nobody_is_warned_about(parallel: str, lines: int, capsys) -> None:
+    preflight._warn_of_single_process(Recipe("name", "out", parallel=parallel))
+    assert capsys.readouterr().err.count("which has no effect on a single process") == lines
+
+
 @pytest.mark.parametrize(("stated", "is_reported"), [(4096, False), (257, False), (999, True)])
 def test_a_vocabulary_size_that_is_not_the_tokenizers_is_reported(stated, is_reported, tmp_path, capsys):
     train_tokenizer(["a text"], 257).save_pretrained(str(tmp_path))
