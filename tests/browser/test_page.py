@@ -122,7 +122,7 @@ def test_steering_changes_the_text(visit, keep, opened):
     finished(page)
     first = [page.locator(f"#{name} .chips .figure").all_inner_texts() for name in ("plain", "steered")]
     assert first[0] != first[1][:5], "the example changes no probability"
-    expect(page.locator("#steered")).to_contain_text("if twice as much is added")
+    expect(page.locator("#steered")).to_contain_text("at twice the strength")
     start_over(page)
     few_tokens(page)
     plain, same = generate(page)

@@ -32,7 +32,7 @@ STARTED = """() => {
   }
   return %s;
 }"""
-FACTORS = {1.0: "", 0.5: ", if half as much is added", 2.0: ", if twice as much is added"}
+FACTORS = {1.0: "", 0.5: " at half the strength", 2.0: " at twice the strength"}
 """Factors of what the steering adds for which the next tokens are shown, in words."""
 FIELDS = {"max_new_tokens": "New tokens", "temperature": "Temperature", "top_p": "Top p", "seed": "Seed"}
 """Labels of the settings."""
