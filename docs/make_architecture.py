@@ -64,7 +64,7 @@ def picture() -> str:
         # The teacher's row.
         box(215, TEACHER, 150, "frozen", "teacher (frozen)", "blocks up to a layer"),
         box(415, TEACHER, 160, "frozen", "sparse autoencoder", "C latents per token"),
-        box(625, TEACHER, 150, "box", "concept labels", "the A strongest latents"),
+        box(625, TEACHER, 150, "box", "concept labels", "the A of largest score"),
         arrow((60, LOSSES - 24), (60, TEACHER), (138, TEACHER)),
         arrow((291, TEACHER), (333, TEACHER)),
         arrow((496, TEACHER), (548, TEACHER)),

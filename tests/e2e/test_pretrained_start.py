@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 from tiny_run import Runner, tiny_recipe, training
 
 NEUTRAL_PAUSE = {"insert_layer": 1, "mixing": "add", "concept_slot": "concept"}
+RESIDUAL = {"concept_slot": "residual"}
+HIDDEN = {"insert_layer": 2, "content": "hidden_states", "mixing": "add", **RESIDUAL}
 
 
 @pytest.fixture
@@ -54,8 +56,8 @@ def test_students_of_every_method_that_can_predict_at_first_what_the_source_does
         {
             "ntp": {"method": "ntp"},
             "pause": {"method": "pause", "mixer": NEUTRAL_PAUSE},
-            "cocomix": {"method": "cocomix", "mixer": {"insert_layer": 1, "num_active_concepts": 8}},
-            "hidden": {"method": "cocomix", "mixer": {"insert_layer": 2, "content": "hidden_states", "mixing": "add"}},
+            "cocomix": {"method": "cocomix", "mixer": {"insert_layer": 1, "num_active_concepts": 8, **RESIDUAL}},
+            "hidden": {"method": "cocomix", "mixer": HIDDEN},
         },
         backbone={"source": str(source)},
     )

@@ -25,7 +25,7 @@ class Predictability:
     """Counts for all concepts, computed on first use and cached.
 
     Args:
-        run: whose labels are those that it learnt (`learned_labels`), if they are still there.
+        run: whose labels are those that it learned (`learned_labels`), if they are still there.
     """
 
     def __init__(self, run: OpenRun) -> None:
