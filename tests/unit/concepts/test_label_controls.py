@@ -197,7 +197,7 @@ def test_weights_of_labels_are_shares_of_activation_and_stored(random_teacher, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"offset": 1, "window": 2}, "labels.offset and labels.window exclude each other"),
+        ({"offset": 1, "window": 2, "selection": "activation"}, "labels.offset and labels.window exclude each other"),
         ({"control": "permuted", "selection": "token"}, "labels.control and labels.selection token exclude each other"),
         ({"offset": 1, "online": True}, "labels.offset needs stored labels; leave labels.online out"),
         ({"targets": "activation", "online": True}, "labels.targets activation needs stored labels"),
