@@ -16,6 +16,8 @@ from cocomix.models.loading import load_causal_lm
 from cocomix.training.run import load_run
 from cocomix.training.validation import evaluate_model
 
+LEFT_OUT = {"concept_slot": "residual", "concept_loss_weight": "1.0"}
+"""Settings that the recipes leave out, with the defaults of their time."""
 ARCHIVES = sorted((Path(__file__).parents[1] / "older_runs").glob("*.tar.xz"))
 
 
@@ -31,7 +33,10 @@ def test_a_run_of_an_earlier_commit_is_finished_compared_read_and_steered(
     older: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded = files.read_json(older / "report" / "results.json")["students"]
-    assert main(["run", "recipe.yaml", "--json"]) == 0
+    assert main(["run", "recipe.yaml"]) == 2
+    assert "student.mixer.concept_slot is 'residual' there, 'concept' here" in capsys.readouterr().err
+    options = [part for key, value in LEFT_OUT.items() for part in (f"--students.cocomix.mixer.{key}", value)]
+    assert main(["run", "recipe.yaml", "--json", *options]) == 0
     printed = capsys.readouterr()
     assert "Nothing to do" in printed.err
     students = json.loads(printed.out)["students"]

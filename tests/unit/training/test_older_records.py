@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cocomix.concepts.labeling import LabelsConfig
 from cocomix.models.building import BackboneConfig
-from cocomix.pipeline import methods
 from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.methods import MixerConfig, StudentConfig, StudentLabels
 from cocomix.pipeline.recipe import Recipe
@@ -39,21 +38,32 @@ MIXER = {
 }
 
 
+LEFT_OUT = MixerConfig(concept_slot="residual", concept_loss_weight=1.0)
+"""The mixer that older recipes left out: the defaults of their time."""
+
+
 def recipe() -> Recipe:
     students = {
         "ntp": StudentConfig("ntp", match="cocomix"),
         "kd": StudentConfig("kd"),
         "mtp": StudentConfig("mtp"),
-        "pause": StudentConfig("pause"),
-        "cocomix": StudentConfig("cocomix"),
+        "pause": StudentConfig("pause", mixer=LEFT_OUT),
+        "cocomix": StudentConfig("cocomix", mixer=LEFT_OUT),
         "llama": StudentConfig("ntp", BackboneConfig("llama"), learning_rate=0.01),
         "own": StudentConfig("cocomix", mixer=MixerConfig(mixing="add"), labels=StudentLabels(labels_per_token=2)),
     }
-    return Recipe("tiny", "out", students=students)
+    return Recipe("tiny", "out", labels=LabelsConfig(selection="activation"), students=students)
 
 
 def without_optimizer(training: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in training.items() if key != "optimizer"}
+
+
+def without_mixers(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a recipe or student as the recipe left it out."""
+    if record.get("mixer") == dataclasses.asdict(LEFT_OUT):
+        return {**record, "mixer": None}
+    return {k: without_mixers(v) if isinstance(v, dict) else v for k, v in record.items()}
 
 
 LATER = {"concept_loss_schedule", "weight_schedule", "offset", "window", "control", "targets", "untrained"}
@@ -66,7 +76,7 @@ def without_later(record: dict[str, Any]) -> dict[str, Any]:
 
 def left_out_settings() -> dict[str, Any]:
     """The recipe as older versions wrote it."""
-    settings = dataclasses.asdict(recipe())
+    settings = without_mixers(dataclasses.asdict(recipe()))
     del settings["sae"]["auxiliary_loss_weight"]
     settings["sae"]["learning_rate"] = 1e-3
     settings["training"] = without_optimizer(settings["training"])
@@ -82,8 +92,8 @@ def older(settings: dict[str, Any], recipe: Recipe, name: str) -> dict[str, Any]
     return {
         **settings,
         "training": without_optimizer(settings["training"]),
-        "student": dataclasses.asdict(student),
-        "match": matched and dataclasses.asdict(dataclasses.replace(matched, learning_rate=None)),
+        "student": without_mixers(dataclasses.asdict(student)),
+        "match": matched and without_mixers(dataclasses.asdict(dataclasses.replace(matched, learning_rate=None))),
         "backbone": dataclasses.asdict(recipe.backbone),
     }
 
@@ -166,9 +176,7 @@ def test_the_recipe_of_an_older_run_is_read_as_what_it_was() -> None:
     assert settings_table(left_out) == settings_table(complete_recipe(left_out))
 
 
-def test_a_default_that_changes_neither_passes_for_the_old_one_nor_changes_a_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_default_that_changes_neither_passes_for_the_old_one_nor_changes_a_report(tmp_path: Path) -> None:
     before = dataclasses.replace(recipe(), output=str(tmp_path))
     del before.students["llama"]
     stage = Pipeline(before).student_stages["cocomix", 0]
@@ -176,14 +184,14 @@ def test_a_default_that_changes_neither_passes_for_the_old_one_nor_changes_a_rep
     stage.folder.mkdir(parents=True)
     record = {"inputs": inputs, "fingerprint": "", "summary": {}}
     shown = settings_table(before.to_dict())
-    monkeypatch.setattr(methods, "MixerConfig", partial(MixerConfig, concept_loss_weight=0.5))
-    now = Pipeline(before).student_stages["cocomix", 0]
+    today = dataclasses.replace(before, students={**before.students, "cocomix": StudentConfig("cocomix")})
+    now = Pipeline(today).student_stages["cocomix", 0]
     for settings in (stage.settings, older(stage.settings, before, "cocomix")):
         (stage.folder / "stage.json").write_text(json.dumps({**record, "settings": settings}))
         assert stage.problems() == []
         (problem,) = now.problems()
-        assert "student.mixer.concept_loss_weight is 1.0 there, 0.5 here" in problem
-    assert settings_table(dataclasses.asdict(before)) == shown
+        assert "student.mixer.concept_loss_weight is 1.0 there, 0.1 here" in problem
+    assert settings_table(without_mixers(dataclasses.asdict(before))) == shown
 
 
 @pytest.mark.parametrize(
