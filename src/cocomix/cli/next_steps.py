@@ -78,10 +78,10 @@ def _catalog(folder: Path) -> Catalog | None:
 
 
 def _reference(concept: dict[str, Any], catalog: Catalog | None) -> str:
-    """Return how `--steer` takes a concept: by its name where that is unique, or else by its number."""
+    """Return how `--steer` takes a concept: by its name where that is unique and begins like a word, or its number."""
     number, name = concept["concept_id"], concept["name"]
     is_unique = catalog is not None and catalog.named(name) == [number] and "=" not in name
-    return f"name:{name}" if is_unique else str(number)
+    return f"name:{name}" if is_unique and name[:1].isalnum() else str(number)
 
 
 def _other_mixing(student: StudentConfig) -> tuple[str, str] | None:

@@ -308,7 +308,10 @@ class _Sieve:
             text = document.utf8()
             if text is None:
                 if not self.unreadable:
-                    status(f"Skipping {document.source}: not a regular file of UTF-8 text. More are counted only.")
+                    status(
+                        f"Skipping {document.source}: not a regular file of UTF-8 text; convert it to UTF-8 if it is "
+                        "text. Further such files are counted, not listed."
+                    )
                 self.unreadable += 1
                 last_unreadable = document.source
                 if len(self.unreadable_examples) < EXAMPLES:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from cocomix.cli.next_steps import _other_mixing, next_steps
+from cocomix.cli.next_steps import _other_mixing, _reference, next_steps
 from cocomix.pipeline.methods import MixerConfig, StudentConfig
 from cocomix.pipeline.recipe import Recipe
+from small_catalog import catalog_of
 
 PLAIN = {"showcase": None}
 
@@ -26,6 +27,11 @@ def test_options_are_repeated_for_text_of_ones_own() -> None:
     last = next_steps(PLAIN, recipe, command).splitlines()[-1].strip()
     expected = "--seed=1 --name 'a b' --corpus.source PATH/TO/YOUR/TEXT --output out-mine"
     assert last == f"cocomix run 'my recipe.yaml' {expected}"
+
+
+@pytest.mark.parametrize(("name", "written"), [("append · get", "name:append · get"), (": · (", "3"), ("a=b", "3")])
+def test_a_concept_is_proposed_by_a_name_that_reads_like_one(name: str, written: str) -> None:
+    assert _reference({"concept_id": 3, "name": name}, catalog_of({3: name})) == written
 
 
 @pytest.mark.parametrize(
