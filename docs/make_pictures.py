@@ -16,7 +16,7 @@ from cocomix.inspection.runs import open_run
 
 FOLDER = Path(__file__).parent
 TEXT = 'def read_file(path):\n    with open(path, encoding="utf-8") as f:\n        return f.read()\n'
-SHOWN = "import"
+SHOWN = "append"
 """A word; the first concept that is found for it is taken."""
 
 

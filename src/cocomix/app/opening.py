@@ -35,10 +35,7 @@ class Opening(NamedTuple):
 
 
 def opening(run: OpenRun) -> Opening:
-    """Choose a text from the catalog, and the concept that has the largest effect after it at a typical strength.
-
-    A concept whose name has a letter is preferred: the effect of one that promotes punctuation is hard to see.
-    """
+    """Choose a text from the catalog, and the concept that has the largest effect after it at a typical strength."""
     ids = _example(run)
     if not len(ids):
         return Opening("", [], STRENGTH, "")
@@ -48,9 +45,7 @@ def opening(run: OpenRun) -> Opening:
     low, high = np.quantile(logits.cpu().numpy(), (0.1, 0.9))
     strength = max(1.0, min(STRONGEST, round(2 * float(high)) / 2))
     first = Opening(run.tokenizer.decode(ids), [], strength, f"{low:.1f} to {high:.1f}")
-    ranked = effects(run, first, ROWS)
-    words = [concept for concept in ranked if any(map(str.isalpha, run.names.get(concept, "")))]
-    return first._replace(concepts=(words or ranked)[:1])
+    return first._replace(concepts=effects(run, first, ROWS)[:1])
 
 
 def _example(run: OpenRun) -> Tensor:

@@ -22,14 +22,6 @@ def test_the_example_is_a_line_and_a_concept(opened):
     assert float(low) < float(high)
 
 
-def test_the_example_is_a_concept_with_letters_in_its_name(opened):
-    context = {39: ("w9 w8\nw1 w2", " w3", " w4")}
-    anything = opening(opened(catalog_of({}, context))).concepts[0]
-    other = next(concept for concept in range(1, CONCEPTS) if concept != anything)
-    names = {concept: "word" if concept == other else ". · ," for concept in range(CONCEPTS)}
-    assert opening(opened(catalog_of(names, context))).concepts == [other]
-
-
 def test_nothing_to_show_without_texts(opened):
     for run in (opened(), opened(catalog_of({}))):
         assert opening(run).prompt == ""
