@@ -53,8 +53,9 @@ def alone_every_method(alone: Runner, text: Path, tmp_path_factory: pytest.TempP
 
     def recipe(output: Path) -> dict[str, Any]:
         content = shared_recipe(text, output)
-        content["students"]["loss-only"] = {"method": "cocomix", "mixer": {"insert_layer": 1, "mixing": "none"}}
-        content["students"]["pause"] = {"method": "pause", "mixer": {"insert_layer": 1}}
+        loss_only = {"insert_layer": 1, "mixing": "none", "concept_loss_weight": 1.0}
+        content["students"]["loss-only"] = {"method": "cocomix", "mixer": loss_only}
+        content["students"]["pause"] = {"method": "pause", "mixer": {"insert_layer": 1, "concept_slot": "residual"}}
         content["students"]["mtp"] = {"method": "mtp"}
         content["students"]["kd"] = {"method": "kd"}
         return content
