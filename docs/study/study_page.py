@@ -12,6 +12,7 @@ from cocomix.common.console import table
 from cocomix.common.document import Block, Bullets, Picture, to_markdown
 from cocomix.common.errors import InputError
 from cocomix.evaluation.verdicts import LEVEL
+from cocomix.reporting.concept_tables import SUMMARY_NOTE, concept_summary
 from cocomix.reporting.curves import curves_picture
 from cocomix.reporting.envelope import (
     ENVELOPE,
@@ -49,6 +50,7 @@ DETAILS_INTRODUCTION = (
     "Evaluations, settings and provenance of each part of [the results](results.md), and the parts that are too short "
     "to decide anything. The columns are explained there."
 )
+CONCEPTS = f"Tables of bits per label and of shares are means over seeds or replicates. {SUMMARY_NOTE}"
 OWN_LOSS = "at its own loss"
 WITH_TEACHER = "tokens, with teacher's"
 COLUMNS = {
@@ -93,7 +95,7 @@ def write_page(study: Study, folder: Path) -> Path:
         note = VERDICTS.format(loss=study.loss_margin, cost=study.cost_margin, sure=1 - LEVEL)
         page += ["## Claims", table(CLAIM_HEADER, rows), note]
     page += ["## How to read the tables", READING]
-    details = [f"# {study.title}: details", MARKER, DETAILS_INTRODUCTION]
+    details = [f"# {study.title}: details", MARKER, DETAILS_INTRODUCTION, CONCEPTS]
     for part, results in zip(study.parts, found, strict=True):
         section = _section(part, results)
         if part.minor:
@@ -145,10 +147,21 @@ def _details(results: dict[str, Any]) -> str:
     blocks: list[Block] = []
     if measured := evaluation_tables(_in_short(results["evaluations"])):
         blocks += [*measured, EVALUATION_NOTE]
+    blocks += concept_summary(_means(results))
     if settings := settings_table(results["recipe"]):
         blocks.append(settings)
     blocks.append(Bullets([*caveats(results), *provenance_lines(results), _provenance(results)]))
     return to_markdown(blocks).rstrip("\n")
+
+
+def _means(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the mean metrics of each group, in the form of a run."""
+    means = {}
+    for name, members in results["groups"].items():
+        metrics = [results["students"][each]["metrics"] for each in members]
+        shared = set(metrics[0]).intersection(*metrics)
+        means[name] = {"metrics": {key: fmean(each[key] for each in metrics) for key in metrics[0] if key in shared}}
+    return means
 
 
 def _losses_by_tokens(results: dict[str, Any]) -> str:

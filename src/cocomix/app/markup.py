@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from cocomix.app.finding import FoundConcept
@@ -59,28 +59,26 @@ def hits(found: Sequence[FoundConcept], action: str) -> str:
 
 def brief_hits(found: Sequence[FoundConcept], action: str) -> str:
     """Render concepts as a row of buttons with numbers and names only."""
-    buttons = (
-        f'<li><button type="button" data-concept="{each.concept_id}" '
-        f'aria-label="{escape(f"{action} concept {title_of(each.concept_id, each.name)}")}">'
-        f'<span class="id">{each.concept_id}</span> {shown(each.name)}</button></li>'
-        for each in found
-    )
-    return f'<ul class="hits brief" aria-label="concepts">{"".join(buttons)}</ul>'
+    return _brief_list((each.concept_id, each.name, action, "") for each in found)
 
 
 def similar(concepts: Sequence[SimilarConcept], names: Mapping[int, str]) -> str:
     """Render the concepts that are similar to the one of a card as a row of buttons."""
+    rows = ((each.concept_id, names.get(each.concept_id, ""), "show", f"{each.cosine:.2f}") for each in concepts)
+    return f"<h4>Similar concepts <small>(cosine of what the model mixes in)</small></h4>{_brief_list(rows)}"
+
+
+def _brief_list(rows: Iterable[tuple[int, str, str, str]]) -> str:
+    """Render buttons of a concept's number, name, what a click does, and a figure or none."""
     buttons = (
-        f'<li><button type="button" data-concept="{each.concept_id}" '
-        f'aria-label="{escape(f"show concept {title_of(each.concept_id, name)}, cosine {each.cosine:.2f}")}">'
-        f'<span class="id">{each.concept_id}</span> {shown(name)} <span class="figure">{each.cosine:.2f}</span>'
-        "</button></li>"
-        for each, name in ((each, names.get(each.concept_id, "")) for each in concepts)
+        f'<li><button type="button" data-concept="{concept_id}" '
+        f'aria-label="{escape(f"{action} concept {title_of(concept_id, name)}")}">'
+        f'<span class="id">{concept_id}</span> {shown(name)}'
+        + (f' <span class="figure">{figure}</span>' if figure else "")
+        + "</button></li>"
+        for concept_id, name, action, figure in rows
     )
-    return (
-        "<h4>Similar concepts <small>(cosine of what the model mixes in)</small></h4>"
-        f'<ul class="hits brief">{"".join(buttons)}</ul>'
-    )
+    return f'<ul class="hits brief" aria-label="concepts">{"".join(buttons)}</ul>'
 
 
 def _hit(found: FoundConcept, action: str) -> str:

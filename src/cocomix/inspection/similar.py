@@ -33,5 +33,6 @@ def similar_concepts(model: Any, concept: int, count: int) -> list[SimilarConcep
     """
     rows = model.mixer.compress_weight.float()
     cosines = F.cosine_similarity(rows, rows[concept], dim=-1)
-    order = [other for other in cosines.argsort(descending=True).tolist() if other != concept]
-    return [SimilarConcept(other, cosines[other].item()) for other in order[:count]]
+    cosines[concept] = -torch.inf
+    found = cosines.topk(min(count, len(cosines) - 1))
+    return [SimilarConcept(*each) for each in zip(found.indices.tolist(), found.values.tolist(), strict=True)]

@@ -18,6 +18,7 @@ from cocomix.common.console import compact
 from cocomix.concepts.label_tables import LabelHits
 from cocomix.evaluation.concepts import ConceptPredictions, TableHits
 from cocomix.inspection.effects import NextToken
+from cocomix.inspection.similar import SimilarConcept
 from cocomix.inspection.trace import TracedConcept, TracedToken
 from small_catalog import catalog_of
 
@@ -67,6 +68,7 @@ MADE = {
     "hits": lambda: markup.hits(
         [FoundConcept(3, EVIL, 0.5, catalog_of({}, {3: (EVIL,) * 3}).concept(3).contexts[0])], "x"
     ),
+    "similar": lambda: markup.similar([SimilarConcept(3, 0.5)], {3: EVIL}),
     "brief hits": lambda: markup.brief_hits([FoundConcept(3, EVIL, None, None)], EVIL),
     "card": evil_card,
     "bare card": lambda: card.bare_card(3, card.pending(EVIL), EVIL),

@@ -16,7 +16,7 @@ from cocomix.common.errors import InputError
 @pytest.fixture(autouse=True)
 def deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, in a home folder, three levels deep: nothing else can be lost."""
-    folder = tmp_path / "home" / "work" / "here"
+    folder = tmp_path / "home" / "projects" / "here"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -35,7 +35,7 @@ def thesis(folder: Path) -> Path:
     [
         ("runs/mine", "runs/mine"),
         ("new/..", "."),
-        ("new/../../x", "~/work/x"),
+        ("new/../../x", "~/projects/x"),
         ("~/runs", "~/runs"),
         ("link/runs", "~/elsewhere/runs"),
         ("link/..", "~"),
