@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
@@ -98,8 +98,9 @@ class Processes:
                 for line in lines:
                     if line.strip():
                         status(f"[{task.label}] {line.strip()}")
-            process.join()
+            wait([process.sentinel])
             with self._changed:
+                process.join()  # not outside: starting another process reads the exit codes of all that have ended
                 del self._running[task.label]
                 self._codes[task.label] = process.exitcode or 0
                 self._changed.notify_all()

@@ -32,6 +32,12 @@ def test_each_line_has_the_label_of_its_task_and_the_rest_finish(capsys: pytest.
     assert lines[-1] == "[late] four"
 
 
+def test_every_task_has_its_own_exit_code_however_many_end_while_others_start() -> None:
+    codes = {str(number): number % 2 for number in range(60)}
+    tasks = [Task(label, python(f"raise SystemExit({code})")) for label, code in codes.items()]
+    assert Processes(jobs=4).run(tasks) == codes
+
+
 def test_an_interruption_reaches_every_process_and_starts_no_other(tmp_path: Path) -> None:
     def interrupt() -> None:
         while len(list(tmp_path.glob("*.started"))) < 2:
