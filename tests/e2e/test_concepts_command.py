@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -38,7 +39,10 @@ def test_a_run_knows_the_recipe_of_its_catalogue(catalogued: Path, capsys) -> No
     run = catalogued / "students" / "cocomix"
     for each in (run, catalogued):
         assert main(["concepts", str(each), "--catalog.contexts", "3"]) == 0
-        assert "Nothing to do" in capsys.readouterr().err
+        printed = capsys.readouterr().err
+        assert "Nothing to do" in printed
+    proposed = shlex.split(printed.rpartition("Next: ")[2])
+    assert proposed[1:3] == ["concepts", "search"] and main(proposed[1:]) == 0
     (catalogued / "labels").rename(catalogued / "elsewhere")
     assert main(["concepts", str(run)]) == 2
     assert "which are gone; give its recipe file" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import typer
 
 from cocomix.cli.compare import show_tables
 from cocomix.cli.next_steps import next_steps
-from cocomix.cli.options import Json, argument, option, students_only
+from cocomix.cli.options import Json, argument, option, program, students_only
 from cocomix.common import files
 from cocomix.common.console import show, status
 from cocomix.common.errors import InputError, did_you_mean
@@ -162,6 +163,8 @@ def _run_until(stage: str, recipe: Path, overrides: list[str], as_json: bool, on
         return
     for pipeline in pipelines:
         status(f"Done: {pipeline.folder}")
+    if stage == "catalog" and pipelines:
+        status(f"Next: {program()} {shlex.join(['concepts', 'search', str(pipelines[0].folder), 'WORDS'])}")
 
 
 def _pipelines(stage: str, recipe: Path, overrides: list[str], only: tuple[str, ...] = ()) -> list[Any]:
