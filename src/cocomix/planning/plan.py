@@ -30,10 +30,10 @@ from cocomix.models.building import activated_parameters, build_plain
 from cocomix.models.flops import forward_flops_per_token, training_flops_per_token
 from cocomix.objectives import NextToken, Objective
 from cocomix.objectives.base import Batch
-from cocomix.pipeline import preflight
 from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.costs import labeling_flops, sae_training_flops, teacher_flops
 from cocomix.pipeline.methods import DistillationConfig, StudentConfig
+from cocomix.pipeline.model_checks import check_reading, model_problems
 from cocomix.pipeline.recipe import Recipe
 from cocomix.pipeline.stage import RECORD_FILE, Stage
 from cocomix.pipeline.student_inputs import OnlineTeacher
@@ -68,11 +68,11 @@ def plan_recipe(recipe: Recipe, on: Machines, corpus_tokens: int | None = None, 
         recipe.require_student(name)
     first, *others = recipe.replicated()
     planner = _Planner(first, on, corpus_tokens, [Pipeline(other) for other in others])
-    if problems := preflight.model_problems(planner.pipeline, planner.pipeline.vocab_size):
+    if problems := model_problems(planner.pipeline, planner.pipeline.vocab_size):
         raise InputError("\n".join(problems))
     if recipe.mixes_hidden_states() or (recipe.needs_labels() and recipe.labels.source is None):
         with torch.device("meta"):
-            preflight.check_reading(recipe, planner.pipeline.teacher())
+            check_reading(recipe, planner.pipeline.teacher())
     students = [planner.student(name) for name in recipe.students if not only or name in only]
     learners = [recipe.students[student.name] for student in students]
     preparation = planner.preparation(learners)
