@@ -116,7 +116,7 @@ def _score(key: str) -> Any:
 def evaluate_steering(
     run: Run,
     concepts: Annotated[
-        int | None, option("N", "Concepts to steer in each frequency band (default: 32).", _score("concepts"))
+        int | None, option("N", "Concepts to steer, spread over the frequency bands (default: 32).", _score("concepts"))
     ] = None,
     prompts: Annotated[int | None, option("N", "Number of validation prompts (default: 4).", Count)] = None,
     strengths: Annotated[
