@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -22,10 +23,10 @@ from typing import TextIO
 
 import torch
 
-from cocomix.cli.options import USER_ERROR
+from cocomix.cli.options import USER_ERROR, load_libraries
 from cocomix.cli.outcome import exit_code_of
 from cocomix.common import distributed, interruption
-from cocomix.common.console import status
+from cocomix.common.console import Verbosity, set_verbosity, verbosity, warn
 from cocomix.common.errors import InputError
 from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.recipe import Recipe
@@ -63,7 +64,9 @@ class Processes:
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # checks for a GPU without starting CUDA
         self._context: ForkServerContext | SpawnContext = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C would print a traceback of the server
         ensure_running()  # it loads the libraries meanwhile
+        signal.signal(signal.SIGINT, before)
         self._changed = Condition()
         self._waiting: list[Task] = []
         self._running: dict[str, multiprocessing.process.BaseProcess] = {}
@@ -84,7 +87,7 @@ class Processes:
         with ThreadPoolExecutor(self.jobs) as pool:
             workers = [pool.submit(self._work) for _ in range(self.jobs)]
             try:
-                for worker in workers:
+                for worker in as_completed(workers):  # the first that fails ends the others
                     worker.result()
             except BaseException:
                 self._stop()
@@ -97,7 +100,7 @@ class Processes:
             with os.fdopen(output, errors="backslashreplace") as lines:
                 for line in lines:
                     if line.strip():
-                        status(f"[{task.label}] {line.strip()}")
+                        warn(f"[{task.label}] {line.rstrip()}")
             wait([process.sentinel])
             with self._changed:
                 process.join()  # not outside: starting another process reads the exit codes of all that have ended
@@ -120,9 +123,9 @@ class Processes:
         return None
 
     def _start(self, task: Task) -> tuple[Task, multiprocessing.process.BaseProcess, int]:
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        threads = max(1, torch.get_num_threads() // self.jobs)
         reader, writer = multiprocessing.Pipe(duplex=False)
-        process = self._context.Process(target=_perform, args=(task.action, Path.cwd(), threads, writer))
+        process = self._context.Process(target=_perform, args=(task.action, Path.cwd(), threads, verbosity(), writer))
         process.start()
         self._running[task.label] = process
         writer.close()
@@ -143,7 +146,7 @@ def _exit_if_cuda_was_started() -> None:
     sys.exit(int(torch.cuda._is_in_bad_fork()))
 
 
-def _perform(action: Callable[[], None], folder: Path, threads: int, output: Connection) -> None:
+def _perform(action: Callable[[], None], folder: Path, threads: int, level: Verbosity, output: Connection) -> None:
     """Perform an action in a process that works in `folder` and prints into `output`; exit with the exit code."""
     os.chdir(folder)
     os.setsid()  # Ctrl-C reaches the process once, by `_stop`
@@ -152,6 +155,8 @@ def _perform(action: Callable[[], None], folder: Path, threads: int, output: Con
     output.close()
     sys.stdout, sys.stderr = map(_line_writer, (1, 2))
     interruption.raise_on_signals()
+    set_verbosity(level)
+    load_libraries()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
     sys.exit(exit_code_of(action))
@@ -199,7 +204,7 @@ def run_in_jobs(recipe: Recipe, jobs: int, only: tuple[str, ...] = ()) -> int:
     if {*failed.values()} - {SKIPPED} == {USER_ERROR}:
         raise InputError("\n".join(lines))
     for line in lines:
-        status(f"cocomix: {line}")
+        warn(f"cocomix: {line}")
     return 1 if failed else 0
 
 
@@ -209,14 +214,14 @@ def stage_tasks(pipeline: Pipeline, only: tuple[str, ...] = (), prefix: str = ""
     replicate = pipeline.replicate
 
     def needs(stage: Stage) -> Iterator[str]:
-        yield from (f"{prefix}{needed.folder.name}" for needed in stage.needs if needed in missing)
+        yield from (f"{prefix}{needed.name}" for needed in stage.needs if needed in missing)
         shared = pipeline.shared(stage)
         if replicate is not None and shared is not None and not shared.is_done():
-            yield f"{replicate.folder.name} {shared.folder.name}"
+            yield f"{replicate.folder.name} {shared.name}"
 
     return [
         Task(
-            f"{prefix}{stage.folder.name}",
+            f"{prefix}{stage.name}",
             partial(run_only, pipeline.recipe, stage.name, None if replicate is None else replicate.recipe),
             frozenset(needs(stage)),
         )

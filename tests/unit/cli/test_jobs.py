@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cocomix.cli import jobs
 from cocomix.cli.jobs import SKIPPED, Processes, Task
 
 
@@ -36,6 +37,16 @@ def test_every_task_has_its_own_exit_code_however_many_end_while_others_start() 
     codes = {str(number): number % 2 for number in range(60)}
     tasks = [Task(label, python(f"raise SystemExit({code})")) for label, code in codes.items()]
     assert Processes(jobs=4).run(tasks) == codes
+
+
+def test_a_reader_that_closes_the_output_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(line: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(jobs, "warn", closed)
+    tasks = [Task("a", python("import time; time.sleep(60)")), Task("b", python("print('one')"))]
+    with pytest.raises(BrokenPipeError):
+        Processes(jobs=2).run([*tasks, Task("late", python(""), frozenset({"b"}))])
 
 
 def test_an_interruption_reaches_every_process_and_starts_no_other(tmp_path: Path) -> None:
