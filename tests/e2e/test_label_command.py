@@ -16,6 +16,7 @@ from PIL import Image
 
 import forked
 from cocomix.cli import workflow
+from cocomix.cli.main import main
 from tiny_run import Runner
 
 
@@ -79,7 +80,7 @@ def test_a_damaged_shard_is_repaired_by_the_same_command(finished: Runner, tmp_p
     output = ("--output", str(tmp_path / "out"))
     assert finished("run", *output) == 2
     told = capsys.readouterr().err
-    assert f"{shard} is damaged" in told and "cocomix label with its recipe recomputes only what is damaged" in told
+    assert f"{shard} is damaged" in told and "run cocomix label RECIPE, which recomputes damaged shards only" in told
     assert finished("label", *output) == 0
     assert f"{shard} is damaged" in capsys.readouterr().err
     assert files_of(labels) == undamaged
@@ -159,7 +160,6 @@ def test_inspect_prints_and_draws(finished: Runner, capsys) -> None:
     assert "of the labeled tokens have fewer than 2 concepts with a positive score." in printed
     assert Image.open(labels / "concept_frequency.png").size == (1050, 600)
     assert Runner(labels.parent)("run") == 2  # no recipe there; the next is about the folder itself
-    from cocomix.cli.main import main
 
     capsys.readouterr()
     assert main(["label", str(labels), "--inspect", "--json"]) == 0
@@ -235,7 +235,9 @@ def test_token_files_cannot_be_aligned_by_characters(finished: Runner, recipe, t
     assert not (tmp_path / "out").exists()
 
 
-def test_labels_of_every_control_are_written_and_learned_from(finished: Runner, recipe, tmp_path: Path) -> None:
+def test_labels_of_every_control_are_written_and_learned_from(
+    finished: Runner, recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = {
         "activation": {"selection": "activation"},
         "offset": {"selection": "activation", "offset": 1},
@@ -246,6 +248,7 @@ def test_labels_of_every_control_are_written_and_learned_from(finished: Runner, 
     }
     mixer = {"insert_layer": 1, "num_active_concepts": 8, "mixing": "none"}
     students = {name: {"method": "cocomix", "mixer": mixer, "labels": labels} for name, labels in own.items()}
+    students["token"]["mixer"] = {**mixer, "mixing": "add"}
     runner = recipe(students=students)
     for stage in ("corpus", "teacher", "sae"):
         shutil.copytree(finished.folder / "out" / stage, tmp_path / "out" / stage)
@@ -261,8 +264,12 @@ def test_labels_of_every_control_are_written_and_learned_from(finished: Runner, 
     assert ((moved == plain) | (moved == -100)).all() and (moved == plain).mean() > 0.9
     assert (labels["window"][:, :-1] >= 0).mean() > 0.9
     assert stored["weighted"]["concept_weights"].sum(-1)[labels["weighted"][..., 0] >= 0].min() > 0.99
-    assert runner("train", "--only", "weighted", "--training.max_tokens", "1024") == 0
+    assert runner("train", "--only", "weighted,token", "--training.max_tokens", "1024") == 0
     assert json.loads((tmp_path / "out/students/weighted/run.json").read_text())["metrics"]["concept_recall"] > 0
+    assert "Labels: 2 per token, by `token`." in (tmp_path / "out/students/token/README.md").read_text()
+    monkeypatch.chdir(tmp_path / "out/students/token")
+    assert main(["evaluate", "concepts", "../token"]) == main(["report", "."]) == 0
+    assert set(json.loads((tmp_path / "out/report/results.json").read_text())["students"]) == {"weighted", "token"}
 
 
 def test_labels_of_an_untrained_teacher(finished: Runner, recipe, tmp_path: Path) -> None:

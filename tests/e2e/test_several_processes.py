@@ -110,6 +110,14 @@ def test_the_same_curve_as_one_process(
 
 
 @pytest.mark.slow
+def test_replicates_by_two(alone: Runner, tmp_path: Path) -> None:
+    options = ("--replicates", "2", "--only", "ntp", "--training.max_tokens", "2048")
+    log = run_in_several(2, tmp_path / "commands", [command(alone, tmp_path / "out", *options, prepared=())])
+    assert log.endswith("exit codes [0, 0]"), log
+    assert len([*tmp_path.glob("out/replicate-*/students/ntp/run.json")]) == 2
+
+
+@pytest.mark.slow
 def test_schedules_gates_and_branches_by_two(alone: Runner, text: Path, tmp_path: Path, tmp_path_factory: Any) -> None:
     """By ddp and by fsdp: the branch continues a checkpoint that two processes wrote."""
 

@@ -58,6 +58,7 @@ class Predictability:
         blocks = corpus.validation.select(range(min(len(corpus.validation), max(1, TOKENS // block_size))))
         batch_size = max(1, TOKENS_PER_BATCH // block_size)
         tables = label_tables(corpus, self.run.model)
+        self.mixed.clear()  # of an attempt that failed
         with self._recording():
             return concept_predictions(self.run.model, blocks, training_frequencies(corpus), tables, batch_size)
 

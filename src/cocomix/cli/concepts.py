@@ -114,8 +114,9 @@ def catalog_folder(run: Path) -> Path:
         InputError: there is none, or more than one.
     """
     from cocomix.catalog.rows import INFO_FILE
+    from cocomix.training.run import output_folder
 
-    near = [run, run / "catalog", run.absolute().parent.parent / "catalog"]
+    near = [run, run / "catalog", output_folder(run) / "catalog"]
     found = [folder for folder in near if (folder / INFO_FILE).is_file()][:1]
     found = found or sorted(path.parent for path in run.glob(f"*/catalog/{INFO_FILE}"))
     if len(found) != 1:

@@ -35,7 +35,9 @@ def evaluate(
     text: Annotated[
         str | None, option("SOURCE", "File, folder or hf:NAME, as corpus.source of a recipe.", panel=TEXT)
     ] = None,
-    text_field: Annotated[str, option("NAME", "Field of records that holds the text.", panel=TEXT)] = "text",
+    text_field: Annotated[
+        str | None, option("NAME", "Field of records that holds the text (default: text).", panel=TEXT)
+    ] = None,
     window: Annotated[
         int | None, option("N", "Tokens per window (default: as in training).", Count, panel=TEXT)
     ] = None,
@@ -53,6 +55,8 @@ def evaluate(
     windowed = [name for name, value in (("--window", window), ("--stride", stride)) if value is not None]
     if windowed and tasks is not None and text is None:
         raise InputError(f"{', '.join(windowed)} has no effect on --tasks; leave it out, or give --text too")
+    if text is None and text_field is not None:
+        raise InputError("--text-field has no effect without --text; name the text, or leave it out")
     if tasks is None and tasks_path is not None:
         raise InputError("--tasks-path has no effect without --tasks; name the tasks, or leave it out")
 
@@ -70,7 +74,7 @@ def evaluate(
         plan = plan_tasks(TaskSettings(separated("--tasks", tasks, "piqa,arc_easy"), tasks_path, **common))
     evaluations = []
     if text is not None or plan is None:
-        evaluations.append(evaluate_text(opened, TextSettings(text, text_field, window, stride, **common)))
+        evaluations.append(evaluate_text(opened, TextSettings(text, text_field or "text", window, stride, **common)))
         add_evaluations(run, evaluations)
     if plan is not None:
         on_tasks = evaluate_tasks(opened, plan)
@@ -222,5 +226,5 @@ def _show(run: Path, evaluations: list[dict[str, Any]], as_printed: Any, as_json
     if as_json:
         show(json.dumps(as_printed, indent=2))
     else:
-        show("\n\n".join(map(plain_text, evaluation_tables({run.name: evaluations}))))
+        show("\n\n".join(map(plain_text, evaluation_tables({run.resolve().name: evaluations}))))
         status(f"Saved in {run / EVALUATION_FILE}")

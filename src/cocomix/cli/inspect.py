@@ -133,7 +133,7 @@ def inspect(
     )
     if html is not None:
         try:
-            files.write_output(html, trace_page(traced, f"What {opened.folder.name} thinks", shown))
+            files.write_output(html, trace_page(traced, f"What {opened.name} thinks", shown))
         except OSError as error:
             raise InputError(f"--html {html} cannot be written: {error.strerror}") from None
         status(f"Page: {html}")

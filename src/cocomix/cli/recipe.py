@@ -84,7 +84,7 @@ def label(
                 f"{recipe} is a folder; give a recipe, or to inspect a labeled corpus just: "
                 f"cocomix label {recipe} --inspect"
             )
-        _show_labels(recipe, as_json)
+        _show_labels([recipe], as_json)
         return
     overrides = list(ctx.args)
     if student_tokenizer is not None:
@@ -92,8 +92,7 @@ def label(
     if not inspect:
         _run_until("labels", recipe, overrides, as_json)
         return
-    for pipeline in _pipelines("labels", recipe, overrides):
-        _show_labels(pipeline.labels_folder(), as_json)
+    _show_labels([pipeline.labels_folder() for pipeline in _pipelines("labels", recipe, overrides)], as_json)
 
 
 def concepts(
@@ -168,7 +167,7 @@ def _run_until(stage: str, recipe: Path, overrides: list[str], as_json: bool, on
 
 
 def _pipelines(stage: str, recipe: Path, overrides: list[str], only: tuple[str, ...] = ()) -> list[Any]:
-    """Run a recipe, or each of its replicates, up to a stage; return the pipelines, none in processes but the first."""
+    """Run a recipe, or each of its replicates, up to a stage; return the pipelines on rank 0, else []."""
     recorded = stage == "catalog" and recipe.is_dir()
     loaded = _load_recorded(recipe, overrides) if recorded else _load(recipe, overrides)
 
@@ -202,17 +201,20 @@ def _load_recorded(run: Path, overrides: list[str]) -> Any:
     return loaded
 
 
-def _show_labels(folder: Path, as_json: bool) -> None:
+def _show_labels(folders: list[Path], as_json: bool) -> None:
     from cocomix.cli import workflow
 
-    statistics = workflow.inspect_labels(folder)
+    found = {folder: workflow.inspect_labels(folder) for folder in folders}
     if as_json:
-        show(json.dumps({side: counted.figures() for side, counted in statistics.items()}, indent=2))
+        figures = [{side: counted.figures() for side, counted in sides.items()} for sides in found.values()]
+        show(json.dumps(figures[0] if len(figures) == 1 else figures, indent=2))
         return
-    for side, counted in statistics.items():
-        show(f"\n{side}\n{counted.table()}")
-    show(f"\n{workflow.labeling_remarks(folder)}")
-    show(f"\nCurve: {folder / workflow.CURVE_FILE}")
+    for folder, sides in found.items():
+        for side, counted in sides.items():
+            show(f"\n{side}\n{counted.table()}")
+        show(f"\n{workflow.labeling_remarks(folder)}")
+        if (folder / workflow.CURVE_FILE).is_file():
+            show(f"\nCurve: {folder / workflow.CURVE_FILE}")
 
 
 def quickstart_recipe() -> Path:

@@ -23,7 +23,7 @@ def serve(
     host: Annotated[str, option("HOST", "Where to serve.")] = LOCAL[0],
     port: Annotated[int, option("PORT", "Port to listen on.", Port)] = 8000,
     api_key: Annotated[str | None, option("KEY", "Answer only requests with this key.")] = None,
-    time_limit: Annotated[float, option("SECONDS", "Time limit of a request.", Seconds)] = 300.0,
+    time_limit: Annotated[float, option("SECONDS", "Time limit of a generation.", Seconds)] = 300.0,
 ) -> None:
     """Serve a model to OpenAI-compatible clients.
 
@@ -43,7 +43,7 @@ def serve(
     with bind(host, port) as listening:
         _ = opened.model  # loads before the address is shown
         if host not in LOCAL and api_key is None:
-            warn(f"Warning: {opened.folder.name} is served on {host} without a key, to everybody who can reach it.")
+            warn(f"Warning: {opened.name} is served on {host} without a key, to everybody who can reach it.")
         show(f"Endpoint: http://{f'[{host}]' if ':' in host else host}:{port}/v1")
         status("Press Ctrl-C to stop.")
         try:

@@ -22,7 +22,7 @@ from cocomix.pipeline.stage import Stage
 from cocomix.reporting.bundles import opened
 from cocomix.reporting.compare import compare_runs
 from cocomix.reporting.report_folder import FORM, check_report_folder, load_results, write_report
-from cocomix.training.run import RUN_FILE, load_run, run_folders
+from cocomix.training.run import RUN_FILE, Run, load_run, output_folder, run_folders
 
 
 def inspect_labels(folder: Path) -> dict[str, LabelStatistics]:
@@ -94,11 +94,13 @@ def report_again(run: Path) -> tuple[dict[str, Any], Path]:
     Raises:
         InputError: there is no finished student, or the folder of the report holds something else.
     """
-    output = _output_of(files.located(run))
+    output = files.located(_output_of(files.located(run).resolve()))
     check_report_folder(output / "report")
+    found: dict[Path, list[Run]] = {}
+    for each in run_folders(output):
+        found.setdefault(output_folder(each), []).append(load_run(each))
     pipelines = []
-    for folder in sorted(output.glob("replicate-*")) or [output]:
-        runs = [load_run(each) for each in run_folders(folder)]
+    for folder, runs in found.items():
         longest = max(runs, key=lambda each: len(each.recipe["students"]))
         students = {each.name: each.recipe["students"][each.name] for each in runs}
         recipe = recipe_of_run({**longest.recipe, "students": {**longest.recipe["students"], **students}}, folder)
@@ -197,7 +199,7 @@ def compare(paths: list[Path], output: Path | None) -> dict[str, Any]:
     with opened(paths) as found:
         compared = compare_runs([run for each in found for run in run_folders(each)])
     results = {
-        "name": " and ".join(path.name for path in paths),
+        "name": " and ".join(path.resolve().name for path in paths),
         **compared,
         "environment": _environment(),
     }

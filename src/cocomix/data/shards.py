@@ -27,7 +27,7 @@ from cocomix.common.errors import InputError
 from cocomix.data.arrow import open_dataset, quiet
 
 SPLITS_FILE = "dataset_dict.json"
-REPAIR = "run cocomix label with its recipe again, which recomputes only what is damaged"
+REPAIR = "run cocomix label RECIPE, which recomputes damaged shards only"
 
 
 class Part(NamedTuple):

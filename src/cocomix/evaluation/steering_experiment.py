@@ -91,7 +91,7 @@ def score_steering(run: OpenRun, settings: ScoreSettings) -> Evaluation:
     with progress_bar(total=texts_to_write(settings), desc="steering", unit="text") as progress:
         measured = [measure(arm, judge, prompts, pairs, typical, settings.batch_size, progress) for arm in arms]
     lines = [Line(arm.name, found.points) for arm, found in zip(arms, measured, strict=True)]
-    _draw(run.folder / PICTURES[settings.operation], lines, settings, run.folder.name)
+    _draw(run.folder / PICTURES[settings.operation], lines, settings, run.name)
     return Evaluation(
         kind=KIND,
         name=settings.operation,

@@ -20,7 +20,7 @@ from cocomix.data.packing import INFO_FILE as CORPUS_FILE
 from cocomix.data.packing import load_packed
 from cocomix.data.tokenizer import load_tokenizer, vocabulary_size
 from cocomix.models.loading import check_vocabulary, load_causal_lm, load_config
-from cocomix.training.run import RUN_FILE, Run, load_run, run_folders
+from cocomix.training.run import RUN_FILE, Run, load_run, output_folder, run_folders
 
 METHOD = "cocomix"
 CHANGED = f"restore it, or delete {integrity.SUMS_FILE} if you changed it on purpose"
@@ -43,6 +43,11 @@ class OpenRun:
     tokenizer: PreTrainedTokenizerBase
     record: Run | None = None
     catalog: Catalog | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the model's folder."""
+        return self.folder.resolve().name
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -142,7 +147,7 @@ def open_run(folder: Path, catalog: Path | None = None) -> OpenRun:
 def _catalog(run: Path, given: Path | None) -> Catalog | None:
     if given is not None:
         return open_catalog(given)
-    default = run.absolute().parent.parent / "catalog"  # of OUTPUT/students/NAME: OUTPUT/catalog
+    default = output_folder(run) / "catalog"
     return open_catalog(default) if (default / CATALOG_FILE).is_file() else None
 
 

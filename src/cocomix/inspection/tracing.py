@@ -58,9 +58,11 @@ def trace(
     if ablate < 0:
         raise InputError(f"ablate is {ablate}; expected 0 for none, or a number of concepts per token")
     if isinstance(text, str):
-        ids = text_ids(tokenizer, text, model.config.max_position_embeddings)[None].to(model.device)
+        ids = text_ids(tokenizer, text, model.config.max_position_embeddings)
     else:
-        ids, text = torch.tensor([text], device=model.device), decoded(tokenizer, text)
+        ids, text = torch.tensor(text, dtype=torch.long), decoded(tokenizer, text)
+        _require_fitting(ids, model.config.max_position_embeddings)
+    ids = ids[None].to(model.device)
     places = range(ids.shape[1]) if positions is None else sorted(set(positions))
     if outside := [at for at in places if not 0 <= at < ids.shape[1]]:
         raise InputError(f"position {outside[0]} is not in the text; its tokens are 0 to {ids.shape[1] - 1}")
@@ -101,9 +103,13 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, context: int) -> Ten
     """
     require_unicode(text)
     ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)  # as in training
+    _require_fitting(ids, context)
+    return ids
+
+
+def _require_fitting(ids: Tensor, context: int) -> None:
     if not 0 < len(ids) <= context:
         raise InputError(f"the text has {len(ids)} tokens; this model reads 1 to {context}")
-    return ids
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cocomix.common.errors import InputError
 from cocomix.models.configuration import StackedConfig
 from cocomix.models.loading import load_config
 from cocomix.pipeline.stage import RECORD_FILE
-from cocomix.training.run import Run, load_run
+from cocomix.training.run import Run, load_run, output_folder
 
 CARD_FILE = "README.md"
 REPOSITORY = "REPO_ID"
@@ -50,7 +51,7 @@ def write_card(folder: Path, run: Path | None = None) -> None:
         InputError: `run` holds no finished run.
     """
     run = run or folder
-    record, artifacts = load_run(run), _artifacts(run.absolute().parent.parent)
+    record, artifacts = load_run(run), _artifacts(output_folder(run))
     config = load_config(folder)
     blocks = [
         Heading(1, literal(f"{record.recipe['name']}: {record.name}")),
@@ -78,11 +79,9 @@ def write_card(folder: Path, run: Path | None = None) -> None:
 def _artifacts(output: Path) -> dict[str, dict[str, Any]]:
     """Return what the stages of the output folder recorded, by the name of their folder."""
     found = {}
-    for name in ("corpus", "teacher", "sae", "labels"):
-        try:
-            found[name] = files.read_json(output / name / RECORD_FILE)
-        except (OSError, InputError):
-            continue
+    for path in sorted(output.glob(f"*/{RECORD_FILE}")):
+        with suppress(OSError, InputError):
+            found[path.parent.name] = files.read_json(path)
     return found
 
 
@@ -109,7 +108,8 @@ def _method(run: Run, config: PretrainedConfig) -> str:
     if run.method != "cocomix":
         method = METHODS.get(run.method, f"Its training method is `{run.method}`.")
     elif mixer.get("content", "concepts") != "concepts":
-        method = "It predicts a teacher's hidden states in mid-depth and mixes them into its own."
+        use = "as a training signal only" if mixer.get("mixing") == "none" else "and mixes them into its own"
+        method = f"It predicts a teacher's hidden states in mid-depth {use}."
     else:
         method = (
             "It was trained to predict the next token and, in mid-depth, which concepts (latents of a sparse "
@@ -180,9 +180,10 @@ def _origins(run: Run, artifacts: dict[str, dict[str, Any]]) -> list[str]:
     """Describe teacher, SAE and labels as far as the run learned from them and they are still what they were."""
     found = []
     for kind, describe in (("teacher", _teacher), ("sae", _sae), ("labels", _labels)):
-        known = artifacts.get(kind, {})
-        if kind in run.preparation and known.get("fingerprint") == run.preparation[kind]["fingerprint"]:
-            found.append(describe(known["summary"], run))
+        learned = run.preparation.get(kind, {}).get("fingerprint")
+        records = [record for name, record in artifacts.items() if name.partition("-")[0] == kind]
+        matching = [each for each in records if learned is not None and each.get("fingerprint") == learned]
+        found += [describe(each["summary"], run) for each in matching[:1]]
     return found
 
 
@@ -203,11 +204,12 @@ def _sae(summary: dict[str, Any], run: Run) -> str:
     )
 
 
-def _labels(summary: dict[str, Any], _run: Run) -> str:
-    return (
-        f"Labels: {summary['labels_per_token']} per token, by `{_plain(summary['selection'])}`; "
-        f"{summary['labelled_share']:.1%} of the tokens have one."
-    )
+def _labels(summary: dict[str, Any], run: Run) -> str:
+    own = run.recipe["students"].get(run.name, {}).get("labels") or {}
+    control = [f"{key} {own[key]}" for key in ("offset", "control") if own.get(key) not in (None, 0, "none")]
+    selection = own.get("selection") or summary["selection"]
+    described = ", ".join([f"by `{_plain(selection)}`", *control])
+    return f"Labels: {summary['labels_per_token']} per token, {described}."
 
 
 def _settings(run: Run) -> str:

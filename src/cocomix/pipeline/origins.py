@@ -16,7 +16,7 @@ from cocomix.data.tokenizer import load_tokenizer
 from cocomix.inspection.runs import OpenRun
 from cocomix.pipeline.artifacts import Pipeline
 from cocomix.pipeline.recipe_file import recipe_of_run
-from cocomix.training.run import RUN_FILE
+from cocomix.training.run import RUN_FILE, output_folder
 
 
 class ConceptSource(NamedTuple):
@@ -83,7 +83,7 @@ def concept_source(run: OpenRun) -> ConceptSource | None:
 
 
 def _pipeline(run: OpenRun) -> Pipeline:
-    """The pipeline of the run's recipe, with the output folder in which the run now lies."""
+    """Return the pipeline of the run's recipe, with the output folder in which the run now lies."""
     if run.record is None:
         raise InputError(f"no finished run in {run.folder}: it has no {RUN_FILE}; give a run of method cocomix")
     recipe = recipe_of_run(run.record.recipe, run.folder)
@@ -93,14 +93,15 @@ def _pipeline(run: OpenRun) -> Pipeline:
             f"the model in {run.folder} learned no concepts: its method is {run.record.method}; give a run of method "
             "cocomix"
         )
-    return Pipeline(dataclasses.replace(recipe, output=str(run.folder.resolve().parents[1])))
+    return Pipeline(dataclasses.replace(recipe, output=str(output_folder(run.folder))))
 
 
 def _labels(run: OpenRun, pipeline: Pipeline) -> LabeledCorpus:
     assert run.record is not None
-    labeled = pipeline.labels(pipeline.recipe.labels_of(pipeline.recipe.students[run.record.name]))
-    _check(run, pipeline, "labels", labels_fingerprint(labeled.info))
-    return labeled
+    config = pipeline.recipe.labels_of(pipeline.recipe.students[run.record.name])
+    # The record of a run has the fingerprint of the labels that the teacher computed.
+    _check(run, pipeline, "labels", labels_fingerprint(pipeline.labels(config.base()).info))
+    return pipeline.labels(config)
 
 
 def _check(run: OpenRun, pipeline: Pipeline, what: str, found: str) -> None:
@@ -112,5 +113,5 @@ def _check(run: OpenRun, pipeline: Pipeline, what: str, found: str) -> None:
     if recorded is not None and recorded != found:
         raise InputError(
             f"the {what} of {run.folder} in {pipeline.folder}, or where its recipe says, changed since it "
-            "was trained; put the old one back, or train it again"
+            "was trained; restore it, or train it again"
         )

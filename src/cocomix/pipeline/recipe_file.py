@@ -11,7 +11,7 @@ from cocomix.common import settings, strict_yaml
 from cocomix.common.errors import CREDENTIALS, InputError
 from cocomix.data.corpus import is_packed_folder
 from cocomix.pipeline.recipe import Recipe
-from cocomix.training.run import load_run, run_folders
+from cocomix.training.run import load_run, output_folder, run_folders
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -36,7 +36,7 @@ def recorded_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
         InputError: there is no run, this version cannot read its recipe, or an override is invalid.
     """
     run = run_folders(folder)[0]
-    output = run.absolute().parent.parent  # of OUTPUT/students/NAME
+    output = output_folder(run)
     return _completed({**load_run(run).recipe, "output": str(output)}, run, overrides)
 
 

@@ -119,6 +119,8 @@ def prepared(
 
     Other commands may run other stages of the same recipe, such as other students, at the same time.
     """
+    if replicate is not None:  # the first was checked while the other processes waited
+        distributed.wait_for_main_process()
     recipe.require_known_methods()
     pipeline = Pipeline(recipe, replicate)
     with ExitStack() as stack:
@@ -144,7 +146,7 @@ def _verify_inputs(missing: list[Stage], repairable: list[Stage]) -> None:
             (config,) = stage.arguments
             verify_labels(Path(config.source))
         if stage.is_done() and stage not in repairable:
-            repair = "cocomix label with its recipe recomputes only what is damaged"
+            repair = "run cocomix label RECIPE, which recomputes damaged shards only"
             stage.verify(repair if is_repairable(stage) else f"delete {stage.folder} to compute {stage.name} again")
 
 

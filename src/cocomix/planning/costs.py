@@ -149,12 +149,12 @@ class Plan:
 
     @property
     def flops(self) -> Flops:
-        """FLOPs of all remaining work."""
+        """FLOPs of the missing preparation and of all students."""
         return sum((part.flops for part in self._remaining()), Flops())
 
     @property
     def hours(self) -> float:
-        """Hours of all remaining work, run sequentially."""
+        """Hours of the missing preparation and of all students, run sequentially."""
         return sum(part.hours for part in self._remaining())
 
     def _remaining(self) -> list[PreparationPlan | StudentPlan]:

@@ -116,14 +116,15 @@ class _Planner:
             build_labeler=self._online_labeler(student, teacher),
             device=self.device,
         )
-        tokens = training.steps() * training.tokens_per_step
-        flops = per_token.times(tokens * len(recipe.student_seeds()) * (1 + len(self.replicates)))
+        shared_steps = training.decay_start() if student.branch_from is not None else 0  # another student's
+        own_tokens = (training.steps() - shared_steps) * training.tokens_per_step
+        flops = per_token.times(own_tokens * len(recipe.student_seeds()) * (1 + len(self.replicates)))
         return StudentPlan(
             name=name,
             method=student.method,
             stored_parameters=model.num_parameters(),
             activated_parameters=activated_parameters(model),
-            tokens=tokens,
+            tokens=training.steps() * training.tokens_per_step,
             steps=training.steps(),
             flops_per_token=per_token,
             flops=flops,

@@ -20,8 +20,9 @@ from cocomix.concepts.label_store import LABELS_FILE
 from cocomix.evaluation.record import EVALUATION_FILE
 from cocomix.inspection.runs import open_model
 from cocomix.pipeline.model_card import CARD_FILE, REPOSITORY, write_card
+from cocomix.pipeline.recipe_file import recipe_of_run
 from cocomix.pipeline.stage import CLAIM_FILE, RECORD_FILE
-from cocomix.training.run import RUN_FILE, Run
+from cocomix.training.run import RUN_FILE, Run, output_folder
 
 MODEL_FILES = (
     "*.safetensors",
@@ -73,9 +74,9 @@ def push_run(folder: Path, repo_id: str, labels: bool = False, private: bool | N
     record = open_model(folder).record
     if record is None:
         raise InputError(f"no finished run in {folder}: it has no {RUN_FILE}; give a folder OUTPUT/students/NAME")
-    output = folder.absolute().parent.parent
+    output = output_folder(folder)
     labeled = output / "labels"
-    if labels and not _is_of(record, "labels", labeled):
+    if labels and not (_is_of(record, "labels", labeled) and _learned_as_stored(record, folder)):
         raise InputError(f"{labeled} holds no labels that {folder} learned from; leave out --labels")
     if not (folder / CARD_FILE).is_file():
         write_card(folder)
@@ -114,6 +115,13 @@ def _is_of(run: Run, kind: str, folder: Path) -> bool:
     if kind not in run.preparation or not record.is_file() or not marker.is_file():
         return False
     return bool(files.read_json(record).get("fingerprint") == run.preparation[kind]["fingerprint"])
+
+
+def _learned_as_stored(run: Run, folder: Path) -> bool:
+    """Return whether the run learned the teacher's labels, not others that were computed from them."""
+    recipe = recipe_of_run(run.recipe, folder)
+    config = recipe.labels_of(recipe.students[run.name])
+    return config == config.base()
 
 
 def _files(folder: Path, prefix: str) -> Iterator[CommitOperationAdd]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -36,7 +37,7 @@ EXPLAINING = 2
 
 
 class Guard:
-    """Middleware that refuses requests to other names, from other sites, and without the key.
+    """Middleware that rejects requests for other hosts, from other origins, or without the key.
 
     Args:
         app: the application.
@@ -86,13 +87,13 @@ class Endpoint:
     Args:
         run: the served run.
         engine: engine with its model.
-        seconds: time limit of a request.
+        seconds: time limit of a generation.
     """
 
     def __init__(self, run: OpenRun, engine: Engine, seconds: float) -> None:
         self.run, self.engine, self.seconds = run, engine, seconds
-        self.name = run.folder.resolve().name
-        self.explaining = asyncio.Semaphore(EXPLAINING)
+        self.name = run.name
+        self.explaining = ThreadPoolExecutor(EXPLAINING)
         ends = run.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self.ends = frozenset({each for each in ends if each is not None} | {run.tokenizer.eos_token_id})
@@ -142,7 +143,7 @@ class Endpoint:
         return answer
 
     def _submit(self, asked: Asked) -> tuple[list[Row], AsyncIterator[Delta]]:
-        """Hand the texts of a request to the engine; return them, and what becomes known of them."""
+        """Hand the texts of a request to the engine; return them, and an iterator over their output."""
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Delta | Exception]()
 
         def send(delta: Delta | Exception) -> None:
@@ -220,8 +221,8 @@ class Endpoint:
         """Return the concepts that each token of a finished text was predicted from; None if they are not wanted."""
         if not asked.concepts:
             return None
-        async with self.explaining:
-            return await run_in_threadpool(explain, self.run, row, asked.concepts)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.explaining, explain, self.run, row, asked.concepts)
 
 
 def explain(run: OpenRun, row: Row, concepts: int) -> list[dict[str, Any]]:
@@ -243,7 +244,7 @@ def explain(run: OpenRun, row: Row, concepts: int) -> list[dict[str, Any]]:
 
 
 def _joined(parts: Sequence[Delta]) -> Delta:
-    """Join all that became known of a text."""
+    """Join the deltas of a text."""
     tokens: list[ScoredToken] = [token for part in parts for token in part.tokens]
     return Delta(parts[0].choice, "".join(part.text for part in parts), tokens, parts[-1].end)
 

@@ -47,7 +47,7 @@ class Engine:
     def submit(self, rows: Sequence[Row]) -> None:
         """Queue texts, all or none. Raises Busy if too many wait."""
         with self.changed:
-            if len(self.waiting) + len(rows) > WAITING:
+            if sum(not row.cancelled.is_set() for row in self.waiting) + len(rows) > WAITING:
                 raise Busy
             self.waiting.extend(rows)
             self.changed.notify()

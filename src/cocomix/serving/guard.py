@@ -51,7 +51,9 @@ class Addresses(NamedTuple):
         except ValueError:
             raise Refusal(400, "the address of the request is not valid") from None
         if name not in self.hosts and not _is_numeric(name):
-            raise Refusal(403, "this server is not known under that name")
+            raise Refusal(
+                403, "this server does not answer to that host name; use its IP address, or start it with --host NAME"
+            )
         if sender is not None and sender not in (host.lower(), self.origin):
             raise Refusal(403, "this server does not answer other sites")
 

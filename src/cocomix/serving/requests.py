@@ -233,7 +233,7 @@ def _chat_ids(messages: Any, run: OpenRun) -> list[int]:
     """Encode a conversation by the tokenizer's chat template."""
     if not getattr(run.tokenizer, "chat_template", None):
         raise InputError(
-            f"the tokenizer of {run.folder.name} has no chat template, so it cannot answer messages; "
+            f"the tokenizer of {run.name} has no chat template, so it cannot answer messages; "
             "use /v1/completions, or give the tokenizer a chat_template"
         )
     if not isinstance(messages, list) or not messages or not all(isinstance(each, Mapping) for each in messages):
@@ -302,4 +302,4 @@ def _concepts(given: Any, run: OpenRun) -> int:
 
 def _require_concepts(key: str, run: OpenRun) -> None:
     if not getattr(run.config, "mixes_concepts", False):
-        raise InputError(f"{key} was given, but the model {run.folder.name} mixes in no concepts; leave it out")
+        raise InputError(f"{key} was given, but the model {run.name} mixes in no concepts; leave it out")

@@ -59,7 +59,7 @@ def serve(run: OpenRun, listening: socket.socket, host: str, api_key: str | None
         listening: result of `bind`.
         host: name that was bound to.
         api_key: key that each request must have; None for none.
-        seconds: time limit of a request.
+        seconds: time limit of a generation.
     """
     engine = Engine(run)
     endpoint = Endpoint(run, engine, seconds)

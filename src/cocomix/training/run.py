@@ -156,6 +156,11 @@ def load_run(folder: Path) -> Run:
         raise InputError(f"{folder / RUN_FILE} does not describe a run: {error}") from None
 
 
+def output_folder(run: Path) -> Path:
+    """Return OUTPUT of the folder OUTPUT/students/NAME of a run."""
+    return run.resolve().parent.parent
+
+
 def run_folders(folder: Path) -> list[Path]:
     """Return the folders of the finished runs of an output folder, in the recipe's order, or a run's own folder."""
     found = [path.parent for layout in LAYOUTS for path in sorted(folder.glob(f"{layout}/{RUN_FILE}"))]

@@ -201,7 +201,7 @@ def test_what_describes_the_shards_is_made_anew(name, how, extractor, tmp_path):
 def test_labels_that_datasets_cannot_open_are_refused_in_one_line(name, extractor, tmp_path):
     label(extractor, tmp_path)
     (tmp_path / name).write_text("{")
-    with pytest.raises(InputError, match=r"cannot be read: .*; run cocomix label with its recipe again") as caught:
+    with pytest.raises(InputError, match=r"cannot be read: .*; run cocomix label RECIPE") as caught:
         load_labels(tmp_path)
     assert "\n" not in str(caught.value)
 
