@@ -97,8 +97,8 @@ def tiny_recipe(text: Path, output: Path) -> dict[str, Any]:
 
 def rewrite(record: Path, **changes: Any) -> None:
     """Change a JSON record of a finished folder as if it had been written so."""
-    record.write_text(json.dumps({**json.loads(record.read_text()), **changes}))
-    integrity.update_sum(record.parent, record.name)
+    with integrity.replaced(record.parent, record.name):
+        record.write_text(json.dumps({**json.loads(record.read_text()), **changes}))
 
 
 class Runner:

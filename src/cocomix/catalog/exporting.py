@@ -63,19 +63,17 @@ def export_catalog(catalog: Catalog, target: Path, to: str, model: str, source_s
     for option, name in (("--model", model), ("--set", source_set)):
         if not name or Path(name).name != name:
             raise InputError(f"{option} is {name!r}; expected a name without slashes")
-    files.check_new(target)
-    folder, count = files.partial(target), catalog.info.num_concepts
-    folder.mkdir(parents=True)
-    for number, start in enumerate(range(0, count, FEATURES_PER_BATCH)):
-        concepts = [catalog.concept(each) for each in range(start, min(count, start + FEATURES_PER_BATCH))]
-        if to == "saedashboard":
-            content = _dashboard(catalog, concepts, model, source_set)
-            files.write_text(folder / f"batch-{number}.json", json.dumps(content))
-        else:
-            _write_batch(Source(catalog, model, source_set), concepts, folder, number)
-    if to == "neuronpedia":
-        _write_source(Source(catalog, model, source_set), folder)
-    files.finish(target)
+    count = catalog.info.num_concepts
+    with files.new_folder(target) as folder:
+        for number, start in enumerate(range(0, count, FEATURES_PER_BATCH)):
+            concepts = [catalog.concept(each) for each in range(start, min(count, start + FEATURES_PER_BATCH))]
+            if to == "saedashboard":
+                content = _dashboard(catalog, concepts, model, source_set)
+                files.write_text(folder / f"batch-{number}.json", json.dumps(content))
+            else:
+                _write_batch(Source(catalog, model, source_set), concepts, folder, number)
+        if to == "neuronpedia":
+            _write_source(Source(catalog, model, source_set), folder)
     return count
 
 

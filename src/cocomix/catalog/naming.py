@@ -130,8 +130,8 @@ def apply_names(folder: Path, names: dict[int, str], source: str) -> None:
     for column, new in columns.items():
         values = [new.get(concept_id, old) for concept_id, old in enumerate(table[column].to_pylist())]
         table = table.set_column(SCHEMA.get_field_index(column), SCHEMA.field(column), pa.array(values, pa.string()))
-    write_rows(folder / CATALOG_FILE, [table])
-    integrity.update_sum(folder, CATALOG_FILE)
+    with integrity.replaced(folder, CATALOG_FILE):
+        write_rows(folder / CATALOG_FILE, [table])
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class Concept:
         mean_activation: mean over the tokens at which it is active; 0 if there are none.
         max_activation: largest activation; 0 if it is never active.
         label_count: number of labels in the labeled corpus that are this concept.
-        label_share: `label_count` per labeled token.
+        label_share: `label_count` per token.
         promoted, promoted_logits: the tokens whose logits its decoder direction raises most.
         suppressed, suppressed_logits: the tokens whose logits it lowers most.
         contexts: where it is most active, strongest first.

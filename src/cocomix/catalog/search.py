@@ -311,7 +311,7 @@ def describe(concept: Concept) -> str:
         f"concept {concept.concept_id}: {visible(concept.name)}   (name: {visible(concept.name_source)})",
         f"active:     {_percent(concept.frequency)} of tokens, on average {concept.mean_activation:.3g}, "
         f"at most {concept.max_activation:.3g}",
-        f"label:      {concept.label_count:,} times, {_percent(concept.label_share)} of labeled tokens",
+        f"label:      {concept.label_count:,} times, {_percent(concept.label_share)} of tokens",
         f"promotes:   {effects(concept.promoted, concept.promoted_logits)}",
         f"suppresses: {effects(concept.suppressed, concept.suppressed_logits)}",
     ]

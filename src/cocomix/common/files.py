@@ -2,7 +2,7 @@
 
 Three rules keep the user's files safe:
 
-- A finished folder is renamed into place, which the system refuses if the name is taken.
+- A finished folder is renamed into place, which the system refuses if a file or a non-empty folder has the name.
 - A folder is deleted only if it holds our marker file (`Folder.delete`). The folder stays open from the check to the
   deletion, so that another folder that takes its name in between is not touched.
 - An output file that the user names (`write_output`) replaces only regular files. Links are followed; devices and
@@ -76,10 +76,10 @@ def to_json(value: Any) -> str:
 
 def write_output(path: Path, text: str) -> None:
     """Write an output file that the user named, atomically. Links are followed; devices and pipes are written to."""
-    path = path.resolve()
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file():  # before links are followed: those of pipes lead nowhere
         path.write_text(text, encoding="utf-8")  # a folder raises IsADirectoryError
     else:
+        path = path.resolve()
         _replace(path, path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial"), text.encode())
 
 
@@ -159,17 +159,35 @@ def check_new(target: Path) -> None:
             raise InputError(f"{path} exists; choose another name")
 
 
-def finish(folder: Path, without: Collection[str] = ()) -> None:
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder to write into; it becomes `target` when the block ends, and is deleted if the block fails.
+
+    Raises:
+        InputError: `target` exists, finished or unfinished, or cannot be created.
+    """
+    check_new(target)
+    unfinished = partial(target)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+    except BaseException:
+        shutil.rmtree(unfinished)
+        raise
+    finish(target)
+
+
+def finish(folder: Path, exclude: Collection[str] = ()) -> None:
     """Record the checksums of `partial(folder)`, flush it to the disk, and rename it to `folder`.
 
     Args:
         folder: final name.
-        without: names of files without a checksum.
+        exclude: names of files without a checksum.
 
     Raises:
-        InputError: the name is taken; what has it is left alone.
+        InputError: the name is taken; its holder is untouched.
     """
-    integrity.write_sums(partial(folder), without)
+    integrity.write_sums(partial(folder), exclude)
     sync(partial(folder))
     try:
         os.rename(partial(folder), folder)
@@ -221,6 +239,11 @@ def checkpoints(unfinished: Path) -> list[Path]:
         for path in unfinished.glob("checkpoint-*")
         if re.fullmatch(r"checkpoint-\d+(\.partial)?", path.name) and path.is_dir() and not path.is_symlink()
     ]
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the number of optimizer steps before a checkpoint."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 class Folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from cocomix.common.console import progress_bar
@@ -14,21 +15,32 @@ SILENT_SECONDS = 2
 """A verification that takes longer shows a progress bar."""
 
 
-def write_sums(folder: Path, without: Collection[str] = ()) -> None:
-    """Record the SHA-256 of every file below `folder`, but for the names `without`, in its `SHA256SUMS`."""
+def write_sums(folder: Path, exclude: Collection[str] = ()) -> None:
+    """Record the SHA-256 of every file below `folder`, except those named in `exclude`, in its `SHA256SUMS`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     names = [path.relative_to(folder).as_posix() for path in paths]
-    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names if name not in {SUMS_FILE, *without}]
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names if name not in {SUMS_FILE, *exclude}]
     if (folder / SUMS_FILE).is_symlink():  # what it leads to is not this folder's
         (folder / SUMS_FILE).unlink()
     (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
-def update_sum(folder: Path, name: str) -> None:
-    """Record that one file of a finished folder was replaced on purpose; without effect if nothing is recorded."""
+@contextmanager
+def replaced(folder: Path, name: str) -> Iterator[None]:
+    """Let the block replace one file of a finished folder, which has no checksum meanwhile, in case of a kill."""
     if not (folder / SUMS_FILE).is_file():
+        yield
         return
-    sums = {**_recorded(folder), name: _sha256(folder / name)}
+    others = {path: digest for path, digest in _recorded(folder).items() if path != name}
+    _replace_sums(folder, others)
+    try:
+        yield
+    finally:
+        if (folder / name).is_file():
+            _replace_sums(folder, {**others, name: _sha256(folder / name)})
+
+
+def _replace_sums(folder: Path, sums: dict[str, str]) -> None:
     temporary = folder / f"{SUMS_FILE}.partial"
     temporary.write_text("".join(f"{digest}  {path}\n" for path, digest in sums.items()), encoding="utf-8")
     temporary.replace(folder / SUMS_FILE)

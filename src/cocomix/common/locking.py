@@ -61,6 +61,8 @@ def _lock(path: Path, folder: Path) -> TextIO:
         lock = open(descriptor, "r+", encoding="utf-8")  # noqa: SIM115
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(OSError):  # other users of the folder lock the same file
+                os.fchmod(descriptor, 0o666)
             if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
                 return lock
         except BlockingIOError:
@@ -68,4 +70,8 @@ def _lock(path: Path, folder: Path) -> TextIO:
             raise InputError(
                 f"{folder} is being written by {holder}; wait until it has ended, or choose another output folder"
             ) from None
+        except OSError:  # the file system has no locks
+            lock.close()
+            path.unlink(missing_ok=True)
+            raise
         lock.close()  # the holder deleted the file before we locked it

@@ -36,9 +36,11 @@ def offset_labels(columns: Columns, documents: np.ndarray, offset: int) -> Colum
     """Move labels: token t takes those of token t + `offset`, and none beyond the end of its document or block."""
     same = np.zeros(documents.shape, bool)
     same[:, : documents.shape[1] - offset] = documents[:, offset:] == documents[:, : documents.shape[1] - offset]
-    moved = {name: np.roll(column, -offset, axis=1) for name, column in columns.items()}
-    moved["concept_ids"] = np.where(same[..., None], moved["concept_ids"], IGNORE)
-    return moved
+    empty = {"concept_ids": IGNORE, "concept_weights": 0}
+    return {
+        name: np.where(same[..., None], np.roll(column, -offset, axis=1), empty[name]).astype(column.dtype)
+        for name, column in columns.items()
+    }
 
 
 def permutation_within_types(input_ids: np.ndarray, is_labeled: np.ndarray, seed: int) -> np.ndarray:
@@ -70,7 +72,7 @@ def control_labels(
         config: settings; exactly one of `offset`, `selection` token and `control` is set.
         vocab_size: V.
         eos_token_id: id of end-of-text, which ends documents.
-        seed: of the permutation.
+        seed: permutation seed.
         folder: destination; complete shards that it already holds are kept.
     """
     assert base.train is not None, "labels of controls are stored"

@@ -157,7 +157,11 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """Encode and decode x; return x̃ (..., d_in)."""
-        latents = self.encode(x)
+        return self.decode(self.encode(x), x)
+
+    @torch.no_grad()
+    def decode(self, latents: Latents, x: Tensor) -> Tensor:
+        """Decode the latents of x (..., d_in), whose scale a normalizing SAE needs; return x̃ (..., d_in)."""
         with torch.autocast(x.device.type, enabled=False):
             rows = F.embedding_bag(
                 latents.indices.flatten(0, -2),

@@ -75,8 +75,8 @@ class _Splice:
         self.active = torch.zeros(sae.d_sae, dtype=torch.int64)
 
     def __call__(self, x: Tensor) -> Tensor:
-        reconstruction = self.sae.reconstruct(x)
         latents = self.sae.encode(x)
+        reconstruction = self.sae.decode(latents, x)
         self.tokens += x[..., 0].numel()
         wide = x.double()
         self.squared_error += (wide - reconstruction.double()).square().sum((0, 1)).cpu()

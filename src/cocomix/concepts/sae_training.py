@@ -145,11 +145,13 @@ def train_sae(teacher: PreTrainedModel, blocks: Dataset, config: SAEConfig, fold
         seed=seed,
     )
     trainer = SAETrainer(teacher, config, stream)
-    newest = max(_checkpoints(folder), key=_step_of, default=None)
+    newest = max(_checkpoints(folder), key=files.step_of, default=None)
     if newest is None:
         trainer.begin()
     else:
-        integrity.verify(newest, f"delete {newest} to train the SAE again")
+        if distributed.is_main_process():
+            integrity.verify(newest, f"delete {newest} to train the SAE again")
+        distributed.barrier()
         trainer.load_state_dict(torch.load(newest / STATE_FILE, map_location="cpu", weights_only=True))
     _train(trainer, folder)
     if distributed.is_main_process():
@@ -280,6 +282,7 @@ def _train(trainer: SAETrainer, folder: Path) -> None:
 
 def _refuse_divergence(loss: float, trainer: SAETrainer) -> None:
     if not math.isfinite(loss):
+        distributed.wait_for_main_process()  # which reports it
         raise InputError(
             f"the training of the SAE diverged: after {trainer.step * trainer.config.tokens_per_step} tokens its loss "
             f"is {loss}; lower sae.learning_rate, which is {trainer.config.rate()}"
@@ -324,10 +327,6 @@ def _save_checkpoint(trainer: SAETrainer, folder: Path) -> None:
 def _checkpoints(folder: Path) -> list[Path]:
     """List complete checkpoints. Incomplete ones are named `checkpoint-STEPS.partial`; SAELens' have other files."""
     return [found for found in files.checkpoints(folder) if not found.suffix and (found / STATE_FILE).exists()]
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _discard(checkpoint: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 from datasets import Features, List, Value
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from cocomix.concepts.teacher_outputs import TeacherOutputs
 from cocomix.data.shards import Part
 from cocomix.models.next_token_loss import token_losses
-from cocomix.objectives.distillation import predictor
+from cocomix.objectives.distillation import PredictTokens, predictor
 from cocomix.objectives.gate import COLUMN
 
 
@@ -45,13 +46,18 @@ class TeacherLosses(TeacherOutputs[LossesInfo]):
     INFO_FILE, INFO, WHAT = "losses.json", LossesInfo, "losses"
     REMEDY = "free some, or leave out the students' gate"
 
+    @cached_property
+    def predict(self) -> PredictTokens:
+        """Computes the teacher's logits."""
+        return predictor(self.teacher, self.vocab_size)
+
     def columns(self, ids: List) -> Features:
         """Return the column of the losses."""
         return loss_columns(ids)
 
     def compute(self, tokens: Tensor) -> Part:
         """Return the loss of the token after each of `tokens`."""
-        losses = token_losses(predictor(self.teacher, self.vocab_size)(tokens), tokens).half().cpu()
+        losses = token_losses(self.predict(tokens), tokens).half().cpu()
         counts = {"tokens": tokens[:, 1:].numel(), "nats_in_millionths": int(losses.double().sum() * 1e6)}
         return Part({COLUMN: losses.numpy()}, counts)
 

@@ -119,6 +119,8 @@ def check_corpus(config: CorpusConfig) -> None:
     """
     if config.streaming is not None and config.max_documents is not None:
         raise InputError("corpus.max_documents has no effect with corpus.streaming: leave one of them out")
+    if config.sources is not None:
+        _check_sources(config)
     if is_packed_folder(config.source):
         given = ("validation_source", "max_documents", "streaming")
         if idle := [f"corpus.{name}" for name in given if getattr(config, name) is not None]:
@@ -128,6 +130,11 @@ def check_corpus(config: CorpusConfig) -> None:
             )
         return
     if is_nanogpt_folder(config.source):
+        if config.max_documents is not None:
+            raise InputError(
+                f"corpus source {config.source!r} holds train.bin, which is read as a whole: leave "
+                "corpus.max_documents out"
+            )
         if config.validation_source is not None:
             raise InputError(
                 f"corpus source {config.source!r} has its own validation tokens in val.bin: leave validation_source out"
@@ -149,8 +156,6 @@ def check_corpus(config: CorpusConfig) -> None:
                 "leave validation_source out"
             )
         return
-    if config.sources is not None:
-        _check_sources(config)
     validation = [] if config.validation_source is None else [TextSource(config.validation_source, config.text_field)]
     problems = []
     for each in [*config.texts(), *validation]:

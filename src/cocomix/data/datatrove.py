@@ -46,7 +46,7 @@ def read_token_file(path: Path) -> Iterator[np.ndarray]:
         )
     if not index.is_file():
         raise InputError(f"token file {str(path)!r} has no {index.name} next to it: tokenize with save_index=True")
-    if index.stat().st_size == 0:
+    if index.stat().st_size == path.stat().st_size == 0:
         return
     dtype = _token_type(path, index)
     begin, total = 0, path.stat().st_size // dtype.itemsize
@@ -64,7 +64,7 @@ def read_token_file(path: Path) -> Iterator[np.ndarray]:
 
 def _token_type(path: Path, index: Path) -> np.dtype:
     """Determine the size of a token id, 2 or 4 bytes, from the length of the file and its index."""
-    if index.stat().st_size % _END.itemsize:
+    if index.stat().st_size == 0 or index.stat().st_size % _END.itemsize:
         raise InputError(f"{str(index)!r} has {index.stat().st_size} bytes, not 8 per document: is it truncated?")
     with index.open("rb") as ends:
         ends.seek(-_END.itemsize, 2)

@@ -294,6 +294,8 @@ def _widen_mlp(sizes: BackboneConfig, target: int, size_of: Callable[[BackboneCo
         return dataclasses.replace(sizes, options={**sizes.options, key: width})
 
     per_unit = size_of(with_mlp(width + 1)) - size_of(with_mlp(width))
+    if not per_unit:  # the type has no blocks with such an MLP
+        return sizes
     exact = width + (target - size_of(with_mlp(width))) / per_unit
     for multiple in MLP_WIDTHS:
         rounded = multiple * max(1, round(exact / multiple))

@@ -44,10 +44,9 @@ def export_model(
     if plain:
         model = plain_decoder(model, source)
     tokenizer = load_tokenizer(str(source))
-    unfinished = files.partial(target)
-    model.save_pretrained(unfinished, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
-    tokenizer.save_pretrained(str(unfinished))
-    files.finish(target)
+    with files.new_folder(target) as unfinished:
+        model.save_pretrained(unfinished, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+        tokenizer.save_pretrained(str(unfinished))
     return sorted(target.glob("*.safetensors"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,7 @@ def export_gguf(source: Path, target: Path, dtype: str | None, converter: Path |
     """
     script = _converter(converter)
     files.check_new(target)
+    unfinished = files.partial(target)
     with tempfile.TemporaryDirectory(prefix="cocomix-gguf-") as temporary:
         folder = Path(temporary) / source.resolve().name
         export_model(source, folder, dtype, None, plain=True)
@@ -46,18 +48,22 @@ def export_gguf(source: Path, target: Path, dtype: str | None, converter: Path |
         # The converter reads the context length of GPT-2 under a name that Transformers no longer saves.
         saved = files.read_json(folder / "config.json")
         files.write_json(folder / "config.json", {"n_ctx": config.max_position_embeddings, **saved})
-        arguments = [str(folder), "--outfile", str(files.partial(target)), "--outtype", GGUF_TYPES[config.dtype]]
-        done = subprocess.run(
-            [sys.executable, gguf_conversion.__file__, str(script), fallback or "", *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
-    if done.returncode or not files.partial(target).is_file():
-        files.partial(target).unlink(missing_ok=True)
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise InputError(f"{script} does not convert {source} ({last[0]:.300}); {_reason(fallback)}")
-    files.partial(target).rename(target)
+        arguments = [str(folder), "--outfile", str(unfinished), "--outtype", GGUF_TYPES[config.dtype]]
+        try:
+            done = subprocess.run(
+                [sys.executable, gguf_conversion.__file__, str(script), fallback or "", *arguments],
+                capture_output=True,
+                text=True,
+                errors="replace",
+            )
+            if done.returncode or not unfinished.is_file():
+                last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+                raise InputError(f"{script} does not convert {source} ({last[0]:.300}); {_reason(fallback)}")
+            if os.path.lexists(target):
+                raise InputError(f"{target} was created meanwhile; choose another name")
+            unfinished.rename(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def _converter(given: Path | None) -> Path:

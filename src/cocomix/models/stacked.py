@@ -168,8 +168,9 @@ class StackedModel(PreTrainedModel):
         past: int | Tensor = 0 if cache is None else cache.get_seq_length()
         if isinstance(past, Tensor):
             past = past.to(inputs_embeds.device)
-        attention_mask = self._complete_mask(attention_mask, inputs_embeds, cache, past)
-        texts = packed_texts(position_ids, attention_mask, cached=bool(use_cache) or cache is not None)
+        given_mask = attention_mask
+        attention_mask = self._complete_mask(given_mask, inputs_embeds, cache, past)
+        texts = packed_texts(position_ids, given_mask, cached=bool(use_cache) or cache is not None)
         if use_cache is None:
             use_cache = texts is None and self._uses_cache()
         if use_cache and cache is None:

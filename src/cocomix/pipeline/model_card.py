@@ -72,8 +72,8 @@ def write_card(folder: Path, run: Path | None = None) -> None:
     ]
     header = _header(record, config).to_yaml(line_break="\n")
     card = ModelCard(f"---\n{header}\n---\n\n{to_markdown(blocks)}", ignore_metadata_errors=True)
-    files.write_text(folder / CARD_FILE, str(card))
-    integrity.update_sum(folder, CARD_FILE)
+    with integrity.replaced(folder, CARD_FILE):
+        files.write_text(folder / CARD_FILE, str(card))
 
 
 def _artifacts(output: Path) -> dict[str, dict[str, Any]]:

@@ -215,7 +215,7 @@ class Recipe:
         if self.teacher.backbone.source is not None:
             found.append("teacher.backbone.source has no effect; set teacher.source to use that model as the teacher")
         if self.needs_labels():
-            found += self.labels.problems()
+            found += self._label_problems(self.labels)
             if self.labels.source is None and self.sae.source is None:
                 found += self.sae.problems()
         if self.tokenizer.source is None and self.tokenizer.vocab_size < MIN_VOCAB_SIZE:
@@ -240,10 +240,16 @@ class Recipe:
             if not name.replace("-", "").replace("_", "").isalnum():
                 lines.insert(0, "a name may contain letters, digits, - and _ only, because it becomes a folder")
             if student.labels is not None and student.learns_concepts():
-                lines += self.labels_of(student).problems()
+                lines += self._label_problems(self.labels_of(student))
             if self.labels.source is not None and self.labels_of(student) != self.labels:
                 lines.append("labels has no effect with labels.source, which is labeled already; leave one of them out")
             found += [f"students.{name}: {line}" for line in lines]
+        return found
+
+    def _label_problems(self, labels: LabelsConfig) -> list[str]:
+        found = labels.problems()
+        if labels.offset >= self.block_size:
+            found.append(f"labels.offset is {labels.offset}, in blocks of {self.block_size} tokens; give less")
         return found
 
     def _unknown_methods(self) -> list[str]:

@@ -209,7 +209,7 @@ class Stage:
         """Rename the finished folder into place. Delete the claim last: it marks the folder as ours."""
         for checkpoint in files.checkpoints(files.partial(self.folder)):
             shutil.rmtree(checkpoint)
-        files.finish(self.folder, without=(CLAIM_FILE,))
+        files.finish(self.folder, exclude=(CLAIM_FILE,))
         (self.folder / CLAIM_FILE).unlink(missing_ok=True)
 
     def _claim(self, claim: dict[str, Any], resumes: bool) -> None:

@@ -19,11 +19,6 @@ WEIGHTS = "*.safetensors"
 REMEDY = "delete this checkpoint to resume from the one before it, or to start again if there is none"
 
 
-def step_of(checkpoint: Path) -> int:
-    """Return the number of optimizer steps before a checkpoint."""
-    return int(checkpoint.name.rpartition("-")[2])
-
-
 def position_file(checkpoint: Path, rank: int) -> Path:
     """Return the file with the position of rank `rank` in its stream of blocks."""
     return checkpoint / f"position-{rank}.json"
@@ -51,7 +46,7 @@ def mark_complete(checkpoint: Path) -> None:
 
 def keep_newest(folder: Path, count: int) -> None:
     """Delete all but the newest `count` checkpoints in `folder`."""
-    by_age = sorted(files.checkpoints(folder), key=step_of)
+    by_age = sorted(files.checkpoints(folder), key=files.step_of)
     for older in by_age[:-count]:
         (older / COMPLETE).unlink(missing_ok=True)  # first, so that no half-deleted checkpoint counts as complete
         shutil.rmtree(older)
@@ -65,7 +60,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
             complete.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    return max(complete, key=step_of, default=None)
+    return max(complete, key=files.step_of, default=None)
 
 
 def intact_checkpoint(folder: Path) -> Path | None:

@@ -25,7 +25,6 @@ from cocomix.training.checkpoints import (
     last_complete_checkpoint,
     load_weights,
     position_file,
-    step_of,
 )
 from cocomix.training.config import TrainingConfig, training_arguments
 from cocomix.training.trainer import ObjectiveTrainer
@@ -138,7 +137,7 @@ def pretrain(
     checkpoint = _checkpoint_to_resume(unfinished)
     if checkpoint is None and branch is not None:
         checkpoint = _start_of_branch(branch, unfinished)
-    if checkpoint is not None and step_of(checkpoint) == config.steps():  # cut off after its last step
+    if checkpoint is not None and files.step_of(checkpoint) == config.steps():  # cut off after its last step
         model.to(distributed.device()).load_state_dict(load_weights(checkpoint, model))
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         timer.restore(trainer.state)
@@ -195,7 +194,7 @@ def _checkpoint_to_resume(unfinished: Path) -> Path | None:
 
 def _start_of_branch(branch: Path, unfinished: Path) -> Path:
     """Copy the checkpoint that a branch continues, so that an interrupted branch resumes from its own."""
-    target = unfinished / f"checkpoint-{step_of(branch)}"
+    target = unfinished / f"checkpoint-{files.step_of(branch)}"
     if distributed.is_main_process():
         integrity.verify(branch, f"restore it, or delete {branch.parent} to train it again")
         copy_checkpoint(branch, target)

@@ -60,7 +60,6 @@ from cocomix.training.checkpoints import (
     load_weights,
     mark_complete,
     position_file,
-    step_of,
 )
 from cocomix.training.optimizers import MuonWithAdamW
 
@@ -132,7 +131,7 @@ class ObjectiveTrainer(Trainer):
         self.branch_steps = branch_steps
         self._parts: dict[str, Tensor] = {}
         self._steps_of_part: defaultdict[str, set[int]] = defaultdict(set)
-        self._logged = (0, 0.0)  # steps and seconds at the last log
+        self._logged: tuple[int, float] | None = None  # steps and seconds at the start or the last log
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator, and shard on CPUs too, where Accelerate would silently fall back to ddp."""
@@ -158,6 +157,7 @@ class ObjectiveTrainer(Trainer):
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Any]:
         """Return the micro-batches of the next step, and their targets summed over micro-batches and processes."""
+        self._logged = self._logged or (self.state.global_step, self.timer.seconds)
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._current = self.objective.at(self.state.global_step / self.state.max_steps)
         batches = self._current.prepare([self._prepare_inputs(batch) for batch in batches])
@@ -200,8 +200,8 @@ class ObjectiveTrainer(Trainer):
     def _speed(self) -> dict[str, float]:
         """Compute tokens so far, tokens per second since the last log, and model FLOP utilization of the GPU."""
         step, seconds = self.state.global_step, self.timer.read()
-        tokens = (step - self._logged[0]) * self.tokens_per_step
-        elapsed = seconds - self._logged[1]
+        before = self._logged or (0, 0.0)
+        tokens, elapsed = (step - before[0]) * self.tokens_per_step, seconds - before[1]
         self._logged = (step, seconds)
         found = {"tokens": float(step * self.tokens_per_step)}
         if elapsed > 0:
@@ -225,7 +225,8 @@ class ObjectiveTrainer(Trainer):
         good = last_complete_checkpoint(Path(self.args.output_dir))
         kept = "no checkpoint was written before"
         if good is not None:
-            kept = f"its last good checkpoint, of {step_of(good) * self.tokens_per_step:,} tokens, is kept in {good}"
+            seen = files.step_of(good) * self.tokens_per_step
+            kept = f"its last good checkpoint, of {seen:,} tokens, is kept in {good}"
         raise InputError(
             f"the training of {self.description} diverged: after {tokens:,} tokens its {what} is {value}; {kept}; "
             "lower its learning_rate or raise its warmup_ratio (a changed recipe starts again and deletes it)"

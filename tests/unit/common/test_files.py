@@ -120,6 +120,19 @@ def test_a_folder_that_is_a_link_is_not_held(deep: Path) -> None:
         pass
 
 
+def test_a_new_folder_is_whole_or_absent(deep: Path) -> None:
+    target = deep / "export"
+    with pytest.raises(KeyboardInterrupt), files.new_folder(target) as unfinished:
+        (unfinished / "part").write_text("half")
+        raise KeyboardInterrupt
+    assert not list(deep.glob("export*"))
+    with files.new_folder(target) as unfinished:
+        (unfinished / "part").write_text("all")
+    assert (target / "part").read_text() == "all"
+    with pytest.raises(InputError, match="exists; choose another name"), files.new_folder(target):
+        pass
+
+
 def test_an_output_file_keeps_links_and_devices(deep: Path) -> None:
     (deep / "link.html").symlink_to("page.html")
     files.write_output(deep / "link.html", "new")
@@ -131,6 +144,9 @@ def test_an_output_file_keeps_links_and_devices(deep: Path) -> None:
     files.write_output(deep / "pipe", "through")
     reader.join()
     assert read == ["through"] and (deep / "pipe").is_fifo()
+    receiving, sending = os.pipe()
+    files.write_output(Path(f"/dev/fd/{sending}"), "through")
+    assert os.read(receiving, 100) == b"through"
     (deep / "null").symlink_to(os.devnull)
     files.write_output(deep / "null", "nowhere")
     assert Path(os.devnull).is_char_device()

@@ -21,7 +21,7 @@ def finished(tmp_path: Path) -> Path:
     (unfinished / "train" / "data.arrow").write_bytes(b"tokens")
     (unfinished / "info.json").write_text("{}")
     (unfinished / "claim").touch()
-    files.finish(folder, without=("claim",))
+    files.finish(folder, exclude=("claim",))
     (folder / "claim").unlink()
     return folder
 
@@ -47,9 +47,13 @@ def test_a_damaged_file_is_named(finished: Path, how: str) -> None:
 
 
 def test_a_file_replaced_on_purpose_passes(finished: Path) -> None:
-    (finished / "info.json").write_text("[]")
-    integrity.update_sum(finished, "info.json")
+    with integrity.replaced(finished, "info.json"):
+        (finished / "info.json").write_text("[]")
+        integrity.verify(finished, REMEDY)  # as a kill would leave it
     integrity.verify(finished, REMEDY)
+    (finished / "info.json").write_text("[1]")
+    with pytest.raises(InputError, match="is damaged"):
+        integrity.verify(finished, REMEDY)
 
 
 @pytest.mark.parametrize("line", ["", "00  info.json", f"{'0' * 64}  ../secret", f"{'0' * 64}  /etc/passwd", "\xff"])

@@ -72,9 +72,8 @@ def test_offset_labels_are_those_of_a_later_token_of_the_document(offset: int, t
         for t in range(T):
             reaches = t + offset < T and EOS not in ids[block, t : t + offset]
             assert after[block, t].tolist() == (before[block, t + offset].tolist() if reaches else [-100] * A)
-            if reaches:
-                weights = [rows(side, "concept_weights")[block] for side in (given.train, stored.train)]
-                assert weights[1][t].tolist() == weights[0][t + offset].tolist()
+            weights = [rows(side, "concept_weights")[block] for side in (given.train, stored.train)]
+            assert weights[1][t].tolist() == (weights[0][t + offset].tolist() if reaches else [0] * A)
 
 
 def test_documents_end_with_end_of_text() -> None:

@@ -21,6 +21,7 @@ from datasets import Value, load_from_disk
 from cocomix.common import settings
 from cocomix.common.errors import InputError
 from cocomix.data.corpus import (
+    PACKED_FILE,
     CorpusConfig,
     CorpusSummary,
     StreamingConfig,
@@ -302,8 +303,12 @@ def test_several_sources_have_their_own_fields_and_weights(tmp_path: Path) -> No
     assert count["a"] == 60 and abs(count["s"] - 20) <= 1
     (problem,) = settings.read(CorpusConfig, {"sources": [{"source": "a", "weight": 0}]})[1]
     assert problem == "sources[0].weight is 0; expected a number above 0 to 1,000,000"
+    packed = tmp_path / "packed"
+    (packed / "tokenizer").mkdir(parents=True)
+    (packed / PACKED_FILE).write_text("{}")
     for changes, words in (
         ({"source": str(tmp_path)}, ["has no effect with corpus.sources"]),
+        ({"source": str(packed)}, ["has no effect with corpus.sources"]),
         ({"streaming": StreamingConfig()}, ["cannot be streamed"]),
         ({"sources": [articles, weighted[1]]}, ["only some of corpus.sources have a weight"]),
         ({"sources": []}, ["corpus.sources is empty"]),

@@ -244,6 +244,7 @@ def test_a_sample_of_token_files_is_packed(dtype, texts, tokenizer, tmp_path):
         (lambda file, index: file.write_bytes(b"\xff" * file.stat().st_size), "holds token id 65535"),
         (lambda file, index: file.write_bytes(b"\x05\0" * (file.stat().st_size // 2)), "not with the tokenizer's end"),
         (lambda file, index: index.write_bytes(index.read_bytes()[:-2]), "not 8 per document"),
+        (lambda file, index: index.write_bytes(b""), "not 8 per document"),
         (lambda file, index: index.write_bytes(b"\xff" * 8 + index.read_bytes()[8:]), "begins at token 0 and ends"),
         (lambda file, index: (file.unlink(), file.symlink_to("nowhere")), "is not a regular file"),
         (lambda file, index: (index.rename(index.with_name("0_chunk_shuffled.ds.index")),

@@ -36,6 +36,12 @@ def test_matched_widths_suit_kernels_as_far_as_the_size_allows(sizes, growth, he
     assert (found.num_attention_heads, found.num_hidden_layers) == (sizes.num_attention_heads, sizes.num_hidden_layers)
 
 
+def test_blocks_without_the_usual_mlp_are_matched_by_their_width() -> None:
+    sizes = BackboneConfig("qwen3_moe", 64, 2, 4, options={"num_experts": 4, "moe_intermediate_size": 64})
+    target = round(1.5 * size_of(sizes))
+    assert size_of(match_parameters(sizes, target, size_of)) == pytest.approx(target, rel=0.02)
+
+
 def test_a_size_that_no_width_has_is_refused() -> None:
     sizes = BackboneConfig("gpt2", 512, 4, 8, options={"n_inner": 2048})
     with pytest.raises(InputError, match=r"no gpt2 of 4 blocks and 8 heads has 1,000 weights within 2%"):
