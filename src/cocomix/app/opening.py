@@ -18,18 +18,18 @@ from cocomix.inspection.tracing import text_ids
 PROMPT_TOKENS = 24
 """Maximum length of the example prompt."""
 STRENGTH = 6.0
-"""Strength at first where no text shows which logits are typical."""
+"""Initial strength if no text shows which logits are typical."""
 
 
 class Opening(NamedTuple):
-    """The beginning of a visit."""
+    """Initial state of the page."""
 
     prompt: str
     """Beginning of a text from the catalog; empty without one."""
     concepts: list[int]
-    """The concepts that are steered at first: one, or none without a catalog."""
+    """Initially steered concepts: one, or none without a catalog."""
     strength: float
-    """Strength at first of each steered concept."""
+    """Initial strength of each steered concept."""
     typical: str
     """Range of the logits of mixed-in concepts; empty if there is no text to read."""
 

@@ -204,7 +204,7 @@ async def _post(url: str, api_key: str | None, request: Mapping[str, object]) ->
 
 
 def _content(body: bytes) -> str:
-    """Return the text of a chat completion; _NoAnswer if this is none."""
+    """Return the text of a chat completion; _NoAnswer if it is invalid."""
     try:
         return str(json.loads(body)["choices"][0]["message"]["content"] or "")
     except (ValueError, LookupError, TypeError, RecursionError) as error:

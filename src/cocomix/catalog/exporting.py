@@ -39,7 +39,7 @@ NOT_COMPUTED = (
     "decoder_weights_dist",
 )
 """Fields of a feature that a catalog does not hold; they are written as empty lists."""
-OF_THE_SOURCE = ("n_prompts_total", "n_tokens_in_prompt", "dataset")
+SOURCE_FIELDS = ("n_prompts_total", "n_tokens_in_prompt", "dataset")
 """Fields of a feature in SAEDashboard's form that Neuronpedia keeps with the SAE."""
 
 
@@ -47,7 +47,7 @@ def export_catalog(catalog: Catalog, target: Path, to: str, model: str, source_s
     """Write a catalog to the new folder `target`.
 
     Args:
-        catalog: to export.
+        catalog: the source.
         target: folder to create.
         to: `saedashboard`, files `batch-N.json` as its NeuronpediaRunner writes them, or `neuronpedia`, the folder
             MODEL/LAYER-SET of its bulk import.
@@ -160,7 +160,7 @@ def _write_batch(source: Source, concepts: Iterable[Concept], folder: Path, numb
     for concept in concepts:
         row, feature = source.row(concept), _feature(source.catalog, concept)
         activations = feature.pop("activations")
-        known = {key: value for key, value in feature.items() if key not in OF_THE_SOURCE}
+        known = {key: value for key, value in feature.items() if key not in SOURCE_FIELDS}
         owned = {**row, "creatorId": CREATOR}
         rows["features"].append({**owned, "maxActApprox": concept.max_activation, "hookName": hook, **known})
         rows["activations"] += [{**owned, **_activation_row(shown)} for shown in activations]

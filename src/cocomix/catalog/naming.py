@@ -20,8 +20,8 @@ from cocomix.catalog.rows import CATALOG_FILE, SCHEMA, write_rows
 from cocomix.catalog.search import open_catalog
 from cocomix.common import integrity
 from cocomix.common.console import one_line, visible
-from cocomix.common.errors import InputError
-from cocomix.data.records import json_lines, reason
+from cocomix.common.errors import InputError, error_message
+from cocomix.data.records import json_lines
 
 DEFAULT_NAME_TOKENS = 3
 _EXPECTED = 'expected {"12": "name", ...}, or Neuronpedia\'s objects with "index" and "description"'
@@ -55,7 +55,7 @@ def read_names(path: Path) -> dict[int, str]:
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"names file {path} cannot be read ({reason(error)}); {_EXPECTED}") from None
+        raise InputError(f"names file {path} cannot be read ({error_message(error)}); {_EXPECTED}") from None
     names: dict[int, str] = {}
     for where, concept, name in _entries(content, str(path)):
         concept_id = _concept_id(concept)
@@ -87,7 +87,7 @@ def _values(content: bytes, name: str) -> list[tuple[str, Any]]:
     try:
         return [(name, json.loads(content.decode("utf-8-sig")))]
     except (ValueError, RecursionError) as error:
-        problem = reason(error)
+        problem = error_message(error)
     values: list[tuple[str, Any]] = []
     try:
         values.extend((f"{name}, line {number}", value) for number, value in json_lines(BytesIO(content), name))

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from cocomix.catalog.rows import CATALOG_FILE, INFO_FILE, PROMOTED_TOKENS, SCHEMA, CatalogInfo, Concept, Context
 from cocomix.common import files, integrity
 from cocomix.common.console import BOLD, styled, visible
-from cocomix.common.errors import InputError
+from cocomix.common.errors import InputError, error_message
 from cocomix.data.tokenizer import require_unicode
 
 
@@ -274,8 +274,8 @@ def open_catalog(folder: str | Path) -> Catalog:
         info = CatalogInfo(**files.read_json(folder / INFO_FILE))
         table = pq.read_table(folder / CATALOG_FILE)
     except Exception as error:  # the readers raise many types for truncated files and other formats
-        reason = " ".join(f"{type(error).__name__} {error}".split())
-        raise InputError(f"cannot open the concept catalog in {folder}: {reason:.160}; build it again") from None
+        problem = f"{type(error).__name__}: {error_message(error)}"
+        raise InputError(f"cannot open the concept catalog in {folder}: {problem}; build it again") from None
     if not table.schema.equals(SCHEMA) or len(table) != info.num_concepts:
         raise InputError(f"{folder / CATALOG_FILE} is not a concept catalog of {info.num_concepts} concepts")
     return Catalog(folder, info, table)

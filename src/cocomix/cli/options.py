@@ -214,7 +214,7 @@ def given(**values: Any) -> dict[str, Any]:
 
 
 def load_libraries() -> None:
-    """Import the libraries and the models, without progress bars and notes to developers unless the command is verbose.
+    """Import the libraries and models, without progress bars and deprecation warnings unless the command is verbose.
 
     Warnings, which may concern a figure, are shown.
     """

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from cocomix.cli.options import USER_ERROR, command_line
 from cocomix.common import starting
 from cocomix.common.console import Verbosity, end_progress_bars, verbosity
-from cocomix.common.errors import InputError
+from cocomix.common.errors import InputError, error_message
 from cocomix.common.interruption import Interrupted
 
 PIPE_CLOSED = 141
-LONGEST_LINE = 300
 _RESUME = "; finished work is kept, and the same command resumes from there"
 REMEDIES = {
     errno.ENOSPC: f": free some space{_RESUME}",
@@ -67,6 +66,6 @@ def error_lines(error: InputError | OSError) -> list[str]:
     if isinstance(error, InputError):
         return str(error).splitlines()
     if error.errno is None or error.strerror is None:  # raised by a library
-        return [" ".join(str(error).split())[:LONGEST_LINE]]
+        return [error_message(error)]
     where = "" if error.filename is None else f"{error.filename}: "
     return [f"{where}{error.strerror}{REMEDIES.get(error.errno, '')}"]

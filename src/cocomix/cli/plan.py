@@ -28,7 +28,9 @@ def plan(
     recipe: RecipeFile,
     gpu: Annotated[str | None, option("NAME", "Plan for this kind of GPU instead of this machine.")] = None,
     gpus: Annotated[int | None, option("N", "Number of GPUs, of h100 unless --gpu names another.", Batch)] = None,
-    utilization: Annotated[float | None, option("SHARE", "Assumed share of the GPUs' peak, 0.4.", Utilization)] = None,
+    utilization: Annotated[
+        float | None, option("SHARE", "Assumed share of the GPUs' peak (default: 0.4).", Utilization)
+    ] = None,
     corpus_tokens: Annotated[
         int | None, option("N", "Training tokens of a corpus that is not packed yet.", Count)
     ] = None,

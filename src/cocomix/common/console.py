@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from cocomix.common.errors import InputError
 
 SECONDS_BETWEEN_LINES = 30.0
-"""How often progress is printed where stderr is no terminal."""
+"""How often progress is printed if stderr is not a terminal."""
 
 
 class Verbosity(IntEnum):
@@ -83,7 +83,7 @@ def has_terminal() -> bool:
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, desc: str | None = None, **options: Any) -> ProgressBar:
-    """Return a tqdm bar; where stderr is no terminal, one that prints a plain line every half minute."""
+    """Return a tqdm bar; if stderr is not a terminal, one that prints a plain line every half minute."""
     options["disable"] = options.get("disable", False) or verbosity() == Verbosity.QUIET
     if has_terminal():
         return tqdm(iterable, desc, dynamic_ncols=True, **options)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CONNECTION_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "ncclRemoteError")
-"""Parts of the messages of collectives whose other side has ended."""
+"""Parts of the errors of collectives whose peer has exited."""
 TIMEOUT = timedelta(days=30)
-"""Of collectives. Ranks may wait long while rank 0 works; torchrun notices at once if a process dies."""
+"""Timeout of collectives: rank 0 may work for long; torchrun notices at once if a process dies."""
 
 LAUNCHER_SETTINGS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
 """Prefixes of environment variables by which `accelerate launch` changes how a model is trained."""

@@ -1,7 +1,7 @@
 """A document as data, and its rendering as HTML, Markdown, or text for a terminal.
 
 Names, texts and figures of a run are data: each renderer escapes all of them, so that none becomes markup, a link or an
-image. The text of paragraphs, headings and lists has one form of its own: `code` in backticks. A backslash before a
+image. The text of paragraphs, headings and lists has one kind of markup: `code` in backticks. A backslash before a
 backtick or backslash shows that character itself (`literal`). The cells of tables have no such form.
 """
 
@@ -18,7 +18,7 @@ from cocomix.common.html_page import html_page
 
 
 class Heading(NamedTuple):
-    """A heading, with its level from 1 on."""
+    """A heading, of level 1 or more."""
 
     level: int
     text: str

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable
 
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
-"""The user name and password in an address."""
+"""The user name and password in a URL."""
+LONGEST_MESSAGE = 300
 
 
 class InputError(ValueError):
@@ -24,6 +25,11 @@ class InputError(ValueError):
 
 class UnreachableError(InputError):
     """A remote source could not be fetched."""
+
+
+def error_message(error: Exception) -> str:
+    """Return the message of a library's error, or else its type, on one line of bounded length."""
+    return f"{' '.join(str(error).split()) or type(error).__name__:.{LONGEST_MESSAGE}}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ class _Deferral:
 
 
 def raise_on_signals() -> None:
-    """Let Ctrl-C, a termination and a closed terminal raise `Interrupted`, unless they are ignored, as by nohup."""
+    """Make SIGINT, SIGTERM and SIGHUP raise `Interrupted`, unless they are ignored, as by nohup."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number in SIGNALS:

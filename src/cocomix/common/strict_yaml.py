@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from cocomix.common.errors import InputError
+from cocomix.common.errors import InputError, error_message
 
 MAX_VALUES = 100_000
 """Limit on the values of a file once its aliases are expanded."""
@@ -98,7 +98,7 @@ def parse(text: str, where: str) -> Any:
         LookupError,
         AttributeError,
     ) as error:  # the last three: invalid values of a tag
-        raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{where} is not valid YAML: {error_message(error)}") from None
 
 
 def _values(node: yaml.Node, known: dict[Hashable, int | None]) -> int:

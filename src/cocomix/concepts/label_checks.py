@@ -69,7 +69,7 @@ def check_contents(labeled: LabeledCorpus, corpus: PackedCorpus, folder: Path) -
     Args:
         labeled: labels of both splits.
         corpus: corpus that they label.
-        folder: of the labels, for the error.
+        folder: labels folder, for errors.
 
     Raises:
         InputError: with the first block that is wrong.

@@ -99,7 +99,7 @@ def control_labels(
         remedy="lower labels.labels_per_token",
     )
     info = dataclasses.replace(
-        with_counts(dataclasses.replace(base.info, **config.of_control(seed)), shards),
+        with_counts(dataclasses.replace(base.info, **config.control_fields(seed)), shards),
         fewer_positive_share=base.info.fewer_positive_share,
         cut_tokens=base.info.cut_tokens,
     )

@@ -81,7 +81,7 @@ class LabelsInfo:
 
 
 LATER_FIELDS = ("offset", "window", "control", "targets", "seed", "content", "precision")
-"""Fields of `LabelsInfo` that older labels lack; with their default values they are no part of a fingerprint."""
+"""Fields of `LabelsInfo` that older labels lack; default values do not enter a fingerprint."""
 
 
 @dataclass(frozen=True)

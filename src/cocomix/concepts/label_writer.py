@@ -55,7 +55,7 @@ def write_labels(
         blocks_per_shard: blocks per file.
 
     Raises:
-        InputError: the corpus is none, the folder exists, or labels or weights do not fit: another number of blocks,
+        InputError: no packed corpus, the folder exists, or labels or weights do not fit: another number of blocks,
             another shape, an id out of range or twice at one token, or a weight that is not positive.
     """
     folder, packed = Path(folder), load_packed(Path(corpus))

@@ -38,7 +38,7 @@ HIDDEN_STATES = 40
 """Upper estimate of the hidden states that one block keeps for its backward pass, in widths per token."""
 MOST_TOKENS = 65_536
 """Tokens in a batch beyond which a GPU gains no speed."""
-SAMPLE_BLOCKS = 16
+COMPARED_BLOCKS = 16
 """Number of validation blocks on which labels are compared with those of float32."""
 
 
@@ -139,7 +139,7 @@ class LabelsConfig:
         selection = "activation" if self.selection == TOKEN else self.selection
         return dataclasses.replace(self, offset=0, control="none", selection=selection)
 
-    def of_control(self, seed: int) -> dict[str, Any]:
+    def control_fields(self, seed: int) -> dict[str, Any]:
         """Return the fields of `LabelsInfo` that differ from those of `base`."""
         found = {"selection": self.selection, "offset": self.offset, "control": self.control}
         return found if self.control == "none" else {**found, "seed": seed}
@@ -216,7 +216,7 @@ def differing_share(
     extractor: ConceptExtractor, reference: ConceptExtractor, reader: TeacherReader, blocks_per_batch: int
 ) -> float:
     """Return the share of the reference's labels that `extractor` does not give, on the first blocks of `reader`."""
-    passages = reader(0, min(SAMPLE_BLOCKS, len(reader)))
+    passages = reader(0, min(COMPARED_BLOCKS, len(reader)))
     found, expected = (
         label_in_equal_batches(each, passages.input_ids, passages.attention_mask, blocks_per_batch).ids
         for each in (extractor, reference)
@@ -289,7 +289,7 @@ def count(labels: ConceptLabels) -> dict[str, int]:
     """Count the tokens and labels of labeled blocks.
 
     Returns:
-        `tokens`; `labeled`, tokens with a label; `full`, tokens with A labels; `labels`; `fewer_positive`, labeled
+        `tokens`; `labelled`, tokens with a label; `full`, tokens with A labels; `labels`; `fewer_positive`, labeled
         tokens with fewer than A positive scores; and `cut`, labeled tokens with more active latents than `max_active`.
     """
     has = labels.ids != IGNORE  # (B, T, A)

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cocomix.common import files
-from cocomix.common.errors import InputError, UnreachableError, did_you_mean
+from cocomix.common.errors import InputError, UnreachableError, did_you_mean, error_message
 from cocomix.concepts.sae import MAX_ACTIVE, SparseAutoencoder
 from cocomix.concepts.sae_checks import listed, precision, require_sizes, require_tensors, require_type
 
 REGISTRY = "saelens:"
 CONFIG, SAELENS_WEIGHTS, SPARSIFY_WEIGHTS = "cfg.json", "sae_weights.safetensors", "sae.safetensors"
 _ENCODER_AND_DECODER = frozenset({"W_enc", "b_enc", "W_dec", "b_dec"})
-SAELENS_WEIGHTS_OF = {
+SAELENS_TENSORS = {
     "standard": _ENCODER_AND_DECODER,
     "topk": _ENCODER_AND_DECODER,
     "jumprelu": _ENCODER_AND_DECODER | {"threshold"},
@@ -168,13 +168,15 @@ def _release_and_id(text: str, published: Mapping[str, list[str]]) -> tuple[str,
 
 
 def _not_fetched(source: str, error: Exception, hint: str) -> InputError:
-    silent = isinstance(error, ConnectionError) or re.search("LocalEntry|Connect|Offline|Timeout", type(error).__name__)
-    if silent:
+    offline = isinstance(error, ConnectionError) or re.search(
+        "LocalEntry|Connect|Offline|Timeout", type(error).__name__
+    )
+    if offline:
         return UnreachableError(
             f"{source} is not in the local cache and the Hugging Face hub cannot be reached{hint}; download it on a "
             "machine with access, or unset HF_HUB_OFFLINE if it is set"
         )
-    return InputError(f"SAELens could not load {source}: {_reason(error)}{hint}")
+    return InputError(f"SAELens could not load {source}: {type(error).__name__}: {error_message(error)}{hint}")
 
 
 def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
@@ -194,11 +196,11 @@ def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_saelens(config: Mapping[str, Any], where: str) -> None:
     architecture = config["architecture"]
-    if architecture not in SAELENS_WEIGHTS_OF:
+    if architecture not in SAELENS_TENSORS:
         reason = REFUSED_ARCHITECTURES.get(architecture)
         raise InputError(
             f"the SAE in {where} is of architecture {architecture!r}{f' ({reason})' if reason else ''}; "
-            f"expected one of {', '.join(SAELENS_WEIGHTS_OF)}"
+            f"expected one of {', '.join(SAELENS_TENSORS)}"
         )
     if architecture != "topk" and config.get("rescale_acts_by_decoder_norm"):
         raise InputError(
@@ -233,7 +235,7 @@ def _from_saelens(
     architecture = config["architecture"]
     require_tensors(
         weights,
-        SAELENS_WEIGHTS_OF[architecture],
+        SAELENS_TENSORS[architecture],
         SAELENS_SCALES,
         f"the SAE in {where}, of architecture {architecture!r},",
         f"state the architecture of these weights in {CONFIG}",
@@ -403,11 +405,7 @@ def _reading(what: str | Path, expected: str) -> Iterator[None]:
     except InputError as error:
         raise error if str(what) in str(error) else InputError(f"{what}: {error}") from None
     except Exception as error:
-        raise InputError(f"{what} is not {expected}: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__} {error}".split())[:160]
+        raise InputError(f"{what} is not {expected}: {type(error).__name__}: {error_message(error)}") from None
 
 
 def _nothing_at(path: Path) -> InputError:

@@ -34,10 +34,10 @@ ONLY_FOR = {
     "auxiliary_loss_weight": ("topk", "batchtopk"),
 }
 """Settings that apply only to some architectures."""
-LEARNING_RATE, LATENTS_OF_RATE = 1e-3, 2048
+LEARNING_RATE, BASE_LATENTS = 1e-3, 2048
 """The default learning rate, at this number of latents."""
 ADAM_EPSILON = 6.25e-10
-"""Of Adam, as in arXiv 2406.04093: the gradients of rare latents are small."""
+"""Adam's ε, as in arXiv 2406.04093: the gradients of rare latents are small."""
 SCALING_BATCHES = 50
 """Number of batches on which the scaling of the input is measured."""
 CHECKPOINTS = 20
@@ -71,7 +71,7 @@ class SAEConfig:
         max_active: maximum number of active latents used per token (default 256); ignored by TopK.
         training_tokens: number of activations to train on.
         tokens_per_step: activations per optimizer step.
-        learning_rate: of Adam: constant after the warm-up, then linear to 0 over the last fifth. By default
+        learning_rate: Adam's, constant after the warm-up, then linear to 0 over the last fifth. By default
             0.001 · √(2048 / d_sae), because wider SAEs need a lower one (arXiv 2406.04093, appendix A.3).
         buffer_tokens: number of activations that are shuffled together.
     """
@@ -121,7 +121,7 @@ class SAEConfig:
 
     def rate(self) -> float:
         """Return the learning rate between warm-up and decay."""
-        return self.learning_rate or LEARNING_RATE * (LATENTS_OF_RATE / self.d_sae) ** 0.5
+        return self.learning_rate or LEARNING_RATE * (BASE_LATENTS / self.d_sae) ** 0.5
 
 
 def train_sae(teacher: PreTrainedModel, blocks: Dataset, config: SAEConfig, folder: Path, seed: int) -> None:

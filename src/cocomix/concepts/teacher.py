@@ -18,7 +18,7 @@ from cocomix.common import fingerprint
 from cocomix.common.errors import InputError
 from cocomix.models.backbones import decoder_blocks, fuse_activations, padded_positions
 from cocomix.models.linear_loss import LinearLoss, linear_cross_entropy
-from cocomix.models.losses import IGNORE
+from cocomix.models.losses import IGNORE, at_least_float32
 
 
 class TappedResidual(NamedTuple):
@@ -45,7 +45,7 @@ def check_teacher_layer(teacher_layer: int, num_blocks: int) -> None:
 
 
 def freeze(teacher: PreTrainedModel) -> PreTrainedModel:
-    """Set the model to evaluation mode, disable the gradients of its weights, and return it."""
+    """Set evaluation mode, fuse activations, and disable gradients, in place; return the model."""
     return fuse_activations(teacher).eval().requires_grad_(False)
 
 
@@ -154,9 +154,9 @@ def next_token_targets(input_ids: Tensor, attention_mask: Tensor | None = None) 
 
 
 def _sum_of_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(
+        at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
 
 
 def tapped_residual(

@@ -76,7 +76,7 @@ class TrainableSAE(nn.Module):
         l0_coefficient: penalty per active latent, for jumprelu.
         auxiliary_weight: weight of the auxiliary loss, for topk and batchtopk.
         threshold_rate: share by which each step moves the threshold of batchtopk to that of its batch.
-        dtype: of the encoder's matrix product; everything else is float32.
+        dtype: dtype of the encoder's matrix product; everything else is float32.
     """
 
     threshold: Tensor

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from cocomix.common.errors import error_message
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -41,7 +43,7 @@ def open_dataset(folder: Path) -> Dataset:
     try:
         return load_from_disk(str(folder))
     except Exception as error:
-        raise ValueError(f"{type(error).__name__} {' '.join(str(error).split())}"[:160]) from None
+        raise ValueError(f"{type(error).__name__}: {error_message(error)}") from None
 
 
 @contextmanager

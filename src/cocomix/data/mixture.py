@@ -29,8 +29,8 @@ class TextSource:
 def mixed(sources: Sequence[Iterator[Item]], weights: Sequence[float], size: Callable[[Item], int]) -> Iterator[Item]:
     """Draw items from several iterators so that the sizes drawn from each are proportional to its weight.
 
-    The next item comes from the iterator with the smallest size drawn so far divided by its weight, of equal ones the
-    first. The end of one ends all, so the proportions hold to within an item of each.
+    The next item comes from the iterator with the smallest size drawn so far divided by its weight, ties to the
+    first. Drawing stops when one ends, so the proportions hold to within an item of each.
     """
     drawn = [0] * len(sources)
     while True:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from cocomix.common.console import progress_bar, status
-from cocomix.common.errors import InputError
+from cocomix.common.errors import InputError, error_message
 from cocomix.common.files import read_json, write_json
 from cocomix.data.arrow import dataset_writer, open_dataset
 from cocomix.data.corpus import PACKED_FILE, CorpusConfig, is_held_out
@@ -189,7 +189,7 @@ def load_packed(folder: str | Path) -> PackedCorpus:
         train, validation = (open_dataset(folder / side) for side in ("train", "validation"))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"{str(folder)!r} is not a packed corpus ({' '.join(str(error).split())}): "
+            f"{str(folder)!r} is not a packed corpus ({error_message(error)}): "
             f"give a folder with train, validation and {INFO_FILE}"
         ) from error
     if (len(train), len(validation)) != (info.train_blocks, info.validation_blocks):

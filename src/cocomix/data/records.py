@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from cocomix.common.errors import InputError
+from cocomix.common.errors import InputError, error_message
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ def numbered(records: Iterable[T], name: str, unit: str) -> Iterator[tuple[int, 
             raise
         except Exception as error:  # decompressors, Arrow and the Hub's readers raise many types
             raise InputError(
-                f"{name} cannot be read after {unit} {number} ({reason(error)}): is it damaged or truncated?"
+                f"{name} cannot be read after {unit} {number} ({error_message(error)}): is it damaged or truncated?"
             ) from error
         number += 1
         yield number, record
@@ -53,10 +53,5 @@ def json_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, Any]]:
             yield number, json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:  # nested too deeply, or a number with thousands of digits
             raise InputError(
-                f"{name}, line {number} is not readable JSON ({reason(error)}): give one JSON object per line"
+                f"{name}, line {number} is not readable JSON ({error_message(error)}): give one JSON object per line"
             ) from error
-
-
-def reason(error: Exception) -> str:
-    """Return the message of an error on one line of bounded length."""
-    return f"{' '.join(str(error).split()) or type(error).__name__:.300}"

@@ -29,7 +29,7 @@ def changed_sources(config: CorpusConfig, folder: Path) -> str | None:
     """Describe how the files of the corpus differ from when `folder` was written; None if they do not.
 
     None also if a source is gone, or if no state was recorded. Only files with another size or time of modification are
-    read; a new time alone, as of a copy, is no difference.
+    read; a new time alone, as of a copy, does not count.
     """
     gone = any(source != PYTHON_STDLIB and not Path(source).exists() for source in _sources(config).values())
     if gone or not (folder / STATE_FILE).is_file():

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cocomix.common.errors import InputError
+from cocomix.common.errors import InputError, error_message
 from cocomix.common.portable import HUB_PREFIX as HUB_PREFIX
-from cocomix.data.records import json_lines, numbered, reason
+from cocomix.data.records import json_lines, numbered
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -228,7 +228,7 @@ def _read_parquet(file: SourceFile, text_field: str) -> Iterator[Document]:
     try:
         table = pq.ParquetFile(file.path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file.name} is not a readable parquet file ({reason(error)})") from error
+        raise InputError(f"{file.name} is not a readable parquet file ({error_message(error)})") from error
     with table:
         schema = table.schema_arrow
         _require_field(schema.names, text_field, file.name)
@@ -261,12 +261,12 @@ def open_hub(source: str) -> IterableDataset:
     from datasets import load_dataset
 
     name, _, split = source.removeprefix(HUB_PREFIX).partition(":")
-    # A streamed dataset leaves only a lock file, which is deleted with the temporary cache.
     if Path(name).exists() and (resolved := str(Path(name).resolve())) != glob.escape(resolved):
         raise InputError(
             f"corpus source {source!r} cannot be opened through {HUB_PREFIX}, where the special characters * ? [ of "
             f"{resolved!r} select files: rename the folder, or give it without {HUB_PREFIX}"
         )
+    # A streamed dataset leaves only a lock file, which is deleted with the temporary cache.
     with TemporaryDirectory() as cache:
         try:
             return load_dataset(name, split=split or "train", streaming=True, cache_dir=cache)
@@ -278,7 +278,7 @@ def open_hub(source: str) -> IterableDataset:
                 ) from error
             raise InputError(
                 f"corpus source {source!r} cannot be opened as a Hugging Face dataset "
-                f"({reason(error)}): give {HUB_PREFIX}NAME or {HUB_PREFIX}NAME:SPLIT"
+                f"({error_message(error)}): give {HUB_PREFIX}NAME or {HUB_PREFIX}NAME:SPLIT"
             ) from error
 
 

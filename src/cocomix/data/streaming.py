@@ -143,15 +143,15 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
         self.seed = seed
         self._begin = Position()  # of the window
         self._window = 0
-        self._given = 0  # blocks of the window
+        self._given = 0  # blocks of the window that were yielded
 
     @cached_property
     def files(self) -> int:
-        """Files of the corpus, what its `IterableDataset` calls shards."""
+        """Number of files, the shards of its `IterableDataset`."""
         return self.documents.open().num_shards
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, as JSON."""
+        """Return the position, as JSON."""
         return {
             "processes": distributed.world_size(),
             "files": self.files,
@@ -161,13 +161,13 @@ class BlockStream(torch.utils.data.IterableDataset[Tensor]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on, when next iterated over, where a stream of as many processes and files stood."""
+        """Resume the next iteration at the state of a stream with as many processes and files."""
         assert (state["processes"], state["files"]) == (distributed.world_size(), self.files)
         self._window, self._given = state["window"], state["given"]
         self._begin = Position(**state["begin"])
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Blocks (B,), int64."""
+        """Yield blocks (B,), int64."""
         for begin, tokens in _prefetched(self._windows(self._begin)):
             self._begin = begin
             blocks = tokens.reshape(self.shuffle_blocks, self.block_size)

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cocomix.common.console import progress_bar
-from cocomix.common.errors import InputError, UnreachableError
+from cocomix.common.errors import InputError, UnreachableError, error_message
 from cocomix.common.settings import Vocabulary
 from cocomix.data.long_texts import PIECE, pieces
 from cocomix.data.pieces import decoded
-from cocomix.data.records import reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -102,7 +101,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
             ) from error
         elsewhere = isinstance(error, OSError) and not Path(source).exists()
         raise (UnreachableError if elsewhere else InputError)(
-            f"tokenizer {source!r} does not load ({type(error).__name__}: {reason(error)}): "
+            f"tokenizer {source!r} does not load ({type(error).__name__}: {error_message(error)}): "
             "give a folder written by save_pretrained, or a Hugging Face hub id"
         ) from error
     if tokenizer.eos_token_id is None:
@@ -203,7 +202,7 @@ def _encode_as_text(tokenizer: PreTrainedTokenizerBase, texts: list[str], **want
         )
     except Exception as error:  # bare exceptions, such as for a vocabulary without its unknown token
         raise InputError(
-            f"the tokenizer cannot encode a text ({reason(error)}): use another, such as a byte-level tokenizer"
+            f"the tokenizer cannot encode a text ({error_message(error)}): use another, such as a byte-level tokenizer"
         ) from error
 
 

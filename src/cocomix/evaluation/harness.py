@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from cocomix.common import environment
 from cocomix.common.console import status
-from cocomix.common.errors import InputError, did_you_mean
+from cocomix.common.errors import InputError, did_you_mean, error_message
 from cocomix.common.settings import Batch, Count
-from cocomix.data.records import reason
 from cocomix.evaluation.record import Evaluation
 from cocomix.inspection.runs import OpenRun
 
@@ -121,7 +120,7 @@ def _load(manager: TaskManager, name: str) -> list[Task | Group]:
         loaded = manager.load(name)
     except Exception as error:  # no network, a missing or damaged file, an invalid definition
         raise InputError(
-            f"task {name!r} or its data cannot be loaded ({type(error).__name__}: {reason(error)})"
+            f"task {name!r} or its data cannot be loaded ({type(error).__name__}: {error_message(error)})"
         ) from error
     groups = loaded.get("groups", {})
     return [groups[name]] if name in groups else list(loaded["tasks"].values())
@@ -175,7 +174,7 @@ def _evaluated(model: HFLM, plan: TaskPlan) -> EvalResults:
     except AssertionError as error:  # raised for an answer that the harness cannot score
         message = _unscored(model, plan.tasks) or f"lm-evaluation-harness stopped ({error or 'an assertion failed'})"
     except TemplateError as error:  # a definition names a column that the data lack
-        message = f"a task's definition does not fit its data: {reason(error)}"
+        message = f"a task's definition does not fit its data: {error_message(error)}"
     # Raise outside the handlers: the harness' progress bars close only when its exception is released.
     raise InputError(message)
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from cocomix.common.errors import InputError, did_you_mean
+from cocomix.common.errors import InputError, did_you_mean, error_message
 from cocomix.common.settings import Blocks, Range
 from cocomix.models.backbones import fuse_activations
 from cocomix.models.causal_lm import CoCoMixForCausalLM
@@ -141,8 +141,7 @@ def _refusals(model_type: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"the {model_type} backbone cannot be built: {reason}") from None
+        raise InputError(f"the {model_type} backbone cannot be built: {error_message(error)}") from None
 
 
 def backbone_config(sizes: BackboneConfig, *, vocab_size: int, block_size: int, eos_token_id: int) -> PretrainedConfig:
@@ -182,7 +181,7 @@ def backbone_config(sizes: BackboneConfig, *, vocab_size: int, block_size: int, 
 
 
 def _check_options(sizes: BackboneConfig) -> None:
-    """Raise InputError for an option that is no architecture setting of the type."""
+    """Raise InputError for an option that the type's architecture lacks."""
     default, general = _default_config(sizes.model_type), PretrainedConfig()
     for key in sizes.options:
         if key != "tie_word_embeddings" and (not hasattr(default, key) or hasattr(general, key)):

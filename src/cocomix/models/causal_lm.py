@@ -101,8 +101,8 @@ class CoCoMixForCausalLM(Retrofit, CoCoMixModel, StackedForCausalLM):
             concept_weights: (B, T, A) relative weights > 0 of the labels in the concept loss; by default equal.
             teacher_hidden_states: (B, T, d) targets of predicted hidden states; padding is ignored.
             teacher_tokens: distributions of a teacher at tokens (B, T), to learn in addition to `labels`.
-            gate: the teacher's losses at tokens (B, T): weighs the concept loss and the divergence of each token by how
-                much better than this model the teacher predicts the next one (`gate_weights`); needs `labels`.
+            gate: the teacher's losses at tokens (B, T): weights the concept loss and the divergence of each token by
+                how much better than this model the teacher predicts the next one (`gate_weights`); needs `labels`.
             steering: {concept: strength} to add to concept logits before the choice, a `Steering`, or a list with one
                 of either, or None, for each row.
             output_concepts: return the concept logits, (B, T, C).

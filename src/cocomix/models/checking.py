@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cocomix.common.errors import InputError
+from cocomix.common.errors import InputError, error_message
 from cocomix.models.backbones import keep_blocks
 from cocomix.models.building import build_plain
 from cocomix.models.causal_lm import CoCoMixForCausalLM
@@ -33,7 +33,7 @@ def check_backbone(config: PretrainedConfig, is_split: bool) -> None:
             small = copy.deepcopy(config)
             try:
                 keep_blocks(small, slice(2))
-            except Exception:  # types that are no stack of blocks are too expensive to try
+            except Exception:  # types other than stacks of blocks are too expensive to try
                 if is_split:
                     raise
                 return
@@ -47,9 +47,9 @@ def check_backbone(config: PretrainedConfig, is_split: bool) -> None:
                 )
                 problem = _not_cached(split, ids)
         except ValueError as error:
-            problem = " ".join(str(error).split())[:300]
+            problem = error_message(error)
         except Exception as error:  # unknown decoders fail in many ways
-            problem = f"a trial fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            problem = f"a trial fails ({type(error).__name__}: {error_message(error)})"
     if problem is not None:
         named = f"the backbone {config.model_type!r} "
         reason = f"it {problem.removeprefix(named)}" if problem.startswith(named) else problem

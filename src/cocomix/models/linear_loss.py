@@ -29,7 +29,7 @@ it, and chunks end at it."""
 TOP_BLOCK = 64
 """Columns per block in `largest`."""
 DISTILLED_BYTES = 24
-"""Bytes per logit that counts for the chunk size with a teacher: both distributions and their difference."""
+"""Bytes per logit assumed for the chunk size with a teacher: both distributions and their difference."""
 FLOAT16_SCALE = 2.0**14
 """Scale of probabilities cast to float16: the largest stays below 65504, and the smallest do not underflow to 0."""
 
@@ -86,7 +86,7 @@ def linear_loss(
         teacher: adds the divergence from a teacher's distribution over the classes, at N tokens, to the gradient.
         weights: (N, A) relative weights of the labels; by default they are equal.
         row_weights: (N,) factor of each row's loss; by default 1.
-        gate: weighs the divergence of each row by its loss and the teacher's, (N,).
+        gate: weights the divergence of each row by its loss and the teacher's, (N,).
     """
     if is_plain(linear):
         return linear_cross_entropy(

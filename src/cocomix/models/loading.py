@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from cocomix.common import files
-from cocomix.common.errors import InputError, UnreachableError
+from cocomix.common.errors import InputError, UnreachableError, error_message
 
 CONSTANTS = re.compile(
     r"(^|\.)((attn|attention|self_attn|self_attention)(\.attention)?\.(bias|masked_bias)|rotary_emb\.inv_freq)$"
@@ -131,9 +131,8 @@ def _refusal(source: str | Path, error: Exception) -> InputError:
     if isinstance(error, ValueError) and "trust_remote_code" in str(error):
         return _custom_code(source)
     elsewhere = isinstance(error, OSError) and not Path(source).exists()
-    reason = " ".join(str(error).split())
     return (UnreachableError if elsewhere else InputError)(
-        f"the model {source} does not load ({type(error).__name__}: {reason:.300})"
+        f"the model {source} does not load ({type(error).__name__}: {error_message(error)})"
     )
 
 

@@ -69,7 +69,7 @@ def label_shares(labels: Tensor, weights: Tensor | None, dtype: torch.dtype) -> 
     Args:
         labels: (..., A), `IGNORE` for an empty label slot.
         weights: (..., A) relative weights > 0 of the labels; None for equal ones.
-        dtype: of the result.
+        dtype: result dtype.
     """
     has = labels != IGNORE
     if weights is None:

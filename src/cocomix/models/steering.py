@@ -81,7 +81,7 @@ class Operation:
         after_choice: act after the choice of the K largest logits, on active concepts only.
 
     Raises:
-        ValueError: an unknown kind, a negative concept or position, or a value that is no number or beyond
+        ValueError: an unknown kind, a negative concept or position, or a value that is not a number or beyond
             `LARGEST_VALUE`.
     """
 

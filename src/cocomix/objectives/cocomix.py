@@ -35,7 +35,7 @@ class ConceptMixing:
             stored labels is still computed, because it costs no product that the mixer does not need, and logged.
         schedule: how λ changes during training; it needs `weight`.
         has_weights: whether labels have the weights of the column `concept_weights`; otherwise they count equally.
-        gate: weighs the concept loss and the divergence of each token (`objectives/gate.py`). While neither has an
+        gate: weights the concept loss and the divergence of each token (`objectives/gate.py`). While neither has an
             effect, the teacher does not run for it.
     """
 

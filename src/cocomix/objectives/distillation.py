@@ -31,7 +31,7 @@ class Distillation(NextToken):
         teacher: computes the teacher's distributions for each micro-batch; by default its top tokens are read from
             `COLUMNS`.
         schedule: how the weight changes during training.
-        gate: weighs the divergence of each token (`objectives/gate.py`).
+        gate: weights the divergence of each token (`objectives/gate.py`).
     """
 
     weight: float = 0.1

@@ -1,4 +1,4 @@
-"""Supervise only where the teacher knows better: weigh what a student learns from its teacher, token by token.
+"""Supervise only where the teacher knows better: weight what a student learns from its teacher, token by token.
 
 With ℓ_S and ℓ_T the losses of student and teacher on the next token, the weight of a token is
 

@@ -118,7 +118,7 @@ class DistillationConfig:
 
 @dataclass
 class GateConfig:
-    """Weights that let a student learn from its teacher only where the teacher knows better, and stop.
+    """Weights that limit learning from the teacher to tokens that it predicts better.
 
     The concept loss and the divergence of each token are multiplied by σ((loss of the student − loss of the teacher) /
     temperature), where both losses are those of the next token. The teacher's are stored once for all students; if the

@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from cocomix.common.errors import InputError
+from cocomix.common.errors import InputError, error_message
 from cocomix.concepts.attribution import check_tap
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_loading import load_sae
@@ -50,7 +50,7 @@ def model_problems(pipeline: Pipeline, planned_vocab_size: int | None = None) ->
 
 
 def loaded(load: Callable[[str], Loaded], source: str) -> Loaded:
-    """Return what `load` returns for `source`, or raise its InputError; it is called once in a check.
+    """Return what `load` returns for `source`, or raise its InputError; it is called once per check.
 
     Without a network, each call would wait for the Hub again.
     """
@@ -115,9 +115,8 @@ def check_teacher(recipe: Recipe, with_sae: bool) -> None:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
-        raise InputError(
-            f"the teacher {teacher.source} is not a causal language model: {' '.join(str(error).split())[:160]}"
-        ) from None
+        problem = error_message(error)
+        raise InputError(f"the teacher {teacher.source} is not a causal language model: {problem}") from None
     if with_sae or recipe.mixes_hidden_states():
         check_reading(recipe, model, sae)
 

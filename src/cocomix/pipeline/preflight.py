@@ -1,4 +1,4 @@
-"""Everything about a recipe that can be wrong, found before anything expensive starts, all at once."""
+"""Check a recipe before anything expensive starts, and report all problems at once."""
 
 from __future__ import annotations
 

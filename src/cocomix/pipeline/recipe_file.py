@@ -50,8 +50,8 @@ def _completed(content: dict[str, Any], path: Path, overrides: Sequence[str]) ->
     recipe, together = settings.read(Recipe, content)
     lines += [f"command line: {line}" for line in [*command_line, *together] if line not in problems]
     lines += [
-        f"{key} is an address with a user name or password, which records would keep; log in through the environment, "
-        "as by HF_TOKEN"
+        f"{key} is a URL with a user name or password, which records would keep; log in through the environment, "
+        "such as HF_TOKEN"
         for key in _with_credentials(content)
     ]
     if lines:

@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 from cocomix.common import files
-from cocomix.common.errors import InputError
+from cocomix.common.errors import InputError, error_message
 from cocomix.evaluation.record import EVALUATION_FILE
 from cocomix.reporting.report_folder import RESULTS, load_results
 from cocomix.training.documents import LOSSES_FILE
@@ -101,10 +101,9 @@ def extract(bundle: Path, folder: Path) -> None:
                 (folder / member.name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / member.name).write_bytes(content.read())
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{bundle} cannot be read as a bundle ({reason}); give a file that `cocomix export --to bundle` wrote, or "
-            "the folder of a run"
+            f"{bundle} cannot be read as a bundle ({error_message(error)}); give a file that "
+            "`cocomix export --to bundle` wrote, or the folder of a run"
         ) from None
 
 

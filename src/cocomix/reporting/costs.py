@@ -108,8 +108,6 @@ AXES = {
     "single_run_flops": Axis("FLOPs with teacher, SAE and labels, all paid by this run", single_run_flops),
     "seconds": Axis("seconds of training", training_seconds),
 }
-PREPARED = ("all_flops", "single_run_flops")
-"""Axes that include the preparation of teacher, SAE and labels."""
 
 
 @dataclass(frozen=True)

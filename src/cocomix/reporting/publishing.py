@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from cocomix.catalog.rows import INFO_FILE as CATALOG_INFO
 from cocomix.common import files
-from cocomix.common.errors import InputError
+from cocomix.common.errors import InputError, error_message
 from cocomix.common.integrity import SUMS_FILE
 from cocomix.common.version import __version__
 from cocomix.concepts.label_store import LABELS_FILE
@@ -145,7 +145,7 @@ def _asked(upload: Callable[[], Upload]) -> Upload:
     try:
         return upload()
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, httpx.HTTPError) as error:
-        reason = " ".join(str(error).split())
+        reason = error_message(error)
         if token := get_token():
             reason = reason.replace(token, "…")
         reason = re.sub(r"hf_\w+", "…", reason)

@@ -22,7 +22,7 @@ def error(status: int, message: str, code: str | None = None) -> dict[str, Any]:
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:
-    """Return the numbers of tokens of an answer."""
+    """Return the token counts of a response."""
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

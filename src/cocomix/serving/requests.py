@@ -1,4 +1,4 @@
-"""Read the bodies of requests. What has no effect here is refused, unless its value asks for nothing."""
+"""Read the bodies of requests. Keys without effect are rejected unless their value is neutral."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jinja2
 
-from cocomix.common.errors import InputError
+from cocomix.common.errors import InputError, error_message
 from cocomix.common.settings import Range, Seed, read, short_repr
 from cocomix.data.tokenizer import require_unicode
 from cocomix.inspection.generation import LEAST_TEMPERATURE
@@ -243,7 +243,7 @@ def _chat_ids(messages: Any, run: OpenRun) -> list[int]:
             [{**each, "content": _content(each)} for each in messages], add_generation_prompt=True, tokenize=False
         )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise InputError(f"the chat template does not take these messages: {' '.join(str(error).split())}") from None
+        raise InputError(f"the chat template does not take these messages: {error_message(error)}") from None
     return text_ids(run.tokenizer, str(text), run.context_length or MAX_NUMBER).tolist()
 
 

@@ -1,4 +1,4 @@
-"""One text that is generated: its tokens, how the next one is chosen, and what its client gets to know."""
+"""One text that is generated: its tokens, how the next one is chosen, and what is sent to its client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ScoredToken(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """What is new of a row."""
+    """New output of a row."""
 
     choice: int
     """Number of its text in the answer."""

@@ -19,7 +19,7 @@ CONNECTIONS = 512
 IDLE_SECONDS = 30
 """How long an idle connection is kept."""
 ENDING_SECONDS = 10
-"""How long the running requests may take to finish when the server is to end."""
+"""Time limit for running requests at shutdown."""
 
 
 def open_served(folder: Path, catalog: Path | None) -> OpenRun:

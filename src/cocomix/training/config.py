@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from cocomix.common import distributed
-from cocomix.common.errors import did_you_mean
+from cocomix.common.errors import did_you_mean, error_message
 from cocomix.common.settings import Batch, Count, LearningRate, Range, Share
 from cocomix.training.optimizers import OPTIMIZERS
 
@@ -173,7 +173,7 @@ def _wandb_problems() -> list[str]:
     try:
         problem = None if wandb.login(prompt=False) else "no user is logged in"
     except wandb.errors.Error as error:
-        problem = " ".join(str(error).split())
+        problem = error_message(error)
     remedy = "run `wandb login`, set WANDB_MODE=offline, or leave wandb out"
     return [] if problem is None else [f"report_to names wandb, which cannot be used: {problem}; {remedy}"]
 
@@ -256,7 +256,7 @@ def _schedule(config: TrainingConfig) -> dict[str, Any]:
     least = config.min_learning_rate_ratio
     if config.schedule == "cosine":
         return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": least}}
-    decay = round(config.decay_ratio * config.steps())
+    decay = config.steps() - config.decay_start()
     settings = {"num_decay_steps": decay, "min_lr_ratio": least, "decay_type": "linear"}
     return {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": settings}
 

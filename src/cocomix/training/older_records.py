@@ -31,7 +31,7 @@ ADDED_TO_LABELS = {"offset": 0, "window": 0, "control": "none", "targets": "unif
 """Settings that did not exist when older records were written."""
 TOKENS_PER_EVALUATION = 200_000
 """Before the default was a tenth of the training tokens."""
-LABELS_OF_STUDENTS = ("selection", "labels_per_token", *ADDED_TO_LABELS)
+STUDENT_LABELS = ("selection", "labels_per_token", *ADDED_TO_LABELS)
 NUM_FUTURE_TOKENS = 2
 MAX_ACTIVE = 256
 SAE_LEARNING_RATE = 1e-3
@@ -101,7 +101,7 @@ def _student(
     if method == "cocomix" and found["mixer"]["content"] == "concepts" and labels is not None:
         own = {key: value for key, value in (found.get("labels") or {}).items() if value is not None}
         completed = {**ADDED_TO_LABELS, **labels, **own}
-        found["labels"] = {key: completed[key] for key in LABELS_OF_STUDENTS}
+        found["labels"] = {key: completed[key] for key in STUDENT_LABELS}
     if method == "kd":
         found["distillation"] = found.get("distillation") or dict(DISTILLATION)
     for key, added in (("mixer", ADDED_TO_MIXER), ("distillation", ADDED_TO_DISTILLATION)):

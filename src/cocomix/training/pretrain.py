@@ -76,9 +76,9 @@ def pretrain(
     """Train `model` and save it, with its tokenizer, to `files.partial(folder)`.
 
     The caller adds the other files of the run, deletes the checkpoints and renames the folder into place, as
-    `stages.Stage` does. Until then, the unfinished folder holds the checkpoints. Called again after an interruption,
-    training resumes from the last checkpoint and ends with the same weights. On packed blocks the number of processes
-    may change. Every process calls this function.
+    `pipeline.stage.Stage` does. Until then, the unfinished folder holds the checkpoints. Called again after an
+    interruption, training resumes from the last checkpoint and ends with the same weights. On packed blocks the number
+    of processes may change. Every process calls this function.
 
     Args:
         model: model with initial weights.
