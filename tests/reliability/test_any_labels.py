@@ -21,7 +21,8 @@ from cocomix.common import files, integrity
 from cocomix.common.errors import InputError
 from cocomix.concepts.label_checks import check_contents, verify_labels
 from cocomix.concepts.label_store import features, load_labels
-from cocomix.data.packing import INFO_FILE, PackedInfo, load_packed
+from cocomix.data.corpus import PACKED_FILE
+from cocomix.data.packing import PackedInfo, load_packed
 from cocomix.data.shards import Shard
 from property_cases import CASES, DAMAGE, Cases, damaged
 
@@ -38,7 +39,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Dataset.from_dict({"input_ids": list(ids)}, features=columns).save_to_disk(folder / side)
     described = {each.name: 0 for each in dataclasses.fields(PackedInfo)}
     sizes = {"block_size": T, "train_blocks": 5, "validation_blocks": 2, "fingerprint": "corpus"}
-    files.write_json(folder / INFO_FILE, described | sizes)
+    files.write_json(folder / PACKED_FILE, described | sizes)
     return folder
 
 

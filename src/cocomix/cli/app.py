@@ -5,33 +5,25 @@ from __future__ import annotations
 import os
 import time
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from cocomix.cli.options import QUICKSTART, Run, option
+from cocomix.cli.options import QUICKSTART, CatalogFolder, Port, Run, option, setting
 from cocomix.common.console import show, status, warn
 from cocomix.common.errors import InputError
-from cocomix.common.settings import Range, kind_of
 
-Port = Annotated[int, Range(1, 2**16 - 1)]
 LOCAL = ("127.0.0.1", "localhost")
-
-
-def _seconds() -> Any:
-    from cocomix.app.limits import Limits
-
-    return kind_of(Limits, "seconds")
+SECONDS = setting("cocomix.app.limits", "Limits", "seconds")
 
 
 def app(
     run: Run = QUICKSTART,
-    catalog: Annotated[Path | None, option("FOLDER", "Its concept catalog (default: that of its recipe).")] = None,
+    catalog: CatalogFolder = None,
     host: Annotated[str, option("HOST", "Where to serve.")] = LOCAL[0],
     port: Annotated[int | None, option("PORT", "Default: the first free port from 7860.", Port)] = None,
     root_path: Annotated[
         str | None, option("URL", "Public address behind a reverse proxy, such as https://example.com/cocomix.")
     ] = None,
-    time_limit: Annotated[float, option("SECONDS", "Time limit of a generation.", _seconds)] = 60.0,
+    time_limit: Annotated[float, option("SECONDS", "Time limit of a generation.", SECONDS)] = 60.0,
 ) -> None:
     """Steer a model and search its concepts in a browser.
 

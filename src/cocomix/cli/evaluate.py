@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cocomix.cli.options import Json, Run, given, option, separated
+from cocomix.cli.options import Json, Run, given, option, separated, setting
 from cocomix.common.console import show, status
 from cocomix.common.errors import InputError
-from cocomix.common.settings import Batch, Count, Seed, kind_of
+from cocomix.common.settings import Batch, Count, Seed
 
 if TYPE_CHECKING:
     from cocomix.evaluation.record import Evaluation
@@ -106,15 +107,7 @@ def evaluate_concepts(
     _add_and_show(run, measure(opened, labels, settings), as_json)
 
 
-def _score(key: str) -> Any:
-    """Return the type of a key of `ScoreSettings` when it is needed, because its module loads torch."""
-
-    def kind() -> Any:
-        from cocomix.evaluation.steering_score import ScoreSettings
-
-        return kind_of(ScoreSettings, key)
-
-    return kind
+_score = partial(setting, "cocomix.evaluation.steering_score", "ScoreSettings")
 
 
 def evaluate_steering(

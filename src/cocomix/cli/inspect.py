@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cocomix.cli.options import QUICKSTART, Json, Run, argument, given, option, read_number
+from cocomix.cli.options import QUICKSTART, CatalogFolder, Json, Run, argument, given, option, read_number, setting
 from cocomix.common import files
 from cocomix.common.console import show, status
 from cocomix.common.errors import InputError
-from cocomix.common.settings import Batch, Concepts, Count, Seed, kind_of
+from cocomix.common.settings import Batch, Concepts, Count, Seed
 
 if TYPE_CHECKING:
     from cocomix.inspection.effects import NextToken
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 ALL = "all"
 RunOption = Annotated[Path | None, typer.Option("--run", hidden=True, readable=False)]
 """The former spelling of the argument RUN."""
-CatalogFolder = Annotated[Path | None, option("FOLDER", "Its concept catalog (default: that of its recipe).")]
 Steer = Annotated[
     list[str] | None,
     typer.Option(
@@ -151,15 +151,7 @@ def _check_page(page: Path) -> None:
         raise InputError(f"--html {page}: there is no folder {page.parent}")
 
 
-def _generation(key: str) -> Any:
-    """Return the type of a key of `GenerationSettings` when it is needed, because its module loads torch."""
-
-    def kind() -> Any:
-        from cocomix.inspection.generation import GenerationSettings
-
-        return kind_of(GenerationSettings, key)
-
-    return kind
+_generation = partial(setting, "cocomix.inspection.generation", "GenerationSettings")
 
 
 def generate(

@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import FunctionType
 from typing import Annotated, Any, get_origin
@@ -20,6 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from cocomix.common import interruption, portable, settings, starting, strict_yaml
 from cocomix.common.console import Verbosity, set_verbosity, verbosity
 from cocomix.common.errors import InputError, did_you_mean
+from cocomix.common.settings import Range, kind_of
 
 USER_ERROR = 2
 OPTION = re.compile(r"--[^\W\d][^\s=]*(=.*)?", re.DOTALL)
@@ -34,6 +36,7 @@ LEVELS = {
 RUN = "A trained model, or the output folder of a recipe, which stands for its first cocomix student."
 Run = Annotated[Path, typer.Argument(metavar="RUN", help=RUN, readable=False)]
 QUICKSTART = Path("runs") / "quickstart"
+Port = Annotated[int, Range(1, 2**16 - 1)]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 
 
@@ -206,6 +209,14 @@ def students_only(written: str | None) -> tuple[str, ...]:
 
 def _parser(kind: Any) -> Callable[[Any], Any] | None:
     return None if kind is None else partial(read_number, kind)
+
+
+CatalogFolder = Annotated[Path | None, option("FOLDER", "Its concept catalog (default: that of its recipe).")]
+
+
+def setting(module: str, section: str, key: str) -> Callable[[], Any]:
+    """Return a function for the type of a key of a settings class, whose module loads torch, so only when needed."""
+    return lambda: kind_of(getattr(import_module(module), section), key)
 
 
 def given(**values: Any) -> dict[str, Any]:

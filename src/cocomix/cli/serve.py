@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated
 
-from cocomix.cli.options import Run, option
+from cocomix.cli.options import CatalogFolder, Port, Run, option
 from cocomix.common.console import show, status, warn
 from cocomix.common.errors import InputError
 from cocomix.common.settings import Range
 
-Port = Annotated[int, Range(1, 2**16 - 1)]
 Seconds = Annotated[float, Range(1, 86400)]
 LOCAL = ("127.0.0.1", "localhost", "::1")
 NEEDED = ("starlette", "uvicorn", "jinja2")
@@ -19,7 +17,7 @@ NEEDED = ("starlette", "uvicorn", "jinja2")
 
 def serve(
     run: Run,
-    catalog: Annotated[Path | None, option("FOLDER", "Its concept catalog (default: that of its recipe).")] = None,
+    catalog: CatalogFolder = None,
     host: Annotated[str, option("HOST", "Where to serve.")] = LOCAL[0],
     port: Annotated[int, option("PORT", "Port to listen on.", Port)] = 8000,
     api_key: Annotated[str | None, option("KEY", "Answer only requests with this key.")] = None,

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from cocomix.common.console import table
 from cocomix.concepts.label_tables import SAMPLE_BLOCKS
-from cocomix.data.blocks import Blocks, collate
+from cocomix.data.blocks import Blocks
 
 BLOCKS_AT_ONCE = 256
 CURVE_FILE = "concept_frequency.png"
@@ -71,8 +71,7 @@ def label_statistics(blocks: Dataset, num_concepts: int) -> LabelStatistics:
     slots, counts = np.zeros(per_token + 1, np.int64), np.zeros(num_concepts, np.int64)
     rows = Blocks(blocks, ["concept_ids"])
     for start in range(0, len(rows), BLOCKS_AT_ONCE):
-        stop = min(start + BLOCKS_AT_ONCE, len(rows))
-        ids = collate(rows.__getitems__(list(range(start, stop))))["concept_ids"].numpy()
+        ids = rows.batch(start, BLOCKS_AT_ONCE)["concept_ids"].numpy()
         has = ids >= 0
         slots += np.bincount(has.sum(-1).ravel(), minlength=per_token + 1)
         counts += np.bincount(ids[has], minlength=num_concepts)

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 from scipy.sparse import csr_matrix, kron, vstack
 
-from cocomix.data.blocks import Blocks, collate
+from cocomix.data.blocks import Blocks
 
 SAMPLE_BLOCKS = 4096
 """Training blocks in which labels are counted."""
@@ -251,7 +251,7 @@ def labeled_batches(blocks: Dataset) -> Iterator[tuple[Tokens, np.ndarray]]:
     """Yield tokens (N,) and labels (N, A) of `BATCH_BLOCKS` blocks at a time."""
     rows = Blocks(blocks, ["input_ids", "concept_ids"])
     for start in range(0, len(blocks), BATCH_BLOCKS):
-        batch = collate(rows.__getitems__(list(range(start, min(start + BATCH_BLOCKS, len(blocks))))))
+        batch = rows.batch(start, BATCH_BLOCKS)
         yield Tokens.from_blocks(batch["input_ids"].numpy()), batch["concept_ids"].flatten(0, 1).numpy()
 
 

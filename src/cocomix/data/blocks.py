@@ -32,6 +32,10 @@ class Blocks(torch.utils.data.Dataset[pa.Table]):
         """Return a batch, as `DataLoader` requests it."""
         return [self.rows[indices]]
 
+    def batch(self, start: int, size: int) -> dict[str, Tensor]:
+        """Return the columns of the blocks from `start` on, at most `size` of them, as `collate` does."""
+        return collate([self.rows[start : start + size]])
+
 
 def collate(parts: list[pa.Table]) -> dict[str, Tensor]:
     """Stack the columns of all rows to a batch; integers, which are stored in the smallest type, become int64."""

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Text = TypeVar("Text", str, bytes)
-INFO_FILE = PACKED_FILE
 
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 4 << 20  # an encoded token takes about 100 bytes until it is packed
@@ -185,17 +184,17 @@ def load_packed(folder: str | Path) -> PackedCorpus:
     """Open a packed corpus; raise `InputError` if `folder` does not hold a complete one."""
     folder = Path(folder)
     try:
-        info = PackedInfo(**read_json(folder / INFO_FILE))
+        info = PackedInfo(**read_json(folder / PACKED_FILE))
         train, validation = (open_dataset(folder / side) for side in ("train", "validation"))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{str(folder)!r} is not a packed corpus ({error_message(error)}): "
-            f"give a folder with train, validation and {INFO_FILE}"
+            f"give a folder with train, validation and {PACKED_FILE}"
         ) from error
     if (len(train), len(validation)) != (info.train_blocks, info.validation_blocks):
         raise InputError(
             f"packed corpus {str(folder)!r} has {len(train)} train and {len(validation)} validation blocks, but its "
-            f"{INFO_FILE} states {info.train_blocks} and {info.validation_blocks}: pack it again"
+            f"{PACKED_FILE} states {info.train_blocks} and {info.validation_blocks}: pack it again"
         )
     return PackedCorpus(train, validation, info)
 
@@ -233,7 +232,7 @@ def _pack(
         validation_fingerprint=validation_content.hexdigest(),
         text_changed=text_changed,
     )
-    write_json(folder / INFO_FILE, asdict(info))
+    write_json(folder / PACKED_FILE, asdict(info))
     return info
 
 

@@ -195,7 +195,6 @@ def write_shards(
 def describe(folder: Path, shards: Mapping[str, list[Shard]], columns: Features) -> None:
     """Write the metadata that `datasets` needs to open the shards in `folder`, as splits of one dataset."""
     for side, side_shards in shards.items():
-        kept = folder / side
         with tempfile.TemporaryDirectory() as empty:
             with quiet():
                 Dataset.from_dict({name: [] for name in columns}, features=columns).save_to_disk(empty)
@@ -204,8 +203,8 @@ def describe(folder: Path, shards: Mapping[str, list[Shard]], columns: Features)
         state["_fingerprint"] = hashlib.sha256(
             "".join(shard.written().sha256 for shard in side_shards).encode()
         ).hexdigest()[:16]  # the default is random, so equal datasets would differ
-        files.write_json(kept / "state.json", state)
-        files.write_json(kept / "dataset_info.json", info)
+        files.write_json(folder / side / "state.json", state)
+        files.write_json(folder / side / "dataset_info.json", info)
     files.write_json(folder / SPLITS_FILE, _splits(shards))
 
 

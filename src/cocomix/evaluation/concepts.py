@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from cocomix.common.console import progress_bar
 from cocomix.concepts.label_tables import LabelHits, LabelTables, Tokens, label_hits
-from cocomix.data.blocks import Blocks, collate
+from cocomix.data.blocks import Blocks
 from cocomix.models.losses import IGNORE
 from cocomix.training.validation import autocast
 
@@ -156,7 +156,7 @@ def concept_predictions(
     rows = Blocks(blocks, ["input_ids", "concept_ids"])
     starts = range(0, len(blocks), batch_size)
     for start in progress_bar(starts, desc="concepts", unit="batch", leave=False, delay=1.0):
-        batch = collate(rows.__getitems__(list(range(start, min(start + batch_size, len(blocks))))))
+        batch = rows.batch(start, batch_size)
         tokens = Tokens.from_blocks(batch["input_ids"].numpy())
         counts.add_tables(tokens, batch["concept_ids"].flatten(0, 1).numpy(), k)
         ids, labels = (batch[name].to(model.device) for name in ("input_ids", "concept_ids"))

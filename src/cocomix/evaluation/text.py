@@ -14,7 +14,7 @@ from datasets import load_from_disk
 from cocomix.common import environment, portable
 from cocomix.common.errors import InputError
 from cocomix.common.settings import Batch, Count
-from cocomix.data.blocks import Blocks, collate
+from cocomix.data.blocks import Blocks
 from cocomix.data.corpus import check_source, distinct_texts, is_nanogpt_folder
 from cocomix.data.packing import load_packed, validation_texts
 from cocomix.data.tokenizer import vocabulary_size
@@ -132,9 +132,10 @@ def _training_frequencies(run: OpenRun) -> np.ndarray | None:
     if run.corpus is None:
         return None
     blocks = load_packed(run.corpus).train
-    rows, count = Blocks(blocks, ["input_ids"]), min(len(blocks), COUNTED_BLOCKS)
+    count = min(len(blocks), COUNTED_BLOCKS)
+    rows = Blocks(blocks.select(range(count)), ["input_ids"])
     total = np.zeros(vocabulary_size(run.tokenizer), np.int64)
     for start in range(0, count, 1024):
-        ids = collate(rows.__getitems__(list(range(start, min(start + 1024, count)))))["input_ids"]
+        ids = rows.batch(start, 1024)["input_ids"]
         total += np.bincount(ids.flatten().numpy(), minlength=len(total))
     return total

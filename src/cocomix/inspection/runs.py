@@ -16,7 +16,7 @@ from cocomix.catalog.search import Catalog, open_catalog
 from cocomix.common import distributed, integrity
 from cocomix.common.console import status
 from cocomix.common.errors import InputError
-from cocomix.data.packing import INFO_FILE as CORPUS_FILE
+from cocomix.data.corpus import PACKED_FILE
 from cocomix.data.packing import load_packed
 from cocomix.data.tokenizer import load_tokenizer, vocabulary_size
 from cocomix.models.loading import check_vocabulary, load_causal_lm, load_config
@@ -64,7 +64,7 @@ class OpenRun:
             return None
         for output in self.folder.resolve().parents[:2]:
             corpus = output / "corpus"
-            if (corpus / CORPUS_FILE).is_file() and load_packed(corpus).info.fingerprint == self.record.corpus:
+            if (corpus / PACKED_FILE).is_file() and load_packed(corpus).info.fingerprint == self.record.corpus:
                 return corpus
         return None
 

@@ -99,17 +99,20 @@ def preparation(pipeline: Pipeline, student: StudentConfig) -> dict[str, Prepara
             sae = pipeline.sae_stage.record()
             found["sae"] = Preparation(sae.fingerprint, sae.summary["training_flops"])
     if distillation is not None and distillation.top_k is not None:
-        tokens = pipeline.corpus().info.train_blocks * recipe.block_size
-        flops = tokens * forward_flops_per_token(pipeline.teacher_shapes, recipe.block_size)
         record = pipeline.predictions_stage_of(distillation).record()
-        found["predictions"] = Preparation(record.fingerprint, float(flops))
+        found["predictions"] = Preparation(record.fingerprint, _flops_of_one_pass(pipeline))
     if recipe.reads_losses(student):
-        tokens = pipeline.corpus().info.train_blocks * recipe.block_size
-        flops = tokens * forward_flops_per_token(pipeline.teacher_shapes, recipe.block_size)
-        found["losses"] = Preparation(pipeline.losses_stage.record().fingerprint, float(flops))
+        found["losses"] = Preparation(pipeline.losses_stage.record().fingerprint, _flops_of_one_pass(pipeline))
     if "sae" in found or student.asks_teacher():
         teacher = pipeline.teacher_stage.record()
         trained = "tokens" in teacher.summary
         cost = float(teacher.summary["tokens"] * teacher.summary["training_flops_per_token"]) if trained else None
         found["teacher"] = Preparation(teacher.fingerprint, cost)
     return found
+
+
+def _flops_of_one_pass(pipeline: Pipeline) -> float:
+    """Return the FLOPs with which the teacher reads the training blocks once."""
+    block_size = pipeline.recipe.block_size
+    tokens = pipeline.corpus().info.train_blocks * block_size
+    return float(tokens * forward_flops_per_token(pipeline.teacher_shapes, block_size))

@@ -43,11 +43,8 @@ from cocomix.data.tokenizer import TokenizerConfig, load_tokenizer, tokenizer_fi
 from cocomix.models.flops import labeling_flops_per_token
 from cocomix.pipeline.costs import sae_training_flops
 from cocomix.pipeline.methods import DistillationConfig
-from cocomix.pipeline.stage import CLAIM_FILE, RECORD_FILE, Stage, StageResult
+from cocomix.pipeline.stage import RECORD_FILE, STAGE_FILES, Stage, StageResult
 from cocomix.training.config import TrainingConfig
-
-STAGE_FILES = (RECORD_FILE, CLAIM_FILE, integrity.SUMS_FILE)
-"""Files of a finished folder that are not links to another's."""
 
 
 def make_corpus(

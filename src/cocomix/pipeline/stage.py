@@ -19,6 +19,8 @@ from cocomix.training import older_records
 
 RECORD_FILE = "stage.json"
 CLAIM_FILE = "begun.json"
+STAGE_FILES = (RECORD_FILE, CLAIM_FILE, integrity.SUMS_FILE)
+"""Files of a finished folder that concern this folder, not its contents."""
 IDLE_SETTINGS = ("blocks_per_batch", "gradient_checkpointing", "compile", "keep_checkpoints", "report_to")
 """Settings that decide how a result is computed, with which memory and speed, but not what it is (up to rounding).
 

@@ -14,14 +14,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from cocomix.catalog.rows import INFO_FILE as CATALOG_INFO
 from cocomix.common import files
 from cocomix.common.errors import InputError, error_message
-from cocomix.common.integrity import SUMS_FILE
 from cocomix.common.version import __version__
 from cocomix.concepts.label_store import LABELS_FILE
 from cocomix.evaluation.record import EVALUATION_FILE
 from cocomix.inspection.runs import open_model
 from cocomix.pipeline.model_card import CARD_FILE, REPOSITORY, write_card
 from cocomix.pipeline.recipe_file import recipe_of_run
-from cocomix.pipeline.stage import CLAIM_FILE, RECORD_FILE
+from cocomix.pipeline.stage import RECORD_FILE, STAGE_FILES
 from cocomix.training.run import RUN_FILE, Run, output_folder
 
 MODEL_FILES = (
@@ -40,8 +39,6 @@ MODEL_FILES = (
     EVALUATION_FILE,
 )
 """Files of a run's folder that are uploaded; the others concern this machine only."""
-KEPT_HERE = {RECORD_FILE, SUMS_FILE, CLAIM_FILE}
-"""Files of SAE, catalog and labels that are not uploaded."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def _learned_as_stored(run: Run, folder: Path) -> bool:
 
 def _files(folder: Path, prefix: str) -> Iterator[CommitOperationAdd]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in KEPT_HERE:
+        if path.is_file() and path.name not in STAGE_FILES:  # which concern this machine
             yield CommitOperationAdd(f"{prefix}{path.relative_to(folder).as_posix()}", path)
 
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from cocomix.common import distributed
-from cocomix.data.blocks import Blocks, collate
+from cocomix.data.blocks import Blocks
 from cocomix.data.documents import DocumentTokens
 from cocomix.training.validation import autocast, batches_of_rank
 
@@ -55,7 +55,7 @@ def document_losses(
     nll, tokens = np.zeros(count), np.zeros(count, dtype=np.int64)
     for start, counts in batches_of_rank(range(0, len(blocks), batch_size)):
         stop = min(start + batch_size, len(blocks))
-        ids = collate(rows.__getitems__(list(range(start, stop))))["input_ids"].to(model.device)
+        ids = rows.batch(start, batch_size)["input_ids"].to(model.device)
         with autocast(model.device, precision):
             logits = model(input_ids=ids, use_cache=False).logits
         losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")

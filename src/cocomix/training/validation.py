@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from cocomix.common import distributed
 from cocomix.common.console import progress_bar
-from cocomix.data.blocks import Blocks, collate
+from cocomix.data.blocks import Blocks
 from cocomix.models.configuration import CoCoMixConfig
 from cocomix.models.losses import IGNORE, concept_loss, token_loss
 
@@ -106,8 +106,7 @@ def evaluate_model(
         disable=not (progress and distributed.is_main_process()),
         delay=1.0,
     ):
-        indices = list(range(start, min(start + batch_size, len(blocks))))
-        batch = {name: part.to(model.device) for name, part in collate(rows.__getitems__(indices)).items()}
+        batch = {name: part.to(model.device) for name, part in rows.batch(start, batch_size).items()}
         found = evaluation_sums(model, batch, precision)
         if counts:
             for name, value in found.items():

@@ -14,7 +14,8 @@ import cocomix
 from cocomix import InputError
 from cocomix.common import files
 from cocomix.concepts.label_store import labels_fingerprint, labels_whole, load_labels
-from cocomix.data.packing import INFO_FILE, PackedInfo
+from cocomix.data.corpus import PACKED_FILE
+from cocomix.data.packing import PackedInfo
 
 BLOCKS, T, A, C = {"train": 7, "validation": 2}, 5, 2, 40_000
 
@@ -29,7 +30,7 @@ def corpus(tmp_path: Path) -> Path:
     counts = {"train_blocks": 7, "validation_blocks": 2}
     described = {each.name: counts.get(each.name, 0) for each in dataclasses.fields(PackedInfo)}
     info = PackedInfo(**{**described, "block_size": T, "fingerprint": "corpus"})  # type: ignore[arg-type]
-    files.write_json(folder / INFO_FILE, dataclasses.asdict(info))
+    files.write_json(folder / PACKED_FILE, dataclasses.asdict(info))
     return folder
 
 
