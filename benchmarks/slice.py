@@ -39,9 +39,9 @@ TEXT = Path("../shared/data/corpus")
 """Default folder with the text: `train/*.jsonl.zst` and `val/*.jsonl.zst`, or jsonl."""
 SHARDS = 3
 COMPRESSION = 12
-MOST_BYTES = 60_000_000
+MAX_BYTES = 60_000_000
 """Limit on everything that travels to the machine."""
-MOST_FILES, MOST_FILE_BYTES = 8, 15_000_000
+MAX_FILES, MAX_FILE_BYTES = 8, 15_000_000
 """Limits on the results."""
 PACKING_SECONDS = 20
 """Part of the time limit that is kept for packing."""
@@ -171,8 +171,8 @@ def pack_inputs(slice_: Slice, text: Path, given: Path | None, work: Path, input
     pack_folder(Path(content["output"]) / "corpus", f"{slice_.corpus}/corpus", packed, without=LEFT_AT_HOME)
     size = travelling(inputs)
     print(f"{packed}: {packed.stat().st_size / 1e6:.1f} MB; all that travels: {size / 1e6:.1f} MB")
-    if size > MOST_BYTES:
-        sys.exit(f"slice.py: more than {MOST_BYTES / 1e6:.0f} MB; reduce the text or the files of the checkout")
+    if size > MAX_BYTES:
+        sys.exit(f"slice.py: more than {MAX_BYTES / 1e6:.0f} MB; reduce the text or the files of the checkout")
 
 
 def travelling(inputs: Path) -> int:
@@ -340,8 +340,8 @@ def row(path: Path, work: Path) -> Content:
 def check_sizes(out: Path) -> None:
     """Exit if the results do not fit the way back."""
     sizes = {path.name: path.stat().st_size for path in out.iterdir()}
-    if len(sizes) > MOST_FILES or max(sizes.values()) > MOST_FILE_BYTES:
-        sys.exit(f"slice.py: more than {MOST_FILES} files or {MOST_FILE_BYTES:,} bytes in one: {sizes}")
+    if len(sizes) > MAX_FILES or max(sizes.values()) > MAX_FILE_BYTES:
+        sys.exit(f"slice.py: more than {MAX_FILES} files or {MAX_FILE_BYTES:,} bytes in one: {sizes}")
 
 
 def main() -> None:

@@ -94,7 +94,7 @@ def test_large_and_damaged_bundles_are_refused(
     with tarfile.open(bundle, "w:gz") as archive:
         archive.addfile(member("students/a/run.json", size=9000), io.BytesIO(bytes(9000)))
     with monkeypatch.context() as limited:
-        limited.setattr(bundles, "MOST_BYTES", 9000)
+        limited.setattr(bundles, "MAX_BYTES", 9000)
         assert "holds more than 9,000 bytes" in refusal(capsys, "compare", bundle)
     bundle.write_bytes(bundle.read_bytes()[:-20])
     assert "cannot be read as a bundle" in refusal(capsys, "compare", bundle)

@@ -168,7 +168,7 @@ def test_another_teacher_or_sae_is_refused(output: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--concepts", "65"), "65 concepts are to be scored, but only"),
+        (("--concepts", "65"), "65 concepts cannot be scored: only"),
         (("--prompts", "1000", "--concepts", "4"), "1000 prompts are wanted, but only"),
         (("--strengths", "-1"), "is -1; expected a number above 0"),
     ],

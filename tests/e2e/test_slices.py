@@ -44,7 +44,7 @@ def test_inputs_and_results_travel(tmp_path: Path) -> None:
     assert found == {"c/corpus/corpus.json", "c/corpus/documents/validation/text"}
     recipe = slices.with_given({"sae": {"d_sae": 4}, "teacher": {}}, work)
     assert recipe == {"sae": {"d_sae": 4, "source": str(work / "g1-sae")}, "teacher": {}}
-    (work / "large").write_bytes(bytes(slices.MOST_FILE_BYTES + 1))
+    (work / "large").write_bytes(bytes(slices.MAX_FILE_BYTES + 1))
     with pytest.raises(SystemExit, match="more than 8 files or 15,000,000 bytes"):
         slices.check_sizes(work)
 

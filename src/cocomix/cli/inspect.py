@@ -74,7 +74,7 @@ class SteeringOptions:
             opened.model.check_steering(steering)
         except ValueError as error:
             raise InputError(str(error)) from None
-        if any("name:" in wish for wish in self.steer):
+        if any("name:" in spec for spec in self.steer):
             concepts = dict.fromkeys(operation.concept for operation in steering.operations)
             status("Steered: " + ", ".join(f"{each} ({opened.names.get(each)})" for each in concepts))
         return steering

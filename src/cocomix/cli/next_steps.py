@@ -55,10 +55,10 @@ def _about_concepts(
     if steered is not None:
         yield "See which concepts it mixes in", ["inspect", run, steered["prompt"]]
     if steered is not None and steered["concepts"]:
-        wish = f"{_reference(steered['concepts'][0], catalog)}=+{steered['strength']:g}"
+        spec = f"{_reference(steered['concepts'][0], catalog)}=+{steered['strength']:g}"
         room = recipe.block_size // 2  # the prompt takes at most half of the context
         length = ["--max-new-tokens", str(room)] if room < NEW_TOKENS else []
-        yield "Raise a concept", ["generate", run, steered["prompt"], "--steer", wish, "--compare", *length]
+        yield "Raise a concept", ["generate", run, steered["prompt"], "--steer", spec, "--compare", *length]
     yield "Do all this in a browser", ["app", run]
     yield "Measure how well concepts are predicted and used", ["evaluate", "concepts", run]
     name = next(name for name in recipe.students if student == name or student.startswith(f"{name}-seed-"))

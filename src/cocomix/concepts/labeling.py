@@ -36,7 +36,7 @@ EXTERNAL = "external"
 BLOCKS_PER_BATCH = 16
 HIDDEN_STATES = 40
 """Upper estimate of the hidden states that one block keeps for its backward pass, in widths per token."""
-MOST_TOKENS = 65_536
+MAX_TOKENS = 65_536
 """Tokens in a batch beyond which a GPU gains no speed."""
 COMPARED_BLOCKS = 16
 """Number of validation blocks on which labels are compared with those of float32."""
@@ -173,12 +173,12 @@ def fitting_blocks(device: torch.device, teacher: PreTrainedModel, block_size: i
 
 
 def blocks_that_fit(free_bytes: int, bytes_per_token: int, block_size: int) -> int:
-    """Return the largest power of two of blocks within half of the memory and `MOST_TOKENS`; at least 1.
+    """Return the largest power of two of blocks within half of the memory and `MAX_TOKENS`; at least 1.
 
     A power of two, because the last bits of a label depend on the batch, which should not change with every byte of
     free memory.
     """
-    blocks = min(free_bytes // 2 // bytes_per_token, MOST_TOKENS) // block_size
+    blocks = min(free_bytes // 2 // bytes_per_token, MAX_TOKENS) // block_size
     return 1 << max(0, blocks.bit_length() - 1)
 
 

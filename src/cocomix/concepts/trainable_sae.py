@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAST_SCALE = 1e-3
+MIN_SCALE = 1e-3
 """Smallest scale of a dimension, relative to the median over dimensions; a constant one would be divided by 0."""
 TANH_SCALE, BANDWIDTH, FIRST_THRESHOLD, PRE_ACTIVATION_WEIGHT = 4.0, 2.0, 0.1, 3e-6
 """Anthropic's settings of JumpReLU (Update of January 2025). DeepMind's move the thresholds too slowly for runs of a
@@ -47,7 +47,7 @@ def measure_scaling(activations: Iterator[Tensor], batches: int) -> InputScaling
     sums = [torch.stack([x.double().sum(0), x.double().square().sum(0)]) / len(x) for x in islice(activations, batches)]
     mean, squares = torch.stack(sums).mean(0)
     std = (squares - mean.square()).clamp(min=0).sqrt()
-    least = LEAST_SCALE * std.median()
+    least = MIN_SCALE * std.median()
     return InputScaling(mean.float(), torch.where(std > least, std, least.clamp(min=1e-30)).float())
 
 

@@ -26,7 +26,7 @@ from cocomix.concepts.reading import TeacherReader
 from cocomix.concepts.teacher import next_token_targets, residual_stream
 from cocomix.models.losses import IGNORE
 
-MOST_ACTIVATIONS = 2**25
+MAX_ACTIVATIONS = 2**25
 """Activations that are held at once, with the zeros of inactive latents."""
 
 
@@ -82,7 +82,7 @@ class WindowExtractor(ConceptExtractor):
         is_end = (input_ids == self.eos_token_id).long()
         documents = is_end.cumsum(-1) - is_end
         has_target = next_token_targets(input_ids) != IGNORE
-        at_once = max(1, MOST_ACTIVATIONS // (input_ids.shape[-1] * self.sae.d_sae))  # blocks
+        at_once = max(1, MAX_ACTIVATIONS // (input_ids.shape[-1] * self.sae.d_sae))  # blocks
         found = []
         parts = (part.split(at_once) for part in (*latents[:2], documents, has_target))
         for values, indices, document, targets in zip(*parts, strict=True):

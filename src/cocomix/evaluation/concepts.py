@@ -23,14 +23,14 @@ from cocomix.training.validation import autocast
 
 BANDS = (1.0, 0.1, 0.01, 1e-3, 1e-4, 0.0)
 """Bounds of the frequency bands: the share of labeled tokens that have a concept as a label."""
-PROMISES = (0.0, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0)
+CALIBRATION_BOUNDS = (0.0, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0)
 """Bounds of the calibration bins, by the expected number of labels."""
 CHUNK_NUMBERS = 1 << 22
 """Predictions (tokens × concepts) that are processed at once."""
 
 
 @dataclass(frozen=True)
-class Promise:
+class CalibrationBin:
     """A calibration bin: predictions with a similar expected number of labels.
 
     Attributes:
@@ -76,7 +76,7 @@ class ConceptBand:
     bigram_recall_at_a: float | None
     bigram_recall: float | None
     misplaced: float | None
-    promises: list[Promise]
+    promises: list[CalibrationBin]
 
 
 USEFUL_F1 = 0.3
@@ -191,7 +191,7 @@ class _Counts:
         self.tokens = 0
         self.labels = zeros(len(bands))
         self.model, self.token, self.bigram = (zeros(len(LabelHits._fields), len(bands)) for _ in range(3))
-        self.pairs, self.promised, self.found = (zeros(len(BANDS) - 1, len(PROMISES) - 1) for _ in range(3))
+        self.pairs, self.promised, self.found = (zeros(len(BANDS) - 1, len(CALIBRATION_BOUNDS) - 1) for _ in range(3))
 
     def add_tables(self, tokens: Tokens, labels: np.ndarray, k: int) -> None:
         """Score the tables on tokens (N,) with labels (N, A)."""
@@ -215,7 +215,7 @@ class _Counts:
         hits = (predicted, predicted & is_label, mixed, mixed & is_label)
         self.model += torch.stack([each.sum(0) for each in hits])
         promised = z.softmax(-1) * valid.sum(-1, keepdim=True)
-        inner = torch.tensor(PROMISES[1:-1], device=z.device)
+        inner = torch.tensor(CALIBRATION_BOUNDS[1:-1], device=z.device)
         cell = (self.band_of * bins + torch.bucketize(promised, inner)).flatten()
         for total, weights in ((self.pairs, None), (self.promised, promised.double()), (self.found, is_label.double())):
             flat = None if weights is None else weights.flatten()
@@ -250,5 +250,7 @@ class _Counts:
             labels=int(labels),
             **shares,
             misplaced=sum(abs(p - f) for p, f in zip(promised, found, strict=True)) / labels if labels else None,
-            promises=[Promise(p / n, f / n, int(n)) for n, p, f in zip(pairs, promised, found, strict=True) if n],
+            promises=[
+                CalibrationBin(p / n, f / n, int(n)) for n, p, f in zip(pairs, promised, found, strict=True) if n
+            ],
         )

@@ -25,7 +25,7 @@ from cocomix.common.console import progress_bar
 from cocomix.common.errors import InputError
 from cocomix.data.packing import batches
 from cocomix.data.tokenizer import changed_characters, encode_documents, vocabulary_size
-from cocomix.evaluation.statistics import LEAST_DOCUMENTS, bootstrap_ratios, percentile_interval
+from cocomix.evaluation.statistics import MIN_DOCUMENTS, bootstrap_ratios, percentile_interval
 from cocomix.models.losses import IGNORE
 from cocomix.training.documents import DocumentLosses
 from cocomix.training.validation import autocast, bits_per_byte
@@ -219,14 +219,14 @@ def figures(losses: TextLosses, frequencies: np.ndarray) -> dict[str, Any]:
 
     Returns:
         `documents`, `tokens` and `bytes`, counted exactly; `loss`, `perplexity` and `bits_per_byte`, each with an
-        `…_interval` that is None for fewer than `LEAST_DOCUMENTS` documents; `text_changed`; `by_context` and
+        `…_interval` that is None for fewer than `MIN_DOCUMENTS` documents; `text_changed`; `by_context` and
         `by_frequency`, lists of buckets.
     """
     nll, tokens = losses.documents.nll, losses.documents.tokens
     size, count = int(losses.document_bytes.sum()), int(tokens.sum())
     loss = float(nll.sum() / count)
     loss_interval = bits_interval = None
-    if len(nll) >= LEAST_DOCUMENTS:
+    if len(nll) >= MIN_DOCUMENTS:
         loss_interval = percentile_interval(bootstrap_ratios(nll, tokens))
         bits_interval = percentile_interval(bootstrap_ratios(nll / math.log(2), losses.document_bytes))
     return {

@@ -12,7 +12,7 @@ from cocomix.training.documents import DocumentLosses
 RESAMPLES = 2000
 FLIPS = 9999
 """Random sign flips of the paired test."""
-LEAST_DOCUMENTS = 6
+MIN_DOCUMENTS = 6
 """Fewest documents for an interval: of N documents that all differ alike, the smallest p is 2^(1 − N) > 0.05 below."""
 SAMPLED_AT_ONCE = 1 << 22
 """Random numbers drawn at once."""
@@ -25,7 +25,7 @@ class PairedDifference:
     Attributes:
         difference: nats per token.
         interval: 95 % interval over documents: the differences that the test does not reject at 5 %, so it excludes 0
-            exactly if `p_value` is below 0.05; None for fewer than `LEAST_DOCUMENTS` documents.
+            exactly if `p_value` is below 0.05; None for fewer than `MIN_DOCUMENTS` documents.
         p_value: two-sided p-value of a paired randomization test, which swaps the two models' losses at random for each
             document; None if `interval` is. It does not cover the randomness of training; see `seeds`.
         test: the same randomization, one-sided, against a difference of ±`LOSS_MARGIN`; None if `interval` is.
@@ -49,7 +49,7 @@ def paired_difference(ours: list[DocumentLosses], theirs: list[DocumentLosses]) 
     tokens = ours[0].tokens
     apart = np.mean([each.nll for each in ours], axis=0) - np.mean([each.nll for each in theirs], axis=0)
     difference, count = float(apart.sum() / tokens.sum()), len(tokens)
-    if count < LEAST_DOCUMENTS:
+    if count < MIN_DOCUMENTS:
         return PairedDifference(difference, None, None, None, count)
     ratios = _flipped_ratios(apart, tokens)
     (below, above), lower, higher = (_tails(ratios, true) for true in (0.0, -LOSS_MARGIN, LOSS_MARGIN))

@@ -101,7 +101,7 @@ def choose_concepts(frequencies: np.ndarray, eligible: np.ndarray, count: int, s
         InputError: too few concepts are eligible.
     """
     if (found := int(eligible.sum())) < max(2, count):
-        raise InputError(f"{count} concepts are to be scored, but only {found} are ever a label and active; lower it")
+        raise InputError(f"{count} concepts cannot be scored: only {found} are labels and active; give at most {found}")
     draw = np.random.default_rng(seed)
     bands = band_of(frequencies)
     shuffled = [draw.permutation(np.flatnonzero(eligible & (bands == band))) for band in range(bands.max() + 1)]

@@ -16,7 +16,7 @@ from cocomix.inspection.sampling import continuation
 from cocomix.inspection.tracing import text_ids
 from cocomix.models.steering import Steering
 
-LEAST_TEMPERATURE = 1e-3
+MIN_TEMPERATURE = 1e-3
 """Smallest temperature of sampling; logits divided by less may overflow."""
 
 
@@ -45,8 +45,8 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         require(self)
-        if 0 < self.temperature < LEAST_TEMPERATURE:
-            raise InputError(f"temperature is {self.temperature}; expected 0 (greedy), or {LEAST_TEMPERATURE} or more")
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise InputError(f"temperature is {self.temperature}; expected 0 (greedy), or {MIN_TEMPERATURE} or more")
         if self.temperature == 0 and self.top_p < 1:
             raise InputError(f"top_p is {self.top_p} without sampling, where it has no effect; set a temperature")
         if self.temperature == 0 and self.num_samples > self.num_beams:
@@ -76,8 +76,8 @@ def prompt_ids(run: OpenRun, prompt: str, max_new_tokens: int) -> Tensor:
     ids = text_ids(run.tokenizer, prompt, context)
     if len(ids) + max_new_tokens > context:
         raise InputError(
-            f"the prompt has {len(ids)} tokens and {max_new_tokens} are to follow; this model's context is "
-            f"{context}: at most {context - len(ids)} can"
+            f"{len(ids)} prompt tokens and {max_new_tokens} new ones exceed this model's context of {context}; ask for "
+            f"at most {context - len(ids)} new ones"
         )
     return ids[None].to(run.model.device)
 

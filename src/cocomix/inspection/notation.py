@@ -15,7 +15,7 @@ DIGITS = 30
 FORMS = "CONCEPT=+4 or =-4 (add), =x5 (scale), ==4 (set), =off (suppress)"
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf"
 # A number without a sign is ambiguous between add and set, so it is not accepted.
-_WISH = re.compile(
+_SPEC = re.compile(
     rf"(?P<concept>.*[^=])=(?:(?P<add>[+-](?:{_NUMBER}))|x(?P<scale>[+-]?(?:{_NUMBER}))"
     rf"|=(?P<set>[+-]?(?:{_NUMBER}))|(?P<suppress>off))",
     re.IGNORECASE | re.ASCII,
@@ -23,7 +23,7 @@ _WISH = re.compile(
 
 
 def parse_steering(
-    wishes: Sequence[str],
+    specs: Sequence[str],
     catalog: Catalog | None,
     positions: str = ALL,
     after_choice: bool = False,
@@ -33,7 +33,7 @@ def parse_steering(
     """Parse steering.
 
     Args:
-        wishes: operations in the notation of `FORMS`; CONCEPT is a number, or `name:` and words.
+        specs: operations in the notation of `FORMS`; CONCEPT is a number, or `name:` and words.
         catalog: catalog for names.
         positions: `all`, `generated`, or numbers and spans such as `0,3,5-9,12-`.
         after_choice: act after the choice, on active concepts only.
@@ -43,20 +43,20 @@ def parse_steering(
     Raises:
         InputError: an operation or position is invalid, or a name matches no concept or several.
     """
-    if not wishes:
+    if not specs:
         return Steering()
     where = parse_positions(positions)
     operations = []
-    for wish in wishes:
-        if (read := _WISH.fullmatch(wish.strip())) is None:
-            raise InputError(f"cannot read {source} {wish!r}; expected {FORMS}")
-        concept = _concept(read["concept"].strip(), f"{source} {wish}", catalog, catalog_command)
+    for spec in specs:
+        if (read := _SPEC.fullmatch(spec.strip())) is None:
+            raise InputError(f"cannot read {source} {spec!r}; expected {FORMS}")
+        concept = _concept(read["concept"].strip(), f"{source} {spec}", catalog, catalog_command)
         kind = next(kind for kind in ("add", "scale", "set", "suppress") if read[kind])
         value = 0.0 if kind == "suppress" else float(read[kind])
         try:
             operations += [Operation(kind, concept, value, span, after_choice) for span in where]
         except ValueError as error:
-            raise InputError(f"{source} {wish}: {error}") from None
+            raise InputError(f"{source} {spec}: {error}") from None
     return Steering(tuple(operations))
 
 

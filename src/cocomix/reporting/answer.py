@@ -43,7 +43,7 @@ def _certainty(comparison: dict[str, Any]) -> str:
         return f", a clear difference over {sample}"
     if verdict == Verdict.SAME:
         return f", within {LOSS_MARGIN:g} nats over {sample}: no difference of interest"
-    return f", not a certain difference over {sample}"
+    return f", not decided over {sample}"
 
 
 def _reached(results: dict[str, Any], comparison: dict[str, Any]) -> str:
@@ -71,7 +71,7 @@ def _pays(results: dict[str, Any], comparison: dict[str, Any]) -> str:
     cost = f"{listed[0].upper()}{listed[1:]} took {times:,.1f} times the FLOPs of `{comparison['baseline']}`"
     tokens = comparison["tokens_to_baseline_loss"]
     if tokens is None:
-        return f"{cost}; nothing pays for that here."
+        return f"{cost}; they do not pay off here."
     per_token = run["training_flops_per_token"] + run["teacher_flops_per_token"]
     saved = other["training_flops"] - tokens * per_token
     if saved <= 0:

@@ -23,8 +23,8 @@ from cocomix.training.documents import LOSSES_FILE
 from cocomix.training.run import RUN_FILE, load_run, run_folders
 
 OF_A_RUN = (RUN_FILE, EVALUATION_FILE, LOSSES_FILE)
-MOST_FILES = 10_000
-MOST_BYTES = 2**27
+MAX_FILES = 10_000
+MAX_BYTES = 2**27
 """Limits on the contents of a bundle, which may come from anywhere."""
 
 
@@ -88,16 +88,16 @@ def extract(bundle: Path, folder: Path) -> None:
     """
     try:
         with gzip.open(bundle) as compressed:
-            unpacked = compressed.read(MOST_BYTES + 1)
-        if len(unpacked) > MOST_BYTES:
-            raise InputError(f"{bundle} holds more than {MOST_BYTES:,} bytes: it is not read")
+            unpacked = compressed.read(MAX_BYTES + 1)
+        if len(unpacked) > MAX_BYTES:
+            raise InputError(f"{bundle} holds more than {MAX_BYTES:,} bytes: it is not read")
         with tarfile.open(fileobj=BytesIO(unpacked), mode="r:") as archive:
             for number, member in enumerate(archive):
                 content = archive.extractfile(member) if member.isreg() and not member.issparse() else None
                 if content is None or not _belongs(member.name):
                     raise InputError(f"{bundle} holds {member.name!r}, which is not part of a bundle: it is not read")
-                if number >= MOST_FILES:
-                    raise InputError(f"{bundle} holds more than {MOST_FILES:,} files: it is not read")
+                if number >= MAX_FILES:
+                    raise InputError(f"{bundle} holds more than {MAX_FILES:,} files: it is not read")
                 (folder / member.name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / member.name).write_bytes(content.read())
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:

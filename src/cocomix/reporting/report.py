@@ -51,13 +51,13 @@ def equal_cost_table(results: dict[str, Any]) -> Table:
         f"after {duration(equal['seconds']['budget'])}",
     ]
     rows = [
-        [name, str(len(members)), *(_mean_and_scatter([equal[axis]["losses"][m] for m in members]) for axis in equal)]
+        [name, str(len(members)), *(_mean_and_deviation([equal[axis]["losses"][m] for m in members]) for axis in equal)]
         for name, members in results["groups"].items()
     ]
     return Table(header, rows)
 
 
-def _mean_and_scatter(losses: list[float | None]) -> str:
+def _mean_and_deviation(losses: list[float | None]) -> str:
     known = [loss for loss in losses if loss is not None]
     if len(known) < len(losses):
         return "–"

@@ -35,10 +35,10 @@ from cocomix.pipeline.recipe_file import recipe_of_run
 BLOCKS = 128
 """Number of validation blocks to read."""
 BEST = 10
-LEAST_LABELS = 20
+MIN_LABELS = 20
 """Fewest labels of a concept in these blocks; with fewer, precision and recall are noise."""
 CONTEXTS = CatalogConfig(contexts=2, context_tokens=8)
-LEAST_TOKENS, LEAST_WORDS = 6, 4
+MIN_TOKENS, MIN_WORDS = 6, 4
 """Shortest sentence to trace."""
 TRACED_TOKENS = 16
 """Most tokens of the sentence, and at most half of the context."""
@@ -164,7 +164,7 @@ def showcase(folder: Path, catalog: Catalog | None) -> Showcase | None:
     training = recipe_of_run(run.record.recipe, folder).training
     tables = label_tables(labeled, model)
     predictions = concept_predictions(model, blocks, frequencies, tables, training.blocks_per_batch, training.precision)
-    best = predictions.best(2 * BEST, LEAST_LABELS)
+    best = predictions.best(2 * BEST, MIN_LABELS)
     tokenizer, context = run.tokenizer, model.config.max_position_embeddings
     texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in blocks["input_ids"])
     text = first_sentence(texts, tokenizer, min(TRACED_TOKENS, context // 2))
@@ -214,7 +214,7 @@ def first_sentence(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, mos
         first, *others = (piece.strip() for piece in re.split(r"(?<=[.!?])\s+|\n", text))
         for piece in others:
             ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
-            if len(ids) >= LEAST_TOKENS and len(piece.split()) >= LEAST_WORDS:
+            if len(ids) >= MIN_TOKENS and len(piece.split()) >= MIN_WORDS:
                 return _truncate(tokenizer, ids, most)
         fallback = fallback or next((piece for piece in (first, *others) if piece), "")
     return _truncate(tokenizer, tokenizer(fallback, add_special_tokens=False)["input_ids"], most)

@@ -27,7 +27,7 @@ def usage(prompt: int, completion: int) -> dict[str, int]:
 
 
 @dataclass
-class Form:
+class ResponseFormat:
     """The form of the answers to one request.
 
     Attributes:

@@ -23,10 +23,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cocomix.common.errors import InputError
 from cocomix.inspection.runs import OpenRun
 from cocomix.inspection.tracing import trace
-from cocomix.serving.answers import Form, error, usage
+from cocomix.serving.answers import ResponseFormat, error, usage
 from cocomix.serving.engine import Busy, Engine
 from cocomix.serving.guard import Addresses, Refusal, read_body
-from cocomix.serving.requests import Asked, parse, read_chat, read_completion
+from cocomix.serving.requests import ParsedRequest, parse, read_chat, read_completion
 from cocomix.serving.rows import Delta, Row, ScoredToken
 
 MAX_BYTES = 1_000_000
@@ -127,14 +127,14 @@ class Endpoint:
         if name not in (None, self.name):
             raise Refusal(404, f"there is no model {str(name)[:80]!r}; this server has {self.name!r}")
 
-    def _answering(self, read: Callable[[dict[str, Any], OpenRun], Asked], chat: bool) -> Callable[..., Any]:
+    def _answering(self, read: Callable[[dict[str, Any], OpenRun], ParsedRequest], chat: bool) -> Callable[..., Any]:
         """Return the handler of a route whose requests `read` reads."""
 
         async def answer(request: Request) -> Response:
             given = parse(await read_body(request.scope, request.receive, MAX_BYTES))
             self._check_model(given.get("model"))
             asked = await run_in_threadpool(read, given, self.run)
-            form = Form(self.name, self.run.tokenizer, chat, asked.wishes.logprobs is not None)
+            form = ResponseFormat(self.name, self.run.tokenizer, chat, asked.params.logprobs is not None)
             rows, deltas = self._submit(asked)
             if asked.stream:
                 return _Events(self._stream(asked, form, rows, deltas), rows)
@@ -142,7 +142,7 @@ class Endpoint:
 
         return answer
 
-    def _submit(self, asked: Asked) -> tuple[list[Row], AsyncIterator[Delta]]:
+    def _submit(self, asked: ParsedRequest) -> tuple[list[Row], AsyncIterator[Delta]]:
         """Hand the texts of a request to the engine; return them, and an iterator over their output."""
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Delta | Exception]()
 
@@ -152,7 +152,7 @@ class Endpoint:
 
         prompts = [ids for ids in asked.prompts for _ in range(asked.n)]
         rows = [
-            Row(index, ids, asked.wishes, asked.seed + index, self.engine.tokenizer, self.ends, send)
+            Row(index, ids, asked.params, asked.seed + index, self.engine.tokenizer, self.ends, send)
             for index, ids in enumerate(prompts)
         ]
         try:
@@ -178,7 +178,12 @@ class Endpoint:
             yield delta
 
     async def _complete(
-        self, request: Request, asked: Asked, form: Form, rows: Sequence[Row], deltas: AsyncIterator[Delta]
+        self,
+        request: Request,
+        asked: ParsedRequest,
+        form: ResponseFormat,
+        rows: Sequence[Row],
+        deltas: AsyncIterator[Delta],
     ) -> Response:
         """Answer in one piece, unless the client leaves before."""
 
@@ -200,7 +205,7 @@ class Endpoint:
                 task.cancel()
 
     async def _stream(
-        self, asked: Asked, form: Form, rows: Sequence[Row], deltas: AsyncIterator[Delta]
+        self, asked: ParsedRequest, form: ResponseFormat, rows: Sequence[Row], deltas: AsyncIterator[Delta]
     ) -> AsyncIterator[str]:
         """Yield the chunks of an answer as server-sent events."""
         lengths = [0] * len(rows)
@@ -217,7 +222,7 @@ class Endpoint:
             yield _event(error(refusal.status, str(refusal)))
         yield "data: [DONE]\n\n"
 
-    async def _concepts(self, asked: Asked, row: Row) -> list[dict[str, Any]] | None:
+    async def _concepts(self, asked: ParsedRequest, row: Row) -> list[dict[str, Any]] | None:
         """Return the concepts that each token of a finished text was predicted from; None if they are not wanted."""
         if not asked.concepts:
             return None
@@ -233,7 +238,7 @@ def explain(run: OpenRun, row: Row, concepts: int) -> list[dict[str, Any]]:
         row: the text.
         concepts: number of the strongest concepts to return for each token, with their effects by ablation.
     """
-    first = 0 if row.wishes.echo else row.prompt_length - 1
+    first = 0 if row.params.echo else row.prompt_length - 1
     places = range(first, len(row.ids) - 1)
     found = trace(
         run.model, run.tokenizer, row.ids, names=run.names, steering=row.steering, ablate=concepts, positions=places
@@ -249,7 +254,7 @@ def _joined(parts: Sequence[Delta]) -> Delta:
     return Delta(parts[0].choice, "".join(part.text for part in parts), tokens, parts[-1].end)
 
 
-def _usage(asked: Asked, rows: Sequence[Row]) -> dict[str, int]:
+def _usage(asked: ParsedRequest, rows: Sequence[Row]) -> dict[str, int]:
     return usage(sum(map(len, asked.prompts)), sum(row.new_tokens for row in rows))
 
 

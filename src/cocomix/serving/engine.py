@@ -103,7 +103,7 @@ class Engine:
 
     def _prompt(self, row: Row, logits: Tensor) -> tuple[Tensor, str]:
         """Return the logits of a prompt without padding, and its text if the answer begins with it."""
-        text = str(self.tokenizer.decode(row.ids, skip_special_tokens=True)) if row.wishes.echo else ""
+        text = str(self.tokenizer.decode(row.ids, skip_special_tokens=True)) if row.params.echo else ""
         return logits[-len(row.ids) :], text
 
 

@@ -13,12 +13,12 @@ import jinja2
 from cocomix.common.errors import InputError, error_message
 from cocomix.common.settings import Range, Seed, read, short_repr
 from cocomix.data.tokenizer import require_unicode
-from cocomix.inspection.generation import LEAST_TEMPERATURE
+from cocomix.inspection.generation import MIN_TEMPERATURE
 from cocomix.inspection.notation import ALL, parse_steering
 from cocomix.inspection.runs import OpenRun
 from cocomix.inspection.tracing import text_ids
 from cocomix.models.steering import Steering
-from cocomix.serving.rows import Wishes
+from cocomix.serving.rows import SamplingParams
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
@@ -115,12 +115,12 @@ class Chat(Common):
     max_completion_tokens: Annotated[int, Range(0, MAX_NUMBER)] | None = None
 
 
-class Asked(NamedTuple):
+class ParsedRequest(NamedTuple):
     """A request that has been read and checked."""
 
     prompts: list[list[int]]
     """Token ids of each prompt."""
-    wishes: Wishes
+    params: SamplingParams
     n: int
     seed: int
     stream: bool
@@ -140,14 +140,14 @@ def parse(body: bytes) -> dict[str, Any]:
     return given
 
 
-def read_completion(given: Mapping[str, Any], run: OpenRun) -> Asked:
+def read_completion(given: Mapping[str, Any], run: OpenRun) -> ParsedRequest:
     """Read a request to `/v1/completions`. Raises InputError if it cannot be answered as it asks."""
     asked = _read(Completion, given)
     max_tokens = 16 if asked.max_tokens is None else asked.max_tokens
     return _asked(asked, run, _prompts(asked.prompt, run), max_tokens, asked.logprobs, asked.echo)
 
 
-def read_chat(given: Mapping[str, Any], run: OpenRun) -> Asked:
+def read_chat(given: Mapping[str, Any], run: OpenRun) -> ParsedRequest:
     """Read a request to `/v1/chat/completions`. Raises InputError if it cannot be answered as it asks."""
     asked = _read(Chat, given)
     ids = _chat_ids(asked.messages, run)
@@ -175,9 +175,9 @@ def _read(kind: Any, body: Mapping[str, Any]) -> Any:
 
 def _asked(
     asked: Common, run: OpenRun, prompts: list[list[int]], max_tokens: int, logprobs: int | None, echo: bool
-) -> Asked:
-    if 0 < asked.temperature < LEAST_TEMPERATURE:
-        raise InputError(f"temperature is {asked.temperature}; expected 0 (greedy), or {LEAST_TEMPERATURE} or more")
+) -> ParsedRequest:
+    if 0 < asked.temperature < MIN_TEMPERATURE:
+        raise InputError(f"temperature is {asked.temperature}; expected 0 (greedy), or {MIN_TEMPERATURE} or more")
     if len(prompts) * asked.n > MAX_TEXTS:
         raise InputError(f"{len(prompts)} prompts with n {asked.n} are more than {MAX_TEXTS} texts; send fewer at once")
     if max_tokens == 0 and not echo:
@@ -188,10 +188,10 @@ def _asked(
     longest = max(map(len, prompts))
     if context is not None and longest + max_tokens > context:
         raise InputError(
-            f"the prompt has {longest} tokens and {max_tokens} are to follow (max_tokens); this model's context is "
-            f"{context}: at most {max(0, context - longest)} can"
+            f"{longest} prompt tokens and {max_tokens} new ones (max_tokens) exceed this model's context of {context}; "
+            f"ask for at most {max(0, context - longest)} new ones"
         )
-    wishes = Wishes(
+    params = SamplingParams(
         max_tokens=max_tokens,
         temperature=asked.temperature,
         top_p=asked.top_p,
@@ -202,7 +202,7 @@ def _asked(
     )
     seed = secrets.randbits(32) if asked.seed is None else asked.seed
     usage = bool((asked.stream_options or {}).get("include_usage"))
-    return Asked(prompts, wishes, asked.n, seed, asked.stream, usage, _concepts(asked.concepts, run))
+    return ParsedRequest(prompts, params, asked.n, seed, asked.stream, usage, _concepts(asked.concepts, run))
 
 
 def _prompts(given: Any, run: OpenRun) -> list[list[int]]:

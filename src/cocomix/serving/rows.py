@@ -42,7 +42,7 @@ class Delta(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wishes:
+class SamplingParams:
     """How the texts of a request are to be generated.
 
     Attributes:
@@ -70,7 +70,7 @@ class Row:
     Args:
         index: number of the text in its answer.
         ids: token ids of the prompt.
-        wishes: how to continue it.
+        params: how to continue it.
         seed: seed of sampling.
         tokenizer: the model's tokenizer.
         ends: ids of the tokens that end a text.
@@ -81,23 +81,23 @@ class Row:
         self,
         index: int,
         ids: Sequence[int],
-        wishes: Wishes,
+        params: SamplingParams,
         seed: int,
         tokenizer: PreTrainedTokenizerFast,
         ends: frozenset[int],
         send: Callable[[Delta | Exception], None],
     ) -> None:
-        self.index, self.ids, self.wishes, self.ends, self.send = index, list(ids), wishes, ends, send
+        self.index, self.ids, self.params, self.ends, self.send = index, list(ids), params, ends, send
         self.prompt_length = len(ids)
-        self.steering = None if wishes.steering is None else wishes.steering.after_prompt(len(ids))
-        self.text = GrowingText(tokenizer, ids, wishes.stops)
-        self.sampling = GumbelSampling(wishes.temperature, wishes.top_p, seed) if wishes.temperature else None
+        self.steering = None if params.steering is None else params.steering.after_prompt(len(ids))
+        self.text = GrowingText(tokenizer, ids, params.stops)
+        self.sampling = GumbelSampling(params.temperature, params.top_p, seed) if params.temperature else None
         self.cancelled = Event()
 
     @property
     def needs_prompt_logits(self) -> bool:
         """Whether the answer scores the prompt's tokens."""
-        return self.wishes.echo and self.wishes.logprobs is not None
+        return self.params.echo and self.params.logprobs is not None
 
     @property
     def new_tokens(self) -> int:
@@ -114,9 +114,9 @@ class Row:
         Returns:
             Whether the text has ended.
         """
-        if self.wishes.echo:
+        if self.params.echo:
             scored = self._scored(self.ids, logits[: len(self.ids) - 1]) if self.needs_prompt_logits else []
-            ended = self.wishes.max_tokens == 0
+            ended = self.params.max_tokens == 0
             self.send(Delta(self.index, prompt, scored, LENGTH if ended else None))
             if ended:
                 return True
@@ -131,10 +131,10 @@ class Row:
         ended, new = token in self.ends, ""
         if not ended:
             new = self.text.add(token)
-        end = STOP if ended or self.text.stopped else LENGTH if self.new_tokens >= self.wishes.max_tokens else None
+        end = STOP if ended or self.text.stopped else LENGTH if self.new_tokens >= self.params.max_tokens else None
         if end is not None:
             new += self.text.end()
-        scored = [] if self.wishes.logprobs is None else self._scored([token], logits[None])
+        scored = [] if self.params.logprobs is None else self._scored([token], logits[None])
         if new or scored or end:
             self.send(Delta(self.index, new, scored, end))
         return end is not None
@@ -144,7 +144,7 @@ class Row:
         logprobs = logits.float().log_softmax(-1)
         scored = ids[len(ids) - len(logits) :]
         chosen = logprobs.gather(-1, torch.tensor(scored, device=logits.device).reshape(-1, 1))[:, 0].tolist()
-        values, tokens = (part.tolist() for part in logprobs.topk(self.wishes.logprobs or 0))
+        values, tokens = (part.tolist() for part in logprobs.topk(self.params.logprobs or 0))
         unscored = [ScoredToken(token, None, []) for token in ids[: len(ids) - len(logits)]]
         return unscored + [
             ScoredToken(token, logprob, list(zip(tokens[at], values[at], strict=True)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cocomix.evaluation.statistics import LEAST_DOCUMENTS, paired_difference
+from cocomix.evaluation.statistics import MIN_DOCUMENTS, paired_difference
 from cocomix.evaluation.verdicts import Verdict, verdicts
 from cocomix.training.documents import DocumentLosses, load_document_losses, save_document_losses
 
@@ -66,7 +66,7 @@ def test_the_p_value_is_the_share_of_signs_that_go_as_far(apart: list[float]) ->
 
 def test_an_interval_excludes_zero_exactly_where_p_is_below_5_percent() -> None:
     draw, excluded = np.random.default_rng(4), 0
-    for documents in range(LEAST_DOCUMENTS, 60):
+    for documents in range(MIN_DOCUMENTS, 60):
         tokens = draw.integers(10, 90, documents)
         theirs = DocumentLosses(np.full(documents, 30.0), tokens)
         shift = draw.choice([0.0, 0.3])
@@ -80,8 +80,8 @@ def test_an_interval_excludes_zero_exactly_where_p_is_below_5_percent() -> None:
 
 
 def test_few_documents_have_neither_interval_nor_p() -> None:
-    tokens = np.full(LEAST_DOCUMENTS - 1, 10)
-    theirs = DocumentLosses(np.full(LEAST_DOCUMENTS - 1, 30.0), tokens)
+    tokens = np.full(MIN_DOCUMENTS - 1, 10)
+    theirs = DocumentLosses(np.full(MIN_DOCUMENTS - 1, 30.0), tokens)
     found = paired_difference([DocumentLosses(theirs.nll + 1, tokens)], [theirs])
     assert found.difference == pytest.approx(0.1)
     assert found.interval is found.p_value is found.test is None

@@ -88,7 +88,7 @@ def results(flops: float | None = 40_000.0, **changes: Any) -> dict[str, Any]:
         ),
         (results(tokens_at_most=True), "already at the final loss of `b` at its first evaluation, after 600 tokens."),
         (results(verdict_over_documents=None), "; how certain this is was not measured."),
-        (results(verdict_over_seeds="not decided"), ", not a certain difference over seeds."),
+        (results(verdict_over_seeds="not decided"), ", not decided over seeds."),
     ],
 )
 def test_the_answer_says_who_is_ahead_and_whether_it_pays(found: dict[str, Any], words: str) -> None:

@@ -181,7 +181,7 @@ def test_the_official_client(served, run):
         ("/completions", {"prompt": ""}, "the text has 0 tokens; this model reads 1 to 64"),
         ("/completions", {"prompt": [1, 99]}, "prompt has [1, 99]; expected a text, or token ids from 0 to 52"),
         ("/completions", {"prompt": [1, True]}, "prompt has [1, True]; expected"),
-        ("/completions", {"prompt": "w1 " * 60}, "60 tokens and 16 are to follow (max_tokens); this model's"),
+        ("/completions", {"prompt": "w1 " * 60}, "60 prompt tokens and 16 new ones (max_tokens) exceed this model's"),
         ("/completions", {"prompt": "w1", "max_tokens": 0}, "max_tokens is 0; expected 1 or more, or echo"),
         ("/completions", {"prompt": "w1", "temperature": "hot"}, "temperature is 'hot'; expected a number from 0"),
         ("/completions", {"prompt": "w1", "temperature": 1e-9}, "expected 0 (greedy), or 0.001 or more"),
