@@ -18,7 +18,7 @@ from cocomix.common import files, settings, strict_yaml
 from cocomix.common.errors import InputError
 from cocomix.common.settings import Count, LossWeight, Prose, Share
 from cocomix.evaluation.verdicts import COST_MARGIN, LOSS_MARGIN, MarginTest, Verdict, verdicts
-from cocomix.reporting.costs import AXES, PREPARED, single_run_flops
+from cocomix.reporting.costs import AXES, single_run_flops
 from cocomix.reporting.report_folder import RESULTS
 from cocomix.reporting.seeds import Curve, SeedDifference, cost_difference, loss_difference
 from cocomix.training.run import Run
@@ -27,6 +27,8 @@ _RECORDED = {each.name for each in dataclasses.fields(Run)} - {"name", "recipe"}
 STUDY_FILE = "study.yaml"
 LOSS = "loss"
 MEASURES = (LOSS, *AXES)
+PREPARED = ("all_flops", "single_run_flops")
+"""Measures that include the preparation of teacher, SAE and labels."""
 REQUIRED = ("name", "students", "groups", "comparisons", "evaluations", "recipe", "environment")
 """Keys that a recipe's results must have."""
 LEFT_OUT = ("showcase", "inputs")
