@@ -61,8 +61,6 @@ def _lock(path: Path, folder: Path) -> TextIO:
         lock = open(descriptor, "r+", encoding="utf-8")  # noqa: SIM115
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(OSError):  # other users of the folder lock the same file
-                os.fchmod(descriptor, 0o666)
             if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
                 return lock
         except BlockingIOError:
