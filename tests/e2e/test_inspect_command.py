@@ -197,7 +197,7 @@ def test_other_catalogues_and_models_are_refused(run, catalogued, tmp_path, caps
         (("generate", TEXT, "--after-choice"), "have no effect without --steer"),
         (("generate", TEXT, "--compare"), "--compare without --steer"),
         (("generate", TEXT, "--max-new-tokens", "0"), "--max-new-tokens is 0"),
-        (("generate", TEXT, "--max-new-tokens", "999"), "this model's context is"),
+        (("generate", TEXT, "--max-new-tokens", "999"), "this model's context of"),
         (("generate", TEXT, "--temperature", "-1"), "--temperature is -1; expected a number from 0"),
         (("generate", TEXT, "--temperature", "nan"), "temperature is 'nan'"),
         (("generate", TEXT, "--temperature", "1", "--top-p", "0"), "--top-p is 0; expected a number above 0"),

@@ -43,6 +43,6 @@ def test_a_password_in_an_address_is_refused_and_not_shown(key, recipe, capsys, 
     assert recipe()("run", f"--{key}", address) == 2
     assert recipe()("run", f"--{key}", address, "--corpus.block", "1") == 2
     printed = capsys.readouterr().err
-    assert f"{key} is an address with a user name or password" in printed
+    assert f"{key} is a URL with a user name or password" in printed
     assert SECRET not in printed
     assert [path.name for path in holders(tmp_path)] == []

@@ -118,7 +118,7 @@ def test_the_time_limit_ends_it(opened):
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [("", "the text has 0 tokens"), ("w1 " * 60, "at most 4 can"), ("w1 " * 80, "this model reads 1 to 64")],
+    [("", "the text has 0 tokens"), ("w1 " * 60, "at most 4 new ones"), ("w1 " * 80, "this model reads 1 to 64")],
 )
 def test_a_prompt_that_does_not_fit(opened, prompt, message):
     with pytest.raises(InputError, match=message):

@@ -360,7 +360,7 @@ def test_no_catalog_and_damaged_ones_are_one_line(made, tmp_path):
     folder = made([concept()]).folder
     whole = (folder / CATALOG_FILE).read_bytes()
     (folder / CATALOG_FILE).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"cannot open .*: ArrowInvalid .*; build it again") as error:
+    with pytest.raises(InputError, match=r"cannot open .*: ArrowInvalid: .*; build it again") as error:
         open_catalog(folder)
     assert "\n" not in str(error.value)
     (folder / CATALOG_FILE).write_bytes(whole)
@@ -511,7 +511,7 @@ def test_a_concept_is_described_without_anything_that_a_terminal_obeys(monkeypat
     assert "concept 0: a · b · c" in text
     assert r"one⏎two\x1b[31m« fire»⇥!   (a.txt)" in text
     assert "«⏎» +1.0" in text
-    assert "7 times, 0.7 % of labeled tokens" in text
+    assert "7 times, 0.7 % of tokens" in text
     assert "\033" not in text
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("NO_COLOR", "1")

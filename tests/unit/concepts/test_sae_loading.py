@@ -360,7 +360,7 @@ def test_a_corrupt_pt_file_is_refused(kind, tmp_path):
     [
         ({"activation": "Identity"}, "the activation 'Identity' followed by 'ReLU'; expected 'TopK' or 'ReLU'"),
         ({"activation_state_dict": {"k": K, "postact_fn": "Identity"}}, "'TopK' followed by 'Identity'"),
-        ({"activation_state_dict": {}}, "sae.pt is not an SAE in OpenAI's format: KeyError 'k'"),
+        ({"activation_state_dict": {}}, "sae.pt is not an SAE in OpenAI's format: KeyError: 'k'"),
     ],
 )
 def test_an_openai_sae_of_another_activation_is_refused(changes, message, tmp_path):

@@ -115,7 +115,7 @@ def test_concepts_of_every_band_and_controls_of_equal_frequency() -> None:
     assert (
         pairs == choose_concepts(frequencies, eligible, 9, seed=1) != choose_concepts(frequencies, eligible, 9, seed=2)
     )
-    with pytest.raises(InputError, match="only 42 are ever a label"):
+    with pytest.raises(InputError, match="only 42 are labels and active"):
         choose_concepts(frequencies, eligible, 43, seed=0)
 
 
