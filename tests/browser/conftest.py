@@ -67,6 +67,13 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def settle(page: Page) -> None:
+    """Wait until the page keeps its height: while Gradio is at work, it moves fields, and puts back their values."""
+    height = None
+    while height != (height := page.evaluate("document.documentElement.scrollHeight")):
+        page.wait_for_timeout(700)
+
+
 @pytest.fixture
 def visit(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
     """visit(size, "dark"): the page as a new visitor sees it; at the end the browser may not have met a mistake."""
@@ -89,7 +96,7 @@ def visit(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
         page.on("dialog", lambda dialog: wrong.append(f"dialog {dialog.message}"))
         with page.expect_response("**/gradio_api/heartbeat/**"):
             page.goto(at)
-        page.wait_for_timeout(700)  # while Gradio is still at work, it puts fields back to what they began with
+        settle(page)
         return page
 
     yield open_page
