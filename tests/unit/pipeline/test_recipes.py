@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cocomix.concepts.labeling import LabelsConfig
 from cocomix.data.corpus import CorpusConfig
 from cocomix.data.tokenizer import TokenizerConfig, train_tokenizer
 from cocomix.pipeline import preflight
@@ -129,6 +130,13 @@ def test_a_branch_leaves_the_stable_phase_where_its_decay_begins() -> None:
 def test_branches_that_cannot_be_are_refused(branch: dict[str, Any], message: str) -> None:
     (line,) = branches(**branch).problems()
     assert line.startswith(f"students.short: {message}")
+
+
+def test_an_offset_of_labels_beyond_the_block_is_refused() -> None:
+    recipe = Recipe("name", "out", block_size=64, students={"cocomix": StudentConfig("cocomix")})
+    assert dataclasses.replace(recipe, labels=LabelsConfig(offset=63)).problems() == []
+    (line,) = dataclasses.replace(recipe, labels=LabelsConfig(offset=64)).problems()
+    assert line == "labels.offset is 64, in blocks of 64 tokens; give less"
 
 
 @pytest.mark.parametrize(("training", "lines"), [({}, 0), ({"tokens_per_evaluation": 100_000}, 1)])
