@@ -1,7 +1,7 @@
 """A stage: a folder computed from settings and from other stages. It is either finished or absent.
 
 A finished folder holds `stage.json`: its settings, the fingerprints of its input stages, its own fingerprint, and
-figures for the report. What each kind of stage computes is defined in `run.py`.
+figures for the report. `makers.py` maps each kind of stage to what computes it.
 """
 
 from __future__ import annotations
