@@ -75,7 +75,8 @@ def evaluate(
         plan = plan_tasks(TaskSettings(separated("--tasks", tasks, "piqa,arc_easy"), tasks_path, **common))
     evaluations = []
     if text is not None or plan is None:
-        evaluations.append(evaluate_text(opened, TextSettings(text, **given(text_field=text_field, window=window, stride=stride), **common)))
+        chosen = given(text_field=text_field, window=window, stride=stride)
+        evaluations.append(evaluate_text(opened, TextSettings(text, **chosen, **common)))
         add_evaluations(run, evaluations)
     if plan is not None:
         on_tasks = evaluate_tasks(opened, plan)
